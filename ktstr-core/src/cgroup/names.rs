@@ -1,0 +1,54 @@
+//! Which names a cgroup may have.
+
+use super::Error;
+
+/// Refuses names that are empty, leave the parent, or could hide one of cgroupfs's own files.
+pub(super) fn check(name: &str) -> Result<(), Error> {
+    let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
+    if name.is_empty() {
+        return refuse("it is empty");
+    }
+    if name.starts_with('/') {
+        return refuse("it starts with `/`; names are relative to the parent group");
+    }
+    if name.contains('\0') {
+        return refuse("it holds a NUL byte");
+    }
+    for component in name.split('/') {
+        match component {
+            "" => return refuse("it has an empty component"),
+            ".." => return refuse("`..` would leave the parent group"),
+            component if component.starts_with('.') => {
+                return refuse("a component starts with a dot");
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_below_the_parent_pass() {
+        for name in ["a", "cg_target", "a/b/leaf", "a.b", "a b"] {
+            assert!(check(name).is_ok(), "{name:?}");
+        }
+        for (name, reason) in [
+            ("", "empty"),
+            ("/a", "starts with `/`"),
+            ("a\0", "NUL"),
+            ("a//b", "empty component"),
+            ("a/", "empty component"),
+            ("..", "leave the parent"),
+            ("a/../b", "leave the parent"),
+            (".", "dot"),
+            ("a/.hidden", "dot"),
+        ] {
+            let error = check(name).unwrap_err().to_string();
+            assert!(error.contains(reason), "{name:?}: {error}");
+        }
+    }
+}

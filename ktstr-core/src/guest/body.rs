@@ -1,0 +1,91 @@
+//! The process that runs a test's body.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::child::{Child, output_pipe, set_nonblocking};
+use crate::cgroup::{self, CgroupManager};
+use crate::registry::TestEntry;
+use crate::scenario::Ctx;
+use crate::topology::TestTopology;
+use crate::wire::{Decoder, Encoder, End, Report};
+
+/// What a pipe takes in one piece; longer panic messages are cut.
+///
+/// Source: pipe(7), PIPE_BUF.
+const PANIC_MESSAGE: usize = 4096;
+
+/// Forks the process that runs the body of `entry`. Its last report is [`Report::End`].
+pub(super) fn fork(entry: &TestEntry, topo: &TestTopology) -> Result<Child> {
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let (panics, panic_writer) = output_pipe()?;
+    set_nonblocking(&panic_writer)?;
+    let mut child = Child::fork(|| {
+        report_panics(panic_writer);
+        let link = RefCell::new((theirs, Encoder::default()));
+        let report = |report: Report| send(&mut link.borrow_mut(), &report);
+        let end = run(entry, topo, &report);
+        // A body that printed its last words without a line break still wants them seen.
+        let _ = std::io::stdout().flush();
+        report(Report::End(end));
+        0
+    })?;
+    ours.set_nonblocking(true).context("cannot set socket flags")?;
+    child.reports = Some((ours, Decoder::default()));
+    child.panics = Some(panics);
+    Ok(child)
+}
+
+/// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
+pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> End {
+    let parent = Path::new(cgroup::MOUNT).join(entry.workload_root_cgroup.trim_start_matches('/'));
+    let cgroups = CgroupManager::new(parent);
+    let test_name = entry.test_name();
+    let ctx = Ctx::new(&cgroups, topo, entry.duration, &test_name, report);
+    match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
+        Ok(Ok(verdict)) => End::Verdict(verdict),
+        Ok(Err(error)) => End::Error(format!("{error:#}")),
+        Err(payload) => End::Panicked(message(&*payload).to_owned()),
+    }
+}
+
+/// A report that cannot be sent must not pass for one that was: the body ends then, without a
+/// verdict, and says why on its standard error.
+fn send((link, encoder): &mut (UnixStream, Encoder), report: &Report) {
+    let sent = encoder
+        .encode(report)
+        .map_err(anyhow::Error::from)
+        .and_then(|frame| Ok(link.write_all(&frame)?));
+    if let Err(error) = sent {
+        eprintln!("ktstr: cannot send a report to PID 1: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+/// Has every panic told to PID 1 before anything else is done about it, by one write that cannot
+/// block, so that it is known even if the process aborts.
+fn report_panics(pipe: OwnedFd) {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
+        let place = info.location().map(|at| format!(", {at}")).unwrap_or_default();
+        let text = format!("{}{place}", message(info.payload()));
+        let cut = text.floor_char_boundary(PANIC_MESSAGE);
+        let _ = rustix::io::write(&pipe, &text.as_bytes()[..cut]);
+        default(info);
+    }));
+}
+
+/// The text of a panic's payload: `panic!` makes it a string in one of two forms.
+fn message(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a payload that is no text")
+}

@@ -1,0 +1,79 @@
+//! Finds a virtio-console port by its name.
+//!
+//! Drivers probe in the background, and a port gets its name after its device, so PID 1 waits for
+//! the kernel's device events instead of looking again and again.
+//!
+//! Source: virtio 1.2, 5.3 Console Device; Linux 6.12, Documentation/ABI/testing/sysfs-class-virtio-ports.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+
+const PORTS: &str = "/sys/class/virtio-ports";
+
+/// How long a driver may take to find its device. Under emulation on a busy host this is seconds.
+const APPEARS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Opens the port called `name` for reading and writing without blocking.
+///
+/// # Errors
+///
+/// If it does not appear; the error lists the ports that did.
+pub(super) fn open(name: &str) -> Result<File> {
+    // Listening comes first: a port that appears after the look is then announced.
+    let events = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(KOBJECT_UEVENT),
+    )
+    .context("cannot listen for device events (CONFIG_NET)")?;
+    rustix::net::bind(&events, &SocketAddrNetlink::new(0, 1))
+        .context("cannot listen for device events")?;
+    let deadline = Instant::now() + APPEARS_WITHIN;
+    loop {
+        if let Some(device) = find(name) {
+            return OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(&device)
+                .with_context(|| format!("cannot open {device}"));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!(
+                "no virtio-console port is called {name}, there are {:?}; this kernel needs \
+                 CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_PCI, built in or as modules in {}",
+                names(),
+                super::MODULES
+            );
+        }
+        let timeout = left.try_into().context("a minute fits a timespec")?;
+        poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout))
+            .context("cannot wait for device events")?;
+        // Only that something happened matters; ENOBUFS means that much did.
+        while rustix::net::recv(&events, &mut [0_u8; 4096][..], RecvFlags::empty()).is_ok() {}
+    }
+}
+
+fn find(name: &str) -> Option<String> {
+    names().into_iter().find(|(_, port)| port == name).map(|(device, _)| format!("/dev/{device}"))
+}
+
+/// Every port: its device and its name.
+fn names() -> Vec<(String, String)> {
+    let Ok(entries) = fs::read_dir(PORTS) else { return Vec::new() };
+    let name = |device: &str| fs::read_to_string(Path::new(PORTS).join(device).join("name"));
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .map(|device| (name(&device).unwrap_or_default().trim().to_owned(), device))
+        .map(|(name, device)| (device, name))
+        .collect()
+}

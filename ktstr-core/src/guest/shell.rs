@@ -1,0 +1,80 @@
+//! Runs a program in the guest with its input and output on the wire.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::WaitIdStatus;
+use rustix::termios::Winsize;
+
+use super::child::{Child, set_nonblocking};
+use crate::sys;
+use crate::wire::{ShellOrder, Stream};
+
+/// Starts the program, leader of a session of its own.
+pub(super) fn spawn(order: &ShellOrder) -> Result<Child> {
+    ensure!(!order.argv.is_empty(), "no program was named");
+    match order.terminal {
+        Some((rows, columns)) => spawn_on_terminal(order, rows, columns),
+        None => spawn_on_pipes(order),
+    }
+}
+
+fn spawn_on_pipes(order: &ShellOrder) -> Result<Child> {
+    let (stdin, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let mut child = Child::fork(|| match rustix::stdio::dup2_stdin(&stdin) {
+        Ok(()) => exec(order),
+        Err(_) => 1,
+    })?;
+    set_nonblocking(&writer)?;
+    child.stdin = Some(writer);
+    Ok(child)
+}
+
+fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Child> {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).context("cannot make a terminal (CONFIG_UNIX98_PTYS)")?;
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).context("cannot unlock the terminal")?;
+    let theirs = ioctl_tiocgptpeer(&ours, flags).context("cannot open the terminal")?;
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&ours, size).context("cannot size the terminal")?;
+    let pid = sys::fork(|| {
+        let wired = rustix::process::setsid().is_ok()
+            && sys::take_terminal(theirs.as_fd()).is_ok()
+            && rustix::stdio::dup2_stdin(&theirs).is_ok()
+            && rustix::stdio::dup2_stdout(&theirs).is_ok()
+            && rustix::stdio::dup2_stderr(&theirs).is_ok();
+        if wired { exec(order) } else { 1 }
+    })
+    .context("cannot fork")?;
+    set_nonblocking(&ours)?;
+    let input: OwnedFd = ours.try_clone().context("cannot copy a descriptor")?;
+    Child::new(pid, Some(input), vec![(Stream::Stdout, ours)])
+}
+
+/// Becomes the program. Returns only if that fails, with the status a shell gives then.
+fn exec(order: &ShellOrder) -> i32 {
+    let (program, arguments) = order.argv.split_first().expect("checked by spawn");
+    let error = Command::new(program).args(arguments).envs(order.env.iter().cloned()).exec();
+    eprintln!("{program}: {error}");
+    if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+/// Passes input on to the program; none means that there will be no more.
+pub(super) fn feed(child: &mut Child, bytes: &[u8]) {
+    match bytes {
+        [] if child.input.is_empty() => child.stdin = None,
+        [] => child.input_ends = true,
+        bytes => child.input.extend(bytes),
+    }
+}
+
+/// The status as a shell reports it: 128 and the number for a signal.
+pub(super) fn status(status: &WaitIdStatus) -> u8 {
+    let status = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
+    status.and_then(|status| u8::try_from(status).ok()).unwrap_or(255)
+}

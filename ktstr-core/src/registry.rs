@@ -1,0 +1,84 @@
+//! The tests of a binary: one [`TestEntry`] per `#[ktstr_test]`, gathered by the linker.
+//!
+//! Nothing runs before `main`: the slice is plain static data. The linker does not promise an
+//! order, so entries are found by name.
+
+use std::time::Duration;
+
+use crate::assert::AssertResult;
+use crate::result::VmResult;
+use crate::scenario::Ctx;
+use crate::topology::Topology;
+
+/// Every `#[ktstr_test]` of this binary.
+#[linkme::distributed_slice]
+pub static TESTS: [TestEntry];
+
+/// One `#[ktstr_test]`: what it asks for and what it runs.
+///
+/// The attribute writes only the fields its author gave and takes the others from
+/// [`TestEntry::DEFAULT`], so that each default is stated once.
+#[derive(Debug, Clone)]
+pub struct TestEntry {
+    /// The function's name.
+    pub name: &'static str,
+    /// `module_path!()` at the function, the crate's name first.
+    pub module_path: &'static str,
+    /// The CPUs, caches and nodes of the guest.
+    pub topology: Topology,
+    /// Memory of the guest in MiB, over all nodes.
+    pub memory_mib: u32,
+    /// How long the body means to run; [`Ctx::duration`].
+    pub duration: Duration,
+    /// How much longer than `duration` a body may run, and how long a guest may be silent.
+    pub watchdog_timeout: Duration,
+    /// The kernel to boot, as in `KTSTR_KERNEL`; `None` leaves the choice to the environment.
+    pub kernel: Option<&'static str>,
+    /// The cgroup below the cgroup2 mount under which the scenario makes its groups.
+    pub workload_root_cgroup: &'static str,
+    /// The test passes if, and only if, the guest's side of it fails.
+    pub expect_err: bool,
+    /// Run the body on the host, without a virtual machine.
+    pub host_only: bool,
+    /// Let the kernel randomise its addresses.
+    pub kaslr: bool,
+    /// Reserved: reproduce a failure with more tracing.
+    pub auto_repro: bool,
+    /// Runs on the host after the guest is gone, whatever the verdict.
+    pub post_vm: Option<fn(&VmResult) -> anyhow::Result<()>>,
+    /// The author's function.
+    pub body: fn(&Ctx) -> anyhow::Result<AssertResult>,
+}
+
+impl TestEntry {
+    /// The defaults of the attribute's keys.
+    pub const DEFAULT: Self = Self {
+        name: "",
+        module_path: "",
+        topology: Topology::DEFAULT,
+        memory_mib: 256,
+        duration: Duration::from_secs(5),
+        watchdog_timeout: Duration::from_secs(20),
+        kernel: None,
+        workload_root_cgroup: "/ktstr",
+        expect_err: false,
+        host_only: false,
+        kaslr: true,
+        auto_repro: true,
+        post_vm: None,
+        body: |_| Ok(AssertResult::pass()),
+    };
+
+    /// The name libtest knows the test by: the module path without the crate, then the function.
+    pub fn test_name(&self) -> String {
+        match self.module_path.split_once("::") {
+            Some((_, modules)) => format!("{modules}::{}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+}
+
+/// The entry that libtest calls `test_name`.
+pub fn find(test_name: &str) -> Option<&'static TestEntry> {
+    TESTS.iter().find(|entry| entry.test_name() == test_name)
+}

@@ -1,0 +1,51 @@
+//! Scenarios: what the machine should do, as data, and the engine that carries it out.
+
+mod execute;
+pub mod ops;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use execute::execute_scenario;
+
+use crate::cgroup::CgroupOps;
+use crate::topology::TestTopology;
+use crate::wire::Report;
+
+/// What a test body has to work with.
+pub struct Ctx<'a> {
+    /// The cgroups below the test's workload root.
+    pub cgroups: &'a dyn CgroupOps,
+    /// The CPUs, caches and nodes of this machine, as its sysfs shows them.
+    pub topo: &'a TestTopology,
+    /// How long the body means to run, from the attribute's `duration_s`.
+    pub duration: Duration,
+    /// The test, as libtest names it.
+    pub test_name: &'a str,
+    /// Tells the host what happens, as it happens.
+    pub(crate) report: &'a dyn Fn(Report),
+}
+
+impl<'a> Ctx<'a> {
+    #[doc(hidden)]
+    pub fn new(
+        cgroups: &'a dyn CgroupOps,
+        topo: &'a TestTopology,
+        duration: Duration,
+        test_name: &'a str,
+        report: &'a dyn Fn(Report),
+    ) -> Self {
+        Self { cgroups, topo, duration, test_name, report }
+    }
+}
+
+impl fmt::Debug for Ctx<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ctx")
+            .field("cgroups", &self.cgroups)
+            .field("topo", &self.topo)
+            .field("duration", &self.duration)
+            .field("test_name", &self.test_name)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,185 @@
+//! Captures: what a test saw at one moment, kept in the guest and sent to the host at once.
+//!
+//! A capture that has been taken is on the host even if the guest dies a moment later. In the
+//! guest, a [`SnapshotBridge`] hands the captures of the current thread to the test body.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+/// The processes of one cgroup at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupProcsSnapshot {
+    /// The name the test gave this capture.
+    pub tag: String,
+    /// The cgroup, as the test names it.
+    pub cgroup: String,
+    /// What `cgroup.procs` listed, in its order.
+    pub pids: Vec<i32>,
+    /// Who they were. A process that ended between the two reads is missing here.
+    pub procs: Vec<ProcIdentity>,
+    /// When, in nanoseconds since the guest booted.
+    pub at_ns: u64,
+}
+
+/// A process, told apart from a later one that has the same pid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcIdentity {
+    /// The process id.
+    pub pid: i32,
+    /// The command name, at most 15 bytes.
+    pub comm: String,
+    /// Start time in clock ticks after boot.
+    ///
+    /// Source: proc_pid_stat(5), field 22.
+    pub start_ticks: u64,
+}
+
+impl ProcIdentity {
+    /// Reads `/proc/PID/stat`; `None` if the process is gone.
+    pub fn read(pid: i32) -> Option<Self> {
+        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The command name stands in parentheses and may itself hold spaces and parentheses, so the
+    /// fields after it are counted from the last one.
+    fn parse(stat: &str) -> Option<Self> {
+        let (pid, rest) = stat.split_once(" (")?;
+        let (comm, fields) = rest.rsplit_once(") ")?;
+        let start_ticks = fields.split(' ').nth(19)?.parse().ok()?;
+        Some(Self { pid: pid.parse().ok()?, comm: comm.to_owned(), start_ticks })
+    }
+}
+
+type Callback = dyn Fn(&CgroupProcsSnapshot) + Send + Sync;
+
+/// Collects the captures taken on a thread, in order. Clones share what was collected.
+#[derive(Clone)]
+pub struct SnapshotBridge {
+    callback: Arc<Callback>,
+    cgroup_procs: Arc<Mutex<Vec<CgroupProcsSnapshot>>>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<SnapshotBridge>> = const { RefCell::new(None) };
+}
+
+impl SnapshotBridge {
+    /// A bridge that calls `callback` for each capture as it is taken.
+    pub fn new(callback: impl Fn(&CgroupProcsSnapshot) + Send + Sync + 'static) -> Self {
+        Self { callback: Arc::new(callback), cgroup_procs: Arc::default() }
+    }
+
+    /// Makes this the bridge of the current thread until the guard is dropped, which brings back
+    /// the one before.
+    #[must_use = "the bridge is in place only while the guard lives"]
+    pub fn set_thread_local(&self) -> BridgeGuard {
+        BridgeGuard { previous: CURRENT.replace(Some(self.clone())) }
+    }
+
+    /// Takes the captures collected so far, the oldest first.
+    pub fn drain_cgroup_procs(&self) -> Vec<CgroupProcsSnapshot> {
+        std::mem::take(&mut *self.cgroup_procs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for SnapshotBridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotBridge")
+            .field("cgroup_procs", &self.cgroup_procs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps a [`SnapshotBridge`] in place; see [`SnapshotBridge::set_thread_local`].
+#[derive(Debug)]
+pub struct BridgeGuard {
+    previous: Option<SnapshotBridge>,
+}
+
+impl Drop for BridgeGuard {
+    fn drop(&mut self) {
+        CURRENT.set(self.previous.take());
+    }
+}
+
+/// Hands a capture to the bridge of the current thread, if there is one.
+pub(crate) fn collect(capture: CgroupProcsSnapshot) {
+    let bridge = CURRENT.with_borrow(Clone::clone);
+    if let Some(bridge) = bridge {
+        (bridge.callback)(&capture);
+        bridge.cgroup_procs.lock().unwrap_or_else(PoisonError::into_inner).push(capture);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capture(tag: &str) -> CgroupProcsSnapshot {
+        CgroupProcsSnapshot {
+            tag: tag.to_owned(),
+            cgroup: "cg".to_owned(),
+            pids: vec![7],
+            procs: Vec::new(),
+            at_ns: 1,
+        }
+    }
+
+    fn tags(bridge: &SnapshotBridge) -> Vec<String> {
+        bridge.drain_cgroup_procs().into_iter().map(|capture| capture.tag).collect()
+    }
+
+    #[test]
+    fn captures_arrive_in_order_and_once() {
+        let seen = Arc::new(Mutex::new(0));
+        let counter = Arc::clone(&seen);
+        let bridge = SnapshotBridge::new(move |_| *counter.lock().unwrap() += 1);
+        let shared = bridge.clone();
+        let guard = bridge.set_thread_local();
+        collect(capture("a"));
+        collect(capture("b"));
+        drop(guard);
+        collect(capture("after the guard"));
+        assert_eq!(tags(&shared), ["a", "b"]);
+        assert_eq!(tags(&bridge), [""; 0]);
+        assert_eq!(*seen.lock().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_guard_restores_the_bridge_before_it() {
+        let (outer, inner) = (SnapshotBridge::new(|_| ()), SnapshotBridge::new(|_| ()));
+        let _outer_guard = outer.set_thread_local();
+        {
+            let _inner_guard = inner.set_thread_local();
+            collect(capture("inner"));
+        }
+        collect(capture("outer"));
+        assert_eq!(tags(&inner), ["inner"]);
+        assert_eq!(tags(&outer), ["outer"]);
+    }
+
+    #[test]
+    fn a_callback_may_use_its_own_bridge() {
+        let inner = SnapshotBridge::new(|_| ());
+        let again = inner.clone();
+        let bridge = SnapshotBridge::new(move |_| {
+            let _guard = again.set_thread_local();
+        });
+        let _guard = bridge.set_thread_local();
+        collect(capture("a"));
+        assert_eq!(tags(&bridge), ["a"]);
+    }
+
+    #[test]
+    fn a_command_name_may_hold_anything() {
+        let fields = "S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987 0 0";
+        for comm in ["spin", "a b", ") R 1 (", "((x))"] {
+            let identity = ProcIdentity::parse(&format!("42 ({comm}) {fields}")).unwrap();
+            assert_eq!(identity, ProcIdentity { pid: 42, comm: comm.into(), start_ticks: 987 });
+        }
+        assert_eq!(ProcIdentity::parse("42 (cut"), None);
+    }
+}

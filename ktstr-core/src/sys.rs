@@ -1,0 +1,170 @@
+//! The system calls that no safe crate offers, each behind a safe function.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+
+use rustix::process::Pid;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Nanoseconds since boot.
+pub(crate) fn since_boot_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Runs `child` in a forked process, which ends with the status it returns (101 if it panics).
+///
+/// Only the calling thread goes on in the child, so `child` must not wait for anything another
+/// thread of the parent holds. glibc keeps its allocator usable across a fork.
+pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: the child never returns into the caller's frames: it runs `child` and exits, also
+    // when `child` panics. What it may touch is the caller's promise above.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(101);
+            // SAFETY: `_exit` takes any status; no destructor of the parent's state may run here.
+            unsafe { libc::_exit(status) }
+        }
+        pid => Ok(Pid::from_raw(pid).expect("fork returns a positive pid to the parent")),
+    }
+}
+
+/// Has the kernel kill this process when the thread that forked it ends.
+pub(crate) fn die_with_parent() -> io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Puts this process before everything else on its CPU; its children start as ordinary ones.
+pub(crate) fn run_first() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 99 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `param` is a valid `sched_param` for the duration of the call.
+    match unsafe { libc::sched_setscheduler(0, policy, &param) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes `terminal` the controlling terminal of this process, which leads its session.
+pub(crate) fn take_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer and touches no memory; the descriptor is borrowed.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Reaps the children that have ended, up to `except`, whose status somebody else wants.
+pub(crate) fn reap_orphans(except: Option<Pid>) -> io::Result<()> {
+    loop {
+        // SAFETY: all of `siginfo_t` is plain data, for which zeros are valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: `info` is a valid place for the kernel's answer.
+        if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } != 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ECHILD) { Ok(()) } else { Err(error) };
+        }
+        // SAFETY: waitid fills `si_pid`; it stays zero when no child has ended.
+        let pid = unsafe { info.si_pid() };
+        match Pid::from_raw(pid) {
+            Some(pid) if Some(pid) != except => {
+                rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG)?;
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Sets a variable of this process's environment.
+pub(crate) fn set_env(name: &str, value: &str) {
+    // SAFETY: called by PID 1 before the body is forked; its only other thread is libtest's,
+    // which waits for the test to end and reads no variable meanwhile.
+    unsafe { std::env::set_var(name, value) }
+}
+
+/// A value that this process and the children it forks later share.
+#[derive(Debug)]
+pub(crate) struct Shared<T> {
+    value: NonNull<T>,
+}
+
+// SAFETY: `Shared` only hands out `&T`, from any thread or process.
+unsafe impl<T: Sync> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+impl<T: Sync> Shared<T> {
+    /// Maps fresh shared memory and moves `value` into it. `T` must not own anything that only
+    /// one process may free, for it is never dropped.
+    pub(crate) fn new(value: T) -> io::Result<Self> {
+        assert!(align_of::<T>() <= 4096, "a mapping is aligned to a page");
+        // SAFETY: an anonymous mapping at an address of the kernel's choice aliases nothing.
+        let address = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                size_of::<T>(),
+                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+                rustix::mm::MapFlags::SHARED,
+            )
+        }?;
+        let pointer = NonNull::new(address.cast::<T>()).expect("mmap never returns null");
+        // SAFETY: the mapping is fresh, writable, large enough and page-aligned.
+        unsafe { pointer.write(value) };
+        Ok(Self { value: pointer })
+    }
+}
+
+impl<T> std::ops::Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: `new` initialised the value, and the mapping lives as long as `self`. Other
+        // processes reach it only through `&T`, too, and `T: Sync`.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this size, and no reference outlives `self`.
+        // A failure would mean that it is not mapped, which `new` rules out.
+        let _ = unsafe { rustix::mm::munmap(self.value.as_ptr().cast(), size_of::<T>()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use rustix::process::{WaitOptions, waitpid};
+
+    use super::*;
+
+    #[test]
+    fn a_child_writes_what_the_parent_reads() {
+        let shared = Shared::new(AtomicU64::new(1)).unwrap();
+        let pid = fork(|| {
+            shared.fetch_add(41, Ordering::Relaxed);
+            7
+        })
+        .unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(7));
+        assert_eq!(shared.load(Ordering::Relaxed), 42);
+    }
+
+    #[test]
+    fn a_panicking_child_never_returns_into_its_parent() {
+        let pid = fork(|| std::panic::resume_unwind(Box::new(()))).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(101));
+    }
+}

@@ -1,0 +1,434 @@
+//! The parser of `#[ktstr_test(...)]`.
+//!
+//! A mistake does not end the parse: it is noted on its token, and the parser goes on behind the
+//! next comma, so that one build reports them all.
+
+use proc_macro2::{Span, TokenStream, TokenTree};
+use syn::ext::IdentExt;
+use syn::parse::ParseStream;
+use syn::{Expr, ExprLit, ExprPath, ExprUnary, Ident, Lit, LitBool, LitInt, LitStr, Token, UnOp};
+
+use crate::errors::Errors;
+use crate::keys::{self, KEYS, Key, Takes};
+
+/// The most CPUs of a guest.
+const MAX_CPUS: u32 = 255;
+
+/// The least memory of a NUMA node.
+const MIN_MIB_PER_NODE: u32 = 32;
+
+/// The suffixes of an integer literal.
+const INTEGER_TYPES: [&str; 12] =
+    ["u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize"];
+
+/// The keys the author gave, checked one by one and against each other.
+#[derive(Default)]
+pub(crate) struct Args {
+    /// In the author's order, each key once.
+    pub(crate) given: Vec<Arg>,
+}
+
+/// One key and its value.
+pub(crate) struct Arg {
+    pub(crate) key: &'static Key,
+    pub(crate) value: Value,
+}
+
+/// A value of the kind that its key takes.
+pub(crate) enum Value {
+    Integer(u32, Span),
+    Bool(bool),
+    Text(LitStr),
+    Function(ExprPath),
+    /// `ignore` alone.
+    Nothing,
+}
+
+impl Args {
+    /// The value of key `name`, if it was given.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        self.given.iter().find(|arg| arg.key.name == name).map(|arg| &arg.value)
+    }
+}
+
+/// Parses the attribute's arguments and notes what is wrong with them.
+///
+/// The result has the keys whose values are good.
+pub(crate) fn parse(attr: TokenStream, errors: &mut Errors) -> Args {
+    let mut parser = Parser { args: Args::default(), seen: Vec::new(), errors };
+    let rest = syn::parse::Parser::parse2(|input: ParseStream<'_>| parser.parse(input), attr);
+    let Parser { args, errors, .. } = parser;
+    // `parse` returns no error of its own and leaves no input that could be one.
+    errors.take(rest);
+    args
+}
+
+struct Parser<'a> {
+    args: Args,
+    /// Every known key with its token, whether or not its value was good.
+    seen: Vec<(&'static Key, Ident)>,
+    errors: &'a mut Errors,
+}
+
+impl Parser<'_> {
+    /// Consumes all of the input: every error is noted, none returned.
+    fn parse(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
+        while !input.is_empty() {
+            if let Err(error) = self.parse_arg(input) {
+                self.errors.add(error);
+                skip_past_comma(input);
+            }
+        }
+        self.check_host_only();
+        self.check_topology();
+        Ok(())
+    }
+
+    /// Parses `key`, `key = value` and the comma behind it.
+    ///
+    /// An error that is returned, not noted, leaves the input inside of the argument.
+    fn parse_arg(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
+        if !input.peek(Ident::peek_any) {
+            return Err(input.error("expected a key, such as `cores = 2`"));
+        }
+        let ident = input.call(Ident::parse_any)?;
+        let Some(key) = keys::find(&ident.to_string()) else {
+            self.errors.at(ident.span(), unknown_key(&ident));
+            skip_past_comma(input);
+            return Ok(());
+        };
+        let is_first = self.note_key(key, &ident);
+        let value = parse_value(key, &ident, input)?;
+        if let Some(value) = self.errors.take(value)
+            && is_first
+        {
+            self.args.given.push(Arg { key, value });
+        }
+        self.parse_comma(input)
+    }
+
+    /// Remembers the key and tells whether it is its first time.
+    fn note_key(&mut self, key: &'static Key, ident: &Ident) -> bool {
+        let is_first = !self.seen.iter().any(|(seen, _)| seen.name == key.name);
+        if !is_first {
+            self.errors.at(ident.span(), format!("remove `{ident}`: it was given before"));
+        }
+        self.seen.push((key, ident.clone()));
+        is_first
+    }
+
+    fn parse_comma(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
+        if input.is_empty() || input.parse::<Option<Token![,]>>()?.is_some() {
+            return Ok(());
+        }
+        let missing = input.error("expected `,`");
+        if input.peek(Ident::peek_any) {
+            // Most likely the next key: its own errors are worth reporting as well.
+            self.errors.add(missing);
+            return Ok(());
+        }
+        Err(missing)
+    }
+
+    fn check_host_only(&mut self) {
+        if !matches!(self.args.get("host_only"), Some(Value::Bool(true))) {
+            return;
+        }
+        for (_, ident) in self.seen.iter().filter(|(key, _)| key.is_vm) {
+            let message = format!("remove `{ident}` or `host_only`: without a VM it has no effect");
+            self.errors.at(ident.span(), message);
+        }
+    }
+
+    /// Checks what no key can tell alone, as far as the values that it takes are good.
+    fn check_topology(&mut self) {
+        let [numa_nodes, llcs, cores, threads, memory_mib] =
+            ["numa_nodes", "llcs", "cores", "threads", "memory_mib"].map(|name| self.number(name));
+        if let (Some(numa_nodes), Some(llcs)) = (&numa_nodes, &llcs) {
+            self.check_llcs(numa_nodes, llcs);
+        }
+        if let (Some(numa_nodes), Some(memory_mib)) = (&numa_nodes, &memory_mib) {
+            self.check_memory(numa_nodes, memory_mib);
+        }
+        if let (Some(llcs), Some(cores), Some(threads)) = (&llcs, &cores, &threads) {
+            self.check_cpus(llcs, cores, threads);
+        }
+    }
+
+    fn check_llcs(&mut self, numa_nodes: &Number, llcs: &Number) {
+        if let Some(span) = llcs.span.or(numa_nodes.span)
+            && !llcs.value.is_multiple_of(numa_nodes.value)
+        {
+            let (llcs, nodes) = (llcs.value, numa_nodes.value);
+            let fits = llcs.next_multiple_of(nodes);
+            self.errors.at(
+                span,
+                format!(
+                    "`llcs = {llcs}` is not a multiple of `numa_nodes = {nodes}`: \
+                     write `llcs = {fits}` or change `numa_nodes`"
+                ),
+            );
+        }
+    }
+
+    fn check_memory(&mut self, numa_nodes: &Number, memory_mib: &Number) {
+        if let Some(span) = memory_mib.span.or(numa_nodes.span)
+            && memory_mib.value / numa_nodes.value < MIN_MIB_PER_NODE
+        {
+            let (mib, nodes) = (memory_mib.value, numa_nodes.value);
+            let fits = nodes * MIN_MIB_PER_NODE;
+            self.errors.at(
+                span,
+                format!(
+                    "`memory_mib = {mib}` is too little for `numa_nodes = {nodes}`, each needs \
+                     {MIN_MIB_PER_NODE}: write `memory_mib = {fits}` or more"
+                ),
+            );
+        }
+    }
+
+    fn check_cpus(&mut self, llcs: &Number, cores: &Number, threads: &Number) {
+        // The last one the author wrote: the factors before it may well be fine.
+        let last = self.args.given.iter().rev().find_map(|arg| match arg.value {
+            Value::Integer(_, span) if ["llcs", "cores", "threads"].contains(&arg.key.name) => {
+                Some(span)
+            }
+            _ => None,
+        });
+        let (llcs, cores, threads) = (llcs.value, cores.value, threads.value);
+        let nr_cpus = llcs * cores * threads;
+        if let Some(span) = last
+            && nr_cpus > MAX_CPUS
+        {
+            self.errors.at(
+                span,
+                format!(
+                    "llcs * cores * threads = {llcs} * {cores} * {threads} = {nr_cpus} CPUs: \
+                     lower one of them, a guest has at most {MAX_CPUS}"
+                ),
+            );
+        }
+    }
+
+    /// The value of an integer key, its default if it was not given, `None` if it was not good.
+    fn number(&self, name: &str) -> Option<Number> {
+        if let Some(&Value::Integer(value, span)) = self.args.get(name) {
+            return Some(Number { value, span: Some(span) });
+        }
+        match keys::find(name)?.takes {
+            Takes::Integer { default, .. } if !self.has_seen(name) => {
+                Some(Number { value: default, span: None })
+            }
+            _ => None,
+        }
+    }
+
+    fn has_seen(&self, name: &str) -> bool {
+        self.seen.iter().any(|(key, _)| key.name == name)
+    }
+}
+
+/// An integer of the author's, or, without `span`, a default.
+struct Number {
+    value: u32,
+    span: Option<Span>,
+}
+
+fn unknown_key(ident: &Ident) -> String {
+    match keys::closest(&ident.to_string()) {
+        Some(key) => format!("unknown key `{ident}`: did you mean `{}`?", key.name),
+        None => {
+            let names: Vec<_> = KEYS.iter().map(|key| format!("`{}`", key.name)).collect();
+            format!("unknown key `{ident}`: the keys are {}", names.join(", "))
+        }
+    }
+}
+
+/// Parses `= value`, or nothing for a key that may stand alone.
+///
+/// The outer result is about syntax, the inner one about the value: only the first needs
+/// recovery.
+fn parse_value(
+    key: &Key,
+    ident: &Ident,
+    input: ParseStream<'_>,
+) -> syn::Result<syn::Result<Value>> {
+    if input.peek(syn::token::Paren) {
+        return Err(input.error(format!("write `{key}`, without parentheses")));
+    }
+    let Some(eq) = input.parse::<Option<Token![=]>>()? else {
+        if !(input.is_empty() || input.peek(Token![,]) || input.peek(Ident::peek_any)) {
+            return Err(input.error(format!("expected `=` or `,` after `{ident}`")));
+        }
+        return Ok(match key.takes {
+            Takes::Bool => Ok(Value::Bool(true)),
+            Takes::Reason => Ok(Value::Nothing),
+            _ => Err(syn::Error::new(
+                ident.span(),
+                format!("`{ident}` needs a value: write `{key}`"),
+            )),
+        });
+    };
+    if input.is_empty() || input.peek(Token![,]) {
+        let message = format!("expected {} after `=`", key.takes);
+        return Ok(Err(syn::Error::new(eq.span, message)));
+    }
+    let expr = input
+        .parse::<Expr>()
+        .map_err(|error| syn::Error::new(error.span(), format!("expected {}", key.takes)))?;
+    Ok(check_value(key, expr))
+}
+
+fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
+    match (&key.takes, expr) {
+        // A value that comes out of a `macro_rules!` metavariable.
+        (_, Expr::Group(group)) => check_value(key, *group.expr),
+        (Takes::Integer { .. }, Expr::Lit(ExprLit { lit: Lit::Int(lit), .. })) => {
+            check_integer(key, &lit)
+        }
+        (Takes::Bool, Expr::Lit(ExprLit { lit: Lit::Bool(LitBool { value, .. }), .. })) => {
+            Ok(Value::Bool(value))
+        }
+        (Takes::Text { check, .. }, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
+            check(&lit.value()).map_err(|message| syn::Error::new(lit.span(), message))?;
+            Ok(Value::Text(lit))
+        }
+        (Takes::Reason, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
+            if lit.value().trim().is_empty() {
+                let message = "the reason is empty: say why, or write `ignore` alone";
+                return Err(syn::Error::new(lit.span(), message));
+            }
+            Ok(Value::Text(lit))
+        }
+        (Takes::Function, Expr::Path(path)) => Ok(Value::Function(path)),
+        (takes, expr) => {
+            let message = format!("expected {takes}, found {}", describe(&expr));
+            Err(syn::Error::new_spanned(expr, message))
+        }
+    }
+}
+
+fn check_integer(key: &Key, lit: &LitInt) -> syn::Result<Value> {
+    let Takes::Integer { range, .. } = &key.takes else { unreachable!("an integer key") };
+    let suffix = lit.suffix();
+    if !(suffix.is_empty() || INTEGER_TYPES.contains(&suffix)) {
+        let message = format!("remove `{suffix}`: the key takes {}", key.takes);
+        return Err(syn::Error::new(lit.span(), message));
+    }
+    // What does not fit is out of range as well.
+    match lit.base10_parse::<u32>() {
+        Ok(value) if range.contains(&value) => Ok(Value::Integer(value, lit.span())),
+        _ => {
+            let (name, min, max) = (key.name, range.start(), range.end());
+            let message = format!("`{name} = {lit}` is out of range: write {min} to {max}");
+            Err(syn::Error::new(lit.span(), message))
+        }
+    }
+}
+
+/// What an author wrote instead of the value.
+fn describe(expr: &Expr) -> &'static str {
+    match expr {
+        Expr::Lit(ExprLit { lit, .. }) => match lit {
+            Lit::Int(_) => "an integer",
+            Lit::Float(_) => "a float",
+            Lit::Bool(_) => "a boolean",
+            Lit::Str(_) => "a string",
+            Lit::Char(_) | Lit::Byte(_) => "a character",
+            _ => "another literal",
+        },
+        Expr::Unary(ExprUnary { op: UnOp::Neg(_), expr, .. }) if matches!(**expr, Expr::Lit(_)) => {
+            "a negative number"
+        }
+        Expr::Path(_) => "a path",
+        Expr::Closure(_) => "a closure",
+        _ => "an expression",
+    }
+}
+
+/// Moves to the next argument.
+fn skip_past_comma(input: ParseStream<'_>) {
+    while !input.is_empty() {
+        let is_comma = input.peek(Token![,]);
+        // Any token parses.
+        let _ = input.parse::<TokenTree>();
+        if is_comma {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_text(attr: &str) -> (Args, Vec<(String, String)>) {
+        let mut errors = Errors::default();
+        let args = parse(attr.parse().expect("tokens"), &mut errors);
+        (args, errors.into_texts())
+    }
+
+    #[test]
+    fn good_values_are_taken() {
+        for attr in [
+            "",
+            "cores = 1",
+            "cores = 255,",
+            "llcs = 0x1f, cores = 0b100, threads = 0o2",
+            "numa_nodes = 64, llcs = 64, memory_mib = 2_048u64",
+            "llcs = 5, cores = 51, threads = 1",
+            "memory_mib = 64, numa_nodes = 2, llcs = 4isize",
+            "duration_s = 86400, watchdog_timeout_s = 86400",
+            "expect_err, kaslr = false, auto_repro = true",
+            "host_only, duration_s = 1, expect_err, ignore, workload_root_cgroup = \"/a\"",
+            "host_only = false, cores = 4, kernel = r#\"6.12\"#",
+            "ignore = \"slow\", post_vm = <Host as Check>::check::<u8, u16>",
+        ] {
+            let (args, errors) = parse_text(attr);
+            assert!(errors.is_empty(), "{attr}: {errors:?}");
+            let keys = attr.split(", ").filter(|arg| !arg.is_empty() && !arg.starts_with("u16"));
+            assert_eq!(args.given.len(), keys.count(), "{attr}");
+        }
+    }
+
+    #[test]
+    fn every_error_marks_its_token() {
+        for (attr, want) in [
+            ("cores = 256, threads = 0", &["256", "0"][..]),
+            ("core = 1, cores = 0, cores = 2.0", &["core", "0", "cores", "2.0"]),
+            ("cores, llcs = , kernel", &["cores", "=", "kernel"]),
+            ("cores = 2 + 2, kaslr = !x", &["2 + 2", "!x"]),
+            ("= 3, cores = 0 threads = -2", &["=", "0", "threads", "-2"]),
+            ("host_only, cores = 0, kaslr, duration_s = 1", &["0", "cores", "kaslr"]),
+            ("numa_nodes = 2", &["2"]),
+            ("numa_nodes = 32, memory_mib = 512", &["32", "512"]),
+            ("threads = 8, llcs = 32, duration_s = 1", &["32"]),
+            // A value that is out of range by itself is not combined with others.
+            ("threads = 9, llcs = 255, cores = 255", &["9"]),
+            ("host_only = 1, cores = 1", &["1"]),
+        ] {
+            let (_, errors) = parse_text(attr);
+            let tokens: Vec<_> = errors.iter().map(|(token, _)| token.as_str()).collect();
+            assert_eq!(tokens, want, "{attr}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn combinations_stop_at_the_limit() {
+        for (attr, ok) in [
+            ("llcs = 255, cores = 1", true),
+            ("llcs = 127", true),
+            ("llcs = 128", false),
+            ("llcs = 255, cores = 255, threads = 8", false),
+            ("numa_nodes = 3, llcs = 9", true),
+            ("numa_nodes = 3, llcs = 10", false),
+            ("numa_nodes = 8, llcs = 8", true),
+            ("numa_nodes = 9, llcs = 9", false),
+            ("numa_nodes = 2, llcs = 2, memory_mib = 64", true),
+            ("numa_nodes = 3, llcs = 3, memory_mib = 95", false),
+        ] {
+            let (_, errors) = parse_text(attr);
+            assert_eq!(errors.is_empty(), ok, "{attr}: {errors:?}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Errors gathered over one expansion, to be reported together.
+
+use std::fmt::Display;
+
+use proc_macro2::{Span, TokenStream};
+use quote::ToTokens;
+
+/// Any number of errors.
+#[derive(Default)]
+pub(crate) struct Errors(Option<syn::Error>);
+
+impl Errors {
+    /// Adds `message` at `span`.
+    pub(crate) fn at(&mut self, span: Span, message: impl Display) {
+        self.add(syn::Error::new(span, message));
+    }
+
+    /// Adds `message` over all of `tokens`.
+    pub(crate) fn on(&mut self, tokens: impl ToTokens, message: impl Display) {
+        self.add(syn::Error::new_spanned(tokens, message));
+    }
+
+    /// Adds `error`, with all that was combined into it.
+    pub(crate) fn add(&mut self, error: syn::Error) {
+        match &mut self.0 {
+            Some(all) => all.combine(error),
+            None => self.0 = Some(error),
+        }
+    }
+
+    /// Adds the error of `result`, or returns its value.
+    pub(crate) fn take<T>(&mut self, result: syn::Result<T>) -> Option<T> {
+        result.map_err(|error| self.add(error)).ok()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// One `compile_error!` for each error.
+    pub(crate) fn into_compile_error(self) -> TokenStream {
+        self.0.map(syn::Error::into_compile_error).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+impl Errors {
+    /// The source text that each error marks, and its message.
+    pub(crate) fn into_texts(self) -> Vec<(String, String)> {
+        let text =
+            |error: syn::Error| (error.span().source_text().unwrap_or_default(), error.to_string());
+        self.0.into_iter().flatten().map(text).collect()
+    }
+}

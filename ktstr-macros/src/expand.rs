@@ -1,0 +1,300 @@
+//! The tokens of a test.
+
+use proc_macro2::{Literal, Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::spanned::Spanned;
+use syn::{FnArg, Ident, ReturnType, Signature, Type};
+
+use crate::args::{self, Arg, Args, Value};
+use crate::errors::Errors;
+use crate::keys::Target;
+use crate::signature::{self, TestFn};
+
+/// Expands `#[ktstr_test(attr)] item`, to a test or to everything that is wrong with it.
+pub(crate) fn ktstr_test(attr: TokenStream, item: TokenStream) -> TokenStream {
+    let mut errors = Errors::default();
+    let args = args::parse(attr, &mut errors);
+    let function = match syn::parse2::<TestFn>(item.clone()) {
+        Ok(function) => function,
+        Err(error) => {
+            errors.add(signature::not_a_function(error.span()));
+            return report(errors, item);
+        }
+    };
+    function.check(&mut errors);
+    if let (Some(_), Some(attr)) = (args.get("ignore"), function.ignore_attribute()) {
+        errors.on(attr, "remove `#[ignore]` or the key `ignore`: once is enough");
+    }
+    if errors.is_empty() {
+        test(&args, &function)
+    } else {
+        report(errors, function.to_plain_function())
+    }
+}
+
+fn report(errors: Errors, item: TokenStream) -> TokenStream {
+    let errors = errors.into_compile_error();
+    quote!(#errors #item)
+}
+
+fn test(args: &Args, function: &TestFn) -> TokenStream {
+    let TestFn { attrs, vis, sig, body } = function;
+    let name = &sig.ident;
+    let ignore = ignore(args);
+    let entry = entry(args, sig);
+    // The entry has a block of its own: the author's body cannot see the name `ENTRY`. The lints
+    // are those that the required signature and a test with all of the keys would run into.
+    quote! {
+        #[::core::prelude::v1::test]
+        #ignore
+        #(#attrs)*
+        #vis fn #name() -> ::ktstr::__private::TestResult {
+            #[allow(clippy::unnecessary_wraps)]
+            #sig #body
+            {
+                #[::ktstr::__private::linkme::distributed_slice(::ktstr::__private::TESTS)]
+                #[linkme(crate = ::ktstr::__private::linkme)]
+                #[allow(clippy::needless_update)]
+                static ENTRY: ::ktstr::__private::TestEntry = #entry;
+                ::ktstr::__private::run(&ENTRY)
+            }
+        }
+    }
+}
+
+fn ignore(args: &Args) -> TokenStream {
+    match args.get("ignore") {
+        Some(Value::Text(reason)) => quote!(#[ignore = #reason]),
+        Some(_) => quote!(#[ignore]),
+        None => TokenStream::new(),
+    }
+}
+
+/// The `TestEntry`: the keys that were given, and the defaults for all others.
+fn entry(args: &Args, sig: &Signature) -> TokenStream {
+    let name = libtest_name(&sig.ident);
+    let body = body(sig);
+    let topology = topology(args);
+    let fields = args.given.iter().filter_map(field);
+    quote! {
+        ::ktstr::__private::TestEntry {
+            name: #name,
+            module_path: ::core::module_path!(),
+            body: #body,
+            #topology
+            #(#fields,)*
+            ..::ktstr::__private::TestEntry::DEFAULT
+        }
+    }
+}
+
+/// The name as libtest shows it: `r#` stays on keywords, which need it, and on nothing else.
+fn libtest_name(ident: &Ident) -> String {
+    let plain = ident.unraw().to_string();
+    // `gen` is a keyword of edition 2024 that syn takes for a name.
+    let is_keyword = plain == "gen" || syn::parse_str::<Ident>(&plain).is_err();
+    if is_keyword { format!("r#{plain}") } else { plain }
+}
+
+/// The author's function, called in a closure whose tokens are where its types are.
+///
+/// So the compiler reports a wrong context at the parameter's type and a wrong result at the
+/// return type, not both at the attribute.
+fn body(sig: &Signature) -> TokenStream {
+    let context = match sig.inputs.first() {
+        Some(FnArg::Typed(context)) => referent(&context.ty).span(),
+        _ => Span::call_site(),
+    };
+    let output = match &sig.output {
+        ReturnType::Type(_, ty) => ty.span(),
+        ReturnType::Default => Span::call_site(),
+    };
+    let ctx = Ident::new("ctx", generated_at(context));
+    // The name resolves where the author wrote it, else a test called `ctx` would be the local.
+    let mut name = sig.ident.clone();
+    name.set_span(name.span().located_at(output));
+    quote_spanned!(generated_at(output)=> |#ctx| #name(#ctx))
+}
+
+/// The type behind a reference.
+fn referent(ty: &Type) -> &Type {
+    match ty {
+        Type::Reference(reference) => &reference.elem,
+        _ => ty,
+    }
+}
+
+fn topology(args: &Args) -> TokenStream {
+    let field = |arg: &Arg| match arg.key.target {
+        Target::Topology(field) => {
+            let (field, value) = (Ident::new(field, Span::call_site()), tokens(arg));
+            Some(quote!(#field: #value,))
+        }
+        _ => None,
+    };
+    let fields: Vec<_> = args.given.iter().filter_map(field).collect();
+    if fields.is_empty() {
+        return TokenStream::new();
+    }
+    quote! {
+        topology: ::ktstr::__private::Topology {
+            #(#fields)*
+            ..::ktstr::__private::Topology::DEFAULT
+        },
+    }
+}
+
+/// The field of `TestEntry` that `arg` sets, if it sets one of its own.
+fn field(arg: &Arg) -> Option<TokenStream> {
+    let value = tokens(arg);
+    let (field, value) = match arg.key.target {
+        Target::Field(field) => (field, value),
+        Target::Seconds(field) => (field, quote!(::core::time::Duration::from_secs(#value))),
+        Target::Optional(field) => (field, optional(&arg.value, &value)),
+        Target::Topology(_) | Target::IgnoreAttribute => return None,
+    };
+    let field = Ident::new(field, Span::call_site());
+    Some(quote!(#field: #value))
+}
+
+/// `Some(value)`, which the compiler reports at the value if it has the wrong type.
+fn optional(value: &Value, tokens: &TokenStream) -> TokenStream {
+    let span = match value {
+        Value::Function(path) => generated_at(path.span()),
+        _ => Span::mixed_site(),
+    };
+    quote_spanned!(span=> ::core::option::Option::Some(#tokens))
+}
+
+fn tokens(arg: &Arg) -> TokenStream {
+    match &arg.value {
+        // Not with the author's span: lints would read the digits as the author's.
+        Value::Integer(value, _) => Literal::u32_unsuffixed(*value).into_token_stream(),
+        Value::Bool(value) => value.into_token_stream(),
+        Value::Text(text) => text.into_token_stream(),
+        Value::Function(path) => path.into_token_stream(),
+        Value::Nothing => TokenStream::new(),
+    }
+}
+
+/// A span for generated tokens that stand for the author's at `span`.
+///
+/// Errors point there; lints know that the author did not write the tokens.
+fn generated_at(span: Span) -> Span {
+    Span::mixed_site().located_at(span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_args(attr: &str) -> Args {
+        let mut errors = Errors::default();
+        let args = args::parse(attr.parse().expect("tokens"), &mut errors);
+        assert_eq!(errors.into_texts(), []);
+        args
+    }
+
+    fn assert_same(tokens: &TokenStream, want: &TokenStream) {
+        assert_eq!(tokens.to_string(), want.to_string());
+    }
+
+    #[test]
+    fn only_given_keys_are_written() {
+        for (attr, want) in [
+            ("", quote!()),
+            ("ignore, cores = 2", quote!()),
+            ("memory_mib = 0x200u64", quote!(memory_mib: 512)),
+            ("duration_s = 1_0", quote!(duration: ::core::time::Duration::from_secs(10))),
+            (
+                "watchdog_timeout_s = 3",
+                quote!(watchdog_timeout: ::core::time::Duration::from_secs(3)),
+            ),
+            ("kernel = \"6.12\"", quote!(kernel: ::core::option::Option::Some("6.12"))),
+            ("workload_root_cgroup = \"/a\"", quote!(workload_root_cgroup: "/a")),
+            ("expect_err, host_only = false", quote!(expect_err: true, host_only: false)),
+            ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
+            ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),
+        ] {
+            let args = parse_args(attr);
+            let fields: Vec<_> = args.given.iter().filter_map(field).collect();
+            assert_same(&quote!(#(#fields),*), &want);
+        }
+    }
+
+    #[test]
+    fn topology_is_written_once() {
+        assert_same(&topology(&parse_args("memory_mib = 64")), &quote!());
+        assert_same(
+            &topology(&parse_args("threads = 2, kaslr, numa_nodes = 2, llcs = 4, cores = 3")),
+            &quote! {
+                topology: ::ktstr::__private::Topology {
+                    threads_per_core: 2,
+                    numa_nodes: 2,
+                    llcs: 4,
+                    cores_per_llc: 3,
+                    ..::ktstr::__private::Topology::DEFAULT
+                },
+            },
+        );
+    }
+
+    #[test]
+    fn ignore_becomes_the_attribute() {
+        for (attr, want) in [
+            ("", quote!()),
+            ("ignore", quote!(#[ignore])),
+            ("ignore = \"slow\"", quote!(#[ignore = "slow"])),
+        ] {
+            assert_same(&ignore(&parse_args(attr)), &want);
+        }
+    }
+
+    #[test]
+    fn names_are_those_of_libtest() {
+        for (name, want) in [
+            ("f", "f"),
+            ("r#f", "f"),
+            ("r#move", "r#move"),
+            ("r#gen", "r#gen"),
+            ("r#union", "union"),
+        ] {
+            assert_eq!(libtest_name(&syn::parse_str(name).expect("a name")), want);
+        }
+    }
+
+    #[test]
+    fn call_is_where_its_types_are() {
+        let sig = syn::parse_str("fn f(c: &Context) -> Outcome<u8>").expect("a signature");
+        let texts: Vec<_> = body(&sig)
+            .into_iter()
+            .map(|token| (token.to_string(), token.span().source_text().unwrap_or_default()))
+            .collect();
+        let at = |token: &str, text: &str| (token.to_owned(), text.to_owned());
+        assert!(texts.contains(&at("ctx", "Context")), "{texts:?}");
+        assert!(texts.contains(&at("f", "Outcome<u8>")), "{texts:?}");
+    }
+
+    #[test]
+    fn all_errors_are_in_one_expansion() {
+        let (attr, item) = ("core = 1, cores = 0, ignore", "#[ignore] async fn f(c: Ctx) -> R {}");
+        let tokens = ktstr_test(attr.parse().expect("tokens"), item.parse().expect("tokens"));
+        let text = tokens.to_string();
+        assert_eq!(text.matches("compile_error").count(), 5, "{text}");
+        assert!(text.ends_with("async fn f (c : Ctx) -> R { }"), "{text}");
+    }
+
+    #[test]
+    fn other_items_stay_as_they_are() {
+        let tokens = ktstr_test(
+            quote!(cores = 0),
+            quote!(
+                struct S;
+            ),
+        );
+        let text = tokens.to_string();
+        assert_eq!(text.matches("compile_error").count(), 2, "{text}");
+        assert!(text.ends_with("struct S ;"), "{text}");
+    }
+}

@@ -1,0 +1,268 @@
+//! The keys of `#[ktstr_test(...)]`: what each one takes and where its value goes.
+//!
+//! [`KEYS`] drives the parser, its messages and the expansion; a test holds the attribute's
+//! documentation against it.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// One key of the attribute.
+pub(crate) struct Key {
+    /// The name as authors write it.
+    pub(crate) name: &'static str,
+    /// The values the key takes.
+    pub(crate) takes: Takes,
+    /// Where the expansion writes the value.
+    pub(crate) target: Target,
+    /// Describes the virtual machine, so it contradicts `host_only`.
+    pub(crate) is_vm: bool,
+}
+
+/// What a key takes.
+pub(crate) enum Takes {
+    /// An integer literal.
+    ///
+    /// `default` repeats `TestEntry::DEFAULT` for checks that span several keys, and nothing else:
+    /// a key that was not given is not written.
+    Integer { range: RangeInclusive<u32>, default: u32 },
+    /// Nothing, `true` or `false`.
+    Bool,
+    /// A string literal that passes `check`, which says what to do otherwise.
+    Text { example: &'static str, check: fn(&str) -> Result<(), String> },
+    /// Nothing, or a string literal that says why.
+    Reason,
+    /// The path of a function.
+    Function,
+}
+
+/// Where a value goes.
+pub(crate) enum Target {
+    /// A field of `Topology`.
+    Topology(&'static str),
+    /// A field of `TestEntry`.
+    Field(&'static str),
+    /// A field of `TestEntry`, a `Duration` in seconds.
+    Seconds(&'static str),
+    /// A field of `TestEntry`, an `Option`.
+    Optional(&'static str),
+    /// The attribute `#[ignore]`.
+    IgnoreAttribute,
+}
+
+/// Every key, in the order of the documentation.
+pub(crate) const KEYS: &[Key] = &[
+    Key::new("numa_nodes", integer(1..=64, 1), Target::Topology("numa_nodes")).vm(),
+    Key::new("llcs", integer(1..=255, 1), Target::Topology("llcs")).vm(),
+    Key::new("cores", integer(1..=255, 2), Target::Topology("cores_per_llc")).vm(),
+    Key::new("threads", integer(1..=8, 1), Target::Topology("threads_per_core")).vm(),
+    Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Field("memory_mib")).vm(),
+    Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
+    Key::new("watchdog_timeout_s", integer(1..=86_400, 20), Target::Seconds("watchdog_timeout"))
+        .vm(),
+    Key::new("kernel", text("6.12", check_kernel), Target::Optional("kernel")).vm(),
+    Key::new(
+        "workload_root_cgroup",
+        text("/ktstr", check_cgroup),
+        Target::Field("workload_root_cgroup"),
+    ),
+    Key::new("expect_err", Takes::Bool, Target::Field("expect_err")),
+    Key::new("host_only", Takes::Bool, Target::Field("host_only")),
+    Key::new("ignore", Takes::Reason, Target::IgnoreAttribute),
+    Key::new("kaslr", Takes::Bool, Target::Field("kaslr")).vm(),
+    Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
+    Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
+];
+
+/// The key called `name`.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// The key that the author of `name` most likely meant.
+pub(crate) fn closest(name: &str) -> Option<&'static Key> {
+    // A third of the letters may be wrong; more, and the guess is as often wrong as right.
+    let limit = (name.chars().count() / 3).clamp(1, 3);
+    let by_prefix = || KEYS.iter().find(|key| name.len() >= 4 && key.name.starts_with(name));
+    KEYS.iter()
+        .map(|key| (edit_distance(name, key.name), key))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, key)| key)
+        .or_else(by_prefix)
+}
+
+impl Key {
+    const fn new(name: &'static str, takes: Takes, target: Target) -> Self {
+        Self { name, takes, target, is_vm: false }
+    }
+
+    const fn vm(self) -> Self {
+        Self { is_vm: true, ..self }
+    }
+}
+
+const fn integer(range: RangeInclusive<u32>, default: u32) -> Takes {
+    Takes::Integer { range, default }
+}
+
+const fn text(example: &'static str, check: fn(&str) -> Result<(), String>) -> Takes {
+    Takes::Text { example, check }
+}
+
+/// What error messages expect: "expected ...".
+impl fmt::Display for Takes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Integer { range, .. } => {
+                write!(f, "an integer literal from {} to {}", range.start(), range.end())
+            }
+            Self::Bool => f.write_str("`true` or `false`"),
+            Self::Text { .. } | Self::Reason => f.write_str("a string literal"),
+            Self::Function => f.write_str("the path of a function"),
+        }
+    }
+}
+
+/// A key with a value, as an author may write it.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, .. } = self;
+        match &self.takes {
+            Takes::Integer { default, .. } => write!(f, "{name} = {default}"),
+            Takes::Bool => write!(f, "{name} = true"),
+            Takes::Text { example, .. } => write!(f, "{name} = {example:?}"),
+            Takes::Reason => write!(f, "{name} = \"reason\""),
+            Takes::Function => write!(f, "{name} = check_result"),
+        }
+    }
+}
+
+fn check_kernel(spec: &str) -> Result<(), String> {
+    if spec.trim().is_empty() {
+        return Err("the kernel is empty: name one as in `KTSTR_KERNEL`, or remove the key".into());
+    }
+    Ok(())
+}
+
+fn check_cgroup(path: &str) -> Result<(), String> {
+    let Some(components) = path.strip_prefix('/') else {
+        return Err("begin the path with `/`, which stands for the cgroup2 mount".into());
+    };
+    if components.is_empty() {
+        return Err("name a group below the root: the root is not the scenario's to use".into());
+    }
+    if path.contains('\0') {
+        return Err("remove the NUL character: no path has one".into());
+    }
+    for component in components.split('/') {
+        if component.is_empty() {
+            return Err("remove the extra `/`: no component of the path is empty".into());
+        }
+        if component.starts_with('.') {
+            return Err(format!("rename component `{component}`: it begins with a dot"));
+        }
+    }
+    Ok(())
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b`.
+///
+/// Source: optimal string alignment, the restricted form of the Damerau-Levenshtein distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documentation_states_the_table() {
+        let rows: Vec<&str> =
+            include_str!("lib.rs").lines().filter(|line| line.starts_with("/// | `")).collect();
+        assert_eq!(rows.len(), KEYS.len());
+        for (key, row) in KEYS.iter().zip(rows) {
+            let start = match &key.takes {
+                Takes::Integer { range, default } => {
+                    format!("`{}` | {} to {} | {default} |", key.name, range.start(), range.end())
+                }
+                Takes::Bool => format!("`{}` | boolean |", key.name),
+                Takes::Text { .. } => format!("`{}` | string |", key.name),
+                Takes::Reason => format!("`{}` | nothing or string |", key.name),
+                Takes::Function => format!("`{}` | path |", key.name),
+            };
+            assert!(row.starts_with(&format!("/// | {start}")), "`{row}` should begin `{start}`");
+        }
+    }
+
+    #[test]
+    fn misspelled_keys_find_their_neighbour() {
+        for (typo, want) in [
+            ("core", Some("cores")),
+            ("llc", Some("llcs")),
+            ("thread", Some("threads")),
+            ("memory_mb", Some("memory_mib")),
+            ("memory", Some("memory_mib")),
+            ("duration", Some("duration_s")),
+            ("duraiton_s", Some("duration_s")),
+            ("watchdog", Some("watchdog_timeout_s")),
+            ("numa_node", Some("numa_nodes")),
+            ("expect_error", Some("expect_err")),
+            ("hostonly", Some("host_only")),
+            ("kalsr", Some("kaslr")),
+            ("vm", None),
+            ("flavour", None),
+            ("", None),
+        ] {
+            assert_eq!(closest(typo).map(|key| key.name), want, "{typo}");
+        }
+    }
+
+    #[test]
+    fn edit_distance_counts_swaps_once() {
+        for (a, b, want) in [
+            ("", "", 0),
+            ("", "ab", 2),
+            ("ab", "ba", 1),
+            ("cores", "core", 1),
+            ("llcs", "cores", 4),
+        ] {
+            assert_eq!(edit_distance(a, b), want, "{a} {b}");
+            assert_eq!(edit_distance(b, a), want, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn cgroup_paths_are_absolute_and_plain() {
+        for (path, ok) in [
+            ("/ktstr", true),
+            ("/a/b.slice/c", true),
+            ("", false),
+            ("/", false),
+            ("ktstr", false),
+            ("//a", false),
+            ("/a//b", false),
+            ("/a/", false),
+            ("/./a", false),
+            ("/a/..", false),
+            ("/.hidden", false),
+            ("/a\0", false),
+        ] {
+            assert_eq!(check_cgroup(path).is_ok(), ok, "{path:?}");
+        }
+    }
+}

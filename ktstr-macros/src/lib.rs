@@ -1,0 +1,68 @@
+//! The `#[ktstr_test]` attribute.
+//!
+//! This crate only writes paths into `::ktstr::__private` and depends on no other crate of the
+//! project. `keys` is the table of the attribute's keys, `args` reads the attribute by it,
+//! `signature` reads the function below it, `expand` joins them. All work on `proc_macro2` types,
+//! so that they can be tested outside of a compiler.
+
+mod args;
+mod errors;
+mod expand;
+mod keys;
+mod signature;
+
+use proc_macro::TokenStream;
+
+/// Runs a function as a test inside its own virtual machine.
+///
+/// The function has the signature `fn name(ctx: &Ctx) -> Result<AssertResult>` and shows up in
+/// `cargo test` as any other test of its module.
+///
+/// ```ignore
+/// use ktstr::prelude::*;
+///
+/// #[ktstr_test(llcs = 2, cores = 2, memory_mib = 512, duration_s = 2)]
+/// fn sees_four_cpus(ctx: &Ctx) -> Result<AssertResult> {
+///     assert_eq!(std::thread::available_parallelism()?.get(), 4);
+///     Ok(AssertResult::pass())
+/// }
+/// ```
+///
+/// # Keys
+///
+/// Numbers and strings are literals. A boolean key alone means `true`.
+///
+/// | Key | Value | Default | Meaning |
+/// |---|---|---|---|
+/// | `numa_nodes` | 1 to 64 | 1 | NUMA nodes of the guest |
+/// | `llcs` | 1 to 255 | 1 | last-level caches over all nodes, a multiple of `numa_nodes` |
+/// | `cores` | 1 to 255 | 2 | cores below each last-level cache |
+/// | `threads` | 1 to 8 | 1 | SMT threads of each core |
+/// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB for each |
+/// | `duration_s` | 1 to 86400 | 5 | how long the body means to run, in seconds |
+/// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds a body may run over, or a guest be silent |
+/// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |
+/// | `workload_root_cgroup` | string | `"/ktstr"` | the cgroup below which the scenario works |
+/// | `expect_err` | boolean | `false` | pass if, and only if, the guest's side fails |
+/// | `host_only` | boolean | `false` | run the body on the host, without a VM |
+/// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
+/// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses |
+/// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
+/// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest |
+///
+/// The product of `llcs`, `cores` and `threads` is at most 255. A `workload_root_cgroup` begins
+/// with `/`, is not `/` itself, and has no component that is empty or begins with a dot.
+/// `host_only` excludes every key that describes the virtual machine.
+///
+/// # Other attributes
+///
+/// `#[cfg]`, `#[allow]`, `#[ignore]`, doc comments and the like go with the test. `#[test]` is
+/// implied and an error; so is `#[should_panic]`, for which `expect_err` stands.
+///
+/// # Errors
+///
+/// Every mistake is a compile error on the token that causes it, all of them in one build.
+#[proc_macro_attribute]
+pub fn ktstr_test(attr: TokenStream, item: TokenStream) -> TokenStream {
+    expand::ktstr_test(attr.into(), item.into()).into()
+}

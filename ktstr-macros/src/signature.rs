@@ -1,0 +1,246 @@
+//! The function below the attribute: its parser and the rules for its signature.
+
+use proc_macro2::{Span, TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::parse::{Parse, ParseStream};
+use syn::{Attribute, FnArg, ReturnType, Safety, Signature, Type, TypeReference, Visibility};
+
+use crate::errors::Errors;
+
+/// A function whose body is left as the author's tokens.
+///
+/// Not `syn::ItemFn`: the body is the compiler's to parse, in the syntax of its day.
+pub(crate) struct TestFn {
+    pub(crate) attrs: Vec<Attribute>,
+    pub(crate) vis: Visibility,
+    pub(crate) sig: Signature,
+    /// The block, or `;` if there is none.
+    pub(crate) body: TokenTree,
+}
+
+impl Parse for TestFn {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        Ok(Self {
+            attrs: input.call(Attribute::parse_outer)?,
+            vis: input.parse()?,
+            sig: input.parse()?,
+            body: input.parse()?,
+        })
+    }
+}
+
+impl TestFn {
+    /// Notes everything that a test's signature cannot have, and what it lacks.
+    pub(crate) fn check(&self, errors: &mut Errors) {
+        self.check_attributes(errors);
+        self.check_qualifiers(errors);
+        self.check_generics(errors);
+        self.check_parameters(errors);
+        let (sig, form) = (&self.sig, self.form());
+        if let ReturnType::Default = sig.output {
+            errors.at(sig.ident.span(), format!("add the return type: `{form}`"));
+        }
+        if !self.has_block() {
+            errors.at(self.body.span(), format!("add the body: `{form} {{ .. }}`"));
+        }
+    }
+
+    /// The author's function alone, to stand in for a test that has errors.
+    ///
+    /// It keeps the compiler from reporting what the function would have defined or used. Nothing
+    /// if the compiler would refuse the function as it is.
+    pub(crate) fn to_plain_function(&self) -> TokenStream {
+        if !self.has_block() || self.sig.receiver().is_some() || self.sig.variadic.is_some() {
+            return TokenStream::new();
+        }
+        let Self { attrs, vis, sig, body } = self;
+        let attrs = attrs.iter().filter(|attr| !is_of_test(attr));
+        // The compiler would add an error for whatever in the body is not `const`.
+        let sig = Signature { constness: None, ..sig.clone() };
+        quote!(#(#attrs)* #[allow(dead_code)] #vis #sig #body)
+    }
+
+    /// `#[ignore]` as the author wrote it.
+    pub(crate) fn ignore_attribute(&self) -> Option<&Attribute> {
+        self.attrs.iter().find(|attr| attr.path().is_ident("ignore"))
+    }
+
+    fn check_attributes(&self, errors: &mut Errors) {
+        for attr in &self.attrs {
+            let path = attr.path().to_token_stream().to_string().replace(' ', "");
+            match last_segment(attr).as_str() {
+                "test" | "bench" => errors.on(
+                    attr,
+                    format!("remove `#[{path}]`: `#[ktstr_test]` makes the function a test"),
+                ),
+                "should_panic" => errors.on(
+                    attr,
+                    "replace `#[should_panic]` by `#[ktstr_test(expect_err)]`: it takes a panic \
+                     in the guest, and an error, for success",
+                ),
+                "ktstr_test" => errors
+                    .on(attr, format!("join `#[{path}]` with the first: a function is one test")),
+                _ => {}
+            }
+        }
+    }
+
+    fn check_qualifiers(&self, errors: &mut Errors) {
+        let Signature { constness, asyncness, safety, abi, .. } = &self.sig;
+        let form = self.form();
+        let mut refuse = |token: &dyn ToTokens, name: &str| {
+            errors.on(token.to_token_stream(), format!("remove `{name}`: a test is `{form}`"));
+        };
+        if let Some(token) = constness {
+            refuse(token, "const");
+        }
+        if let Some(token) = asyncness {
+            refuse(token, "async");
+        }
+        match safety {
+            Safety::Unsafe(token) => refuse(token, "unsafe"),
+            Safety::Safe(token) => refuse(token, "safe"),
+            Safety::Default => {}
+        }
+        if let Some(abi) = abi {
+            refuse(abi, "extern");
+        }
+    }
+
+    fn check_generics(&self, errors: &mut Errors) {
+        let generics = &self.sig.generics;
+        if generics.lt_token.is_some() {
+            errors.on(generics, "remove the generics: nothing calls a test with arguments");
+        }
+        if let Some(clause) = &generics.where_clause {
+            errors.on(clause, "remove the `where` clause: the function has no generics to bound");
+        }
+    }
+
+    fn check_parameters(&self, errors: &mut Errors) {
+        let Signature { inputs, variadic, paren_token, .. } = &self.sig;
+        let form = self.form();
+        match inputs.first() {
+            Some(FnArg::Receiver(receiver)) => errors.on(
+                receiver,
+                format!("replace `self` by the context: a test is a free function, `{form}`"),
+            ),
+            Some(FnArg::Typed(context)) => check_context(&context.ty, errors),
+            None => errors.at(paren_token.span.join(), format!("add the context: `{form}`")),
+        }
+        for extra in inputs.iter().skip(1) {
+            errors.on(extra, format!("remove the parameter: a test is `{form}`"));
+        }
+        if let Some(variadic) = variadic {
+            errors.on(variadic, format!("remove `...`: a test is `{form}`"));
+        }
+    }
+
+    fn has_block(&self) -> bool {
+        matches!(self.body, TokenTree::Group(_))
+    }
+
+    /// The signature that the function should have.
+    fn form(&self) -> String {
+        format!("fn {}(ctx: &Ctx) -> Result<AssertResult>", self.sig.ident)
+    }
+}
+
+/// The error for what is not a function, at the token that shows it.
+pub(crate) fn not_a_function(span: Span) -> syn::Error {
+    let message = "`#[ktstr_test]` goes on a free function: \
+                   `fn name(ctx: &Ctx) -> Result<AssertResult>`";
+    syn::Error::new(span, message)
+}
+
+/// Checks that the context is taken as `&Type`; which type is for the compiler to check.
+fn check_context(ty: &Type, errors: &mut Errors) {
+    match ty {
+        Type::Group(group) => check_context(&group.elem, errors),
+        Type::Paren(paren) => check_context(&paren.elem, errors),
+        Type::Reference(TypeReference { lifetime, mutability, .. }) => {
+            if let Some(lifetime) = lifetime
+                && lifetime.ident != "_"
+            {
+                errors.on(lifetime, "remove the lifetime: the context lives as long as the call");
+            }
+            if let Some(token) = mutability {
+                errors.on(token, "remove `mut`: the context is shared, `ctx: &Ctx`");
+            }
+        }
+        _ => errors.on(ty, "take the context by reference: `ctx: &Ctx`"),
+    }
+}
+
+/// Whether the attribute means something on a test only.
+fn is_of_test(attr: &Attribute) -> bool {
+    let names = ["test", "bench", "should_panic", "ignore", "ktstr_test"];
+    names.contains(&last_segment(attr).as_str())
+}
+
+fn last_segment(attr: &Attribute) -> String {
+    attr.path().segments.last().map_or_else(String::new, |segment| segment.ident.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn good_signatures_are_taken() {
+        for function in [
+            "fn f(ctx: &Ctx) -> Result<AssertResult> {}",
+            "pub(crate) fn f(_: &'_ ktstr::prelude::Ctx) -> anyhow::Result<AssertResult> {}",
+            "#[cfg(x)] #[ignore] /** doc */ fn r#move(#[allow(x)] c: &(Ctx),) -> R {}",
+        ] {
+            let function: TestFn = syn::parse_str(function).expect("a function");
+            let mut errors = Errors::default();
+            function.check(&mut errors);
+            assert_eq!(errors.into_texts(), [], "{}", function.sig.ident);
+        }
+    }
+
+    #[test]
+    fn every_error_marks_its_token() {
+        for (function, want) in [
+            ("#[test] fn f(c: &Ctx) -> R {}", &["#[test]"][..]),
+            (
+                "#[a::test(x)] #[should_panic] fn f(c: &Ctx) -> R {}",
+                &["#[a::test(x)]", "#[should_panic]"],
+            ),
+            (
+                "const async unsafe extern \"C\" fn f(c: &Ctx) -> R {}",
+                &["const", "async", "unsafe", "extern \"C\""],
+            ),
+            ("fn f<'a, T>(c: &'a Ctx) -> R where T: X {}", &["<'a, T>", "where T: X", "'a"]),
+            ("fn f(self: &Ctx, n: u8, ...) {}", &["self: &Ctx", "n: u8", "...", "f"]),
+            ("fn f() -> R;", &["()", ";"]),
+            ("fn f(c: (&Ctx)) -> R {}", &[]),
+            ("fn f(c: Arc<Ctx>) -> R {}", &["Arc<Ctx>"]),
+        ] {
+            let function: TestFn = syn::parse_str(function).expect("a function");
+            let mut errors = Errors::default();
+            function.check(&mut errors);
+            let errors = errors.into_texts();
+            let tokens: Vec<_> = errors.iter().map(|(token, _)| token.as_str()).collect();
+            assert_eq!(tokens, want, "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn plain_function_loses_what_makes_it_a_test() {
+        for (function, want) in [
+            ("#[test] #[cfg(x)] const fn f() {}", "#[cfg(x)] #[allow(dead_code)] fn f() {}"),
+            (
+                "#[ignore] pub async fn f<T>(n: u8) {}",
+                "#[allow(dead_code)] pub async fn f<T>(n: u8) {}",
+            ),
+            ("fn f(&self) {}", ""),
+            ("fn f();", ""),
+        ] {
+            let function: TestFn = syn::parse_str(function).expect("a function");
+            let want: TokenStream = want.parse().expect("tokens");
+            assert_eq!(function.to_plain_function().to_string(), want.to_string());
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The engine trait: how a caller runs a machine without knowing what runs it.
+
+use std::fmt;
+use std::time::Instant;
+
+use crate::{Error, VmConfig};
+
+/// Something that boots virtual machines.
+pub trait Engine: fmt::Debug + Send + Sync {
+    /// What it is, for people: `QEMU 10.0.13 (TCG)`.
+    fn describe(&self) -> String;
+
+    /// Starts a machine; returns as soon as it runs.
+    fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error>;
+}
+
+/// A running machine. Dropping it stops it and leaves nothing behind.
+pub trait Vm: fmt::Debug {
+    /// Waits for the next thing the machine does, until `deadline`.
+    ///
+    /// Everything the guest wrote before its end is delivered before [`Event::Exited`]; once that
+    /// was returned, it is returned again by every later call.
+    fn next_event(&mut self, deadline: Instant) -> Result<Event, Error>;
+
+    /// Sends bytes into a port. Bytes sent before the guest has opened the port wait for it.
+    fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Stops all CPUs until [`Vm::resume`].
+    fn pause(&mut self) -> Result<(), Error>;
+
+    /// Lets the CPUs of a paused machine go on.
+    fn resume(&mut self) -> Result<(), Error>;
+
+    /// Fills `buf` from guest-physical address `gpa`.
+    fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error>;
+
+    /// Ends the machine now, whatever it does. Returns when it is gone.
+    fn stop(&mut self) -> Result<(), Error>;
+}
+
+/// What a machine did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The guest wrote to its serial console.
+    Console(Vec<u8>),
+    /// The guest wrote to a port.
+    Port {
+        /// Index into [`VmConfig::ports`].
+        port: usize,
+        /// What it wrote; message boundaries are not kept.
+        bytes: Vec<u8>,
+    },
+    /// The machine is gone.
+    Exited(ExitReason),
+    /// The deadline of the call has passed; the machine still runs.
+    Deadline,
+}
+
+/// Why a machine is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset, as a kernel does after a panic with `panic=-1`, or crashed by
+    /// a triple fault.
+    Reset,
+    /// [`Vm::stop`] ended it.
+    Stopped,
+    /// The engine itself died: how, and the last it said.
+    EngineDied {
+        /// Exit status or signal, for people.
+        status: String,
+        /// The end of its standard error.
+        stderr: String,
+    },
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => write!(f, "the guest switched itself off"),
+            Self::Reset => write!(f, "the guest reset itself"),
+            Self::Stopped => write!(f, "the runner stopped the guest"),
+            Self::EngineDied { status, stderr } if stderr.trim().is_empty() => {
+                write!(f, "the engine died ({status}) and said nothing")
+            }
+            Self::EngineDied { status, stderr } => {
+                write!(f, "the engine died ({status}): {}", stderr.trim())
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Engines that boot a Linux kernel in a virtual machine and report what happened: facts, no
+//! opinion.
+//!
+//! An [`Engine`] turns a [`VmConfig`] into a running [`Vm`]; the caller pulls [`Event`]s from it
+//! until the machine is gone. Nothing here knows of tests: any kernel, any initramfs.
+//!
+//! [`probe`] tells in milliseconds whether this host's KVM can serve.
+
+mod config;
+mod engine;
+mod error;
+pub mod probe;
+pub mod qemu;
+
+pub use config::{Topology, VmConfig};
+pub use engine::{Engine, Event, ExitReason, Vm};
+pub use error::Error;

@@ -1,0 +1,279 @@
+//! QEMU's command line, a pure function of the machine wanted.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+
+use super::memory;
+use crate::{Error, Topology, VmConfig};
+
+/// Numbers of the file descriptors QEMU inherits.
+#[derive(Debug, Clone)]
+pub(super) struct Inherited {
+    /// The QMP monitor: one end of a socket pair.
+    pub(super) qmp: RawFd,
+    /// One end of a socket pair per port.
+    pub(super) ports: Vec<RawFd>,
+    /// One memfd per memory node.
+    pub(super) memory: Vec<RawFd>,
+}
+
+/// How TCG spreads guest CPUs over host threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TcgThreads {
+    /// One thread per CPU.
+    Multi,
+    /// All CPUs take turns.
+    Single,
+}
+
+/// An Intel CPU: with the AMD one QEMU calls `max`, every CPU has an L3 id of its own (TCG lacks
+/// topoext). Five-level paging is off because it doubles the cost of a page walk for nothing.
+const CPU: &str = "max,la57=off,vendor=GenuineIntel,family=6,model=85,stepping=4";
+
+/// What the kernel must be told on this machine, and why.
+///
+/// `no_timer_check`: on a busy host a late timer interrupt reads as a broken IO-APIC and panics.
+const CMDLINE: &str = "console=ttyS0 no_timer_check";
+
+/// Builds all arguments after the program and its own leading ones.
+pub(super) fn build(config: &VmConfig, fds: &Inherited, threads: TcgThreads) -> Vec<OsString> {
+    let mut args = Args::default();
+    args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
+    // QMP must be listening before the guest can end, or the event that tells why is lost: start
+    // stopped. Stop, not exit, at the end: what the guest wrote last may still be in its rings.
+    args.flag("-S").option("-action", "reboot=shutdown,shutdown=pause");
+    args.option("-accel", match threads {
+        TcgThreads::Multi => "tcg,thread=multi",
+        TcgThreads::Single => "tcg,thread=single",
+    });
+    args.option("-cpu", CPU);
+    add_topology(&mut args, config, &fds.memory);
+    add_channels(&mut args, config, fds);
+    args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
+    args.option("-append", format!("{CMDLINE} {}", config.cmdline));
+    args.0
+}
+
+/// Checks what QEMU would refuse in words that do not lead back to the [`VmConfig`], or not at all.
+pub(super) fn check(config: &VmConfig) -> Result<(), Error> {
+    let Topology { numa_nodes, llcs, cores_per_llc, threads_per_core } = config.topology;
+    let all = [numa_nodes, llcs, cores_per_llc, threads_per_core];
+    let complaint = if all.contains(&0) {
+        "every dimension of the topology must be at least 1".to_owned()
+    } else if llcs % numa_nodes != 0 {
+        format!("{llcs} last-level caches cannot be spread evenly over {numa_nodes} nodes")
+    } else if config.memory_mib < numa_nodes {
+        format!("{} MiB of memory are too little for {numa_nodes} nodes", config.memory_mib)
+    } else if [llcs, cores_per_llc, threads_per_core]
+        .iter()
+        .try_fold(1_u32, |cpus, &n| cpus.checked_mul(n))
+        .is_none()
+    {
+        "the topology has too many CPUs".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Config(complaint))
+}
+
+/// CPUs, memory and nodes. A last-level cache is a socket: QEMU gives each socket an L3, while
+/// `dies=` aborts QEMU 10 with an Intel CPU.
+fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
+    let Topology { numa_nodes, llcs, cores_per_llc, threads_per_core } = config.topology;
+    let cpus = llcs * cores_per_llc * threads_per_core;
+    args.option(
+        "-smp",
+        format!("{cpus},sockets={llcs},cores={cores_per_llc},threads={threads_per_core}"),
+    );
+    args.option("-m", format!("{}M", config.memory_mib));
+    for (node, (size_mib, fd)) in memory::node_sizes_mib(config).zip(memfds).enumerate() {
+        args.option(
+            "-object",
+            format!(
+                "memory-backend-file,id=mem{node},size={size_mib}M,mem-path=/proc/self/fd/{fd},\
+                 share=on"
+            ),
+        );
+    }
+    // One node needs no tables: the kernel makes node 0 of whatever there is.
+    if numa_nodes == 1 {
+        args.option("-machine", "pc,memory-backend=mem0");
+        return;
+    }
+    args.option("-machine", "pc");
+    let per_node = cpus / numa_nodes;
+    for node in 0..numa_nodes {
+        let (first, last) = (node * per_node, (node + 1) * per_node - 1);
+        args.option("-numa", format!("node,nodeid={node},cpus={first}-{last},memdev=mem{node}"));
+    }
+    for src in 0..numa_nodes {
+        for dst in src + 1..numa_nodes {
+            args.option("-numa", format!("dist,src={src},dst={dst},val=20"));
+        }
+    }
+}
+
+/// QMP, the console and the ports.
+fn add_channels(args: &mut Args, config: &VmConfig, fds: &Inherited) {
+    args.option("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
+    args.option("-mon", "chardev=qmp,mode=control");
+    // A pipe, because the UART writes single bytes: a socket is full after a few hundred writes
+    // of whatever size, a pipe after 64 KiB.
+    args.option("-chardev", "stdio,id=console,signal=off").option("-serial", "chardev:console");
+    if fds.ports.is_empty() {
+        return;
+    }
+    // Number 0 is kept for a console, which is why there is one more than there are ports.
+    let max_ports = fds.ports.len() + 1;
+    args.option("-device", format!("virtio-serial-pci,max_ports={max_ports}"));
+    for (index, (name, fd)) in config.ports.iter().zip(&fds.ports).enumerate() {
+        args.option("-chardev", format!("socket,id=port{index},fd={fd}"));
+        let (nr, name) = (index + 1, escape(name));
+        args.option("-device", format!("virtserialport,nr={nr},chardev=port{index},name={name}"));
+    }
+}
+
+/// Doubles the commas of a value inside a comma-separated option.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// A command line in the making.
+#[derive(Debug, Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.into());
+        self
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.extend([name.into(), value.into()]);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(topology: [u32; 4], memory_mib: u32, ports: &[&str]) -> VmConfig {
+        let [numa_nodes, llcs, cores_per_llc, threads_per_core] = topology;
+        VmConfig {
+            kernel: "/k/vm,linux".into(),
+            initramfs: "/i".into(),
+            cmdline: "quiet x=1,2".into(),
+            topology: Topology { numa_nodes, llcs, cores_per_llc, threads_per_core },
+            memory_mib,
+            ports: ports.iter().map(|&name| name.into()).collect(),
+        }
+    }
+
+    fn built(config: &VmConfig) -> Vec<String> {
+        let nodes = config.topology.numa_nodes as RawFd;
+        let ports = config.ports.len() as RawFd;
+        let fds = Inherited {
+            qmp: 10,
+            ports: (20..20 + ports).collect(),
+            memory: (30..30 + nodes).collect(),
+        };
+        let args = build(config, &fds, TcgThreads::Multi);
+        args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
+    }
+
+    /// The values given to an option, in their order.
+    fn values<'a>(args: &'a [String], option: &str) -> Vec<&'a str> {
+        let pairs = args.windows(2).filter(|pair| pair[0] == option);
+        pairs.map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn last_level_caches_are_sockets() {
+        for (topology, want) in [
+            ([1, 1, 1, 1], "1,sockets=1,cores=1,threads=1"),
+            ([1, 2, 2, 2], "8,sockets=2,cores=2,threads=2"),
+            ([2, 4, 2, 1], "8,sockets=4,cores=2,threads=1"),
+            ([1, 3, 3, 1], "9,sockets=3,cores=3,threads=1"),
+        ] {
+            assert_eq!(values(&built(&config(topology, 512, &[])), "-smp"), [want]);
+        }
+    }
+
+    #[test]
+    fn one_node_has_no_tables() {
+        let args = built(&config([1, 2, 1, 1], 512, &[]));
+        assert_eq!(values(&args, "-m"), ["512M"]);
+        assert_eq!(values(&args, "-numa"), [""; 0]);
+        assert_eq!(
+            values(&args, "-object"),
+            ["memory-backend-file,id=mem0,size=512M,mem-path=/proc/self/fd/30,share=on"]
+        );
+        assert!(values(&args, "-machine")[0].ends_with("memory-backend=mem0"));
+    }
+
+    #[test]
+    fn nodes_share_cpus_and_memory_and_the_last_takes_the_remainder() {
+        let args = built(&config([3, 3, 2, 1], 1000, &[]));
+        assert_eq!(
+            values(&args, "-numa"),
+            [
+                "node,nodeid=0,cpus=0-1,memdev=mem0",
+                "node,nodeid=1,cpus=2-3,memdev=mem1",
+                "node,nodeid=2,cpus=4-5,memdev=mem2",
+                "dist,src=0,dst=1,val=20",
+                "dist,src=0,dst=2,val=20",
+                "dist,src=1,dst=2,val=20",
+            ]
+        );
+        let sizes: Vec<&str> = values(&args, "-object")
+            .into_iter()
+            .map(|object| object.split(',').find(|part| part.starts_with("size=")).unwrap())
+            .collect();
+        assert_eq!(sizes, ["size=333M", "size=333M", "size=334M"]);
+    }
+
+    #[test]
+    fn ports_are_numbered_from_one_and_keep_their_names() {
+        let args = built(&config([1, 1, 1, 1], 256, &["ktstr.wire", "a,b"]));
+        assert_eq!(
+            values(&args, "-device"),
+            [
+                "virtio-serial-pci,max_ports=3",
+                "virtserialport,nr=1,chardev=port0,name=ktstr.wire",
+                "virtserialport,nr=2,chardev=port1,name=a,,b",
+            ]
+        );
+        assert_eq!(
+            values(&args, "-chardev"),
+            [
+                "socket,id=qmp,fd=10",
+                "stdio,id=console,signal=off",
+                "socket,id=port0,fd=20",
+                "socket,id=port1,fd=21",
+            ]
+        );
+        assert_eq!(values(&built(&config([1, 1, 1, 1], 256, &[])), "-device"), [""; 0]);
+    }
+
+    #[test]
+    fn paths_and_command_line_are_passed_as_they_are() {
+        let args = built(&config([1, 1, 1, 1], 256, &[]));
+        assert_eq!(values(&args, "-kernel"), ["/k/vm,linux"]);
+        assert_eq!(values(&args, "-append"), ["console=ttyS0 no_timer_check quiet x=1,2"]);
+    }
+
+    #[test]
+    fn impossible_machines_are_refused_in_our_words() {
+        for (topology, memory_mib, want) in [
+            ([1, 0, 1, 1], 256, "every dimension of the topology must be at least 1"),
+            ([2, 3, 1, 1], 256, "3 last-level caches cannot be spread evenly over 2 nodes"),
+            ([4, 4, 1, 1], 3, "3 MiB of memory are too little for 4 nodes"),
+            ([1, 1 << 16, 1 << 16, 1], 256, "the topology has too many CPUs"),
+        ] {
+            let error = check(&config(topology, memory_mib, &[])).unwrap_err();
+            assert_eq!(error.to_string(), format!("cannot build the machine: {want}"));
+        }
+        check(&config([2, 4, 2, 2], 256, &[])).unwrap();
+    }
+}

@@ -1,0 +1,112 @@
+//! What the machine has said and the caller has not yet asked for.
+
+use std::collections::VecDeque;
+
+use crate::{Error, Event};
+
+/// The most that is held. Only a wait for QEMU's answer can come near: else nothing is read before
+/// the caller has taken what there is.
+const MAX_QUEUED: usize = 64 << 20;
+/// How much of the end of standard error is kept.
+const STDERR_TAIL: usize = 16 << 10;
+
+/// Events in the order of their arrival.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    events: VecDeque<Event>,
+    queued: usize,
+    received: u64,
+    stderr: VecDeque<u8>,
+}
+
+impl Inbox {
+    /// Adds what came from the console.
+    pub(super) fn add_console(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
+        self.add(bytes, Event::Console)
+    }
+
+    /// Adds what came from a port.
+    pub(super) fn add_port(&mut self, port: usize, bytes: Vec<u8>) -> Result<(), Error> {
+        self.add(bytes, |bytes| Event::Port { port, bytes })
+    }
+
+    fn add(&mut self, bytes: Vec<u8>, event: impl FnOnce(Vec<u8>) -> Event) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.queued += bytes.len();
+        self.received += bytes.len() as u64;
+        self.events.push_back(event(bytes));
+        if self.queued > MAX_QUEUED {
+            let direction = "for the caller to read them";
+            return Err(Error::Overflow { limit_mib: MAX_QUEUED >> 20, direction });
+        }
+        Ok(())
+    }
+
+    /// Adds what QEMU says on standard error; only the end is kept.
+    pub(super) fn add_stderr(&mut self, bytes: &[u8]) {
+        self.stderr.extend(bytes);
+        let excess = self.stderr.len().saturating_sub(STDERR_TAIL);
+        self.stderr.drain(..excess);
+    }
+
+    /// The oldest event, taken out.
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        if let Event::Console(bytes) | Event::Port { bytes, .. } = &event {
+            self.queued -= bytes.len();
+        }
+        Some(event)
+    }
+
+    /// Whether there is nothing to take.
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// How many bytes ever came from the guest.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The end of standard error.
+    pub(super) fn stderr(&self) -> String {
+        let bytes: Vec<u8> = self.stderr.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_keep_their_order_and_are_counted() {
+        let mut inbox = Inbox::default();
+        inbox.add_console(b"one".to_vec()).unwrap();
+        inbox.add_port(2, Vec::new()).unwrap();
+        inbox.add_port(1, b"two".to_vec()).unwrap();
+        assert_eq!(inbox.received(), 6);
+        assert_eq!(inbox.pop(), Some(Event::Console(b"one".to_vec())));
+        assert_eq!(inbox.pop(), Some(Event::Port { port: 1, bytes: b"two".to_vec() }));
+        assert_eq!(inbox.pop(), None);
+        assert_eq!((inbox.queued, inbox.received()), (0, 6));
+    }
+
+    #[test]
+    fn a_flood_nobody_takes_is_an_error() {
+        let mut inbox = Inbox::default();
+        inbox.add_console(vec![b'x'; MAX_QUEUED]).unwrap();
+        assert!(inbox.add_console(vec![b'x']).is_err());
+    }
+
+    #[test]
+    fn only_the_end_of_standard_error_is_kept() {
+        let mut inbox = Inbox::default();
+        inbox.add_stderr(&[b'a'; STDERR_TAIL]);
+        inbox.add_stderr(b"the end");
+        assert_eq!(inbox.stderr().len(), STDERR_TAIL);
+        assert!(inbox.stderr().ends_with("aathe end"));
+    }
+}

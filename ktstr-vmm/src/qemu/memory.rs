@@ -1,0 +1,168 @@
+//! Guest memory as files without names, which this process reads while QEMU runs the guest on them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::{Errno, pread};
+
+use crate::{Error, VmConfig};
+
+const MIB: u64 = 1 << 20;
+/// Where the memory goes on that found no place below the devices.
+const HIGH_BASE: u64 = 4 << 30;
+
+/// The size of each node in MiB: equal shares, and the remainder for the last.
+pub(super) fn node_sizes_mib(config: &VmConfig) -> impl Iterator<Item = u64> {
+    let nodes = u64::from(config.topology.numa_nodes);
+    let total = u64::from(config.memory_mib);
+    let share = total / nodes;
+    (0..nodes).map(move |node| if node + 1 == nodes { total - share * node } else { share })
+}
+
+/// The memory of one machine, one memfd per node.
+#[derive(Debug)]
+pub(super) struct GuestMemory {
+    nodes: Vec<Node>,
+    /// Bytes of memory below the hole under 4 GiB.
+    low: u64,
+}
+
+#[derive(Debug)]
+struct Node {
+    memfd: OwnedFd,
+    size: u64,
+}
+
+impl GuestMemory {
+    /// Makes zeroed memory; pages come into being when they are first written.
+    pub(super) fn new(config: &VmConfig) -> Result<Self, Error> {
+        let nodes = node_sizes_mib(config)
+            .map(|mib| {
+                let memfd = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+                ftruncate(&memfd, mib * MIB)?;
+                Ok(Node { memfd, size: mib * MIB })
+            })
+            .collect::<Result<_, Errno>>()
+            .map_err(Error::io("create guest memory"))?;
+        Ok(Self { nodes, low: low_memory(u64::from(config.memory_mib) * MIB) })
+    }
+
+    /// The memfds, in node order.
+    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.nodes.iter().map(|node| node.memfd.as_fd())
+    }
+
+    /// Fills `buf` from guest-physical address `gpa`, all of it or nothing.
+    pub(super) fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let mut offset = self.offset(gpa, buf.len())?;
+        let mut rest = buf;
+        for node in &self.nodes {
+            if offset >= node.size {
+                offset -= node.size;
+                continue;
+            }
+            let here = rest.len().min(usize::try_from(node.size - offset).unwrap_or(usize::MAX));
+            let (now, later) = rest.split_at_mut(here);
+            read_exact_at(&node.memfd, now, offset).map_err(Error::io("read guest memory"))?;
+            (offset, rest) = (0, later);
+        }
+        Ok(())
+    }
+
+    /// Turns an address range into an offset into the nodes laid end to end.
+    fn offset(&self, gpa: u64, len: usize) -> Result<u64, Error> {
+        let total: u64 = self.nodes.iter().map(|node| node.size).sum();
+        let (base, first, last) =
+            if gpa < HIGH_BASE { (0, 0, self.low) } else { (HIGH_BASE, self.low, total) };
+        let offset = first + (gpa - base);
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= last => Ok(offset),
+            _ => Err(Error::OutsideMemory { gpa, len }),
+        }
+    }
+}
+
+/// How much of `total` bytes lies below 4 GiB on QEMU's `pc`.
+///
+/// Source: QEMU 10.0, hw/i386/pc_piix.c (`pc_init1`): 3.5 GiB if that holds all, else 3 GiB.
+fn low_memory(total: u64) -> u64 {
+    const ALL_LOW: u64 = 0xe000_0000;
+    const SPLIT_LOW: u64 = 0xc000_0000;
+    if total < ALL_LOW { total } else { SPLIT_LOW }
+}
+
+fn read_exact_at(fd: &OwnedFd, mut buf: &mut [u8], mut offset: u64) -> rustix::io::Result<()> {
+    while !buf.is_empty() {
+        match pread(fd, &mut *buf, offset) {
+            // Only a truncated file ends early, and nobody truncates it.
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::pwrite;
+
+    use super::*;
+    use crate::Topology;
+
+    fn memory(numa_nodes: u32, memory_mib: u32) -> GuestMemory {
+        let topology =
+            Topology { numa_nodes, llcs: numa_nodes, cores_per_llc: 1, threads_per_core: 1 };
+        GuestMemory::new(&VmConfig {
+            kernel: "".into(),
+            initramfs: "".into(),
+            cmdline: String::new(),
+            topology,
+            memory_mib,
+            ports: Vec::new(),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_read_across_nodes_takes_from_both() {
+        let memory = memory(2, 5);
+        pwrite(&memory.nodes[0].memfd, b"abc", 2 * MIB - 3).unwrap();
+        pwrite(&memory.nodes[1].memfd, b"def", 0).unwrap();
+        let mut buf = [0; 6];
+        memory.read(2 * MIB - 3, &mut buf).unwrap();
+        assert_eq!(&buf, b"abcdef");
+    }
+
+    #[test]
+    fn memory_above_the_hole_follows_what_is_below() {
+        let memory = memory(1, 4096);
+        pwrite(&memory.nodes[0].memfd, b"low!high", 3072 * MIB - 4).unwrap();
+        let mut buf = [0; 4];
+        memory.read(0xc000_0000 - 4, &mut buf).unwrap();
+        assert_eq!(&buf, b"low!");
+        memory.read(HIGH_BASE, &mut buf).unwrap();
+        assert_eq!(&buf, b"high");
+    }
+
+    #[test]
+    fn what_is_not_memory_is_refused() {
+        for (mib, gpa, len) in [
+            (16, 16 * MIB, 1),
+            (16, 16 * MIB - 1, 2),
+            (16, HIGH_BASE, 1),
+            (16, u64::MAX, 8),
+            (4096, 0xc000_0000 - 1, 2),
+            (4096, 0xe000_0000, 1),
+            (4096, HIGH_BASE + 1024 * MIB, 1),
+        ] {
+            let error = memory(1, mib).read(gpa, &mut vec![0; len]).unwrap_err();
+            assert!(matches!(error, Error::OutsideMemory { .. }), "{mib} MiB, {gpa:#x}: {error}");
+        }
+        memory(1, 3583).read(3583 * MIB - 8, &mut [0; 8]).unwrap();
+    }
+}

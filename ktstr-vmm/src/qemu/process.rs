@@ -1,0 +1,200 @@
+//! The QEMU process: started with the descriptors it needs and no others, never left behind.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_parent_process_death_signal,
+};
+
+use super::channel::Channel;
+use crate::Error;
+
+/// Descriptors for a child, at the numbers they will have there.
+///
+/// They are close-on-exec in this process, so that programs other threads start meanwhile cannot
+/// inherit them, and lose that flag only in the child that they are meant for.
+#[derive(Debug, Default)]
+pub(super) struct Inherit(Vec<OwnedFd>);
+
+impl Inherit {
+    /// Adds a descriptor; returns its number in the child.
+    pub(super) fn add(&mut self, fd: impl AsFd) -> Result<RawFd, Error> {
+        // Not below 3, where the child's standard streams go.
+        let fd = fcntl_dupfd_cloexec(fd, 3).map_err(Error::io("duplicate a descriptor"))?;
+        let number = fd.as_raw_fd();
+        self.0.push(fd);
+        Ok(number)
+    }
+}
+
+/// A child process, killed and waited for when dropped.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+}
+
+/// What a child says.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) stdout: Channel,
+    pub(super) stderr: Channel,
+}
+
+impl Process {
+    /// Starts a program. It dies with the calling thread.
+    pub(super) fn spawn(
+        argv: &[OsString],
+        args: &[OsString],
+        inherit: Inherit,
+    ) -> Result<(Self, Output), Error> {
+        let mut command = Command::new(&argv[0]);
+        command.args(&argv[1..]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let parent = getpid();
+        // SAFETY: between fork and exec the closure only makes raw system calls (rustix's Linux
+        // backend) on descriptors it owns; it allocates nothing and takes no lock.
+        unsafe { command.pre_exec(move || enter_child(&inherit, parent)) };
+        let child = command
+            .spawn()
+            .map_err(|source| Error::Spawn { program: argv[0].clone().into(), source })?;
+        // Closes this process's copies of the child's descriptors.
+        drop(command);
+        Self::watch(child)
+    }
+
+    fn watch(mut child: Child) -> Result<(Self, Output), Error> {
+        let streams = child.stdout.take().zip(child.stderr.take());
+        let (stdout, stderr) = streams.expect("both streams were asked for");
+        // Nobody has waited for the child yet, so its pid is still its own.
+        let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(errno) => {
+                child.kill().and_then(|()| child.wait()).map_err(Error::io("kill the engine"))?;
+                return Err(Error::io("watch the engine")(errno));
+            }
+        };
+        let process = Self { child, pidfd };
+        let stdout = Channel::reader(stdout.into())?;
+        let stderr = Channel::reader(stderr.into())?;
+        Ok((process, Output { stdout, stderr }))
+    }
+
+    /// Readable once the process has ended.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Kills the process, if it still runs, and waits for it: `signal: 9 (SIGKILL)`.
+    pub(super) fn kill(&mut self) -> Result<String, Error> {
+        self.child.kill().map_err(Error::io("kill the engine"))?;
+        self.wait()
+    }
+
+    /// Waits for the end of the process and says what it was: `exit status: 1`.
+    pub(super) fn wait(&mut self) -> Result<String, Error> {
+        let status = self.child.wait().map_err(Error::io("wait for the engine"))?;
+        Ok(status.to_string())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The two fail only for a process that is no more.
+        let _ = self.kill();
+    }
+}
+
+/// Runs in the child before exec.
+fn enter_child(inherit: &Inherit, parent: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // A parent that died before the line above sends no signal any more.
+    if getppid() != Some(parent) {
+        return Err(Errno::SRCH.into());
+    }
+    // Same number, so nothing is overwritten: neither another source nor std's own error pipe.
+    for fd in &inherit.0 {
+        fcntl_setfd(fd, FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek};
+    use std::time::{Duration, Instant};
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn shell(script: &str, inherit: Inherit) -> (Process, Output) {
+        let argv = ["sh", "-c", script].map(OsString::from);
+        Process::spawn(&argv, &[], inherit).unwrap()
+    }
+
+    #[test]
+    fn a_child_has_what_it_inherits_under_the_same_number() {
+        let mut files = Vec::new();
+        let mut inherit = Inherit::default();
+        let mut script = String::new();
+        for index in 0..5 {
+            let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+            // dash knows only one digit; by path any number will do.
+            let number = inherit.add(&file).unwrap();
+            script += &format!("echo file {index} > /proc/self/fd/{number}; ");
+            files.push(file);
+        }
+        let (mut child, _output) = shell(&script, inherit);
+        assert_eq!(child.wait().unwrap(), "exit status: 0");
+        for (index, mut file) in files.into_iter().enumerate() {
+            let mut text = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!(text, format!("file {index}\n"));
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_inherited() {
+        let mut inherit = Inherit::default();
+        let number = inherit.add(memfd_create("test", MemfdFlags::CLOEXEC).unwrap()).unwrap();
+        // Another child, started while this one's descriptors are open.
+        let (mut child, _output) =
+            shell(&format!("test ! -e /proc/self/fd/{number}"), Inherit::default());
+        assert_eq!(child.wait().unwrap(), "exit status: 0");
+    }
+
+    #[test]
+    fn a_dropped_process_is_gone_at_once() {
+        let start = Instant::now();
+        let (child, _output) = shell("exec sleep 60", Inherit::default());
+        let pid = child.child.id();
+        drop(child);
+        assert!(start.elapsed() < Duration::from_secs(30));
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "not even a zombie");
+    }
+
+    #[test]
+    fn a_child_dies_with_the_thread_that_started_it() {
+        let spawn = || {
+            let (child, _output) = shell("exec sleep 60", Inherit::default());
+            child
+        };
+        let mut child = std::thread::spawn(spawn).join().unwrap();
+        assert!(child.wait().unwrap().starts_with("signal: 9"));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let argv = [OsString::from("/no/such/qemu")];
+        let error = Process::spawn(&argv, &[], Inherit::default()).unwrap_err();
+        assert!(error.to_string().starts_with("failed to run `/no/such/qemu`: "), "{error}");
+    }
+}

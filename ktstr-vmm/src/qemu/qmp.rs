@@ -1,0 +1,161 @@
+//! QMP, QEMU's control protocol: JSON objects, one a line.
+//!
+//! Source: QEMU 10.0, docs/interop/qmp-spec.rst.
+
+use serde_json::Value;
+
+use crate::Error;
+
+/// No message we ask for is near this size; a longer line is not QMP.
+const MAX_LINE: usize = 1 << 20;
+
+/// What QEMU says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Message {
+    /// Its first words: version and capabilities.
+    Greeting,
+    /// A command was carried out.
+    Return { id: u64 },
+    /// A command failed.
+    Error {
+        /// None if QEMU could not even read the command.
+        id: Option<u64>,
+        /// Its words.
+        desc: String,
+    },
+    /// The guest has ended, or QEMU is about to.
+    Shutdown {
+        /// A `ShutdownCause` of qapi/run-state.json, such as `guest-shutdown`.
+        reason: String,
+    },
+    /// Something else happened.
+    OtherEvent,
+}
+
+/// Renders a command without arguments; `id` comes back with the answer.
+pub(super) fn command(name: &str, id: u64) -> String {
+    serde_json::json!({ "execute": name, "id": id }).to_string() + "\n"
+}
+
+/// Cuts a stream of bytes into messages.
+#[derive(Debug, Default)]
+pub(super) struct Parser {
+    line: Vec<u8>,
+}
+
+impl Parser {
+    /// Takes bytes as they come; returns the messages they complete.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<Message>, Error> {
+        let mut messages = Vec::new();
+        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(&bytes[..end]);
+            bytes = &bytes[end + 1..];
+            let line = std::mem::take(&mut self.line);
+            if !line.trim_ascii().is_empty() {
+                messages.push(parse(&line)?);
+            }
+        }
+        self.line.extend_from_slice(bytes);
+        if self.line.len() > MAX_LINE {
+            return Err(Error::Protocol(format!("a QMP line of over {MAX_LINE} bytes")));
+        }
+        Ok(messages)
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Message, Error> {
+    let not_qmp = || {
+        let text: String = String::from_utf8_lossy(line).chars().take(200).collect();
+        Error::Protocol(format!("`{text}` is no QMP message"))
+    };
+    let value: Value = serde_json::from_slice(line).map_err(|_| not_qmp())?;
+    let id = value.get("id").and_then(Value::as_u64);
+    if value.get("QMP").is_some() {
+        Ok(Message::Greeting)
+    } else if let Some(name) = value.get("event").and_then(Value::as_str) {
+        if name != "SHUTDOWN" {
+            return Ok(Message::OtherEvent);
+        }
+        let reason = value.pointer("/data/reason").and_then(Value::as_str).ok_or_else(not_qmp)?;
+        Ok(Message::Shutdown { reason: reason.to_owned() })
+    } else if let Some(error) = value.get("error") {
+        let desc = error.get("desc").and_then(Value::as_str).ok_or_else(not_qmp)?;
+        Ok(Message::Error { id, desc: desc.to_owned() })
+    } else if value.get("return").is_some() {
+        Ok(Message::Return { id: id.ok_or_else(not_qmp)? })
+    } else {
+        Err(not_qmp())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What QEMU 10.0 says to `qmp_capabilities`, `stop` and a command it does not know, until the
+    /// guest switches itself off.
+    const SESSION: &[u8] = br#"{"QMP": {"version": {"qemu": {"micro": 13, "minor": 0, "major": 10}, "package": "Debian"}, "capabilities": ["oob"]}}
+{"return": {}, "id": 1}
+{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}
+{"return": {"status": "paused", "running": false}, "id": 2}
+{"id": 3, "error": {"class": "CommandNotFound", "desc": "The command x has not been found"}}
+{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}
+"#;
+
+    fn session() -> Vec<Message> {
+        vec![
+            Message::Greeting,
+            Message::Return { id: 1 },
+            Message::OtherEvent,
+            Message::Return { id: 2 },
+            Message::Error { id: Some(3), desc: "The command x has not been found".into() },
+            Message::Shutdown { reason: "guest-shutdown".into() },
+        ]
+    }
+
+    #[test]
+    fn a_session_reads_the_same_however_it_is_cut() {
+        for size in [1, 7, 64, SESSION.len()] {
+            let mut parser = Parser::default();
+            let pieces = SESSION.chunks(size);
+            let messages: Vec<Message> =
+                pieces.flat_map(|piece| parser.push(piece).unwrap()).collect();
+            assert_eq!(messages, session(), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_command_is_answered_without_id() {
+        let line = b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
+        let messages = Parser::default().push(line).unwrap();
+        assert_eq!(messages, [Message::Error { id: None, desc: "JSON parse error".into() }]);
+    }
+
+    #[test]
+    fn what_is_not_qmp_is_an_error() {
+        for line in [
+            "qemu: hello\n",
+            "[]\n",
+            "{}\n",
+            "{\"return\": {}}\n",
+            "{\"error\": {}}\n",
+            "{\"event\": \"SHUTDOWN\"}\n",
+            "\u{fffd}\n",
+        ] {
+            let error = Parser::default().push(line.as_bytes()).unwrap_err();
+            assert!(error.to_string().ends_with("is no QMP message"), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_bounded() {
+        let mut parser = Parser::default();
+        parser.push(&vec![b' '; MAX_LINE]).unwrap();
+        assert!(parser.push(b" ").is_err());
+    }
+
+    #[test]
+    fn commands_are_lines() {
+        assert_eq!(command("stop", 7), "{\"execute\":\"stop\",\"id\":7}\n");
+    }
+}

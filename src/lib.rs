@@ -1,0 +1,23 @@
+//! Rust tests that run inside their own virtual machine.
+//!
+//! A function marked [`#[ktstr_test]`](macro@ktstr_test) boots a Linux kernel with the CPU
+//! topology it asks for and runs inside it as root; `cargo test` shows its verdict. See the
+//! README for an example, ARCHITECTURE.md for how it works.
+
+pub mod prelude;
+pub mod provision;
+mod report;
+pub mod runner;
+
+pub use ktstr_core::{assert, cgroup, result, scenario, snapshot, topology, workload};
+pub use ktstr_macros::ktstr_test;
+
+/// What the expansion of `#[ktstr_test]` names. Not for use by hand.
+#[doc(hidden)]
+pub mod __private {
+    pub use ktstr_core::linkme;
+    pub use ktstr_core::registry::{TESTS, TestEntry};
+    pub use ktstr_core::topology::Topology;
+
+    pub use crate::runner::{TestResult, run};
+}

@@ -1,0 +1,312 @@
+//! A folder of finished things: fetched kernels, unpacked images, QEMU, initramfs images.
+//!
+//! An entry is a file or a folder below the cache's root and never changes once it has its name:
+//! it is built in a private folder under `tmp/` and renamed into place, so a reader needs no lock
+//! and a killed builder leaves nothing but that folder. Builders of the same entry take turns by
+//! an exclusive lock on a file under `locks/`, which the kernel releases when its holder dies.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::progress;
+
+/// The cache folder. Cheap to make: nothing is created before something is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+/// Exclusive right to change one entry, until dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Lock {
+    _file: File,
+}
+
+impl Cache {
+    /// Finds the cache folder: `KTSTR_CACHE_DIR`, `$XDG_CACHE_HOME/ktstr` or `~/.cache/ktstr`.
+    ///
+    /// # Errors
+    ///
+    /// None of the three variables names a folder.
+    pub fn from_env() -> Result<Self> {
+        let root = root_from(|name| env::var_os(name).filter(|value| !value.is_empty()))?;
+        Ok(Self { root: std::path::absolute(root)? })
+    }
+
+    /// Uses `root` as the cache folder.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder everything is kept in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path of the entry `name`, whether it exists or not.
+    pub fn entry(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Returns the entry `name`, calling `build` to make it if it is not there yet.
+    ///
+    /// `name` is a relative path of plain characters. `build` gets the path to create a file or a
+    /// folder at; of all processes that ask at once, one builds and the others wait for it. A
+    /// finished entry costs one `stat` and takes no lock, so a read-only cache will do.
+    ///
+    /// # Errors
+    ///
+    /// Those of `build`, which leave no entry behind, and those of the file system.
+    pub fn build_once(
+        &self,
+        name: &str,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let flat = flat(name)?;
+        let entry = self.entry(name);
+        if exists(&entry) {
+            return Ok(entry);
+        }
+        let _lock = self.lock(name)?;
+        if !exists(&entry) {
+            self.build_locked(&flat, &entry, build)
+                .with_context(|| format!("failed to build `{}`", entry.display()))?;
+        }
+        Ok(entry)
+    }
+
+    /// Takes the lock `name`, waiting for its holder after telling so.
+    pub fn lock(&self, name: &str) -> Result<Lock> {
+        let path = self.entry("locks").join(flat(name)?);
+        let mut file = self.open_lock(&path).with_context(|| {
+            format!("failed to open the lock `{}`; KTSTR_CACHE_DIR moves the cache", path.display())
+        })?;
+        let locked = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                progress::say(&format!(
+                    "waiting for {} to finish `{name}` in {} ...",
+                    holder(&mut file),
+                    self.root.display()
+                ));
+                file.lock()
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        locked.with_context(|| format!("failed to lock `{}`", path.display()))?;
+        // The number is for the line above only; without it the lock is as good.
+        let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        Ok(Lock { _file: file })
+    }
+
+    /// Replaces the small file `name` as a whole.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.entry(name);
+        let write = || -> io::Result<()> {
+            let folder = path.parent().unwrap_or(&self.root);
+            fs::create_dir_all(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(bytes)?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().with_context(|| format!("failed to write `{}`", path.display()))
+    }
+
+    fn build_locked(
+        &self,
+        flat: &str,
+        entry: &Path,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let work = self.entry("tmp").join(flat);
+        // We hold the lock, so whatever lies here was left by a builder that was killed.
+        remove(&work)?;
+        fs::create_dir_all(&work)?;
+        // A fresh name inside: children of the killed builder may still be writing to the old one.
+        let scratch = tempfile::tempdir_in(&work)?;
+        let unfinished = scratch.path().join(entry.file_name().context("an entry has a name")?);
+        build(&unfinished)?;
+        ensure!(exists(&unfinished), "nothing was made at `{}`", unfinished.display());
+        fs::create_dir_all(entry.parent().unwrap_or(&self.root))?;
+        fs::rename(&unfinished, entry)?;
+        drop(scratch);
+        let _ = fs::remove_dir(&work);
+        Ok(())
+    }
+
+    fn open_lock(&self, path: &Path) -> io::Result<File> {
+        fs::create_dir_all(path.parent().unwrap_or(&self.root))?;
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    }
+}
+
+/// Removes a file or a folder with all it holds, if it is there.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("failed to remove `{}`", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn root_from(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    if let Some(root) = var("KTSTR_CACHE_DIR") {
+        return Ok(root.into());
+    }
+    // XDG Base Directory Specification 0.8: a relative path is invalid and to be ignored.
+    let xdg = var("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    match xdg.or_else(|| var("HOME").map(|home| Path::new(&home).join(".cache"))) {
+        Some(caches) => Ok(caches.join("ktstr")),
+        None => bail!("no folder to cache kernels in: neither KTSTR_CACHE_DIR nor HOME is set"),
+    }
+}
+
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// Makes one file name of an entry's name. `,` cannot be in a name, so two names never meet.
+fn flat(name: &str) -> Result<String> {
+    let plain = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._+~-".contains(&byte))
+    };
+    ensure!(name.split('/').all(plain), "`{name}` cannot name a cache entry");
+    Ok(name.replace('/', ","))
+}
+
+fn holder(file: &mut File) -> String {
+    let mut pid = String::new();
+    match file.read_to_string(&mut pid) {
+        Ok(1..) => format!("process {pid}"),
+        _ => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn cache() -> Result<(tempfile::TempDir, Cache)> {
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path().join("cache"));
+        Ok((dir, cache))
+    }
+
+    #[test]
+    fn root_follows_the_variables() {
+        for (ktstr, xdg, home, want) in [
+            (Some("/k"), Some("/x"), Some("/h"), Some("/k")),
+            (None, Some("/x"), Some("/h"), Some("/x/ktstr")),
+            (None, Some("x"), Some("/h"), Some("/h/.cache/ktstr")),
+            (None, None, Some("/h"), Some("/h/.cache/ktstr")),
+            (None, Some("x"), None, None),
+        ] {
+            let var = |name: &str| match name {
+                "KTSTR_CACHE_DIR" => ktstr.map(OsString::from),
+                "XDG_CACHE_HOME" => xdg.map(OsString::from),
+                _ => home.map(OsString::from),
+            };
+            assert_eq!(root_from(var).ok(), want.map(PathBuf::from), "{ktstr:?} {xdg:?} {home:?}");
+        }
+        let error = root_from(|_| None).unwrap_err().to_string();
+        assert!(error.contains("KTSTR_CACHE_DIR") && error.contains("HOME"), "{error}");
+    }
+
+    #[test]
+    fn builds_files_and_folders_once() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let file = cache.build_once("a/file", |path| Ok(fs::write(path, "first")?))?;
+        cache.build_once("a/file", |_| bail!("built twice"))?;
+        assert_eq!(fs::read_to_string(file)?, "first");
+        let folder = cache.build_once("folder", |path| Ok(fs::create_dir(path)?))?;
+        assert!(folder.is_dir());
+        assert_eq!(fs::read_dir(cache.entry("tmp"))?.count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn threads_build_an_entry_once() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let builds = AtomicUsize::new(0);
+        let build = |path: &Path| {
+            builds.fetch_add(1, Ordering::SeqCst);
+            fs::create_dir(path)?;
+            thread::sleep(Duration::from_millis(50));
+            Ok(fs::write(path.join("last"), "done")?)
+        };
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let entry = cache.build_once("slow", build).unwrap();
+                    assert_eq!(fs::read_to_string(entry.join("last")).unwrap(), "done");
+                });
+            }
+        });
+        assert_eq!(builds.into_inner(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn failed_build_leaves_nothing() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let failed = cache.build_once("entry", |path| {
+            fs::write(path, "half")?;
+            bail!("the disk is full")
+        });
+        assert!(format!("{:#}", failed.unwrap_err()).ends_with("the disk is full"));
+        assert!(cache.build_once("entry", |_| Ok(())).is_err(), "built nothing");
+        assert!(!cache.entry("entry").exists());
+        cache.build_once("entry", |path| Ok(fs::write(path, "whole")?))?;
+        Ok(())
+    }
+
+    #[test]
+    fn removes_what_a_killed_builder_left() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let stale = cache.entry("tmp/kernels,one/.tmpAbC/one");
+        let other = cache.entry("tmp/kernels,one.two/.tmpAbC/one.two");
+        for folder in [&stale, &other] {
+            fs::create_dir_all(folder)?;
+        }
+        let entry = cache.build_once("kernels/one", |path| Ok(fs::create_dir(path)?))?;
+        assert!(entry.is_dir() && !stale.exists());
+        assert!(other.exists(), "another builder's folder was touched");
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_names_that_leave_the_cache() {
+        let cache = Cache::at("/nonexistent");
+        for name in ["", "/etc", "a/../b", "a//b", "a,b", "a b"] {
+            assert!(cache.build_once(name, |_| Ok(())).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn write_replaces_a_file() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        cache.write("a/current", b"one")?;
+        cache.write("a/current", b"two")?;
+        assert_eq!(fs::read(cache.entry("a/current"))?, b"two");
+        assert_eq!(fs::read_dir(cache.entry("a"))?.count(), 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! What a kernel file given by path is: its release, and what to boot of it.
+//!
+//! Answers are kept in the cache under the file's identity, so that an image is read and unpacked
+//! once. The two newest of a path stay, since a kernel developer rebuilds the same one all day.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use object::ReadCache;
+use serde::{Deserialize, Serialize};
+
+use super::cache::Cache;
+use super::kernel::{Boot, BootFormat};
+use super::versions::Versions;
+use super::vmlinux;
+
+/// Raised when the layout of these entries changes.
+const KIND: &str = "images-1";
+const RECORD: &str = "image.json";
+const VMLINUX: &str = "vmlinux";
+
+/// What is remembered about an image.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Facts {
+    pub(super) release: String,
+    format: Format,
+    /// Why QEMU cannot boot it as an ELF file.
+    pub(super) why_not_elf: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Format {
+    BzImage,
+    Elf,
+}
+
+/// Reads `image`, and writes the vmlinux in it to `vmlinux` if it can be booted.
+pub(super) fn inspect(image: &Path, vmlinux: &Path) -> Result<Facts> {
+    let mut start = Vec::new();
+    let mut open = || -> io::Result<File> {
+        let mut file = File::open(image)?;
+        file.by_ref().take(1024).read_to_end(&mut start)?;
+        Ok(file)
+    };
+    let file = open().with_context(|| format!("failed to read `{}`", image.display()))?;
+    if start.starts_with(b"\x7fELF") {
+        return inspect_elf(file).with_context(|| format!("kernel image `{}`", image.display()));
+    }
+    if !vmlinux::is_bzimage(&start) {
+        bail!("`{}` is neither a bzImage nor an ELF vmlinux for x86-64", image.display());
+    }
+    let image = fs::read(image).with_context(|| format!("failed to read `{}`", image.display()))?;
+    Ok(Facts {
+        release: vmlinux::bzimage_release(&image)?,
+        format: Format::BzImage,
+        why_not_elf: unpack(&image, vmlinux)?,
+    })
+}
+
+/// Inspects a file of the user's, or recalls what was found when it was last seen.
+pub(super) fn inspect_cached(cache: &Cache, image: &Path) -> Result<(Facts, Boot)> {
+    let meta =
+        fs::metadata(image).with_context(|| format!("kernel image `{}`", image.display()))?;
+    let versions = Versions::new(cache, format!("{KIND}/{:016x}", hash(image)));
+    let identity = identity(&meta);
+    let folder = match versions.find(&identity) {
+        Some(folder) => folder,
+        None => {
+            let folder = versions.build(&identity, |folder| {
+                fs::create_dir(folder)?;
+                let facts = inspect(image, &folder.join(VMLINUX))?;
+                Ok(fs::write(folder.join(RECORD), serde_json::to_vec_pretty(&facts)?)?)
+            })?;
+            versions.set_current(&identity)?;
+            folder
+        }
+    };
+    let record = folder.join(RECORD);
+    let facts: Facts = fs::read(&record)
+        .map_err(anyhow::Error::from)
+        .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+        .with_context(|| format!("`{}` is damaged; remove its folder", record.display()))?;
+    let boot = facts.boot(image, &folder.join(VMLINUX));
+    Ok((facts, boot))
+}
+
+impl Facts {
+    /// What to boot, if the vmlinux of `image` was written to `vmlinux`.
+    pub(super) fn boot(&self, image: &Path, vmlinux: &Path) -> Boot {
+        let (path, format) = match (self.format, &self.why_not_elf) {
+            (Format::Elf, _) => (image, BootFormat::Elf),
+            (Format::BzImage, None) => (vmlinux, BootFormat::Elf),
+            (Format::BzImage, Some(_)) => (image, BootFormat::BzImage),
+        };
+        Boot { path: path.to_owned(), format, note: self.why_not_elf.clone() }
+    }
+}
+
+/// Names one state of one file. The change time tells a file from a rebuilt one of equal size.
+pub(super) fn identity(meta: &fs::Metadata) -> String {
+    format!(
+        "{:x}-{:x}-{:x}-{:x}.{:x}-{:x}.{:x}",
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec()
+    )
+}
+
+/// Returns why there is no vmlinux to boot, if there is none.
+fn unpack(image: &[u8], path: &Path) -> Result<Option<String>> {
+    let elf = match vmlinux::from_bzimage(image) {
+        Ok(elf) => elf,
+        Err(error) => return Ok(Some(format!("{:#}", anyhow::Error::from(error)))),
+    };
+    if !vmlinux::has_pvh_entry(elf.as_slice()) {
+        return Ok(Some("its vmlinux has no PVH entry (CONFIG_PVH)".to_owned()));
+    }
+    fs::write(path, elf).with_context(|| format!("failed to write `{}`", path.display()))?;
+    Ok(None)
+}
+
+fn inspect_elf(file: File) -> Result<Facts> {
+    // With debug information a vmlinux is half a gigabyte or more: read what is asked for.
+    let has_entry = vmlinux::has_pvh_entry(&ReadCache::new(&file));
+    let why_not_elf =
+        (!has_entry).then(|| "it has no PVH entry (CONFIG_PVH), which QEMU asks for".to_owned());
+    let release = find_banner(io::Seek::rewind(&mut &file).map(|()| &file)?)?
+        .context("there is no `Linux version` banner in this ELF file: not a kernel")?;
+    Ok(Facts { release, format: Format::Elf, why_not_elf })
+}
+
+/// Finds the release in `Linux version 6.12.1-test (..`.
+fn find_banner(mut file: impl Read) -> io::Result<Option<String>> {
+    const BANNER: &[u8] = b"Linux version ";
+    const LONGEST: usize = BANNER.len() + 65; // __NEW_UTS_LEN + 1
+    let mut window = Vec::new();
+    loop {
+        let read = file.by_ref().take(1 << 20).read_to_end(&mut window)?;
+        let mut rest = window.as_slice();
+        while let Some(at) = find(rest, BANNER) {
+            let text = &rest[at + BANNER.len()..];
+            let end = text.iter().take(65).position(|byte| matches!(byte, b' ' | 0 | b'\n'));
+            // Format strings of the same words have a `%s` in place of the number.
+            if let Some(release) = end.and_then(|end| std::str::from_utf8(&text[..end]).ok())
+                && release.starts_with(|first: char| first.is_ascii_digit())
+            {
+                return Ok(Some(release.to_owned()));
+            }
+            rest = text;
+        }
+        if read == 0 {
+            return Ok(None);
+        }
+        // A banner across the border is seen with the next megabyte.
+        window.drain(..window.len().saturating_sub(LONGEST));
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = haystack[from..].iter().position(|byte| *byte == needle[0]) {
+        if haystack[from + at..].starts_with(needle) {
+            return Some(from + at);
+        }
+        from += at + 1;
+    }
+    None
+}
+
+fn hash(path: &Path) -> u64 {
+    let path: PathBuf = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_release_behind_the_banner() {
+        let far = [&vec![b'L'; (1 << 20) - 9], b"Linux version 6.1.0-50 (gcc)".as_slice()].concat();
+        for (file, want) in [
+            (&b"xxLinux version 6.12.107+deb13 (debian"[..], Some("6.12.107+deb13")),
+            (b"Linux version %s (%s)\0Linux version 7.2.13 (x", Some("7.2.13")),
+            (far.as_slice(), Some("6.1.0-50")),
+            (b"Linux version ", None),
+            (b"", None),
+        ] {
+            assert_eq!(find_banner(file).unwrap().as_deref(), want);
+        }
+    }
+
+    #[test]
+    fn remembers_a_file_until_it_changes() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path().join("cache"));
+        let image = dir.path().join("vmlinux");
+        for release in ["6.1.0", "6.2.0"] {
+            fs::write(&image, format!("\x7fELF..Linux version {release} (me)"))?;
+            for _ in 0..2 {
+                let (facts, boot) = inspect_cached(&cache, &image)?;
+                assert_eq!(facts.release, release);
+                assert_eq!((boot.path, boot.format), (image.clone(), BootFormat::Elf));
+                assert!(boot.note.is_some_and(|note| note.contains("PVH")));
+            }
+        }
+        fs::write(&image, "#!/bin/sh")?;
+        assert!(inspect_cached(&cache, &image).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,303 @@
+//! From what is asked for to a kernel that can be booted.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::apt::Package;
+use super::cache::Cache;
+use super::catalog::{self, KnownKernel};
+use super::spec::KernelSpec;
+use super::{debian, image, progress};
+
+/// A kernel on this machine, complete enough to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// What was asked for.
+    pub spec: KernelSpec,
+    /// The release, as `uname -r` prints it in the guest.
+    pub version: String,
+    /// The file that was given or fetched.
+    pub image: PathBuf,
+    /// The file to boot.
+    pub boot: Boot,
+    /// The folder of its modules: `lib/modules/<version>`, or the tree they were built in.
+    pub modules: Option<PathBuf>,
+    /// The configuration it was built with.
+    pub config: Option<PathBuf>,
+    /// Where a fetched kernel came from.
+    pub provenance: Option<Provenance>,
+}
+
+/// What a VMM loads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// The file.
+    pub path: PathBuf,
+    /// How to load it.
+    pub format: BootFormat,
+    /// Why it is not an ELF file with a PVH entry, where it is not.
+    pub note: Option<String>,
+}
+
+/// The two forms of an x86 kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootFormat {
+    /// An uncompressed vmlinux.
+    Elf,
+    /// An image that unpacks itself, by the x86 boot protocol.
+    BzImage,
+}
+
+/// Where a fetched kernel came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Seconds since 1970.
+    pub fetched_at: u64,
+    /// Host name of the mirror.
+    pub mirror: String,
+    /// The packages, that of the image first.
+    pub packages: Vec<Package>,
+}
+
+/// A kernel of the built-in list and what the cache has of it.
+#[derive(Debug)]
+pub struct KernelStatus {
+    /// The entry of the list.
+    pub known: &'static KnownKernel,
+    /// The cached kernel, if it was fetched.
+    pub cached: Option<Kernel>,
+    /// Bytes on disk, older versions included.
+    pub disk_usage: u64,
+    /// Whether it has `CONFIG_SCHED_CLASS_EXT`: as cached, else as listed.
+    pub sched_ext: bool,
+}
+
+/// Resolves the kernel of a test: `wanted` by its attribute, else by `KTSTR_KERNEL`, else the
+/// default one. A known kernel is fetched if the cache has none.
+///
+/// # Errors
+///
+/// Messages are for the person running the test: what was tried, and what to do.
+pub fn resolve(cache: &Cache, wanted: Option<&str>) -> Result<Kernel> {
+    let from_env = || {
+        let value = env::var_os("KTSTR_KERNEL").filter(|value| !value.is_empty());
+        value.map(|value| (value.to_string_lossy().into_owned(), "KTSTR_KERNEL"))
+    };
+    match wanted.map(|text| (text.to_owned(), "the test")).or_else(from_env) {
+        Some((text, source)) => text
+            .parse()
+            .map_err(anyhow::Error::from)
+            .and_then(|spec| resolve_spec(cache, &spec))
+            .with_context(|| format!("no kernel `{text}`, which {source} asks for")),
+        None => resolve_spec(cache, &KernelSpec::default_kernel()),
+    }
+}
+
+/// Resolves one spec, fetching a known kernel if the cache has none.
+pub fn resolve_spec(cache: &Cache, spec: &KernelSpec) -> Result<Kernel> {
+    match spec {
+        KernelSpec::Known(known) => match debian::cached(cache, known)? {
+            Some(kernel) => Ok(kernel),
+            None => debian::fetch(cache, known, false),
+        },
+        KernelSpec::Path(path) => given(cache, spec, path),
+        KernelSpec::Host => given(cache, spec, &host_image()?),
+    }
+}
+
+/// Fetches a known kernel into the cache; with `refresh`, the newest version again.
+///
+/// A version that is replaced stays on disk for tests that are using it, until the next one.
+pub fn fetch(cache: &Cache, spec: &KernelSpec, refresh: bool) -> Result<Kernel> {
+    match spec {
+        KernelSpec::Known(known) if refresh => debian::fetch(cache, known, true),
+        _ => resolve_spec(cache, spec),
+    }
+}
+
+/// Lists the known kernels and what the cache has of them. Touches no network.
+pub fn list(cache: &Cache) -> Result<Vec<KernelStatus>> {
+    let status = |known: &'static KnownKernel| {
+        let cached = debian::cached(cache, known)?;
+        let sched_ext = cached.as_ref().and_then(|kernel| kernel.has_option("SCHED_CLASS_EXT"));
+        Ok(KernelStatus {
+            known,
+            disk_usage: progress::disk_usage(&debian::versions(cache, known).folder()),
+            sched_ext: sched_ext.unwrap_or(known.sched_ext),
+            cached,
+        })
+    };
+    catalog::all().iter().map(status).collect()
+}
+
+impl Kernel {
+    /// SHA-256 of the package the image came from, as apt verified it. Given files are not hashed.
+    pub fn sha256(&self) -> Option<&str> {
+        Some(&self.provenance.as_ref()?.packages.first()?.sha256)
+    }
+
+    /// Whether `CONFIG_<option>` is built in, or `None` if the configuration is not known.
+    pub fn has_option(&self, option: &str) -> Option<bool> {
+        let config = fs::read_to_string(self.config.as_ref()?).ok()?;
+        Some(config.lines().any(|line| {
+            line.strip_prefix("CONFIG_").and_then(|line| line.strip_prefix(option)) == Some("=y")
+        }))
+    }
+}
+
+/// A kernel of the user's: an image, or a tree that was built.
+fn given(cache: &Cache, spec: &KernelSpec, path: &Path) -> Result<Kernel> {
+    let path = std::path::absolute(path)?;
+    let meta = fs::metadata(&path).with_context(|| {
+        format!("there is no kernel at `{}`{}", path.display(), neighbours(&path))
+    })?;
+    let image = if meta.is_dir() { image_in_tree(&path)? } else { path.clone() };
+    let (facts, boot) = image::inspect_cached(cache, &image)?;
+    let (modules, config) = match meta.is_dir() {
+        true => in_tree(&path),
+        false => beside(&image, &facts.release),
+    };
+    let version = facts.release;
+    Ok(Kernel { spec: spec.clone(), version, image, boot, modules, config, provenance: None })
+}
+
+fn image_in_tree(tree: &Path) -> Result<PathBuf> {
+    // The bzImage first: its vmlinux is copied to the cache, so that a rebuild during a test run
+    // does not change a kernel under a running guest.
+    let names = ["arch/x86/boot/bzImage", "vmlinux"];
+    match names.map(|name| tree.join(name)).into_iter().find(|path| path.is_file()) {
+        Some(image) => Ok(image),
+        None => bail!(
+            "`{}` holds neither {}; build the tree, or name the image itself{}",
+            tree.display(),
+            names.join(" nor "),
+            neighbours(&tree.join("."))
+        ),
+    }
+}
+
+fn in_tree(tree: &Path) -> (Option<PathBuf>, Option<PathBuf>) {
+    let modules = tree.join("modules.order").is_file().then(|| tree.to_owned());
+    (modules, Some(tree.join(".config")).filter(|path| path.is_file()))
+}
+
+/// Finds modules and config where distributions put them, relative to the image.
+fn beside(image: &Path, release: &str) -> (Option<PathBuf>, Option<PathBuf>) {
+    let folder = image.parent().unwrap_or(Path::new("/"));
+    let root = folder.parent().unwrap_or(Path::new("/"));
+    let modules = [
+        folder.to_owned(),
+        root.join("lib/modules").join(release),
+        root.join("usr/lib/modules").join(release),
+    ];
+    let mut modules = modules.into_iter().filter(|path| path.ends_with(release));
+    let modules = modules.find(|path| path.join("kernel").is_dir());
+    let configs = [folder.join(format!("config-{release}")), folder.join("config")];
+    let in_modules = modules.iter().map(|modules| modules.join("config"));
+    let config = configs.into_iter().chain(in_modules).find(|path| path.is_file());
+    (modules, config)
+}
+
+/// The image of the running kernel.
+fn host_image() -> Result<PathBuf> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let names = [format!("/boot/vmlinuz-{release}"), format!("/usr/lib/modules/{release}/vmlinuz")];
+    let Some(path) = names.iter().map(Path::new).find(|path| path.exists()) else {
+        let boot = neighbours(Path::new("/boot/vmlinuz"));
+        bail!("the host runs {release}, and there is neither {}{boot}", names.join(" nor "));
+    };
+    // Ubuntu installs it for root alone.
+    fs::File::open(path).with_context(|| {
+        format!(
+            "failed to open the host's kernel; run `sudo chmod a+r {0}`, or copy `{0}` and set \
+             KTSTR_KERNEL to the copy",
+            path.display()
+        )
+    })?;
+    Ok(path.to_owned())
+}
+
+/// Names what does exist where `path` was looked for.
+fn neighbours(path: &Path) -> String {
+    let folder = path.ancestors().skip(1).find(|folder| folder.is_dir());
+    let folder = folder.unwrap_or(Path::new("/"));
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let more = if names.len() > 12 { ", .." } else { "" };
+    names.truncate(12);
+    match names.is_empty() {
+        true => format!("; `{}` is empty", folder.display()),
+        false => format!("; `{}` holds {}{more}", folder.display(), names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, text: &str) -> Result<()> {
+        fs::create_dir_all(path.parent().unwrap())?;
+        Ok(fs::write(path, text)?)
+    }
+
+    #[test]
+    fn finds_the_parts_of_a_tree() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path().join("cache"));
+        let tree = dir.path().join("linux");
+        fs::create_dir(&tree)?;
+        let spec = KernelSpec::Path(tree.clone());
+        let error = format!("{:#}", resolve_spec(&cache, &spec).unwrap_err());
+        assert!(error.contains("arch/x86/boot/bzImage"), "{error}");
+        write(&tree.join("vmlinux"), "\x7fELF Linux version 6.9.0-mine (me)")?;
+        write(&tree.join(".config"), "CONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_MMIO=m\n")?;
+        let kernel = resolve_spec(&cache, &spec)?;
+        assert_eq!((kernel.version.as_str(), &kernel.modules), ("6.9.0-mine", &None));
+        assert_eq!(kernel.has_option("VIRTIO_PCI"), Some(true));
+        assert_eq!(kernel.has_option("VIRTIO_MMIO"), Some(false));
+        assert_eq!(kernel.sha256(), None);
+        Ok(())
+    }
+
+    #[test]
+    fn finds_modules_and_config_beside_an_image() -> Result<()> {
+        for (image, modules, config) in [
+            ("boot/vmlinuz-6.1", "lib/modules/6.1", "boot/config-6.1"),
+            ("boot/vmlinuz-6.1", "usr/lib/modules/6.1", "usr/lib/modules/6.1/config"),
+            ("usr/lib/modules/6.1/vmlinuz", "usr/lib/modules/6.1", "usr/lib/modules/6.1/config"),
+        ] {
+            let dir = tempfile::tempdir()?;
+            write(&dir.path().join(modules).join("kernel/a.ko"), "")?;
+            write(&dir.path().join(config), "")?;
+            let want = (Some(dir.path().join(modules)), Some(dir.path().join(config)));
+            assert_eq!(beside(&dir.path().join(image), "6.1"), want, "{image}");
+            assert_eq!(beside(&dir.path().join(image), "6.2").0, None, "{image}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn missing_path_lists_what_exists() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path().join("cache"));
+        write(&dir.path().join("bzImage-6.1"), "")?;
+        let path = dir.path().join("bzImage").display().to_string();
+        let error = format!("{:#}", resolve(&cache, Some(&path)).unwrap_err());
+        assert!(error.contains("the test asks") && error.contains("bzImage-6.1"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn listing_an_empty_cache_touches_nothing() -> Result<()> {
+        let kernels = list(&Cache::at("/nonexistent/ktstr"))?;
+        assert!(kernels.len() >= 3);
+        assert!(kernels.iter().all(|kernel| kernel.cached.is_none() && kernel.disk_usage == 0));
+        Ok(())
+    }
+}

@@ -1,0 +1,57 @@
+//! Lines for the person waiting in front of the terminal.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// Writes one line to standard error.
+///
+/// Not `eprintln!`: libtest captures that, and a first fetch of a minute would look like a hang.
+pub(super) fn say(line: &str) {
+    // One write, so that lines of parallel test processes do not mix. A closed stderr is no error.
+    let _ = std::io::stderr().lock().write_all(format!("ktstr: {line}\n").as_bytes());
+}
+
+/// Formats a size as people read it on download pages: decimal megabytes.
+pub(super) fn megabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
+        _ => format!("{} MB", (bytes + 500_000) / 1_000_000),
+    }
+}
+
+/// Formats a duration to the second, or to a tenth below ten seconds.
+pub(super) fn seconds(duration: Duration) -> String {
+    match duration.as_secs_f64() {
+        short if short < 9.95 => format!("{short:.1} s"),
+        long => format!("{long:.0} s"),
+    }
+}
+
+/// Counts the bytes of the regular files below `path`; what cannot be read counts nothing.
+pub(super) fn disk_usage(path: &Path) -> u64 {
+    let Ok(entries) = path.read_dir() else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => disk_usage(&entry.path()),
+            Ok(meta) if meta.is_file() => meta.len(),
+            _ => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_sizes_and_times() {
+        for (bytes, want) in [(0, "0 kB"), (1_496, "2 kB"), (34_400_000, "34 MB")] {
+            assert_eq!(megabytes(bytes), want);
+        }
+        for (ms, want) in [(1_449, "1.4 s"), (9_990, "10 s"), (61_000, "61 s")] {
+            assert_eq!(seconds(Duration::from_millis(ms)), want);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a test, `KTSTR_KERNEL` or a command line asks for.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::catalog::{self, KnownKernel};
+
+/// A kernel by name, by path, or the host's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelSpec {
+    /// A kernel of the built-in list, fetched when first used: `debian:trixie`.
+    Known(&'static KnownKernel),
+    /// A bzImage, a vmlinux, or the folder of a built kernel tree. Always written with a `/`.
+    Path(PathBuf),
+    /// The kernel the host runs: `host`.
+    Host,
+}
+
+/// A text that is neither a kernel's name nor a path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{text}` names no known kernel; known are {}, and a kernel of your own is given by a path \
+     with a slash, such as ./{} or /path/to/linux",
+    names(),
+    if text.is_empty() { "bzImage" } else { text }
+)]
+pub struct SpecError {
+    text: String,
+}
+
+impl KernelSpec {
+    /// The kernel of tests that do not ask for one.
+    pub fn default_kernel() -> Self {
+        Self::Known(catalog::default())
+    }
+}
+
+impl FromStr for KernelSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        if let Some(known) = catalog::find(text) {
+            return Ok(Self::Known(known));
+        }
+        match text {
+            "host" => Ok(Self::Host),
+            _ if text.contains('/') => Ok(Self::Path(Path::new(text).to_owned())),
+            _ => Err(SpecError { text: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for KernelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(known) => f.write_str(&known.name),
+            Self::Path(path) => path.display().fmt(f),
+            Self::Host => f.write_str("host"),
+        }
+    }
+}
+
+fn names() -> String {
+    let mut names: Vec<_> = catalog::all().iter().map(|known| known.name.as_str()).collect();
+    names.push("host");
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_and_prints_every_form() {
+        for text in ["debian:bookworm", "debian:trixie", "debian:sid", "host", "/boot/vmlinuz"] {
+            assert_eq!(text.parse::<KernelSpec>().unwrap().to_string(), text);
+        }
+        assert_eq!("./bzImage".parse(), Ok(KernelSpec::Path("./bzImage".into())));
+        assert!(matches!("debian:sid".parse(), Ok(KernelSpec::Known(known)) if known.sched_ext));
+    }
+
+    #[test]
+    fn unknown_name_lists_what_is_known() {
+        for text in ["bzImage", "debian:stretch", "", "6.12"] {
+            let error = text.parse::<KernelSpec>().unwrap_err().to_string();
+            for part in ["debian:bookworm", "host", "./", text] {
+                assert!(error.contains(part), "{part} is not in: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Cache entries that come in versions, one of which is current.
+//!
+//! `<name>/<version>` is an entry like any other and `<name>/current` says which one to use. The
+//! one before stays, since tests that run now may be reading it; older ones are removed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::cache::{self, Cache};
+
+const POINTER: &str = "current";
+
+/// A version that is not in use by the pointer is kept this long: another process may have just
+/// built it and be about to make it current.
+const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug)]
+pub(super) struct Versions<'a> {
+    cache: &'a Cache,
+    name: String,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Pointer {
+    current: String,
+    previous: Option<String>,
+}
+
+impl<'a> Versions<'a> {
+    pub(super) fn new(cache: &'a Cache, name: impl Into<String>) -> Self {
+        Self { cache, name: name.into() }
+    }
+
+    /// The folder of all versions.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.cache.entry(&self.name)
+    }
+
+    /// The entry of `version`, if it was built.
+    pub(super) fn find(&self, version: &str) -> Option<PathBuf> {
+        let entry = self.cache.entry(&self.entry(version));
+        entry.exists().then_some(entry)
+    }
+
+    pub(super) fn build(
+        &self,
+        version: &str,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        self.cache.build_once(&self.entry(version), build)
+    }
+
+    /// The entry to use, if there is one.
+    pub(super) fn current(&self) -> Result<Option<PathBuf>> {
+        Ok(self.pointer()?.and_then(|pointer| self.find(&pointer.current)))
+    }
+
+    /// Makes `version` the one to use and removes those that were replaced before.
+    pub(super) fn set_current(&self, version: &str) -> Result<()> {
+        let _lock = self.cache.lock(&self.entry(POINTER))?;
+        let old = self.pointer()?.unwrap_or_default();
+        let previous = match old.current == version {
+            true => old.previous,
+            false => Some(old.current).filter(|old| !old.is_empty()),
+        };
+        let pointer = Pointer { current: version.to_owned(), previous };
+        self.cache.write(&self.entry(POINTER), &serde_json::to_vec(&pointer)?)?;
+        self.prune(&pointer);
+        Ok(())
+    }
+
+    fn pointer(&self) -> Result<Option<Pointer>> {
+        let path = self.cache.entry(&self.entry(POINTER));
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .with_context(|| format!("`{}` is damaged; remove it", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("failed to read `{}`", path.display()))
+            }
+        }
+    }
+
+    /// Best effort: what cannot be removed now is tried again the next time.
+    fn prune(&self, pointer: &Pointer) {
+        for entry in self.folder().read_dir().into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let in_use = name == POINTER
+                || name == pointer.current.as_str()
+                || pointer.previous.as_deref().is_some_and(|previous| name == previous);
+            let built = entry.metadata().and_then(|meta| meta.modified());
+            let is_old = built.is_ok_and(|built| {
+                SystemTime::now().duration_since(built).is_ok_and(|age| age > GRACE)
+            });
+            if !in_use && is_old {
+                let _ = cache::remove(&entry.path());
+            }
+        }
+    }
+
+    fn entry(&self, version: &str) -> String {
+        format!("{}/{version}", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn keeps_current_and_previous() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path());
+        let versions = Versions::new(&cache, "kernels/one");
+        assert_eq!(versions.current()?, None);
+        for version in ["1", "2", "2", "3"] {
+            let folder = versions.build(version, |path| Ok(fs::create_dir(path)?))?;
+            File::open(&folder)?.set_modified(SystemTime::now() - 2 * GRACE)?;
+            versions.set_current(version)?;
+            assert_eq!(versions.current()?, Some(folder));
+        }
+        assert_eq!(versions.find("1"), None);
+        assert!(versions.find("2").is_some() && versions.find("3").is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn spares_what_was_just_built() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path());
+        let versions = Versions::new(&cache, "kernels/one");
+        for version in ["1", "2", "3", "4"] {
+            versions.build(version, |path| Ok(fs::create_dir(path)?))?;
+        }
+        versions.set_current("4")?;
+        assert!(versions.find("1").is_some());
+        Ok(())
+    }
+}

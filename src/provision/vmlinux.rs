@@ -1,0 +1,339 @@
+//! The uncompressed kernel inside a bzImage.
+//!
+//! Booting it directly spares the guest from unpacking itself, a third of a boot under TCG.
+//! Follows Documentation/arch/x86/boot.rst of Linux 6.12 (boot protocol 2.08 and later) and, for
+//! what a loader asks of the ELF file, xen/include/public/elfnote.h.
+
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, ReadRef};
+
+use super::decompress::Format;
+
+const SETUP_SECTS: usize = 0x1f1;
+const HEADER_MAGIC: usize = 0x202;
+const PROTOCOL_VERSION: usize = 0x206;
+const KERNEL_VERSION: usize = 0x20e;
+const PAYLOAD_OFFSET: usize = 0x248;
+const PAYLOAD_LENGTH: usize = 0x24c;
+const SECTOR: usize = 512;
+
+/// `XEN_ELFNOTE_PHYS32_ENTRY`: the entry point of the PVH boot protocol.
+const PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
+
+/// Why an image gives no vmlinux.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no x86 setup header.
+    #[error("not a kernel: no `HdrS` at offset 0x202")]
+    NotAKernel,
+    /// Protocol 2.08 (Linux 2.6.26) was the first to say where the payload is.
+    #[error("boot protocol {}.{:02} does not tell where the payload is", .0 >> 8, .0 & 0xff)]
+    OldProtocol(u16),
+    /// A header field points outside of the file.
+    #[error("truncated: {what} at {start:#x} is {len:#x} bytes long, the file has {have:#x}")]
+    Truncated {
+        /// The part of the image.
+        what: &'static str,
+        /// Its offset in the file.
+        start: usize,
+        /// Its length.
+        len: usize,
+        /// The length of the file.
+        have: usize,
+    },
+    /// The payload is none of gzip, LZ4, xz and zstd.
+    #[error("payload of an unknown compression, it starts with {0:02x?}")]
+    UnknownCompression(Vec<u8>),
+    /// The payload does not unpack.
+    #[error("failed to unpack the {format} payload")]
+    Unpack {
+        /// Name of the compression.
+        format: &'static str,
+        /// What the decoder said.
+        source: std::io::Error,
+    },
+    /// The payload unpacks to something else.
+    #[error("the {0} payload is not an ELF file")]
+    NotElf(&'static str),
+}
+
+/// Whether `data` starts like a bzImage.
+pub fn is_bzimage(data: &[u8]) -> bool {
+    data.get(HEADER_MAGIC..HEADER_MAGIC + 4) == Some(b"HdrS")
+}
+
+/// Unpacks the ELF file in a bzImage.
+///
+/// # Errors
+///
+/// Any damage is an [`Error`]; the output is bounded to 512 MiB.
+pub fn from_bzimage(image: &[u8]) -> Result<Vec<u8>, Error> {
+    if !is_bzimage(image) {
+        return Err(Error::NotAKernel);
+    }
+    let protocol = u16_at(image, PROTOCOL_VERSION, "the setup header")?;
+    if protocol < 0x208 {
+        return Err(Error::OldProtocol(protocol));
+    }
+    let payload = payload(image)?;
+    let Some(format) = Format::of(payload) else {
+        return Err(Error::UnknownCompression(payload[..payload.len().min(6)].to_vec()));
+    };
+    // The build appends the unpacked size to every format but gzip, which ends with it anyway.
+    let data = match format {
+        Format::Gzip => payload,
+        _ => &payload[..payload.len().saturating_sub(4)],
+    };
+    let vmlinux =
+        format.unpack(data).map_err(|source| Error::Unpack { format: format.name(), source })?;
+    match vmlinux.starts_with(&elf::ELFMAG) {
+        true => Ok(vmlinux),
+        false => Err(Error::NotElf(format.name())),
+    }
+}
+
+/// Reads the release, as `uname -r` prints it, from the header of a bzImage.
+pub fn bzimage_release(image: &[u8]) -> Result<String, Error> {
+    if !is_bzimage(image) {
+        return Err(Error::NotAKernel);
+    }
+    // The field counts from the second sector; 0 means that there is no string.
+    let field = u16_at(image, KERNEL_VERSION, "the setup header")?;
+    let start = usize::from(field) + SECTOR;
+    let text = image.get(start..).unwrap_or_default();
+    let end = text.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(0);
+    match std::str::from_utf8(&text[..end]) {
+        Ok(release) if field != 0 && !release.is_empty() => Ok(release.to_owned()),
+        _ => Err(Error::Truncated { what: "the version string", start, len: 1, have: image.len() }),
+    }
+}
+
+/// Whether an ELF kernel has the note that QEMU's `-kernel` needs to boot it (PVH).
+pub fn has_pvh_entry<'data>(file: impl ReadRef<'data>) -> bool {
+    pvh_entry(file).unwrap_or(false)
+}
+
+fn pvh_entry<'data>(file: impl ReadRef<'data>) -> object::read::Result<bool> {
+    let header = FileHeader64::<Endianness>::parse(file)?;
+    let endian = header.endian()?;
+    for segment in header.program_headers(endian, file)? {
+        let Some(mut notes) = segment.notes(endian, file)? else { continue };
+        while let Some(note) = notes.next()? {
+            if note.name() == b"Xen" && note.n_type(endian) == PHYS32_ENTRY {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// The compressed kernel: counted from the protected-mode code behind the setup sectors.
+fn payload(image: &[u8]) -> Result<&[u8], Error> {
+    let setup_sects = match image[SETUP_SECTS] {
+        0 => 4,
+        sects => usize::from(sects),
+    };
+    let offset = u32_at(image, PAYLOAD_OFFSET, "the setup header")?;
+    let len = u32_at(image, PAYLOAD_LENGTH, "the setup header")?;
+    slice(image, "the payload", (setup_sects + 1) * SECTOR + offset as usize, len as usize)
+}
+
+fn u16_at(image: &[u8], start: usize, what: &'static str) -> Result<u16, Error> {
+    let bytes = slice(image, what, start, 2)?;
+    Ok(u16::from_le_bytes(bytes.try_into().expect("two bytes")))
+}
+
+fn u32_at(image: &[u8], start: usize, what: &'static str) -> Result<u32, Error> {
+    let bytes = slice(image, what, start, 4)?;
+    Ok(u32::from_le_bytes(bytes.try_into().expect("four bytes")))
+}
+
+fn slice<'a>(
+    image: &'a [u8],
+    what: &'static str,
+    start: usize,
+    len: usize,
+) -> Result<&'a [u8], Error> {
+    start.checked_add(len).and_then(|end| image.get(start..end)).ok_or(Error::Truncated {
+        what,
+        start,
+        len,
+        have: image.len(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A 64-bit ELF file with one note segment.
+    fn elf_with_note(name: &[u8; 4], kind: elf::NoteType) -> Vec<u8> {
+        let mut file = vec![0; 64 + 56];
+        file[..16].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(16, &2u16.to_le_bytes()); // ET_EXEC
+        put(18, &62u16.to_le_bytes()); // EM_X86_64
+        put(20, &1u32.to_le_bytes());
+        put(32, &64u64.to_le_bytes()); // e_phoff
+        put(52, &64u16.to_le_bytes()); // e_ehsize
+        put(54, &56u16.to_le_bytes()); // e_phentsize
+        put(56, &1u16.to_le_bytes()); // e_phnum
+        put(64, &4u32.to_le_bytes()); // PT_NOTE
+        put(64 + 8, &120u64.to_le_bytes()); // p_offset
+        put(64 + 32, &20u64.to_le_bytes()); // p_filesz
+        put(64 + 48, &4u64.to_le_bytes()); // p_align
+        for word in [4, 4, kind.0] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(name);
+        file.extend(0x100_0000u32.to_le_bytes());
+        file
+    }
+
+    fn kernel() -> Vec<u8> {
+        let mut kernel = elf_with_note(b"Xen\0", PHYS32_ENTRY);
+        kernel.extend((0..20_000u32).flat_map(|n| (n / 7).to_le_bytes()));
+        kernel
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// The legacy frame: its magic, then blocks behind their length.
+    fn lz4(data: &[u8]) -> Vec<u8> {
+        let block = lz4_flex::block::compress(data);
+        [&[0x02, 0x21, 0x4c, 0x18], &(block.len() as u32).to_le_bytes(), block.as_slice()].concat()
+    }
+
+    fn zstd(data: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
+    /// `lzma.compress(b"\x7fELF" + b"\0" * 60, check=lzma.CHECK_CRC32, preset=0)` of Python.
+    const XZ: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21,
+        0x01, 0x0c, 0x00, 0x00, 0x00, 0x8f, 0x98, 0x41, 0x9c, 0xe0, 0x00, 0x3f, 0x00, 0x0b, 0x5d,
+        0x00, 0x3f, 0x91, 0x45, 0x84, 0x68, 0x33, 0x4c, 0x5a, 0x5b, 0x00, 0x00, 0x00, 0x00, 0x3a,
+        0xaa, 0x62, 0xba, 0x00, 0x01, 0x23, 0x40, 0xda, 0x83, 0xf3, 0xe8, 0x90, 0x42, 0x99, 0x0d,
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+    ];
+
+    /// A bzImage with one setup sector, a version string and `payload` 16 bytes into the rest.
+    fn bzimage(payload: &[u8], size_trailer: bool) -> Vec<u8> {
+        let trailer: &[u8] = if size_trailer { &[0xff; 4] } else { &[] };
+        let mut image = vec![0; 2 * SECTOR];
+        image[SETUP_SECTS] = 1;
+        image[HEADER_MAGIC..HEADER_MAGIC + 6].copy_from_slice(b"HdrS\x0f\x02");
+        image[KERNEL_VERSION..KERNEL_VERSION + 2].copy_from_slice(&0x90u16.to_le_bytes());
+        let version = b"6.12.1-test (me@here) #1 SMP\0";
+        image[0x290..0x290 + version.len()].copy_from_slice(version);
+        let len = (payload.len() + trailer.len()) as u32;
+        image[PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4].copy_from_slice(&16u32.to_le_bytes());
+        image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&len.to_le_bytes());
+        [image.as_slice(), &[0x90; 16], payload, trailer, &[0; 32]].concat()
+    }
+
+    #[test]
+    fn unpacks_each_compression() {
+        let kernel = kernel();
+        for (name, payload, trailer) in [
+            ("gzip", gzip(&kernel), false),
+            ("lz4", lz4(&kernel), true),
+            ("zstd", zstd(&kernel), true),
+            ("xz", XZ.to_vec(), true),
+        ] {
+            let image = bzimage(&payload, trailer);
+            assert_eq!(bzimage_release(&image).unwrap(), "6.12.1-test");
+            let vmlinux = from_bzimage(&image).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            assert!(name == "xz" || vmlinux == kernel, "{name}");
+            assert_eq!(has_pvh_entry(vmlinux.as_slice()), name != "xz", "{name}");
+        }
+    }
+
+    #[test]
+    fn setup_sects_of_zero_mean_four() {
+        let mut image = bzimage(&gzip(&kernel()), false);
+        image.splice(2 * SECTOR..2 * SECTOR, [0; 3 * SECTOR]);
+        image[SETUP_SECTS] = 0;
+        assert!(from_bzimage(&image).is_ok());
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        let whole = bzimage(&gzip(&kernel()), false);
+        let mut old = whole.clone();
+        old[PROTOCOL_VERSION..PROTOCOL_VERSION + 2].copy_from_slice(&[7, 2]);
+        let mut far = whole.clone();
+        far[PAYLOAD_OFFSET..PAYLOAD_LENGTH + 4].copy_from_slice(&[0xff; 8]);
+        for (image, want) in [
+            (vec![], "not a kernel"),
+            (vec![0x7f; 4096], "not a kernel"),
+            (old, "boot protocol 2.07"),
+            (whole[..whole.len() / 2].to_vec(), "truncated: the payload"),
+            (whole[..HEADER_MAGIC + 4].to_vec(), "truncated: the setup header"),
+            (far, "truncated: the payload"),
+            (bzimage(b"BZh91AY", true), "unknown compression, it starts with [42, 5a, 68"),
+            (bzimage(b"", false), "unknown compression"),
+            (bzimage(&gzip(b"a script"), false), "not an ELF file"),
+            (bzimage(&gzip(&kernel())[..200], false), "failed to unpack the gzip"),
+        ] {
+            let error = from_bzimage(&image).unwrap_err().to_string();
+            assert!(error.contains(want), "{want} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn pvh_entry_needs_name_and_type() {
+        for (file, want) in [
+            (elf_with_note(b"Xen\0", PHYS32_ENTRY), true),
+            (elf_with_note(b"Xen\0", elf::NoteType(17)), false),
+            (elf_with_note(b"GNU\0", PHYS32_ENTRY), false),
+            (b"\x7fELF".to_vec(), false),
+            (vec![], false),
+        ] {
+            assert_eq!(has_pvh_entry(file.as_slice()), want);
+        }
+    }
+
+    #[test]
+    fn damaged_images_never_panic() {
+        let kernel = kernel();
+        // xorshift: any fixed sequence will do.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        for payload in [gzip(&kernel), lz4(&kernel), zstd(&kernel)] {
+            let image = bzimage(&payload, true);
+            for round in 0..150 {
+                let mut bad = image.clone();
+                // Half of the damage goes to the headers, where it does the most.
+                let start = if round % 2 == 0 { 0x1f0 } else { 2 * SECTOR };
+                for _ in 0..1 + random(8) {
+                    let at = start + random((bad.len() - start).min(200));
+                    bad[at] = random(256) as u8;
+                }
+                bad.truncate(bad.len() - random(3) * random(bad.len()) / 2);
+                let _ = bzimage_release(&bad);
+                if let Ok(vmlinux) = from_bzimage(&bad) {
+                    has_pvh_entry(vmlinux.as_slice());
+                }
+            }
+            let mut elf = kernel.clone();
+            for _ in 0..150 {
+                let at = random(140);
+                elf[at] = random(256) as u8;
+                has_pvh_entry(&elf[..120 + random(200)]);
+            }
+        }
+    }
+}

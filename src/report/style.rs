@@ -1,0 +1,64 @@
+//! Colours, where they are wanted.
+
+use std::io::IsTerminal;
+
+/// Whether to colour.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Style {
+    colour: bool,
+}
+
+impl Style {
+    /// `NO_COLOR` (any value but an empty one) forbids; `CARGO_TERM_COLOR` decides between
+    /// `always` and `never`; else a terminal gets colours.
+    ///
+    /// Source: no-color.org; the Cargo book, "Configuration", term.color.
+    pub(super) fn from_env() -> Self {
+        let var = |name| std::env::var(name).unwrap_or_default();
+        Self { colour: wanted(&var("NO_COLOR"), &var("CARGO_TERM_COLOR"), std::io::stdout().is_terminal()) }
+    }
+
+    pub(super) fn good(self, text: &str) -> String {
+        self.paint("1;32", text)
+    }
+
+    pub(super) fn warn(self, text: &str) -> String {
+        self.paint("1;33", text)
+    }
+
+    pub(super) fn bad(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+fn wanted(no_color: &str, cargo_term_color: &str, terminal: bool) -> bool {
+    match (no_color, cargo_term_color) {
+        ("", "always") => true,
+        ("", "never") => false,
+        ("", _) => terminal,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_variables_decide() {
+        for (no_color, cargo, terminal, colour) in [
+            ("", "", true, true),
+            ("", "", false, false),
+            ("", "always", false, true),
+            ("", "never", true, false),
+            ("", "auto", true, true),
+            ("1", "always", true, false),
+        ] {
+            assert_eq!(wanted(no_color, cargo, terminal), colour, "{no_color} {cargo} {terminal}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Reads what the guest's kernel complains about from its console.
+
+use ktstr_core::guest::COMPLAINT;
+use ktstr_core::result::{KernelEvent, KernelEventKind};
+
+/// Words of a kernel line, and what they mean. The first match counts.
+///
+/// Source: Linux 6.1, 6.12 and 7.2: kernel/panic.c, kernel/watchdog.c, kernel/hung_task.c,
+/// kernel/rcu/tree_stall.h, mm/oom_kill.c, arch/x86/mm/fault.c, arch/x86/kernel/traps.c.
+const COMPLAINTS: [(&str, KernelEventKind); 15] = [
+    ("Kernel panic - not syncing", KernelEventKind::Panic),
+    ("BUG: soft lockup", KernelEventKind::Lockup),
+    ("Watchdog detected hard LOCKUP", KernelEventKind::Lockup),
+    ("kernel BUG at ", KernelEventKind::Oops),
+    ("BUG: ", KernelEventKind::Oops),
+    ("Oops: ", KernelEventKind::Oops),
+    ("general protection fault", KernelEventKind::Oops),
+    ("WARNING: CPU: ", KernelEventKind::Warning),
+    ("WARNING: ", KernelEventKind::Warning),
+    (" blocked for more than ", KernelEventKind::HungTask),
+    (" self-detected stall", KernelEventKind::RcuStall),
+    (" detected stalls", KernelEventKind::RcuStall),
+    (" detected expedited stalls", KernelEventKind::RcuStall),
+    ("ut of memory: Killed process", KernelEventKind::OomKill),
+    ("System is deadlocked on memory", KernelEventKind::OomKill),
+];
+
+/// Every complaint of the kernel, in order.
+pub(super) fn kernel_events(console: &str) -> Vec<KernelEvent> {
+    console.lines().filter_map(kernel_line).filter_map(complaint).collect()
+}
+
+fn complaint(line: &str) -> Option<KernelEvent> {
+    let (_, kind) = COMPLAINTS.iter().find(|(words, _)| line.contains(words))?;
+    // A warning names its place; other lines that start so are ordinary messages.
+    if *kind == KernelEventKind::Warning && !line.contains(" at ") {
+        return None;
+    }
+    Some(KernelEvent { kind: *kind, line: line.to_owned() })
+}
+
+/// The text of a kernel message: what follows its time stamp.
+///
+/// Only such lines are the kernel's own; anything may write others to the console.
+fn kernel_line(line: &str) -> Option<&str> {
+    let (stamp, text) = line.trim_end().strip_prefix('[')?.split_once("] ")?;
+    let stamp = stamp.trim_start();
+    let (seconds, micros) = stamp.split_once('.')?;
+    seconds.parse::<u64>().ok()?;
+    // CONFIG_PRINTK_CALLER adds the task or CPU behind the time.
+    micros.get(..6)?.parse::<u64>().ok()?;
+    Some(text)
+}
+
+/// The words of the kernel's panic, if it panicked.
+pub(super) fn panic_message(console: &str) -> Option<String> {
+    let event = kernel_events(console).into_iter().find(|event| event.kind == KernelEventKind::Panic)?;
+    let (_, message) = event.line.split_once("not syncing")?;
+    Some(message.trim_start_matches(':').trim().to_owned())
+}
+
+/// Why PID 1 could not get ready, if anything says so.
+pub(super) fn init_failure(console: &str) -> Option<String> {
+    for line in console.lines() {
+        if let Some((_, why)) = line.split_once(COMPLAINT) {
+            return Some(why.trim().to_owned());
+        }
+        // The dynamic loader's words; PID 1 is gone after them, and the kernel panics.
+        if line.contains("error while loading shared libraries") {
+            return Some(line.trim().to_owned());
+        }
+    }
+    let panic = panic_message(console)?;
+    let advice = if panic.contains("memory") {
+        "; give the guest more memory (`memory_mib`)"
+    } else if panic.contains("No working init found") || panic.contains("Unable to mount root fs") {
+        "; the initramfs was not unpacked: it is damaged, or larger than the guest's memory"
+    } else if panic.contains("Attempted to kill init") {
+        "; PID 1 ended before it could say anything else"
+    } else {
+        return None;
+    };
+    Some(format!("{panic}{advice}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_complaint_is_known() {
+        let console = "\
+            [    0.000000] Linux version 6.12.107+deb13-cloud-amd64\r\n\
+            [    1.000000] WARNING: You are running an unsupported configuration\n\
+            [    2.100000] WARNING: CPU: 0 PID: 77 at kernel/sched/core.c:1234 foo+0x1/0x2\n\
+            [    2.200000][  T77] WARNING: kernel/sched/core.c:1234 at foo+0x1/0x2, CPU#0: sh/77\n\
+            [  123.456789] INFO: task kworker:12 blocked for more than 120 seconds.\n\
+            [   21.000000] rcu: INFO: rcu_preempt self-detected stall on CPU\n\
+            [   21.000001] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n\
+            [   25.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [spin:99]\n\
+            [   26.000000] Memory cgroup out of memory: Killed process 42 (hog)\n\
+            [   27.000000] Out of memory: Killed process 43 (hog)\n\
+            [   28.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000\n\
+            [   28.000001] Oops: Oops: 0002 [#1] PREEMPT SMP\n\
+            [   29.000000] Kernel panic - not syncing: sysrq triggered crash\n\
+            Kernel panic - not syncing: somebody only printed this\n";
+        use KernelEventKind::*;
+        let kinds: Vec<_> = kernel_events(console).into_iter().map(|event| event.kind).collect();
+        let expected = [
+            Warning, Warning, HungTask, RcuStall, RcuStall, Lockup, OomKill, OomKill, Oops, Oops, Panic,
+        ];
+        assert_eq!(kinds, expected);
+        assert_eq!(panic_message(console).as_deref(), Some("sysrq triggered crash"));
+        assert_eq!(init_failure(console), None);
+    }
+
+    #[test]
+    fn the_reason_of_a_failed_init_is_found() {
+        for (console, why) in [
+            ("ktstr-init: cannot get ready: no cgroup2\n", "no cgroup2"),
+            ("/init: error while loading shared libraries: libz.so: none\n[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n", "libz.so"),
+            ("[    1.000000] Kernel panic - not syncing: System is deadlocked on memory\n", "memory_mib"),
+            ("[    1.000000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n", "initramfs"),
+        ] {
+            assert!(init_failure(console).is_some_and(|found| found.contains(why)), "{console}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Chooses the engine, and says why.
+
+use std::sync::OnceLock;
+
+use anyhow::{Result, bail};
+use ktstr_vmm::Engine;
+use ktstr_vmm::probe;
+use ktstr_vmm::qemu::Qemu;
+
+use crate::provision::{self, cache::Cache};
+
+/// The engine of this process, and the reason it was chosen.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) engine: Box<dyn Engine>,
+    /// The value of `KTSTR_ENGINE` that asks for it.
+    pub(crate) name: &'static str,
+    pub(crate) reason: String,
+}
+
+/// The engine for this process: `KTSTR_ENGINE`, or what the host can do. Probed once.
+pub(crate) fn choose(cache: &Cache) -> Result<&'static Choice> {
+    static CHOICE: OnceLock<Result<Choice, String>> = OnceLock::new();
+    match CHOICE.get_or_init(|| decide(cache).map_err(|error| format!("{error:#}"))) {
+        Ok(choice) => Ok(choice),
+        Err(error) => bail!("{error}"),
+    }
+}
+
+fn decide(cache: &Cache) -> Result<Choice> {
+    let wanted = std::env::var("KTSTR_ENGINE").unwrap_or_else(|_| "auto".to_owned());
+    let reason = match wanted.as_str() {
+        "qemu" => "KTSTR_ENGINE=qemu".to_owned(),
+        "" | "auto" => reason_for_qemu(),
+        "kvm" => bail!(
+            "KTSTR_ENGINE=kvm, but this version has no KVM engine yet; use `qemu` or `auto`"
+        ),
+        other => bail!("KTSTR_ENGINE={other} names no engine; there are `auto`, `kvm` and `qemu`"),
+    };
+    let program = provision::qemu::resolve(cache)?;
+    let reason = format!("{reason}; {}", program.note);
+    Ok(Choice { engine: Box::new(Qemu::new(program.argv, program.version)), name: "qemu", reason })
+}
+
+fn reason_for_qemu() -> String {
+    match probe::kvm() {
+        Ok(_) => "KVM would serve, but this version has no KVM engine yet".to_owned(),
+        Err(unusable) => unusable.to_string(),
+    }
+}

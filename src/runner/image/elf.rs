@@ -1,0 +1,172 @@
+//! What a program needs to run elsewhere: its loader, its libraries, less of itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::{LittleEndian, U16, U32, U64};
+
+type Header = FileHeader64<LittleEndian>;
+const ENDIAN: LittleEndian = LittleEndian;
+
+/// The program's loadable part and its symbol table, without anything else.
+///
+/// Debug information is most of a test binary and no use in the guest; the symbols keep
+/// backtraces readable there.
+pub(super) fn strip_debug(data: &[u8]) -> Result<Vec<u8>> {
+    let header = Header::parse(data).context("not an ELF program for this machine")?;
+    let loaded = header
+        .program_headers(ENDIAN, data)
+        .context("malformed program headers")?
+        .iter()
+        .map(|segment| segment.p_offset(ENDIAN).saturating_add(segment.p_filesz(ENDIAN)))
+        .max()
+        .context("it has no program headers")?;
+    let mut out = data.get(..loaded as usize).context("it is cut short")?.to_vec();
+    let sections = header.sections(ENDIAN, data).context("malformed section headers")?;
+    let symbols = sections.iter().find(|section| section.sh_type(ENDIAN) == elf::SHT_SYMTAB);
+    let mut kept = Vec::new();
+    if let Some(symbols) = symbols {
+        let strings = sections
+            .section(object::SectionIndex(symbols.sh_link(ENDIAN) as usize))
+            .context("its symbols have no names")?;
+        kept = vec![*symbols, *strings];
+    }
+    let mut table = vec![section_header(0, elf::SHT_NULL, 0, 0)];
+    for (section, name) in kept.iter_mut().zip([1_u32, 9]) {
+        let content = section.data(ENDIAN, data).context("a section is cut short")?;
+        out.resize(out.len().next_multiple_of(8), 0);
+        section.sh_name = U32::new(ENDIAN, name);
+        section.sh_offset = U64::new(ENDIAN, out.len() as u64);
+        // The strings follow the symbols in the new table.
+        section.sh_link = U32::new(ENDIAN, if name == 1 { 2 } else { 0 });
+        out.extend_from_slice(content);
+        table.push(*section);
+    }
+    let names = b"\0.symtab\0.strtab\0.shstrtab\0";
+    table.push(section_header(17, elf::SHT_STRTAB, out.len(), names.len()));
+    out.extend_from_slice(names);
+    out.resize(out.len().next_multiple_of(8), 0);
+    let mut header = *header;
+    header.e_shoff = U64::new(ENDIAN, out.len() as u64);
+    header.e_shnum = U16::new(ENDIAN, table.len() as u16);
+    header.e_shstrndx = U16::new(ENDIAN, elf::SymbolSection(table.len() as u16 - 1));
+    out.extend_from_slice(object::bytes_of_slice(&table));
+    out[..size_of::<Header>()].copy_from_slice(object::bytes_of(&header));
+    Ok(out)
+}
+
+fn section_header(name: u32, kind: elf::SectionType, offset: usize, size: usize) -> elf::SectionHeader64<LittleEndian> {
+    elf::SectionHeader64 {
+        sh_name: U32::new(ENDIAN, name),
+        sh_type: U32::new(ENDIAN, kind),
+        sh_flags: U64::new(ENDIAN, elf::SectionFlags(0)),
+        sh_addr: U64::new(ENDIAN, 0),
+        sh_offset: U64::new(ENDIAN, offset as u64),
+        sh_size: U64::new(ENDIAN, size as u64),
+        sh_link: U32::new(ENDIAN, 0),
+        sh_info: U32::new(ENDIAN, 0),
+        sh_addralign: U64::new(ENDIAN, u64::from(kind != elf::SHT_NULL)),
+        sh_entsize: U64::new(ENDIAN, 0),
+    }
+}
+
+/// The shared objects of a program.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Libraries {
+    /// The dynamic loader: the path the program asks for, and the file on this host.
+    pub(super) interpreter: Option<(String, PathBuf)>,
+    /// Every library, directly or indirectly needed: its name, and the file on this host.
+    pub(super) needed: Vec<(String, PathBuf)>,
+}
+
+/// Finds what the program's own loader would load for it here. A static program needs nothing.
+pub(super) fn libraries(program: &Path) -> Result<Libraries> {
+    let data = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let header = Header::parse(&*data).with_context(|| format!("{} is no ELF program", program.display()))?;
+    let mut interpreter = None;
+    for segment in header.program_headers(ENDIAN, &*data)? {
+        interpreter = interpreter.or(segment.interpreter(ENDIAN, &*data)?);
+    }
+    let Some(interpreter) = interpreter else { return Ok(Libraries::default()) };
+    let interpreter = std::str::from_utf8(interpreter).context("the loader's path is no text")?;
+    let output = Command::new(interpreter)
+        .arg("--list")
+        .arg(program)
+        .output()
+        .with_context(|| format!("cannot run {interpreter}, the loader of {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{interpreter} --list {} failed: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let needed = parse_list(&text).with_context(|| format!("the libraries of {}", program.display()))?;
+    Ok(Libraries { interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))), needed })
+}
+
+/// Reads lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
+///
+/// Lines without an arrow are the loader itself and the kernel's own object.
+fn parse_list(text: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut needed = Vec::new();
+    for line in text.lines() {
+        let Some((name, target)) = line.trim().split_once(" => ") else { continue };
+        if target.starts_with("not found") {
+            bail!("this host lacks {name}; install the package that has it");
+        }
+        let path = target.rsplit_once(" (").map_or(target, |(path, _)| path);
+        // The loader itself may be listed by name when a library needs it.
+        let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
+        needed.push((name.to_owned(), PathBuf::from(path)));
+    }
+    Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_loaders_list_is_read() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibgcc_s.so.1 => /lib/x86_64-linux-gnu/libgcc_s.so.1 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let needed = vec![("libgcc_s.so.1".to_owned(), PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"))];
+        assert_eq!(parse_list(text).unwrap(), needed);
+        let error = parse_list("\tlibfoo.so.1 => not found\n").unwrap_err().to_string();
+        assert!(error.contains("lacks libfoo.so.1"), "{error}");
+    }
+
+    #[test]
+    fn a_stripped_program_is_smaller_and_runs() {
+        let this = std::env::current_exe().unwrap();
+        let whole = std::fs::read(&this).unwrap();
+        let stripped = strip_debug(&whole).unwrap();
+        assert!(stripped.len() < whole.len());
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        std::fs::write(&program, &stripped).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let output = Command::new(&program).arg("--list").output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("a_stripped_program_is_smaller"));
+        let header = Header::parse(&*stripped).unwrap();
+        let sections = header.sections(ENDIAN, &*stripped).unwrap();
+        let symbols = sections.symbols(ENDIAN, &*stripped, elf::SHT_SYMTAB).unwrap();
+        assert!(symbols.iter().count() > 100);
+        assert!(libraries(&program).unwrap().needed.iter().any(|(name, _)| name == "libc.so.6"));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for data in [&b""[..], b"#!/bin/sh\n", &[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]] {
+            assert!(strip_debug(data).is_err());
+        }
+    }
+}

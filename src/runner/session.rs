@@ -1,0 +1,380 @@
+//! One run: boots a machine, gives it its order, listens until it ends, says how it ended.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ktstr_core::guest::COMPLAINT;
+use ktstr_core::result::{RunEnd, Timings};
+use ktstr_core::wire::{Decoder, Encoder, End, Order, Report, ScenarioEvent, Stream};
+use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
+
+use super::console;
+
+/// How long a booting kernel may be silent on its console. A stock kernel says something every few
+/// hundred milliseconds on hardware; the slowest emulation seen is some forty times slower.
+const BOOT_SILENCE: Duration = Duration::from_secs(60);
+
+/// How long a boot may take in all: a machine that only repeats itself ends here.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// What a boot to PID 1 takes on hardware, the measure of [`Timings::slowness`].
+const HARDWARE_BOOT: Duration = Duration::from_secs(1);
+
+/// The most that watchdogs are stretched.
+const MAX_SLOWNESS: f64 = 8.0;
+
+/// How long a panicked kernel may take to reset the machine.
+const PANIC_GRACE: Duration = Duration::from_secs(10);
+
+/// Console and log beyond this are dropped from the middle of the run's record.
+const MAX_TEXT: usize = 8 << 20;
+
+/// What bounds a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// How long the body means to run; `None` lets it run for ever, as a shell does.
+    pub(crate) duration: Option<Duration>,
+    /// What is added for slow machines, and how long the guest may be silent; before scaling.
+    pub(crate) watchdog: Duration,
+}
+
+/// What a run left behind.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) end: RunEnd,
+    /// The status of a program run by [`Order::Shell`].
+    pub(crate) shell_status: Option<u8>,
+    pub(crate) console: String,
+    pub(crate) log: String,
+    pub(crate) events: Vec<ScenarioEvent>,
+    pub(crate) captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
+    pub(crate) timings: Timings,
+}
+
+/// Boots `config` on `engine`, sends `order`, and returns how it ended. `live` sees the output of
+/// the body as it arrives, and may give the body input by what it returns.
+pub(crate) fn run(
+    engine: &dyn Engine,
+    config: &VmConfig,
+    order: Order,
+    limits: Limits,
+    live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
+) -> Outcome {
+    let started = Instant::now();
+    let mut session = Session {
+        started,
+        order: Some(order),
+        limits,
+        decoder: Decoder::default(),
+        encoder: Encoder::default(),
+        phase: Phase::Silent,
+        phase_began: started,
+        last_sign: started,
+        panicked: None,
+        end: None,
+        console: Vec::new(),
+        log: Vec::new(),
+        panic: None,
+        events: Vec::new(),
+        captures: Vec::new(),
+        timings: Timings { slowness: 1.0, ..Timings::default() },
+    };
+    let end = match engine.boot(config) {
+        Ok(mut vm) => {
+            let end = session.drive(&mut *vm, live);
+            let ended = Instant::now();
+            session.leave_phase(ended);
+            // A machine that cannot be stopped is an engine's failure, whatever came before.
+            let end = match vm.stop() {
+                Ok(()) => end,
+                Err(error) => Ended::Run(RunEnd::EngineFailed(error.to_string())),
+            };
+            session.timings.teardown = ended.elapsed();
+            end
+        }
+        Err(error) => Ended::Run(RunEnd::EngineFailed(error.to_string())),
+    };
+    let (end, shell_status) = match end {
+        Ended::Run(end) => (end, None),
+        Ended::Shell(status) => (RunEnd::BodyExited(format!("exit status {status}")), Some(status)),
+    };
+    Outcome {
+        end,
+        shell_status,
+        console: String::from_utf8_lossy(&session.console).replace('\r', ""),
+        log: String::from_utf8_lossy(&session.log).into_owned(),
+        events: session.events,
+        captures: session.captures,
+        timings: session.timings,
+    }
+}
+
+/// What a caller sees while the run goes on.
+#[derive(Debug)]
+pub(crate) enum Live<'a> {
+    /// The body wrote this.
+    Output(Stream, &'a [u8]),
+    /// Nothing happened for a moment: time to pass on input.
+    Idle,
+}
+
+/// How far the guest has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was heard yet.
+    Silent,
+    /// The kernel has said something.
+    Booting,
+    /// PID 1 has its order.
+    Ready,
+    /// The body runs.
+    Body,
+}
+
+impl Phase {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Silent => "before its kernel said anything",
+            Self::Booting => "while it booted",
+            Self::Ready => "before the body started",
+            Self::Body => "while the body ran",
+        }
+    }
+}
+
+enum Ended {
+    Run(RunEnd),
+    Shell(u8),
+}
+
+struct Session {
+    started: Instant,
+    order: Option<Order>,
+    limits: Limits,
+    decoder: Decoder,
+    encoder: Encoder,
+    phase: Phase,
+    phase_began: Instant,
+    /// When the guest last gave a sign of life: any byte while it boots, a report later.
+    last_sign: Instant,
+    /// When the console showed the kernel's panic.
+    panicked: Option<Instant>,
+    end: Option<End>,
+    console: Vec<u8>,
+    log: Vec<u8>,
+    panic: Option<String>,
+    events: Vec<ScenarioEvent>,
+    captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
+    timings: Timings,
+}
+
+impl Session {
+    fn drive(&mut self, vm: &mut dyn Vm, live: &mut dyn FnMut(Live<'_>) -> Option<Order>) -> Ended {
+        loop {
+            if let Some(end) = self.overdue(Instant::now()) {
+                return Ended::Run(end);
+            }
+            let event = match vm.next_event(self.deadline()) {
+                Ok(event) => event,
+                Err(error) => return Ended::Run(RunEnd::EngineFailed(error.to_string())),
+            };
+            let heard = match event {
+                Event::Console(bytes) => {
+                    self.hear_console(&bytes);
+                    Ok(())
+                }
+                Event::Port { bytes, .. } => self.hear_port(vm, &bytes, live),
+                Event::Exited(reason) => return Ended::Run(self.explain_exit(&reason)),
+                Event::Deadline => self.send_input(vm, live(Live::Idle)),
+            };
+            if let Err(broken) = heard {
+                return Ended::Run(broken);
+            }
+            if let Some(end) = self.end.take() {
+                return self.explain_end(end);
+            }
+        }
+    }
+
+    fn hear_console(&mut self, bytes: &[u8]) {
+        let now = Instant::now();
+        if self.phase == Phase::Silent {
+            self.timings.first_line = Some(now - self.started);
+            self.phase = Phase::Booting;
+        }
+        if self.phase == Phase::Booting {
+            self.last_sign = now;
+        }
+        let before = self.console.len().saturating_sub(4096);
+        append_bounded(&mut self.console, bytes);
+        let recent = String::from_utf8_lossy(&self.console[before.min(self.console.len())..]);
+        if self.panicked.is_none() && recent.contains("Kernel panic - not syncing") {
+            self.panicked = Some(now);
+        }
+    }
+
+    fn hear_port(
+        &mut self,
+        vm: &mut dyn Vm,
+        bytes: &[u8],
+        live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
+    ) -> Result<(), RunEnd> {
+        self.last_sign = Instant::now();
+        self.decoder.push(bytes);
+        while let Some(report) = self.decoder.next().map_err(|error| RunEnd::WireBroken(error.to_string()))? {
+            match report {
+                Report::Hello(_) => {
+                    let boot = self.started.elapsed();
+                    self.timings.boot = Some(boot);
+                    let slowness = boot.as_secs_f64() / HARDWARE_BOOT.as_secs_f64();
+                    self.timings.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
+                    self.enter(Phase::Ready);
+                    let order = self.order.take();
+                    if matches!(order, Some(Order::Shell(_))) {
+                        self.enter(Phase::Body);
+                    }
+                    self.send_input(vm, order)?;
+                }
+                Report::BodyStarted { .. } => {
+                    self.timings.ready = Some(self.phase_began.elapsed());
+                    self.enter(Phase::Body);
+                }
+                Report::Heartbeat { .. } => {}
+                Report::Log { stream, bytes } => {
+                    append_bounded(&mut self.log, &bytes);
+                    let input = live(Live::Output(stream, &bytes));
+                    self.send_input(vm, input)?;
+                }
+                Report::Event(event) => self.events.push(event),
+                Report::Capture(capture) => self.captures.push(capture),
+                Report::Panic { message } => self.panic = Some(message),
+                Report::End(end) => {
+                    self.end = Some(end);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_input(&mut self, vm: &mut dyn Vm, order: Option<Order>) -> Result<(), RunEnd> {
+        let Some(order) = order else { return Ok(()) };
+        let frame = self.encoder.encode(&order).map_err(|error| RunEnd::WireBroken(error.to_string()))?;
+        vm.send(0, &frame).map_err(|error| RunEnd::EngineFailed(error.to_string()))
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.phase_began = Instant::now();
+    }
+
+    fn leave_phase(&mut self, now: Instant) {
+        if self.phase == Phase::Body {
+            self.timings.body = Some(now - self.phase_began);
+        }
+    }
+
+    fn watchdog(&self) -> Duration {
+        self.limits.watchdog.mul_f64(self.timings.slowness)
+    }
+
+    /// How long the guest may stay silent now.
+    fn allowed_silence(&self) -> Duration {
+        match self.phase {
+            Phase::Silent | Phase::Booting => BOOT_SILENCE,
+            Phase::Ready | Phase::Body => self.watchdog(),
+        }
+    }
+
+    /// When to look at the bounds again even if nothing happens, or at a shell's input.
+    fn deadline(&self) -> Instant {
+        let interval = match self.limits.duration {
+            Some(_) => Duration::from_secs(1),
+            None => Duration::from_millis(20),
+        };
+        Instant::now() + interval
+    }
+
+    /// The bound that the guest has run into, if any.
+    fn overdue(&self, now: Instant) -> Option<RunEnd> {
+        if self.panicked.is_some_and(|when| now > when + PANIC_GRACE) {
+            let console = String::from_utf8_lossy(&self.console);
+            let message = console::panic_message(&console).unwrap_or_default();
+            return Some(RunEnd::GuestPanicked(message));
+        }
+        let silent = now - self.last_sign;
+        if silent > self.allowed_silence() {
+            return Some(RunEnd::GuestHung { silent, phase: self.phase.describe() });
+        }
+        if matches!(self.phase, Phase::Silent | Phase::Booting) && now > self.started + BOOT_LIMIT {
+            return Some(RunEnd::InitFailed(format!("it still boots after {BOOT_LIMIT:.0?}")));
+        }
+        let allowed = self.limits.duration? + self.watchdog();
+        let ran = now - self.phase_began;
+        // A guest that is silent just now may have hung: which of the two is seen a little later.
+        let alive = silent < Duration::from_secs(2).mul_f64(self.timings.slowness);
+        (self.phase == Phase::Body && ran > allowed && alive)
+            .then_some(RunEnd::BodyOverran { ran, allowed })
+    }
+
+    fn explain_end(&mut self, end: End) -> Ended {
+        match end {
+            End::ShellExited(status) => Ended::Shell(status),
+            // The panic hook knows the place, what was caught later only the message.
+            End::Panicked(message) => {
+                Ended::Run(RunEnd::BodyPanicked(self.panic.take().unwrap_or(message)))
+            }
+            end => Ended::Run(end_of_body(end)),
+        }
+    }
+
+    /// Why the machine is gone although no end was reported.
+    fn explain_exit(&self, reason: &ExitReason) -> RunEnd {
+        let console = String::from_utf8_lossy(&self.console);
+        if let ExitReason::EngineDied { .. } = reason {
+            return RunEnd::EngineFailed(reason.to_string());
+        }
+        let booting = matches!(self.phase, Phase::Silent | Phase::Booting);
+        if booting || console.contains(COMPLAINT) {
+            if let Some(why) = console::init_failure(&console) {
+                return RunEnd::InitFailed(why);
+            }
+        }
+        if let Some(message) = console::panic_message(&console) {
+            return RunEnd::GuestPanicked(message);
+        }
+        if self.phase == Phase::Silent {
+            return RunEnd::InitFailed(format!(
+                "{reason} before its kernel said anything: the kernel image may be damaged, or for another machine"
+            ));
+        }
+        let cut = match self.decoder.unread() {
+            0 => String::new(),
+            unread => format!(", {unread} bytes into an unfinished report"),
+        };
+        RunEnd::GuestGone(format!("{reason} {}{cut}", self.phase.describe()))
+    }
+}
+
+/// What an end that the guest reported says of the test.
+pub(crate) fn end_of_body(end: End) -> RunEnd {
+    match end {
+        End::Verdict(verdict) => RunEnd::Verdict(verdict),
+        End::Error(error) => RunEnd::BodyError(error),
+        End::Panicked(message) => RunEnd::BodyPanicked(message),
+        End::Exited { status } => RunEnd::BodyExited(status),
+        End::WrongTopology(differences) => RunEnd::WrongTopology(differences),
+        End::Refused(why) => RunEnd::InitFailed(why),
+        End::ShellExited(status) => RunEnd::BodyExited(format!("exit status {status}")),
+    }
+}
+
+/// Appends to a text that stays bounded: of what is too much, the older half is dropped.
+fn append_bounded(text: &mut Vec<u8>, bytes: &[u8]) {
+    text.extend_from_slice(bytes);
+    if text.len() > MAX_TEXT {
+        let keep = text.split_off(text.len() - MAX_TEXT / 2);
+        *text = b"[... the beginning was dropped ...]\n".to_vec();
+        text.extend_from_slice(&keep);
+    }
+}

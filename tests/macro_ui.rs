@@ -1,0 +1,67 @@
+//! `#[ktstr_test]` as its users meet it: what it reports, and the entry it registers.
+
+use std::time::Duration;
+
+use ktstr::__private::{TESTS, TestEntry, Topology};
+use ktstr::prelude::*;
+
+#[test]
+fn diagnostics_match_snapshots() {
+    let cases = trybuild::TestCases::new();
+    cases.compile_fail("tests/ui/*.rs");
+    cases.pass("tests/ui/pass/all_keys.rs");
+}
+
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 4,
+    cores = 1,
+    threads = 2,
+    memory_mib = 512,
+    duration_s = 1,
+    watchdog_timeout_s = 30,
+    kernel = "6.12",
+    workload_root_cgroup = "/ui",
+    expect_err,
+    host_only = false,
+    ignore = "only its entry is of interest",
+    kaslr = false,
+    auto_repro = false,
+    post_vm = accept
+)]
+fn all_keys(_: &Ctx) -> Result<AssertResult> {
+    Err(std::io::Error::other("as expected").into())
+}
+
+fn accept(_: &VmResult) -> Result<()> {
+    Ok(())
+}
+
+#[test]
+fn every_key_reaches_the_entry() {
+    let entry = TESTS.iter().find(|entry| entry.name == "all_keys").expect("`all_keys` is linked");
+    let topology = Topology { numa_nodes: 2, llcs: 4, cores_per_llc: 1, threads_per_core: 2 };
+    assert_eq!(entry.module_path, module_path!());
+    assert_eq!(entry.topology, topology);
+    assert_eq!(entry.memory_mib, 512);
+    assert_eq!(entry.duration, Duration::from_secs(1));
+    assert_eq!(entry.watchdog_timeout, Duration::from_secs(30));
+    assert_eq!(entry.kernel, Some("6.12"));
+    assert_eq!(entry.workload_root_cgroup, "/ui");
+    assert!(entry.expect_err && !entry.host_only && !entry.kaslr && !entry.auto_repro);
+    assert!(entry.post_vm.is_some());
+}
+
+/// The attribute checks keys against each other, and documents them, with these numbers.
+#[test]
+fn defaults_are_those_of_the_attribute() {
+    let entry = TestEntry::DEFAULT;
+    let topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 2, threads_per_core: 1 };
+    assert_eq!(entry.topology, topology);
+    assert_eq!(entry.memory_mib, 256);
+    assert_eq!(entry.duration, Duration::from_secs(5));
+    assert_eq!(entry.watchdog_timeout, Duration::from_secs(20));
+    assert_eq!((entry.kernel, entry.workload_root_cgroup), (None, "/ktstr"));
+    assert!(!entry.expect_err && !entry.host_only && entry.kaslr && entry.auto_repro);
+    assert!(entry.post_vm.is_none());
+}

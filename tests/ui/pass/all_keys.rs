@@ -1,0 +1,68 @@
+//! Every key, in every form that it takes.
+
+#![forbid(unsafe_code)]
+#![deny(warnings)]
+#![allow(unused_imports, dead_code, reason = "a program without `--test` has no tests")]
+
+use ktstr::prelude::*;
+
+#[ktstr_test]
+fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 4u32,
+    cores = 0x8,
+    threads = 2,
+    memory_mib = 1_048_576,
+    duration_s = 86_400,
+    watchdog_timeout_s = 1,
+    kernel = "6.12",
+    workload_root_cgroup = "/a/b.slice",
+    expect_err = true,
+    host_only = false,
+    ignore = "needs a large host",
+    kaslr = false,
+    auto_repro = false,
+    post_vm = self::host::check,
+)]
+fn all_keys(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+/// Documented.
+#[ktstr_test(host_only, expect_err, ignore)]
+#[cfg(not(any()))]
+#[allow(unused_variables)]
+pub fn bare_keys(ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test()]
+#[ignore = "not yet"]
+fn r#move(_: &'_ ktstr::prelude::Ctx) -> ktstr::prelude::Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+macro_rules! test {
+    ($name:ident, $cores:expr, $memory:literal, $check:path, $ctx:ty) => {
+        #[ktstr_test(cores = $cores, memory_mib = $memory, post_vm = $check)]
+        fn $name(_ctx: $ctx) -> Result<AssertResult> {
+            Ok(AssertResult::pass())
+        }
+    };
+}
+
+test!(from_a_macro, 4, 512, host::check, &Ctx);
+
+mod host {
+    use super::*;
+
+    pub(crate) fn check(_: &VmResult) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() {}

@@ -1,0 +1,55 @@
+//! Values of the wrong kind, and values that are missing.
+
+use ktstr::prelude::*;
+
+const CORES: u32 = 2;
+
+#[ktstr_test(
+    numa_nodes = 1.0,
+    llcs = "1",
+    cores = CORES,
+    threads = -1,
+    memory_mib = 2 * 256,
+    duration_s = 5s,
+    watchdog_timeout_s = true
+)]
+fn integers(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(expect_err = 1, kaslr = "false", auto_repro = yes, host_only = !true)]
+fn booleans(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(kernel = 6.12, workload_root_cgroup = b"/ktstr", ignore = true)]
+fn strings(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(kernel = "", ignore = " ")]
+fn empty_strings(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(post_vm = "check")]
+fn quoted_function(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(post_vm = |result| Ok(()))]
+fn closure(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores, kernel, workload_root_cgroup, post_vm)]
+fn no_value(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores =, kernel =, kaslr = ;, post_vm =)]
+fn nothing_after_the_equals_sign(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+fn main() {}

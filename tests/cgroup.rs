@@ -38,7 +38,11 @@ fn check(captures: &[CgroupProcsSnapshot]) -> Result<()> {
     let [capture] = captures else { bail!("one capture was taken, {} arrived", captures.len()) };
     ensure!(capture.tag == "placed", "the tag is {:?}", capture.tag);
     ensure!(capture.cgroup == "cg_target", "the cgroup is {:?}", capture.cgroup);
-    ensure!(capture.pids.len() == 2, "two workers were spawned, the group holds {:?}", capture.pids);
+    ensure!(
+        capture.pids.len() == 2,
+        "two workers were spawned, the group holds {:?}",
+        capture.pids
+    );
     ensure!(capture.pids.iter().all(|pid| *pid > 0), "pids are positive: {:?}", capture.pids);
     ensure!(capture.procs.iter().all(|proc| proc.comm == "target"), "{:?}", capture.procs);
     Ok(())

@@ -278,11 +278,11 @@ mod tests {
 
     #[test]
     fn all_errors_are_in_one_expansion() {
-        let (attr, item) = ("core = 1, cores = 0, ignore", "#[ignore] async fn f(c: Ctx) -> R {}");
+        let (attr, item) = ("core = 1, cores = 0, ignore", "#[ignore] unsafe fn f(c: Ctx) -> R {}");
         let tokens = ktstr_test(attr.parse().expect("tokens"), item.parse().expect("tokens"));
         let text = tokens.to_string();
         assert_eq!(text.matches("compile_error").count(), 5, "{text}");
-        assert!(text.ends_with("async fn f (c : Ctx) -> R { }"), "{text}");
+        assert!(text.ends_with("unsafe fn f (c : Ctx) -> R { }"), "{text}");
     }
 
     #[test]

@@ -48,12 +48,17 @@ impl TestFn {
     /// The author's function alone, to stand in for a test that has errors.
     ///
     /// It keeps the compiler from reporting what the function would have defined or used. Nothing
-    /// if the compiler would refuse the function as it is.
+    /// if the compiler would refuse the function as it is; an `async fn` may not elide the
+    /// lifetime of `Ctx`.
     pub(crate) fn to_plain_function(&self) -> TokenStream {
-        if !self.has_block() || self.sig.receiver().is_some() || self.sig.variadic.is_some() {
+        let Self { attrs, vis, sig, body } = self;
+        let is_refused = !self.has_block()
+            || sig.asyncness.is_some()
+            || sig.receiver().is_some()
+            || sig.variadic.is_some();
+        if is_refused {
             return TokenStream::new();
         }
-        let Self { attrs, vis, sig, body } = self;
         let attrs = attrs.iter().filter(|attr| !is_of_test(attr));
         // The compiler would add an error for whatever in the body is not `const`.
         let sig = Signature { constness: None, ..sig.clone() };
@@ -231,10 +236,8 @@ mod tests {
     fn plain_function_loses_what_makes_it_a_test() {
         for (function, want) in [
             ("#[test] #[cfg(x)] const fn f() {}", "#[cfg(x)] #[allow(dead_code)] fn f() {}"),
-            (
-                "#[ignore] pub async fn f<T>(n: u8) {}",
-                "#[allow(dead_code)] pub async fn f<T>(n: u8) {}",
-            ),
+            ("#[ignore] pub fn f<T>(n: u8) {}", "#[allow(dead_code)] pub fn f<T>(n: u8) {}"),
+            ("async fn f() {}", ""),
             ("fn f(&self) {}", ""),
             ("fn f();", ""),
         ] {

@@ -11,6 +11,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
     fn describe(&self) -> String;
 
     /// Starts a machine; returns as soon as it runs.
+    ///
+    /// The machine may die with the calling *thread* (not just its process), so that nothing
+    /// survives a killed test: keep that thread until the machine is gone.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error>;
 }
 
@@ -22,7 +25,11 @@ pub trait Vm: fmt::Debug {
     /// was returned, it is returned again by every later call.
     fn next_event(&mut self, deadline: Instant) -> Result<Event, Error>;
 
-    /// Sends bytes into a port. Bytes sent before the guest has opened the port wait for it.
+    /// Sends bytes into a port, without waiting for anybody to read them.
+    ///
+    /// Bytes sent before the guest has opened the port wait for it; what it leaves unread when it
+    /// closes the port is lost. What does not fit into the wires goes on during the other calls;
+    /// over 64 MiB of it are an error.
     fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error>;
 
     /// Stops all CPUs until [`Vm::resume`].
@@ -31,7 +38,10 @@ pub trait Vm: fmt::Debug {
     /// Lets the CPUs of a paused machine go on.
     fn resume(&mut self) -> Result<(), Error>;
 
-    /// Fills `buf` from guest-physical address `gpa`.
+    /// Fills `buf` from guest-physical address `gpa`, all of it or nothing.
+    ///
+    /// The CPUs may run, but only between [`Vm::pause`] and [`Vm::resume`] do several reads fit
+    /// together. Once the machine is gone its memory is still there as the guest left it.
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error>;
 
     /// Ends the machine now, whatever it does. Returns when it is gone.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kvm_bindings::{KVM_API_VERSION, kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit};
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -111,10 +112,10 @@ fn judge(module: Option<String>, loop_time: Duration) -> Result<KvmFacts, Unusab
 }
 
 fn open_error(source: io::Error) -> Unusable {
-    // Without its module a node made beforehand fails by ENODEV or ENXIO, which have no kind.
-    match (source.kind(), source.raw_os_error()) {
-        (io::ErrorKind::NotFound, _) | (_, Some(libc::ENODEV | libc::ENXIO)) => Unusable::Missing,
-        (io::ErrorKind::PermissionDenied, _) => Unusable::Denied,
+    match Errno::from_io_error(&source) {
+        // Without its module, a node made beforehand is there and leads nowhere.
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Unusable::Missing,
+        Some(Errno::ACCESS | Errno::PERM) => Unusable::Denied,
         _ => Unusable::Failed { module: module(), operation: "open /dev/kvm", source },
     }
 }
@@ -216,13 +217,13 @@ mod tests {
     #[test]
     fn opening_fails_with_advice() {
         for (errno, want) in [
-            (libc::ENOENT, "load kvm_intel or kvm_amd"),
-            (libc::ENODEV, "load kvm_intel or kvm_amd"),
-            (libc::EACCES, "usermod -aG kvm"),
-            (libc::EPERM, "udev rule"),
-            (libc::EBUSY, "failed to open /dev/kvm"),
+            (Errno::NOENT, "load kvm_intel or kvm_amd"),
+            (Errno::NODEV, "load kvm_intel or kvm_amd"),
+            (Errno::ACCESS, "usermod -aG kvm"),
+            (Errno::PERM, "udev rule"),
+            (Errno::BUSY, "failed to open /dev/kvm"),
         ] {
-            let text = open_error(io::Error::from_raw_os_error(errno)).to_string();
+            let text = open_error(errno.into()).to_string();
             assert!(text.contains(want), "{errno}: {text}");
         }
     }

@@ -26,6 +26,7 @@ mod progress;
 mod spec;
 mod versions;
 
+pub use apt::Package;
 pub use cache::Cache;
 pub use catalog::KnownKernel;
 pub use kernel::{Boot, BootFormat, Kernel, KernelStatus, Provenance};

@@ -27,8 +27,8 @@ pub struct Module {
 pub struct ModuleSet {
     /// The modules to load, each after those it depends on.
     pub load: Vec<Module>,
-    /// Drivers of a kernel without modules or configuration at hand: built in, one hopes. If the
-    /// guest stays silent, say so.
+    /// Drivers that are no modules, of a kernel that came without `modules.builtin` and
+    /// configuration: built in, one hopes. If the guest stays silent, say so.
     pub assumed_built_in: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ pub struct ModuleSet {
 pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<ModuleSet> {
     let mut finder = Finder {
         kernel,
-        built_in: HashSet::new(),
+        built_in: None,
         files: HashMap::new(),
         done: HashSet::new(),
         set: ModuleSet::default(),
@@ -57,7 +57,8 @@ pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<ModuleSet> {
 
 struct Finder<'a> {
     kernel: &'a Kernel,
-    built_in: HashSet<String>,
+    /// `None` if the kernel came without the list.
+    built_in: Option<HashSet<String>>,
     files: HashMap<String, PathBuf>,
     done: HashSet<String>,
     set: ModuleSet,
@@ -66,7 +67,8 @@ struct Finder<'a> {
 impl Finder<'_> {
     fn need(&mut self, name: &str) -> Result<()> {
         let name = normal(name);
-        if self.built_in.contains(&name) || !self.done.insert(name.clone()) {
+        let is_built_in = self.built_in.as_ref().is_some_and(|list| list.contains(&name));
+        if is_built_in || !self.done.insert(name.clone()) {
             return Ok(());
         }
         if let Some(file) = self.files.get(&name).cloned() {
@@ -81,7 +83,7 @@ impl Finder<'_> {
         let option = option(&name);
         match option.and_then(|option| self.kernel.has_option(option)) {
             Some(true) => {}
-            None if self.kernel.modules.is_none() => self.set.assumed_built_in.push(name),
+            None if self.built_in.is_none() => self.set.assumed_built_in.push(name),
             _ => bail!(
                 "kernel {} ({}) has no `{name}`, neither built in nor as a module{}",
                 self.kernel.version,
@@ -113,9 +115,9 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn built_in(folder: &Path) -> HashSet<String> {
-    let text = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
-    text.lines().filter_map(stem).collect()
+fn built_in(folder: &Path) -> Option<HashSet<String>> {
+    let text = fs::read_to_string(folder.join("modules.builtin")).ok()?;
+    Some(text.lines().filter_map(stem).collect())
 }
 
 /// The module's name in a line or file name such as `kernel/drivers/virtio/virtio-mmio.ko.xz`.

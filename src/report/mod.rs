@@ -108,7 +108,11 @@ fn machine(text: &mut String, entry: &TestEntry, result: &VmResult) {
         String::new()
     };
     let cpus = entry.topology.nr_cpus();
-    line(text, "machine", &format!("{}, {cpus} CPUs, {} MiB{raised}", machine.topology, machine.memory_mib));
+    line(
+        text,
+        "machine",
+        &format!("{}, {cpus} CPUs, {} MiB{raised}", machine.topology, machine.memory_mib),
+    );
     let slowness = result.timings.slowness;
     if result.timings.boot.is_some() && slowness > 1.0 {
         line(text, "slowness", &format!("{slowness:.1} x hardware; watchdogs are stretched by it"));
@@ -136,7 +140,11 @@ fn rerun(result: &VmResult) -> String {
     let machine = &result.machine;
     let mut command = String::new();
     if !machine.kernel_spec.is_empty() {
-        let _ = write!(command, "KTSTR_ENGINE={} KTSTR_KERNEL={} ", machine.engine_name, machine.kernel_spec);
+        let _ = write!(
+            command,
+            "KTSTR_ENGINE={} KTSTR_KERNEL={} ",
+            machine.engine_name, machine.kernel_spec
+        );
     }
     let filter = format!("--exact {} --include-ignored --nocapture", result.test);
     match std::env::var("CARGO_PKG_NAME") {

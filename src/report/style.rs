@@ -15,7 +15,13 @@ impl Style {
     /// Source: no-color.org; the Cargo book, "Configuration", term.color.
     pub(super) fn from_env() -> Self {
         let var = |name| std::env::var(name).unwrap_or_default();
-        Self { colour: wanted(&var("NO_COLOR"), &var("CARGO_TERM_COLOR"), std::io::stdout().is_terminal()) }
+        Self {
+            colour: wanted(
+                &var("NO_COLOR"),
+                &var("CARGO_TERM_COLOR"),
+                std::io::stdout().is_terminal(),
+            ),
+        }
     }
 
     pub(super) fn good(self, text: &str) -> String {

@@ -33,7 +33,13 @@ pub(super) fn draw(result: &VmResult) -> String {
     let start = result.events.first().map_or(0, |event| event.at_ns);
     for event in &result.events {
         let at = Duration::from_nanos(event.at_ns.saturating_sub(start));
-        let _ = writeln!(text, "  {:>9} {:<9} {}", format!("+{:.3} s", at.as_secs_f64()), event.phase, event.what);
+        let _ = writeln!(
+            text,
+            "  {:>9} {:<9} {}",
+            format!("+{:.3} s", at.as_secs_f64()),
+            event.phase,
+            event.what
+        );
     }
     text
 }

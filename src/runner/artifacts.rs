@@ -21,7 +21,8 @@ impl Artifacts {
     /// Writes what is known of a run. A later run of the same test in this process replaces it.
     pub(crate) fn write(result: &VmResult) -> Result<Self> {
         let folder = run_folder()?.join(result.test.replace("::", "--"));
-        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
         let artifacts = Self { folder };
         let captures = serde_json::to_string_pretty(&result.captures)?;
         // The console and the log have files of their own.

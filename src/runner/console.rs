@@ -54,7 +54,8 @@ fn kernel_line(line: &str) -> Option<&str> {
 
 /// The words of the kernel's panic, if it panicked.
 pub(super) fn panic_message(console: &str) -> Option<String> {
-    let event = kernel_events(console).into_iter().find(|event| event.kind == KernelEventKind::Panic)?;
+    let event =
+        kernel_events(console).into_iter().find(|event| event.kind == KernelEventKind::Panic)?;
     let (_, message) = event.line.split_once("not syncing")?;
     Some(message.trim_start_matches(':').trim().to_owned())
 }
@@ -107,7 +108,8 @@ mod tests {
         use KernelEventKind::*;
         let kinds: Vec<_> = kernel_events(console).into_iter().map(|event| event.kind).collect();
         let expected = [
-            Warning, Warning, HungTask, RcuStall, RcuStall, Lockup, OomKill, OomKill, Oops, Oops, Panic,
+            Warning, Warning, HungTask, RcuStall, RcuStall, Lockup, OomKill, OomKill, Oops, Oops,
+            Panic,
         ];
         assert_eq!(kinds, expected);
         assert_eq!(panic_message(console).as_deref(), Some("sysrq triggered crash"));
@@ -118,9 +120,18 @@ mod tests {
     fn the_reason_of_a_failed_init_is_found() {
         for (console, why) in [
             ("ktstr-init: cannot get ready: no cgroup2\n", "no cgroup2"),
-            ("/init: error while loading shared libraries: libz.so: none\n[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n", "libz.so"),
-            ("[    1.000000] Kernel panic - not syncing: System is deadlocked on memory\n", "memory_mib"),
-            ("[    1.000000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n", "initramfs"),
+            (
+                "/init: error while loading shared libraries: libz.so: none\n[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n",
+                "libz.so",
+            ),
+            (
+                "[    1.000000] Kernel panic - not syncing: System is deadlocked on memory\n",
+                "memory_mib",
+            ),
+            (
+                "[    1.000000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n",
+                "initramfs",
+            ),
         ] {
             assert!(init_failure(console).is_some_and(|found| found.contains(why)), "{console}");
         }

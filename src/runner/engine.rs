@@ -32,9 +32,9 @@ fn decide(cache: &Cache) -> Result<Choice> {
     let reason = match wanted.as_str() {
         "qemu" => "KTSTR_ENGINE=qemu".to_owned(),
         "" | "auto" => reason_for_qemu(),
-        "kvm" => bail!(
-            "KTSTR_ENGINE=kvm, but this version has no KVM engine yet; use `qemu` or `auto`"
-        ),
+        "kvm" => {
+            bail!("KTSTR_ENGINE=kvm, but this version has no KVM engine yet; use `qemu` or `auto`")
+        }
         other => bail!("KTSTR_ENGINE={other} names no engine; there are `auto`, `kvm` and `qemu`"),
     };
     let program = provision::qemu::resolve(cache)?;

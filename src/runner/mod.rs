@@ -5,6 +5,8 @@ mod console;
 mod engine;
 mod image;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Once;
@@ -54,7 +56,8 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
 pub fn run_in_vm(entry: &TestEntry) -> Result<VmResult> {
     let began = Instant::now();
     let test = entry.test_name();
-    let env = PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
+    let env =
+        PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
     let prepared = Prepared::new(&Wanted {
         program: Program::this_test_binary()?,
         kernel: entry.kernel,
@@ -64,7 +67,8 @@ pub fn run_in_vm(entry: &TestEntry) -> Result<VmResult> {
         programs: Vec::new(),
         links: Vec::new(),
     })?;
-    let order = RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env: env.collect() };
+    let order =
+        RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env: env.collect() };
     let limits = Limits { duration: Some(entry.duration), watchdog: entry.watchdog_timeout };
     let prepare = began.elapsed();
     let outcome = prepared.run(Order::Run(order), limits, &mut |_| None);
@@ -100,7 +104,10 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
         events,
         console: String::new(),
         log: String::new(),
-        machine: Machine { engine: "this host, no virtual machine".to_owned(), ..Machine::default() },
+        machine: Machine {
+            engine: "this host, no virtual machine".to_owned(),
+            ..Machine::default()
+        },
         timings: Timings { body: Some(began.elapsed()), slowness: 1.0, ..Timings::default() },
     })
 }
@@ -134,7 +141,11 @@ pub(crate) enum Passed {
 }
 
 /// Whether the test passes, or why not.
-pub(crate) fn judge(entry: &TestEntry, end: &RunEnd, post_vm: &Result<()>) -> Result<Passed, String> {
+pub(crate) fn judge(
+    entry: &TestEntry,
+    end: &RunEnd,
+    post_vm: &Result<()>,
+) -> Result<Passed, String> {
     use ktstr_core::assert::Outcome;
 
     let outcome = match end {
@@ -159,7 +170,9 @@ pub(crate) fn judge(entry: &TestEntry, end: &RunEnd, post_vm: &Result<()>) -> Re
         }
         (_, true) => Ok(Passed::AsExpected),
         (Some(_), false) => {
-            let RunEnd::Verdict(verdict) = end else { unreachable!("only a verdict has an outcome") };
+            let RunEnd::Verdict(verdict) = end else {
+                unreachable!("only a verdict has an outcome")
+            };
             Err(verdict.details.first().map_or_else(|| end.to_string(), ToString::to_string))
         }
         (None, false) => Err(end.to_string()),

@@ -23,6 +23,10 @@ const HARDWARE_BOOT: Duration = Duration::from_secs(1);
 /// The most that watchdogs are stretched.
 const MAX_SLOWNESS: f64 = 8.0;
 
+/// Why a kernel may say nothing at all.
+const NO_WORD: &str =
+    "the kernel image may be damaged or for another machine, or the memory too small";
+
 /// How long a panicked kernel may take to reset the machine.
 const PANIC_GRACE: Duration = Duration::from_secs(10);
 
@@ -221,7 +225,9 @@ impl Session {
     ) -> Result<(), RunEnd> {
         self.last_sign = Instant::now();
         self.decoder.push(bytes);
-        while let Some(report) = self.decoder.next().map_err(|error| RunEnd::WireBroken(error.to_string()))? {
+        while let Some(report) =
+            self.decoder.next().map_err(|error| RunEnd::WireBroken(error.to_string()))?
+        {
             match report {
                 Report::Hello(_) => {
                     let boot = self.started.elapsed();
@@ -259,7 +265,8 @@ impl Session {
 
     fn send_input(&mut self, vm: &mut dyn Vm, order: Option<Order>) -> Result<(), RunEnd> {
         let Some(order) = order else { return Ok(()) };
-        let frame = self.encoder.encode(&order).map_err(|error| RunEnd::WireBroken(error.to_string()))?;
+        let frame =
+            self.encoder.encode(&order).map_err(|error| RunEnd::WireBroken(error.to_string()))?;
         vm.send(0, &frame).map_err(|error| RunEnd::EngineFailed(error.to_string()))
     }
 
@@ -303,6 +310,11 @@ impl Session {
             return Some(RunEnd::GuestPanicked(message));
         }
         let silent = now - self.last_sign;
+        if silent > self.allowed_silence() && self.phase == Phase::Silent {
+            return Some(RunEnd::InitFailed(format!(
+                "its kernel said nothing for {silent:.0?}; {NO_WORD}"
+            )));
+        }
         if silent > self.allowed_silence() {
             return Some(RunEnd::GuestHung { silent, phase: self.phase.describe() });
         }
@@ -345,7 +357,7 @@ impl Session {
         }
         if self.phase == Phase::Silent {
             return RunEnd::InitFailed(format!(
-                "{reason} before its kernel said anything: the kernel image may be damaged, or for another machine"
+                "{reason} before its kernel said anything; {NO_WORD}"
             ));
         }
         let cut = match self.decoder.unread() {

@@ -17,8 +17,8 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
-/// How long a driver may take to find its device. Under emulation on a busy host this is seconds.
-const APPEARS_WITHIN: Duration = Duration::from_secs(60);
+/// How long a driver may take to find its device. It takes milliseconds where nothing is wrong.
+const APPEARS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Opens the port called `name` for reading and writing without blocking.
 ///
@@ -55,7 +55,7 @@ pub(super) fn open(name: &str) -> Result<File> {
                 super::MODULES
             );
         }
-        let timeout = left.try_into().context("a minute fits a timespec")?;
+        let timeout = left.try_into().context("twenty seconds fit a timespec")?;
         poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout))
             .context("cannot wait for device events")?;
         // Only that something happened matters; ENOBUFS means that much did.

@@ -42,10 +42,13 @@ pub(super) fn build(config: &VmConfig, fds: &Inherited, threads: TcgThreads) -> 
     // QMP must be listening before the guest can end, or the event that tells why is lost: start
     // stopped. Stop, not exit, at the end: what the guest wrote last may still be in its rings.
     args.flag("-S").option("-action", "reboot=shutdown,shutdown=pause");
-    args.option("-accel", match threads {
-        TcgThreads::Multi => "tcg,thread=multi",
-        TcgThreads::Single => "tcg,thread=single",
-    });
+    args.option(
+        "-accel",
+        match threads {
+            TcgThreads::Multi => "tcg,thread=multi",
+            TcgThreads::Single => "tcg,thread=single",
+        },
+    );
     args.option("-cpu", CPU);
     add_topology(&mut args, config, &fds.memory);
     add_channels(&mut args, config, fds);

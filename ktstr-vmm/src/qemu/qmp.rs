@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn an_unreadable_command_is_answered_without_id() {
-        let line = b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
+        let line =
+            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
         let messages = Parser::default().push(line).unwrap();
         assert_eq!(messages, [Message::Error { id: None, desc: "JSON parse error".into() }]);
     }

@@ -172,13 +172,9 @@ impl QemuVm {
 
     fn channels(&self) -> impl Iterator<Item = (Source, &Channel)> {
         let ports = self.ports.iter().enumerate();
-        [
-            (Source::Stderr, &self.stderr),
-            (Source::Console, &self.console),
-            (Source::Qmp, &self.qmp),
-        ]
-        .into_iter()
-        .chain(ports.map(|(index, port)| (Source::Port(index), port)))
+        [(Source::Stderr, &self.stderr), (Source::Console, &self.console), (Source::Qmp, &self.qmp)]
+            .into_iter()
+            .chain(ports.map(|(index, port)| (Source::Port(index), port)))
     }
 
     /// Moves bytes from and to one channel; returns whether any came.
@@ -321,29 +317,4 @@ impl Vm for QemuVm {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Topology;
-
-    /// Boots a shell script in QEMU's place; `$qmp` is the number of its QMP descriptor.
-    fn boot(script: &str) -> Result<QemuVm, Error> {
-        // The arguments follow `sh -c SCRIPT NAME`, so they are the script's own.
-        let script = format!(
-            r#"for arg in "$@"; do case $arg in socket,id=qmp,fd=*) qmp=${{arg##*=}};; esac; done
-               say() {{ echo "$1" > /proc/self/fd/3; }}
-               hear() {{ head -n 1 > /dev/null; }}
-               {script}"#
-        );
-        let argv = ["sh", "-c", &script, "qemu"].map(OsString::from);
-        let topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 1, threads_per_core: 1 };
-        let config = VmConfig {
-            kernel: "/k".into(),
-            initramfs: "/i".into(),
-            cmdline: String::new(),
-            topology,
-            memory_mib: 1,
-            ports: vec!["wire".into()],
-        };
-        QemuVm::boot(&argv, TcgThreads::Multi, &config)
-    }
-}
+mod tests;

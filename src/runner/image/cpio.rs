@@ -99,8 +99,17 @@ mod tests {
         archive.device("/null", 0o666, 1, 3).unwrap();
         archive.finish().unwrap();
         let zeros = "00000000";
-        let record = |inode, mode, links, size, device: &str, name_size, name: &str, content: &str| {
-            format!("070701{inode:08X}{mode:08X}{zeros}{zeros}{links:08X}{zeros}{size:08X}{zeros}{zeros}{device}{name_size:08X}{zeros}{name}{content}")
+        let record = |inode,
+                      mode,
+                      links,
+                      size,
+                      device: &str,
+                      name_size,
+                      name: &str,
+                      content: &str| {
+            format!(
+                "070701{inode:08X}{mode:08X}{zeros}{zeros}{links:08X}{zeros}{size:08X}{zeros}{zeros}{device}{name_size:08X}{zeros}{name}{content}"
+            )
         };
         let expected = [
             record(1, 0o40755, 2, 0, &zeros.repeat(2), 2, "a\0", ""),
@@ -110,6 +119,9 @@ mod tests {
         ];
         // Header and name together are padded: 110 + 2 fills four, 110 + 5 lacks one, and so on.
         let expected: String = expected.concat();
-        assert_eq!(String::from_utf8(bytes).unwrap().replace('\0', "."), expected.replace('\0', "."));
+        assert_eq!(
+            String::from_utf8(bytes).unwrap().replace('\0', "."),
+            expected.replace('\0', ".")
+        );
     }
 }

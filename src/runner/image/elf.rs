@@ -58,7 +58,12 @@ pub(super) fn strip_debug(data: &[u8]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn section_header(name: u32, kind: elf::SectionType, offset: usize, size: usize) -> elf::SectionHeader64<LittleEndian> {
+fn section_header(
+    name: u32,
+    kind: elf::SectionType,
+    offset: usize,
+    size: usize,
+) -> elf::SectionHeader64<LittleEndian> {
     elf::SectionHeader64 {
         sh_name: U32::new(ENDIAN, name),
         sh_type: U32::new(ENDIAN, kind),
@@ -84,19 +89,20 @@ pub(super) struct Libraries {
 
 /// Finds what the program's own loader would load for it here. A static program needs nothing.
 pub(super) fn libraries(program: &Path) -> Result<Libraries> {
-    let data = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let header = Header::parse(&*data).with_context(|| format!("{} is no ELF program", program.display()))?;
+    let data =
+        std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let header = Header::parse(&*data)
+        .with_context(|| format!("{} is no ELF program", program.display()))?;
     let mut interpreter = None;
     for segment in header.program_headers(ENDIAN, &*data)? {
         interpreter = interpreter.or(segment.interpreter(ENDIAN, &*data)?);
     }
     let Some(interpreter) = interpreter else { return Ok(Libraries::default()) };
     let interpreter = std::str::from_utf8(interpreter).context("the loader's path is no text")?;
-    let output = Command::new(interpreter)
-        .arg("--list")
-        .arg(program)
-        .output()
-        .with_context(|| format!("cannot run {interpreter}, the loader of {}", program.display()))?;
+    let output =
+        Command::new(interpreter).arg("--list").arg(program).output().with_context(|| {
+            format!("cannot run {interpreter}, the loader of {}", program.display())
+        })?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.success(),
@@ -104,8 +110,12 @@ pub(super) fn libraries(program: &Path) -> Result<Libraries> {
         program.display(),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    let needed = parse_list(&text).with_context(|| format!("the libraries of {}", program.display()))?;
-    Ok(Libraries { interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))), needed })
+    let needed =
+        parse_list(&text).with_context(|| format!("the libraries of {}", program.display()))?;
+    Ok(Libraries {
+        interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))),
+        needed,
+    })
 }
 
 /// Reads lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
@@ -137,7 +147,10 @@ mod tests {
         let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
                     \tlibgcc_s.so.1 => /lib/x86_64-linux-gnu/libgcc_s.so.1 (0x00007f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let needed = vec![("libgcc_s.so.1".to_owned(), PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"))];
+        let needed = vec![(
+            "libgcc_s.so.1".to_owned(),
+            PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"),
+        )];
         assert_eq!(parse_list(text).unwrap(), needed);
         let error = parse_list("\tlibfoo.so.1 => not found\n").unwrap_err().to_string();
         assert!(error.contains("lacks libfoo.so.1"), "{error}");

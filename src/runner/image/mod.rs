@@ -42,7 +42,8 @@ impl Image {
     pub(crate) fn ensure(&self, cache: &Cache) -> Result<PathBuf> {
         let name = format!("initramfs/{:016x}.cpio", self.key()?);
         cache.build_once(&name, |path| {
-            let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+            let file =
+                File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
             let mut writer = BufWriter::with_capacity(1 << 20, file);
             self.write(&mut writer)?;
             writer.flush().context("cannot write the initramfs")
@@ -72,7 +73,12 @@ impl Image {
         archive.device("/dev/console", 0o600, 5, 1)?;
         archive.device("/dev/null", 0o666, 1, 3)?;
         let init = read(&self.init)?;
-        archive.file("/init", 0o755, &elf::strip_debug(&init).with_context(|| format!("cannot strip {}", self.init.display()))?)?;
+        archive.file(
+            "/init",
+            0o755,
+            &elf::strip_debug(&init)
+                .with_context(|| format!("cannot strip {}", self.init.display()))?,
+        )?;
         let mut programs = vec![&self.init];
         for (program, name) in &self.programs {
             archive.file(name, 0o755, &read(program)?)?;
@@ -105,5 +111,13 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 fn identity(path: &Path) -> Result<impl Hash + use<>> {
     let meta = fs::metadata(path).with_context(|| format!("cannot find {}", path.display()))?;
-    Ok((meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()))
+    Ok((
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    ))
 }

@@ -1,0 +1,147 @@
+//! Machines that cannot work, and what the host says of them. Each boots for real.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use ktstr::prelude::*;
+use ktstr_core::registry;
+use ktstr_core::wire::{Order, RunOrder};
+
+use super::{Limits, Prepared, Program, Wanted};
+
+#[ktstr_test(cores = 1)]
+fn subject(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+/// Runs `subject` on a machine that `spoil` has changed after it was prepared.
+fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
+    let name = concat!(module_path!(), "::subject").split_once("::").unwrap().1;
+    let entry = registry::find(name).expect("the attribute has registered it");
+    let wanted = Wanted {
+        program: Program::this_test_binary().unwrap(),
+        kernel: None,
+        topology: entry.topology,
+        memory_mib: entry.memory_mib,
+        kaslr: true,
+        programs: Vec::new(),
+        links: Vec::new(),
+    };
+    let mut prepared = Prepared::new(&wanted).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    spoil(&mut prepared, folder.path());
+    let limits = Limits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
+    let order =
+        RunOrder { test: name.to_owned(), memory_mib: prepared.config.memory_mib, env: Vec::new() };
+    prepared.run(Order::Run(order), limits, &mut |_| None).end
+}
+
+fn init_failure(end: RunEnd) -> String {
+    assert!(end.is_infrastructure(), "{end:?}");
+    let RunEnd::InitFailed(why) = end else { panic!("{end:?}") };
+    why
+}
+
+/// Replaces the initramfs by a changed copy.
+fn change_initramfs(prepared: &mut Prepared, folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(&prepared.config.initramfs).unwrap();
+    change(&mut bytes);
+    prepared.config.initramfs = folder.join("initramfs");
+    fs::write(&prepared.config.initramfs, bytes).unwrap();
+}
+
+#[test]
+fn an_unspoilt_machine_passes() {
+    let end = end_on(|_, _| ());
+    assert_eq!(end, RunEnd::Verdict(AssertResult::pass()));
+}
+
+#[test]
+fn an_initramfs_without_its_end_is_noticed() {
+    let end = end_on(|prepared, folder| {
+        change_initramfs(prepared, folder, |bytes| {
+            let mark = bytes.windows(9).rposition(|name| name == b"ktstr/end").unwrap();
+            bytes.truncate(mark - 110);
+        });
+    });
+    assert!(init_failure(end).contains("cut short"));
+}
+
+#[test]
+fn an_initramfs_cut_in_half_is_noticed() {
+    let end = end_on(|prepared, folder| {
+        change_initramfs(prepared, folder, |bytes| bytes.truncate(bytes.len() / 2));
+    });
+    init_failure(end);
+}
+
+#[test]
+fn a_missing_library_is_named() {
+    let end = end_on(|prepared, folder| {
+        change_initramfs(prepared, folder, |bytes| {
+            let name = b"lib/libgcc_s.so.1";
+            let at = bytes.windows(name.len()).rposition(|window| window == name).unwrap();
+            bytes[at + name.len() - 1] = b'9';
+        });
+    });
+    assert!(init_failure(end).contains("libgcc_s.so.1"));
+}
+
+#[test]
+fn too_little_memory_is_said() {
+    for memory_mib in [48, 72] {
+        let why = init_failure(end_on(|prepared, _| prepared.config.memory_mib = memory_mib));
+        assert!(why.contains("memory"), "{memory_mib} MiB: {why}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_not_the_one_asked_for_is_refused() {
+    let end = end_on(|prepared, _| {
+        prepared.config.topology.llcs = 2;
+        prepared.config.memory_mib += 32;
+    });
+    let RunEnd::WrongTopology(differences) = end else { panic!("{end:?}") };
+    let text = differences.join("\n");
+    for what in ["online CPUs", "NUMA nodes", "last-level caches", "cores", "memory"] {
+        assert!(
+            text.contains(&format!("{what}: asked for")) || what == "memory",
+            "{what} is missing in\n{text}"
+        );
+    }
+}
+
+#[test]
+fn a_kernel_without_what_is_needed_is_told_by_name() {
+    let end = end_on(|prepared, _| {
+        let (kernel, init) = prepared.config.cmdline.split_once(" -- ").unwrap();
+        prepared.config.cmdline =
+            format!("{kernel} initcall_blacklist=virtio_console_init -- {init}");
+    });
+    let why = init_failure(end);
+    assert!(why.contains("CONFIG_VIRTIO_CONSOLE"), "{why}");
+}
+
+#[test]
+fn a_file_that_is_no_kernel_is_refused() {
+    let end = end_on(|prepared, folder| {
+        prepared.config.kernel = folder.join("kernel");
+        fs::write(&prepared.config.kernel, vec![0; 1 << 20]).unwrap();
+    });
+    let RunEnd::EngineFailed(why) = end else { panic!("{end:?}") };
+    assert!(why.contains("kernel"), "{why}");
+}
+
+#[test]
+fn a_corrupt_kernel_is_noticed() {
+    let end = end_on(|prepared, folder| {
+        let mut bytes = fs::read(&prepared.config.kernel).unwrap();
+        let text = 2 << 20;
+        bytes[text..text + (8 << 20)].fill(0xcc);
+        prepared.config.kernel = folder.join("kernel");
+        fs::write(&prepared.config.kernel, bytes).unwrap();
+    });
+    let why = init_failure(end);
+    assert!(why.contains("before its kernel said anything"), "{why}");
+}

@@ -23,5 +23,6 @@ pub mod __private {
     pub use ktstr_core::registry::{TESTS, TestEntry};
     pub use ktstr_core::topology::Topology;
 
+    pub use crate::report::Style;
     pub use crate::runner::{TestResult, run};
 }

@@ -1,2 +1,38 @@
-//! placeholder
-fn main() {}
+//! `cargo ktstr`: looks after what tests need, and opens a prompt inside a machine.
+
+mod cli;
+mod demo;
+mod doctor;
+mod kernel;
+mod table;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The guest's PID 1 is this very program: `shell` and `demo` boot it.
+    ktstr::runner::init_if_guest();
+    let cli = Cli::parse_from(cli::without_subcommand_name(std::env::args_os()));
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Doctor => doctor::run(),
+        Command::Kernel { command } => kernel::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => Err(test::run(&args)),
+        Command::Shell(args) => Ok(args.shell()?.run()?.into()),
+        Command::Demo => Ok(demo::run()),
+    }
+}

@@ -7,6 +7,7 @@
 pub mod assert;
 pub mod cgroup;
 pub mod guest;
+pub mod logging;
 pub mod registry;
 pub mod result;
 pub mod scenario;

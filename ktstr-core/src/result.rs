@@ -187,6 +187,8 @@ pub struct Timings {
     pub prepare: Duration,
     /// From the engine's start to the kernel's first line.
     pub first_line: Option<Duration>,
+    /// From the engine's start until the kernel ran `/init`, by its own message.
+    pub init: Option<Duration>,
     /// From the engine's start until PID 1 took orders.
     pub boot: Option<Duration>,
     /// From there until the body started: the truth check.

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::{fmt, fs, io};
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 
 /// CPUs, caches and memory nodes of a guest.
 ///
 /// All dimensions are at least 1; `llcs` is the total over all nodes and a multiple of
 /// `numa_nodes`. CPUs are numbered thread first, then core, then LLC, then node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topology {
     /// NUMA nodes.
     pub numa_nodes: u32,

@@ -21,8 +21,13 @@ pub trait Engine: fmt::Debug + Send + Sync {
 pub trait Vm: fmt::Debug {
     /// Waits for the next thing the machine does, until `deadline`.
     ///
-    /// Everything the guest wrote before its end is delivered before [`Event::Exited`]; once that
-    /// was returned, it is returned again by every later call.
+    /// Everything the guest's devices held at its end is delivered before [`Event::Exited`]; once
+    /// that was returned, it is returned again by every later call.
+    ///
+    /// A slow reader of a port can still lose its end to the guest's kernel: a write returns once
+    /// it is queued, and newer kernels (7.2 does, 6.12 does not) reset virtio devices, queues and
+    /// all, before they switch off. A guest to which the end matters waits, before it switches
+    /// off, until the host has answered or stopped it.
     fn next_event(&mut self, deadline: Instant) -> Result<Event, Error>;
 
     /// Sends bytes into a port, without waiting for anybody to read them.

@@ -195,7 +195,7 @@ impl Drop for Suite {
 }
 
 /// Finds `program` as the shell would.
-pub(super) fn find_program(program: &str) -> Option<PathBuf> {
+pub(crate) fn find_program(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
@@ -217,7 +217,8 @@ pub(super) fn run(command: &mut Command) -> Result<String> {
     bail!("{shown} ended with {} and said:\n    {}", output.status, last.join("\n    "))
 }
 
-fn require_tools() -> Result<()> {
+/// Checks that the tools that fetch packages are here; the error says what is missing.
+pub fn require_tools() -> Result<()> {
     for program in ["apt-get", "apt-cache", "apt-config", "dpkg-deb"] {
         ensure!(
             find_program(program).is_some(),

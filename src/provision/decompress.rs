@@ -1,6 +1,7 @@
 //! The compressions kernels and modules come in, with a bound on what they may grow to.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::process::{Command, Stdio};
 
 /// More than any kernel unpacks to; an image that wants more is damaged or hostile.
 pub(super) const LIMIT: usize = 512 << 20;
@@ -44,15 +45,38 @@ impl Format {
         match self {
             Self::Gzip => read_bounded(flate2::read::GzDecoder::new(data)),
             Self::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(data)),
-            // The dictionary is allocated up front: at most what the output may be.
-            Self::Xz => {
-                let limit_kb = (LIMIT >> 10) as u32;
-                read_bounded(lzma_rust2::XzReader::new_mem_limit(data, false, limit_kb))
-            }
+            Self::Xz => unpack_xz(data),
             Self::Zstd => read_bounded(
                 ruzstd::decoding::StreamingDecoder::new(data).map_err(io::Error::other)?,
             ),
         }
+    }
+}
+
+/// By the program: a library for it would be a sixth of what a user's tests have to build, and only
+/// the modules of some distributions come in this form.
+fn unpack_xz(data: &[u8]) -> io::Result<Vec<u8>> {
+    let mut child = Command::new("xz")
+        .args(["--decompress", "--stdout"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot run `xz`, of package xz-utils: {error}"))
+        })?;
+    let (mut stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let out = std::thread::scope(|scope| {
+        // An xz that has seen enough closes its end; its status tells whether that was right.
+        scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(data)));
+        stdout.map_or_else(|| Ok(Vec::new()), read_bounded)
+    });
+    let end = child.wait_with_output()?;
+    match end.status.success() {
+        true => out,
+        false => Err(out.err().unwrap_or_else(|| {
+            io::Error::other(String::from_utf8_lossy(&end.stderr).trim().to_owned())
+        })),
     }
 }
 

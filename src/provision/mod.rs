@@ -26,10 +26,13 @@ mod progress;
 mod spec;
 mod versions;
 
-pub use apt::Package;
+pub use apt::{Package, require_tools};
 pub use cache::Cache;
 pub use catalog::KnownKernel;
 pub use kernel::{Boot, BootFormat, Kernel, KernelStatus, Provenance};
 pub use modules::{Module, ModuleSet, modules_for};
+pub use progress::{disk_usage, megabytes};
 pub use qemu::{Origin, QemuProgram};
 pub use spec::{KernelSpec, SpecError};
+
+pub(crate) use apt::find_program;

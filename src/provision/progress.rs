@@ -13,7 +13,7 @@ pub(super) fn say(line: &str) {
 }
 
 /// Formats a size as people read it on download pages: decimal megabytes.
-pub(super) fn megabytes(bytes: u64) -> String {
+pub fn megabytes(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
         _ => format!("{} MB", (bytes + 500_000) / 1_000_000),
@@ -29,7 +29,7 @@ pub(super) fn seconds(duration: Duration) -> String {
 }
 
 /// Counts the bytes of the regular files below `path`; what cannot be read counts nothing.
-pub(super) fn disk_usage(path: &Path) -> u64 {
+pub fn disk_usage(path: &Path) -> u64 {
     let Ok(entries) = path.read_dir() else { return 0 };
     entries
         .flatten()

@@ -65,15 +65,23 @@ struct Record {
 ///
 /// `KTSTR_QEMU` does not run, or there is no sound QEMU and none can be fetched.
 pub fn resolve(cache: &Cache) -> Result<QemuProgram> {
+    match find(cache)? {
+        Ok(program) => Ok(program),
+        Err(why) => fetch_as(cache, false, &why),
+    }
+}
+
+/// Finds QEMU as [`resolve`] does but fetches none: instead, says why it would have to.
+pub fn find(cache: &Cache) -> Result<Result<QemuProgram, String>> {
     if let Some(path) = env::var_os("KTSTR_QEMU").filter(|path| !path.is_empty()) {
-        return from_env(cache, Path::new(&path));
+        return from_env(cache, Path::new(&path)).map(Ok);
     }
     let why = match apt::find_program(PROGRAM) {
         None => format!("no {PROGRAM} in PATH"),
         Some(path) => match version_of(cache, &path) {
             Ok(version) if is_sound(&version) => {
                 let note = format!("{} in PATH", path.display());
-                return Ok(installed(path, version, Origin::System, note));
+                return Ok(Ok(installed(path, version, Origin::System, note)));
             }
             Ok(version) => {
                 let path = path.display();
@@ -82,10 +90,7 @@ pub fn resolve(cache: &Cache) -> Result<QemuProgram> {
             Err(error) => format!("{} does not run: {error:#}", path.display()),
         },
     };
-    match current(cache, &why)? {
-        Some(program) => Ok(program),
-        None => fetch_as(cache, false, &why),
-    }
+    Ok(current(cache, &why)?.ok_or(why))
 }
 
 /// Fetches QEMU into the cache; with `refresh`, the newest version again.

@@ -11,7 +11,7 @@ use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, VmResult};
 
 use crate::runner::Passed;
-use style::Style;
+pub use style::Style;
 
 /// How many of the console's last lines a failure shows.
 const CONSOLE_LINES: usize = 12;
@@ -46,13 +46,15 @@ pub(crate) fn run(
     result: &VmResult,
     verdict: &Result<Passed, String>,
     artifacts: Result<&Path, &anyhow::Error>,
+    command: Option<&str>,
 ) -> String {
     let style = Style::from_env();
     let mut text = String::new();
     headline(&mut text, &style, &result.test, verdict);
-    // A verdict's own details; the first stands in the headline of a failure.
-    if let RunEnd::Verdict(verdict) = &result.end {
-        for detail in &verdict.details {
+    if let RunEnd::Verdict(decided) = &result.end {
+        // Of a failure or a skip, the headline has the first.
+        let told = usize::from(!matches!(verdict, Ok(Passed::AsExpected)));
+        for detail in decided.details.iter().skip(told) {
             line(&mut text, "detail", &detail.to_string());
         }
     }
@@ -63,12 +65,11 @@ pub(crate) fn run(
     text.push_str(&timeline::draw(result));
     if verdict.is_err() {
         tail(&mut text, "console", &result.console);
-        tail(&mut text, "output", &result.log);
         match artifacts {
             Ok(folder) => line(&mut text, "artefacts", &folder.display().to_string()),
             Err(error) => line(&mut text, "artefacts", &format!("none: {error:#}")),
         }
-        line(&mut text, "rerun", &rerun(result));
+        line(&mut text, "rerun", &rerun(result, command));
     }
     text.truncate(text.trim_end().len());
     text
@@ -100,7 +101,7 @@ fn machine(text: &mut String, entry: &TestEntry, result: &VmResult) {
     if entry.host_only {
         return line(text, "engine", &machine.engine);
     }
-    line(text, "engine", &format!("{} ({})", machine.engine, machine.engine_reason));
+    line(text, "engine", &format!("{}: {}", machine.engine, machine.engine_reason));
     line(text, "kernel", &format!("{} {}", machine.kernel_spec, machine.kernel_version));
     let raised = if machine.memory_mib > entry.memory_mib {
         format!(", raised from the {} MiB asked for: it could not boot with less", entry.memory_mib)
@@ -119,7 +120,7 @@ fn machine(text: &mut String, entry: &TestEntry, result: &VmResult) {
     }
 }
 
-fn tail(text: &mut String, name: &str, whole: &str) {
+pub(crate) fn tail(text: &mut String, name: &str, whole: &str) {
     let lines: Vec<_> = whole.lines().collect();
     if lines.is_empty() {
         return;
@@ -135,8 +136,8 @@ fn line(text: &mut String, name: &str, value: &str) {
     let _ = writeln!(text, "  {name:<9} {value}");
 }
 
-/// One command that does exactly this again.
-fn rerun(result: &VmResult) -> String {
+/// One command that does exactly this again: `by`, or that of libtest.
+fn rerun(result: &VmResult, by: Option<&str>) -> String {
     let machine = &result.machine;
     let mut command = String::new();
     if !machine.kernel_spec.is_empty() {
@@ -145,6 +146,9 @@ fn rerun(result: &VmResult) -> String {
             "KTSTR_ENGINE={} KTSTR_KERNEL={} ",
             machine.engine_name, machine.kernel_spec
         );
+    }
+    if let Some(by) = by {
+        return command + by;
     }
     let filter = format!("--exact {} --include-ignored --nocapture", result.test);
     match std::env::var("CARGO_PKG_NAME") {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 /// Whether to colour.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Style {
+pub struct Style {
     colour: bool,
 }
 
@@ -13,7 +13,7 @@ impl Style {
     /// `always` and `never`; else a terminal gets colours.
     ///
     /// Source: no-color.org; the Cargo book, "Configuration", term.color.
-    pub(super) fn from_env() -> Self {
+    pub fn from_env() -> Self {
         let var = |name| std::env::var(name).unwrap_or_default();
         Self {
             colour: wanted(
@@ -24,15 +24,18 @@ impl Style {
         }
     }
 
-    pub(super) fn good(self, text: &str) -> String {
+    /// What is well.
+    pub fn good(self, text: &str) -> String {
         self.paint("1;32", text)
     }
 
-    pub(super) fn warn(self, text: &str) -> String {
+    /// What is to be minded.
+    pub fn warn(self, text: &str) -> String {
         self.paint("1;33", text)
     }
 
-    pub(super) fn bad(self, text: &str) -> String {
+    /// What is wrong.
+    pub fn bad(self, text: &str) -> String {
         self.paint("1;31", text)
     }
 

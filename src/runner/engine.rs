@@ -16,6 +16,8 @@ pub(crate) struct Choice {
     /// The value of `KTSTR_ENGINE` that asks for it.
     pub(crate) name: &'static str,
     pub(crate) reason: String,
+    /// Where its program comes from.
+    pub(crate) origin: String,
 }
 
 /// The engine for this process: `KTSTR_ENGINE`, or what the host can do. Probed once.
@@ -38,8 +40,8 @@ fn decide(cache: &Cache) -> Result<Choice> {
         other => bail!("KTSTR_ENGINE={other} names no engine; there are `auto`, `kvm` and `qemu`"),
     };
     let program = provision::qemu::resolve(cache)?;
-    let reason = format!("{reason}; {}", program.note);
-    Ok(Choice { engine: Box::new(Qemu::new(program.argv, program.version)), name: "qemu", reason })
+    let engine = Box::new(Qemu::new(program.argv, program.version));
+    Ok(Choice { engine, name: "qemu", reason, origin: program.note })
 }
 
 fn reason_for_qemu() -> String {

@@ -5,6 +5,7 @@ mod console;
 mod engine;
 mod image;
 mod session;
+pub mod shell;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use crate::provision::{self, Kernel, cache::Cache};
 use crate::report::{self, Failure};
 use artifacts::Artifacts;
 use image::Image;
+pub use ktstr_vmm::probe;
 pub(crate) use session::{Limits, Live};
 
 /// What a generated `#[test]` returns.
@@ -32,19 +34,43 @@ pub type TestResult = Result<(), Failure>;
 /// Variables of the host that the body gets, too.
 const PASSED_ON: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
 
-/// What the transport needs, as modules where the kernel does not have it built in.
-const TRANSPORT: [&str; 2] = ["virtio_pci", "virtio_console"];
-
 /// Runs a test: on the host, the virtual machine and the report; as PID 1, the guest's side.
 pub fn run(entry: &'static TestEntry) -> TestResult {
     if guest::is_init() {
         guest::init();
     }
+    ktstr_core::logging::init();
     let outcome = if entry.host_only { run_on_host(entry) } else { run_in_vm(entry) };
     match outcome {
-        Ok(result) => conclude(entry, &result),
+        Ok(result) => conclude(entry, &result, None),
         Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
     }
+}
+
+/// Runs a test of a program without libtest, whose `main` begins with [`init_if_guest`].
+/// `command` is what a person types to run it.
+pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
+    match Program::this_program().and_then(|program| run_in_vm_as(entry, program)) {
+        Ok(result) => conclude(entry, &result, Some(command)),
+        Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
+    }
+}
+
+/// Does the guest's side and never returns if this process is PID 1 of a machine of ours.
+pub fn init_if_guest() {
+    if guest::is_init() {
+        guest::init();
+    }
+}
+
+/// The engine that tests of this environment run on, and why. Fetches QEMU if that is to be it.
+///
+/// # Errors
+///
+/// If `KTSTR_ENGINE` asks for what there is not, or no engine can be had.
+pub fn engine() -> Result<(String, String)> {
+    let choice = engine::choose(&Cache::from_env()?)?;
+    Ok((choice.engine.describe(), choice.reason.clone()))
 }
 
 /// Runs the body of `entry` in a virtual machine and returns what is known of the run, whatever
@@ -54,12 +80,16 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
 ///
 /// If the machine cannot be prepared: no kernel, no engine, no initramfs.
 pub fn run_in_vm(entry: &TestEntry) -> Result<VmResult> {
+    run_in_vm_as(entry, Program::this_test_binary()?)
+}
+
+fn run_in_vm_as(entry: &TestEntry, program: Program) -> Result<VmResult> {
     let began = Instant::now();
     let test = entry.test_name();
     let env =
         PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
     let prepared = Prepared::new(&Wanted {
-        program: Program::this_test_binary()?,
+        program,
         kernel: entry.kernel,
         topology: entry.topology,
         memory_mib: entry.memory_mib,
@@ -71,7 +101,14 @@ pub fn run_in_vm(entry: &TestEntry) -> Result<VmResult> {
         RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env: env.collect() };
     let limits = Limits { duration: Some(entry.duration), watchdog: entry.watchdog_timeout };
     let prepare = began.elapsed();
-    let outcome = prepared.run(Order::Run(order), limits, &mut |_| None);
+    let mut echo = Echo::default();
+    let outcome = prepared.run(Order::Run(order), limits, &mut |live| {
+        if let Live::Output(_, bytes) = live {
+            echo.print(bytes);
+        }
+        None
+    });
+    echo.print(b"\n");
     Ok(VmResult {
         test,
         kernel_events: console::kernel_events(&outcome.console),
@@ -83,6 +120,24 @@ pub fn run_in_vm(entry: &TestEntry) -> Result<VmResult> {
         machine: prepared.machine(),
         timings: Timings { prepare, ..outcome.timings },
     })
+}
+
+/// Prints what a body writes as it arrives, in whole lines, where libtest can capture it.
+#[derive(Debug, Default)]
+struct Echo {
+    unfinished: Vec<u8>,
+}
+
+impl Echo {
+    fn print(&mut self, bytes: &[u8]) {
+        self.unfinished.extend_from_slice(bytes);
+        if let Some(end) = self.unfinished.iter().rposition(|byte| *byte == b'\n') {
+            let lines: Vec<u8> = self.unfinished.drain(..=end).collect();
+            if lines != b"\n" {
+                print!("{}", String::from_utf8_lossy(&lines));
+            }
+        }
+    }
 }
 
 /// Runs the body of a `host_only` test in this process.
@@ -113,12 +168,12 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
 }
 
 /// Judges a run: `post_vm`, then what the test expects. Reports it.
-fn conclude(entry: &TestEntry, result: &VmResult) -> TestResult {
+fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
     let artifacts = Artifacts::write(result);
     let post_vm = entry.post_vm.map_or(Ok(()), |post_vm| post_vm(result));
     let verdict = judge(entry, &result.end, &post_vm);
     let folder = artifacts.as_ref().map(Artifacts::folder);
-    let text = report::run(entry, result, &verdict, folder);
+    let text = report::run(entry, result, &verdict, folder, command);
     match verdict {
         Err(_) => Err(Failure::new(text)),
         Ok(passed) => {
@@ -192,14 +247,17 @@ impl Program {
     fn this_test_binary() -> Result<Self> {
         let first = registry::TESTS.iter().map(TestEntry::test_name).min();
         let first = first.context("this binary has no #[ktstr_test]")?;
-        let arguments = ["--exact", &first, "--include-ignored", "--nocapture", "--test-threads=1"];
-        Ok(Self { path: this_program()?, arguments: arguments.map(str::to_owned).into() })
+        let arguments =
+            ["--exact", &first, "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
+        Ok(Self { arguments: arguments.map(str::to_owned).into(), ..Self::this_program()? })
     }
-}
 
-/// The file of the running program, even if Cargo has replaced it meanwhile.
-pub(crate) fn this_program() -> Result<PathBuf> {
-    std::env::current_exe().context("cannot find this program's own path")
+    /// This program as it is, whose `main` calls [`init_if_guest`].
+    pub(crate) fn this_program() -> Result<Self> {
+        // Names the running file even if Cargo has replaced it meanwhile.
+        let path = std::env::current_exe().context("cannot find this program's own path")?;
+        Ok(Self { path, arguments: Vec::new() })
+    }
 }
 
 /// A machine as somebody wants it.
@@ -232,12 +290,11 @@ impl Prepared {
         let choice = engine::choose(&cache)?;
         let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
         announce(choice, &kernel);
-        let modules = provision::modules_for(&kernel, &TRANSPORT)?;
         let image = Image {
-            init: wanted.program.path.clone(),
-            modules: modules.load,
-            programs: wanted.programs.clone(),
-            links: wanted.links.clone(),
+            init: &wanted.program.path,
+            kernel: &kernel,
+            programs: &wanted.programs,
+            links: &wanted.links,
         };
         let initramfs = image.ensure(&cache)?;
         let initramfs_bytes = std::fs::metadata(&initramfs)
@@ -268,7 +325,10 @@ impl Prepared {
         limits: Limits,
         live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
     ) -> session::Outcome {
-        session::run(&*self.choice.engine, &self.config, order, limits, live)
+        tracing::debug!("boot {:?}", self.config);
+        let outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
+        tracing::debug!("{:?} after {:?}", outcome.end, outcome.timings);
+        outcome
     }
 
     pub(crate) fn machine(&self) -> Machine {
@@ -290,7 +350,7 @@ fn announce(choice: &engine::Choice, kernel: &Kernel) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let engine = choice.engine.describe();
-        report::notice(&format!("engine {engine}: {}", choice.reason));
+        report::notice(&format!("engine {engine}: {} ({})", choice.reason, choice.origin));
         report::notice(&format!("kernel {} {}", kernel.spec, kernel.version));
     });
 }

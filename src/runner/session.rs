@@ -189,6 +189,8 @@ impl Session {
                 }
                 Event::Port { bytes, .. } => self.hear_port(vm, &bytes, live),
                 Event::Exited(reason) => return Ended::Run(self.explain_exit(&reason)),
+                // Before the order there is nobody to have input.
+                Event::Deadline if self.phase != Phase::Body => Ok(()),
                 Event::Deadline => self.send_input(vm, live(Live::Idle)),
             };
             if let Err(broken) = heard {
@@ -212,6 +214,9 @@ impl Session {
         let before = self.console.len().saturating_sub(4096);
         append_bounded(&mut self.console, bytes);
         let recent = String::from_utf8_lossy(&self.console[before.min(self.console.len())..]);
+        if self.timings.init.is_none() && recent.contains("Run /init as init process") {
+            self.timings.init = Some(now - self.started);
+        }
         if self.panicked.is_none() && recent.contains("Kernel panic - not syncing") {
             self.panicked = Some(now);
         }
@@ -249,6 +254,8 @@ impl Session {
                 Report::Log { stream, bytes } => {
                     append_bounded(&mut self.log, &bytes);
                     let input = live(Live::Output(stream, &bytes));
+                    // How long that took, be it for a reader that paused, is not the guest's.
+                    self.last_sign = Instant::now();
                     self.send_input(vm, input)?;
                 }
                 Report::Event(event) => self.events.push(event),

@@ -86,10 +86,10 @@ impl Agent {
     fn start(&mut self, order: Order) -> Result<Result<Child, End>> {
         match order {
             Order::Run(order) => self.start_body(&order),
-            Order::Shell(order) => {
-                Ok(shell::spawn(&order).map_err(|e| End::Refused(format!("{e:#}"))))
+            Order::Shell(order) => shell::start(&order),
+            Order::Input(_) | Order::Resize(..) | Order::Kill => {
+                bail!("the host addressed a program before it named one")
             }
-            Order::Input(_) => bail!("the host sent input before an order"),
         }
     }
 
@@ -121,10 +121,7 @@ impl Agent {
         let status = loop {
             self.turn(&mut child)?;
             while let Some(order) = self.orders.next().context("the host's order is damaged")? {
-                let Order::Input(bytes) = order else { bail!("the host sent a second order") };
-                if let Some(child) = &mut child {
-                    shell::feed(child, &bytes);
-                }
+                shell::attend(child.as_mut().expect("stays until it has ended"), &order)?;
             }
             let ended = child.as_ref().expect("stays until it has ended").ended();
             if let Some(status) = ended.context("cannot ask for the child's status")? {

@@ -28,6 +28,7 @@ pub(super) fn fork(entry: &TestEntry, topo: &TestTopology) -> Result<Child> {
     set_nonblocking(&panic_writer)?;
     let mut child = Child::fork(|| {
         report_panics(panic_writer);
+        crate::logging::init();
         let link = RefCell::new((theirs, Encoder::default()));
         let report = |report: Report| send(&mut link.borrow_mut(), &report);
         let end = run(entry, topo, &report);

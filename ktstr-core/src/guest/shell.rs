@@ -4,16 +4,27 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::WaitIdStatus;
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Signal, WaitIdStatus, kill_process};
 use rustix::termios::Winsize;
 
 use super::child::{Child, set_nonblocking};
 use crate::sys;
-use crate::wire::{ShellOrder, Stream};
+use crate::topology::TestTopology;
+use crate::wire::{End, Order, ShellOrder, Stream};
+
+/// Starts the program if the machine is the one that was asked for.
+pub(super) fn start(order: &ShellOrder) -> Result<Result<Child, End>> {
+    let mut differences = TestTopology::read()?.differences(&order.topology);
+    differences.extend(super::memory::difference(order.memory_mib)?);
+    if !differences.is_empty() {
+        return Ok(Err(End::WrongTopology(differences)));
+    }
+    Ok(spawn(order).map_err(|error| End::Refused(format!("{error:#}"))))
+}
 
 /// Starts the program, leader of a session of its own.
-pub(super) fn spawn(order: &ShellOrder) -> Result<Child> {
+fn spawn(order: &ShellOrder) -> Result<Child> {
     ensure!(!order.argv.is_empty(), "no program was named");
     match order.terminal {
         Some((rows, columns)) => spawn_on_terminal(order, rows, columns),
@@ -40,8 +51,7 @@ fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Chil
     let ours = openpt(flags).context("cannot make a terminal (CONFIG_UNIX98_PTYS)")?;
     grantpt(&ours).and_then(|()| unlockpt(&ours)).context("cannot unlock the terminal")?;
     let theirs = ioctl_tiocgptpeer(&ours, flags).context("cannot open the terminal")?;
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&ours, size).context("cannot size the terminal")?;
+    resize(&ours, rows, columns)?;
     let pid = sys::fork(|| {
         let wired = rustix::process::setsid().is_ok()
             && sys::take_terminal(theirs.as_fd()).is_ok()
@@ -64,8 +74,32 @@ fn exec(order: &ShellOrder) -> i32 {
     if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
+/// Does to the program what the host asks for while it runs.
+pub(super) fn attend(child: &mut Child, order: &Order) -> Result<()> {
+    match order {
+        Order::Input(bytes) => feed(child, bytes),
+        // Without a terminal there is nothing to resize.
+        Order::Resize(rows, columns) => {
+            if let Some(terminal) = child.stdin.as_ref().filter(|fd| rustix::termios::isatty(fd)) {
+                resize(terminal, *rows, *columns)?;
+            }
+        }
+        // It is not reaped before its end is reported, so the number is its own.
+        Order::Kill => {
+            kill_process(child.pid, Signal::KILL).context("cannot kill the program")?;
+        }
+        Order::Run(_) | Order::Shell(_) => bail!("the host sent a second order"),
+    }
+    Ok(())
+}
+
+fn resize(terminal: impl AsFd, rows: u16, columns: u16) -> Result<()> {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).context("cannot size the terminal")
+}
+
 /// Passes input on to the program; none means that there will be no more.
-pub(super) fn feed(child: &mut Child, bytes: &[u8]) {
+fn feed(child: &mut Child, bytes: &[u8]) {
     match bytes {
         [] if child.input.is_empty() => child.stdin = None,
         [] => child.input_ends = true,

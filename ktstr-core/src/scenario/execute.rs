@@ -220,6 +220,7 @@ impl Scenario<'_> {
 
     fn tell(&self, what: String) {
         let phase = self.layer().phase.clone();
+        tracing::info!("{phase}: {what}");
         (self.ctx.report)(Report::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assert::AssertResult;
 use crate::snapshot::CgroupProcsSnapshot;
+use crate::topology::Topology;
 
 /// From the host to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,10 @@ pub enum Order {
     Shell(ShellOrder),
     /// Input for the program of [`Order::Shell`]; nothing means that there will be no more.
     Input(Vec<u8>),
+    /// The terminal of the program of [`Order::Shell`] now has these rows and columns.
+    Resize(u16, u16),
+    /// Kill the program of [`Order::Shell`].
+    Kill,
 }
 
 /// Which program to run.
@@ -25,6 +30,10 @@ pub struct ShellOrder {
     pub env: Vec<(String, String)>,
     /// Rows and columns of the terminal it gets; `None` gives it pipes.
     pub terminal: Option<(u16, u16)>,
+    /// The machine that was asked for; on any other, nothing is run.
+    pub topology: Topology,
+    /// Memory that the machine was given, in MiB.
+    pub memory_mib: u32,
 }
 
 /// Which test to run, and what the guest cannot know by itself.

@@ -32,8 +32,10 @@ const CPU: &str = "max,la57=off,vendor=GenuineIntel,family=6,model=85,stepping=4
 
 /// What the kernel must be told on this machine, and why.
 ///
-/// `no_timer_check`: on a busy host a late timer interrupt reads as a broken IO-APIC and panics.
-const CMDLINE: &str = "console=ttyS0 no_timer_check";
+/// On a busy host a late timer interrupt reads as a broken IO-APIC, which panics
+/// (`no_timer_check`), and a late watchdog as a bad TSC, which leaves a clock many times slower to
+/// read (`tsc=reliable`); TCG's TSC is one clock for all CPUs.
+const CMDLINE: &str = "console=ttyS0 no_timer_check tsc=reliable";
 
 /// Builds all arguments after the program and its own leading ones.
 pub(super) fn build(config: &VmConfig, fds: &Inherited, threads: TcgThreads) -> Vec<OsString> {
@@ -263,7 +265,7 @@ mod tests {
     fn paths_and_command_line_are_passed_as_they_are() {
         let args = built(&config([1, 1, 1, 1], 256, &[]));
         assert_eq!(values(&args, "-kernel"), ["/k/vm,linux"]);
-        assert_eq!(values(&args, "-append"), ["console=ttyS0 no_timer_check quiet x=1,2"]);
+        assert_eq!(values(&args, "-append"), [format!("{CMDLINE} quiet x=1,2")]);
     }
 
     #[test]

@@ -11,25 +11,34 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use ktstr_core::guest;
 
-use crate::provision::cache::Cache;
-use crate::provision::modules::Module;
+use crate::provision::{self, Cache, Kernel};
 
 /// What goes into the initramfs.
-#[derive(Debug, Clone)]
-pub(crate) struct Image {
+#[derive(Debug)]
+pub(crate) struct Image<'a> {
     /// The program that becomes `/init`; its debug information stays behind.
-    pub(crate) init: PathBuf,
-    /// Kernel modules in the order in which they are loaded.
-    pub(crate) modules: Vec<Module>,
+    pub(crate) init: &'a Path,
+    /// The kernel it is for, which may need modules.
+    pub(crate) kernel: &'a Kernel,
     /// More programs: where on the host, where in the guest.
-    pub(crate) programs: Vec<(PathBuf, String)>,
+    pub(crate) programs: &'a [(PathBuf, String)],
     /// Symbolic links: name in the guest, target.
-    pub(crate) links: Vec<(String, String)>,
+    pub(crate) links: &'a [(String, String)],
 }
+
+/// What the transport needs, as modules where the kernel does not have it built in.
+const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+
+/// An initramfs that no test has used for so long is removed.
+const KEEP: Duration = Duration::from_secs(3 * 24 * 3600);
+
+/// The cache's folder of finished archives.
+const FOLDER: &str = "initramfs";
 
 /// Changes whenever the same input gives a different archive.
 const FORMAT: u32 = 1;
@@ -37,17 +46,21 @@ const FORMAT: u32 = 1;
 /// The folder of all shared libraries, named to the loader by `LD_LIBRARY_PATH`.
 pub(crate) const LIBRARIES: &str = "/lib";
 
-impl Image {
+impl Image<'_> {
     /// The path of the finished archive in the cache; builds it if it is not there yet.
     pub(crate) fn ensure(&self, cache: &Cache) -> Result<PathBuf> {
-        let name = format!("initramfs/{:016x}.cpio", self.key()?);
-        cache.build_once(&name, |path| {
+        let name = format!("{FOLDER}/{:016x}.cpio", self.key()?);
+        let path = cache.build_once(&name, |path| {
+            remove_unused(&cache.root().join(FOLDER));
             let file =
                 File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
             let mut writer = BufWriter::with_capacity(1 << 20, file);
             self.write(&mut writer)?;
             writer.flush().context("cannot write the initramfs")
-        })
+        })?;
+        // The time tells that it is in use; where it cannot be set, it is built again one day.
+        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        Ok(path)
     }
 
     /// Tells contents apart without reading them: a file that was changed or replaced has another
@@ -55,16 +68,15 @@ impl Image {
     fn key(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         FORMAT.hash(&mut hasher);
-        identity(&self.init)?.hash(&mut hasher);
-        for (program, name) in &self.programs {
+        identity(self.init)?.hash(&mut hasher);
+        self.kernel.version.hash(&mut hasher);
+        self.kernel.modules.as_deref().map(identity).transpose()?.hash(&mut hasher);
+        for (program, name) in self.programs {
             (identity(program)?, name).hash(&mut hasher);
         }
         self.links.hash(&mut hasher);
         identity(Path::new("/etc/ld.so.cache")).ok().hash(&mut hasher);
         std::env::var_os("LD_LIBRARY_PATH").hash(&mut hasher);
-        for module in &self.modules {
-            (&module.name, &module.bytes).hash(&mut hasher);
-        }
         Ok(hasher.finish())
     }
 
@@ -72,15 +84,15 @@ impl Image {
         let mut archive = cpio::Archive::new(writer);
         archive.device("/dev/console", 0o600, 5, 1)?;
         archive.device("/dev/null", 0o666, 1, 3)?;
-        let init = read(&self.init)?;
+        let init = read(self.init)?;
         archive.file(
             "/init",
             0o755,
             &elf::strip_debug(&init)
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,
         )?;
-        let mut programs = vec![&self.init];
-        for (program, name) in &self.programs {
+        let mut programs = vec![self.init];
+        for (program, name) in self.programs {
             archive.file(name, 0o755, &read(program)?)?;
             programs.push(program);
         }
@@ -93,15 +105,27 @@ impl Image {
                 archive.file(&format!("{LIBRARIES}/{name}"), 0o755, &read(&file)?)?;
             }
         }
-        for (name, target) in &self.links {
+        for (name, target) in self.links {
             archive.link(name, target)?;
         }
-        for (index, module) in self.modules.iter().enumerate() {
+        let modules = provision::modules_for(self.kernel, &MODULES)?;
+        for (index, module) in modules.load.iter().enumerate() {
             let name = format!("{}/{index:03}-{}.ko", guest::MODULES, module.name);
             archive.file(&name, 0o644, &module.bytes)?;
         }
         archive.file(guest::END_MARK, 0o644, b"")?;
         archive.finish()
+    }
+}
+
+fn remove_unused(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let unused = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
+        if matches!(unused, Ok(Ok(unused)) if unused > KEEP) {
+            // Whoever builds at the same time may have removed it already.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

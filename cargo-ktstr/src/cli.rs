@@ -1,0 +1,240 @@
+//! The command line as clap reads it.
+
+use std::ffi::OsString;
+
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use ktstr::provision::KernelSpec;
+use ktstr::runner::shell::Shell;
+use ktstr::topology::Topology;
+
+/// What the engines number: APIC IDs of eight bits, of which one stands for all CPUs.
+const MAX_CPUS: u32 = 255;
+
+/// Runs Rust tests inside their own virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "cargo-ktstr", bin_name = "cargo ktstr", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tells whether tests can run here, and how to mend what is missing
+    Doctor,
+    /// Lists and fetches the kernels that tests boot
+    Kernel {
+        #[command(subcommand)]
+        command: KernelCommand,
+    },
+    /// Runs `cargo test` or `cargo nextest run` on a chosen kernel and engine
+    Test(TestArgs),
+    /// Opens a prompt inside a machine
+    Shell(ShellArgs),
+    /// Runs a sample test, after fetching what it needs
+    Demo,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelCommand {
+    /// Shows the known kernels and what the cache has of them
+    List,
+    /// Fetches kernels into the cache
+    Fetch {
+        /// Which ones, such as `debian:sid`; the default kernel if none is named
+        #[arg(value_name = "SPEC", value_parser = parse_spec)]
+        specs: Vec<KernelSpec>,
+        /// Get the newest version even if the cache has one
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Prints the path of the file to boot, fetching the kernel if need be
+    Path {
+        /// Which one: a name of `kernel list`, `host`, or a path; else `KTSTR_KERNEL` decides
+        #[arg(value_name = "SPEC", value_parser = parse_spec)]
+        spec: Option<KernelSpec>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// The kernel of tests that name none: of `kernel list`, `host`, or a path
+    #[arg(long, value_name = "SPEC", value_parser = parse_spec)]
+    pub(crate) kernel: Option<KernelSpec>,
+    /// What runs the machines
+    #[arg(long, value_enum)]
+    pub(crate) engine: Option<EngineName>,
+    /// Run `cargo nextest run` instead of `cargo test`
+    #[arg(long)]
+    pub(crate) nextest: bool,
+    /// Everything else goes to Cargo as it is: `cargo ktstr test -p mine -- --nocapture`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// The values of `KTSTR_ENGINE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineName {
+    /// The best that works here
+    Auto,
+    /// Hardware virtualization
+    Kvm,
+    /// Emulation by QEMU
+    Qemu,
+}
+
+impl EngineName {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShellArgs {
+    /// NUMA nodes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=64))]
+    numa_nodes: u32,
+    /// Last-level caches over all nodes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=255))]
+    llcs: u32,
+    /// Cores below each last-level cache
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u32).range(1..=255))]
+    cores: u32,
+    /// SMT threads of each core
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=8))]
+    threads: u32,
+    /// Memory in MiB
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(64..=1_048_576))]
+    memory_mib: u32,
+    /// The kernel: of `kernel list`, `host`, or a path
+    #[arg(long, value_name = "SPEC", value_parser = parse_spec)]
+    kernel: Option<KernelSpec>,
+    /// Run this by `sh -c` without a terminal, and exit with its status
+    #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
+    exec: Option<String>,
+}
+
+impl ShellArgs {
+    /// What is to be run, if the numbers fit together.
+    pub(crate) fn shell(self) -> Result<Shell> {
+        let Self { numa_nodes, llcs, cores, threads, .. } = self;
+        ensure!(
+            llcs.is_multiple_of(numa_nodes),
+            "--llcs {llcs} is not a multiple of --numa-nodes {numa_nodes}: each node has as many; \
+             --llcs {} fits",
+            llcs.next_multiple_of(numa_nodes)
+        );
+        let nr_cpus = llcs * cores * threads;
+        ensure!(
+            nr_cpus <= MAX_CPUS,
+            "{llcs} LLCs * {cores} cores * {threads} threads are {nr_cpus} CPUs; \
+             a machine has at most {MAX_CPUS}"
+        );
+        Ok(Shell {
+            topology: Topology {
+                numa_nodes,
+                llcs,
+                cores_per_llc: cores,
+                threads_per_core: threads,
+            },
+            memory_mib: self.memory_mib,
+            kernel: self.kernel.map(|spec| spec.to_string()),
+            command: self.exec,
+        })
+    }
+}
+
+fn parse_spec(text: &str) -> Result<KernelSpec, ktstr::provision::SpecError> {
+    text.parse()
+}
+
+/// Drops the `ktstr` that Cargo puts before the arguments of `cargo ktstr`.
+pub(crate) fn without_subcommand_name(
+    args: impl IntoIterator<Item = OsString>,
+) -> impl Iterator<Item = OsString> {
+    args.into_iter().enumerate().filter(|(index, arg)| *index != 1 || arg != "ktstr").map(|(_, arg)| arg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        let args = line.split_whitespace().map(OsString::from);
+        Ok(Cli::try_parse_from(without_subcommand_name(args))?.command)
+    }
+
+    fn shell(line: &str) -> Result<Shell> {
+        let Command::Shell(args) = parse(line)? else { panic!("{line}") };
+        args.shell()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_name_of_the_subcommand_is_optional() {
+        for line in ["cargo-ktstr ktstr doctor", "cargo-ktstr doctor"] {
+            assert!(matches!(parse(line), Ok(Command::Doctor)), "{line}");
+        }
+        assert!(parse("cargo-ktstr ktstr ktstr doctor").is_err());
+    }
+
+    #[test]
+    fn cargo_gets_every_argument_that_is_not_ours() {
+        for (line, kernel, args) in [
+            ("test", None, vec![]),
+            ("test --kernel host --release", Some("host"), vec!["--release"]),
+            ("test --kernel=host -p x -- -q", Some("host"), vec!["-p", "x", "--", "-q"]),
+            ("test -p x --kernel host", None, vec!["-p", "x", "--kernel", "host"]),
+            ("test -- -p x", None, vec!["-p", "x"]),
+            ("test -- -- --nocapture", None, vec!["--", "--nocapture"]),
+        ] {
+            let Ok(Command::Test(found)) = parse(&format!("cargo-ktstr {line}")) else {
+                panic!("{line}")
+            };
+            assert_eq!(found.kernel.map(|spec| spec.to_string()).as_deref(), kernel, "{line}");
+            assert_eq!(found.args, args, "{line}");
+        }
+    }
+
+    #[test]
+    fn engines_have_the_names_of_the_variable() {
+        for engine in EngineName::value_variants() {
+            let name = engine.to_possible_value().unwrap();
+            assert_eq!(name.get_name(), engine.as_str());
+        }
+    }
+
+    #[test]
+    fn a_shell_gets_the_machine_of_its_options() {
+        let found = shell("cargo-ktstr shell --numa-nodes 2 --llcs 4 --cores 3 --threads 2").unwrap();
+        assert_eq!(found.topology.to_string(), "2n4l3c2t");
+        assert_eq!((found.memory_mib, found.command), (256, None));
+        let found = shell("cargo-ktstr shell --exec -x --memory-mib 512 --kernel host").unwrap();
+        assert_eq!(found.command.as_deref(), Some("-x"));
+        assert_eq!((found.memory_mib, found.kernel.as_deref()), (512, Some("host")));
+        assert_eq!(shell("cargo-ktstr shell").unwrap().topology, Topology::DEFAULT);
+    }
+
+    #[test]
+    fn machines_that_cannot_be_are_refused() {
+        for (options, why) in [
+            ("--numa-nodes 2 --llcs 3", "--llcs 4 fits"),
+            ("--llcs 16 --cores 16", "at most 255"),
+            ("--threads 9", "9 is not in 1..=8"),
+            ("--memory-mib 1", "1 is not in 64..=1048576"),
+            ("--kernel nonsense", "debian:trixie"),
+        ] {
+            let error = shell(&format!("cargo-ktstr shell {options}")).unwrap_err().to_string();
+            assert!(error.contains(why), "{options}: {error}");
+        }
+    }
+}

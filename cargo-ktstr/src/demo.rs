@@ -1,0 +1,64 @@
+//! `cargo ktstr demo`: the README's test, on a machine where nothing was prepared.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ktstr::__private::{TESTS, TestEntry, Topology, linkme};
+use ktstr::prelude::*;
+
+/// What `#[ktstr_test(llcs = 2, cores = 2, duration_s = 2, post_vm = show)]` writes, for a program
+/// that has a `main` of its own.
+#[linkme::distributed_slice(TESTS)]
+#[linkme(crate = linkme)]
+static DEMO: TestEntry = TestEntry {
+    name: "two_workers_land_in_their_cgroup",
+    module_path: module_path!(),
+    topology: Topology { numa_nodes: 1, llcs: 2, cores_per_llc: 2, threads_per_core: 1 },
+    duration: Duration::from_secs(2),
+    post_vm: Some(show),
+    body: two_workers_land_in_their_cgroup,
+    ..TestEntry::DEFAULT
+};
+
+/// Runs the test and prints its report, which on success goes to standard output.
+pub(crate) fn run() -> ExitCode {
+    eprintln!("ktstr: a machine with 2 last-level caches of 2 cores each boots, and starts two");
+    eprintln!("ktstr: workers in a cgroup; kernel and QEMU are fetched if they are not here yet");
+    match ktstr::runner::run_without_libtest(&DEMO, "cargo ktstr demo") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn two_workers_land_in_their_cgroup(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = SnapshotBridge::new(|_| ());
+    let _guard = bridge.set_thread_local();
+    let work = WorkSpec::default().workers(2).comm("target").work_type(WorkType::SpinWait);
+    let step = Step::new(
+        vec![
+            Op::spawn(SpawnPlacement::cgroup("cg_target"), work),
+            Op::capture_cgroup_procs("placed", "cg_target"),
+        ],
+        HoldSpec::fixed(Duration::from_millis(200)),
+    );
+    let backdrop = Backdrop::new().push_op(Op::add_cgroup("cg_target"));
+    let verdict = execute_scenario(ctx, backdrop, vec![step])?;
+    let captures = bridge.drain_cgroup_procs();
+    ensure!(captures.len() == 1, "one capture was taken, {} arrived", captures.len());
+    ensure!(captures[0].pids.len() == 2, "two workers were spawned: {:?}", captures[0]);
+    Ok(verdict)
+}
+
+/// Prints on the host what was captured in the guest.
+fn show(result: &VmResult) -> Result<()> {
+    for CgroupProcsSnapshot { tag, cgroup, procs, .. } in &result.captures {
+        println!("capture `{tag}`: the cgroup {cgroup} holds {} processes", procs.len());
+        for process in procs {
+            println!("  {process:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! `RUST_LOG`, on the host and in the guest alike.
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Writes events as `RUST_LOG` asks for (`debug`, or `ktstr=debug,my_crate=trace`), once per
+/// process. Without that variable, or if the program has set up its own, nothing changes.
+pub fn init() {
+    let Ok(wanted) = std::env::var("RUST_LOG") else { return };
+    match wanted.parse::<Targets>() {
+        Ok(targets) => {
+            // The test writer goes through `print!`, which libtest keeps apart per test.
+            let layer = tracing_subscriber::fmt::layer().with_test_writer().with_ansi(false);
+            // An error means that the program has a subscriber of its own, which stays.
+            let _ = tracing_subscriber::registry().with(targets).with(layer).try_init();
+        }
+        Err(error) => eprintln!("ktstr: RUST_LOG={wanted} is not understood and ignored: {error}"),
+    }
+}

@@ -1,0 +1,196 @@
+//! A prompt, or one command, inside a machine of its own.
+
+mod terminal;
+mod userland;
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use ktstr_core::topology::Topology;
+use ktstr_core::wire::{Order, ShellOrder, Stream};
+
+use super::{Limits, Live, Prepared, Program, Wanted};
+use crate::report;
+use terminal::Terminal;
+use userland::Userland;
+
+/// How long the guest may be silent, as for a test.
+const WATCHDOG: Duration = Duration::from_secs(20);
+
+/// Ctrl-], as in telnet and virsh: what no program in the guest is likely to want.
+const LEAVE: u8 = 0x1d;
+
+/// What runs where.
+#[derive(Debug, Clone)]
+pub struct Shell {
+    /// The guest's CPUs, caches and nodes.
+    pub topology: Topology,
+    /// The guest's memory in MiB; raised if it could not boot with so little.
+    pub memory_mib: u32,
+    /// The kernel, as in `KTSTR_KERNEL`, which decides if this does not.
+    pub kernel: Option<String>,
+    /// A command for the guest's `sh -c`; without one, `sh` reads our standard input.
+    pub command: Option<String>,
+}
+
+impl Shell {
+    /// Boots the machine and runs the shell in it; returns its exit status.
+    ///
+    /// Needs a `main` that begins with [`init_if_guest`](super::init_if_guest). If there is no
+    /// command, and standard input and output are a terminal, the shell gets a terminal of its
+    /// own and ours is in raw mode meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If the machine cannot be prepared, is not the one asked for, or ends before the shell does;
+    /// the error then shows the end of its console.
+    pub fn run(&self) -> Result<u8> {
+        let userland = Userland::of_host()?;
+        let prepared = Prepared::new(&Wanted {
+            program: Program::this_program()?,
+            kernel: self.kernel.as_deref(),
+            topology: self.topology,
+            memory_mib: self.memory_mib,
+            kaslr: true,
+            programs: userland.programs,
+            links: userland.links,
+        })?;
+        let memory_mib = prepared.config.memory_mib;
+        let is_terminal =
+            self.command.is_none() && io::stdin().is_terminal() && io::stdout().is_terminal();
+        let size = if is_terminal { Some(terminal::size()?) } else { None };
+        report::notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
+        let limits = Limits { duration: None, watchdog: WATCHDOG };
+        let mut wires = Wires { size, ..Wires::default() };
+        let outcome =
+            prepared.run(Order::Shell(self.order(memory_mib, size)), limits, &mut |live| {
+                wires.attend(&live).unwrap_or_else(|error| {
+                    wires.broken.get_or_insert(error);
+                    Some(Order::Kill)
+                })
+            });
+        // Back to lines before anything else is said.
+        drop(wires.terminal.take());
+        if let Some(error) = wires.broken {
+            return Err(error);
+        }
+        outcome.shell_status.ok_or_else(|| {
+            let mut text = String::new();
+            report::tail(&mut text, "console", &outcome.console);
+            anyhow!("{}\n{}", outcome.end, text.trim_end())
+        })
+    }
+
+    fn order(&self, memory_mib: u32, terminal: Option<(u16, u16)>) -> ShellOrder {
+        let command = self.command.iter().flat_map(|command| ["-c", command]);
+        let mut env = vec![("HOME", "/".to_owned()), ("PS1", "ktstr# ".to_owned())];
+        if terminal.is_some() {
+            env.push(("TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned())));
+        }
+        ShellOrder {
+            argv: ["/bin/sh"].into_iter().chain(command).map(str::to_owned).collect(),
+            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            terminal,
+            topology: self.topology,
+            memory_mib,
+        }
+    }
+}
+
+/// Between our standard streams and the guest's.
+#[derive(Debug, Default)]
+struct Wires {
+    /// The size of the terminal as the guest knows it.
+    size: Option<(u16, u16)>,
+    terminal: Option<Terminal>,
+    input: Option<Receiver<Vec<u8>>>,
+    broken: Option<anyhow::Error>,
+}
+
+impl Wires {
+    /// Prints what the guest says, and returns what there is for it.
+    fn attend(&mut self, live: &Live<'_>) -> Result<Option<Order>> {
+        if self.broken.is_some() {
+            return Ok(None);
+        }
+        // Not before the guest listens: until then, Ctrl-C ends us as it ends any program.
+        if self.input.is_none() {
+            if self.size.is_some() {
+                report::notice("`exit` or Ctrl-D ends the shell and its machine, Ctrl-] at once");
+                self.terminal = Some(Terminal::raw()?);
+            }
+            self.input = Some(read_stdin());
+        }
+        if let Live::Output(stream, bytes) = live {
+            print(*stream, bytes).context("cannot pass on what the guest says")?;
+        }
+        if let Some(known) = self.size {
+            let size = terminal::size()?;
+            if size != known {
+                self.size = Some(size);
+                return Ok(Some(Order::Resize(size.0, size.1)));
+            }
+        }
+        let input = self.input.as_ref().map_or(Err(TryRecvError::Empty), Receiver::try_recv);
+        Ok(match input {
+            Ok(bytes) if self.size.is_some() && bytes.contains(&LEAVE) => Some(Order::Kill),
+            Ok(bytes) => Some(Order::Input(bytes)),
+            Err(_) => None,
+        })
+    }
+}
+
+/// Reads standard input on a thread, which ends with the process. Nothing means its end.
+fn read_stdin() -> Receiver<Vec<u8>> {
+    // A bound, so that a large file waits on this side.
+    let (sender, receiver) = sync_channel(4);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            // What cannot be read is at its end as well.
+            let count = io::stdin().lock().read(&mut buffer).unwrap_or(0);
+            if sender.send(buffer[..count].to_vec()).is_err() || count == 0 {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
+    match stream {
+        Stream::Stdout => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes)?;
+            stdout.flush()
+        }
+        Stream::Stderr => io::stderr().lock().write_all(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(command: Option<&str>) -> Shell {
+        let command = command.map(str::to_owned);
+        Shell { topology: Topology::DEFAULT, memory_mib: 256, kernel: None, command }
+    }
+
+    #[test]
+    fn a_command_is_one_argument() {
+        let order = shell(Some("exit 7")).order(300, None);
+        assert_eq!(order.argv, ["/bin/sh", "-c", "exit 7"]);
+        assert_eq!((order.terminal, order.memory_mib), (None, 300));
+        assert!(order.env.iter().all(|(name, _)| name != "TERM"));
+    }
+
+    #[test]
+    fn a_prompt_gets_a_terminal() {
+        let order = shell(None).order(256, Some((24, 80)));
+        assert_eq!((order.argv, order.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
+        assert!(order.env.iter().any(|(name, _)| name == "TERM"));
+    }
+}

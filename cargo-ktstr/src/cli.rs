@@ -157,7 +157,10 @@ fn parse_spec(text: &str) -> Result<KernelSpec, ktstr::provision::SpecError> {
 pub(crate) fn without_subcommand_name(
     args: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
-    args.into_iter().enumerate().filter(|(index, arg)| *index != 1 || arg != "ktstr").map(|(_, arg)| arg)
+    args.into_iter()
+        .enumerate()
+        .filter(|(index, arg)| *index != 1 || arg != "ktstr")
+        .map(|(_, arg)| arg)
 }
 
 #[cfg(test)]
@@ -215,7 +218,8 @@ mod tests {
 
     #[test]
     fn a_shell_gets_the_machine_of_its_options() {
-        let found = shell("cargo-ktstr shell --numa-nodes 2 --llcs 4 --cores 3 --threads 2").unwrap();
+        let found =
+            shell("cargo-ktstr shell --numa-nodes 2 --llcs 4 --cores 3 --threads 2").unwrap();
         assert_eq!(found.topology.to_string(), "2n4l3c2t");
         assert_eq!((found.memory_mib, found.command), (256, None));
         let found = shell("cargo-ktstr shell --exec -x --memory-mib 512 --kernel host").unwrap();

@@ -57,7 +57,7 @@ fn show(result: &VmResult) -> Result<()> {
     for CgroupProcsSnapshot { tag, cgroup, procs, .. } in &result.captures {
         println!("capture `{tag}`: the cgroup {cgroup} holds {} processes", procs.len());
         for process in procs {
-            println!("  {process:?}");
+            println!("  {} ({})", process.pid, process.comm);
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! What the host knows of a run once the guest is gone.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -176,6 +177,8 @@ pub struct Machine {
     pub topology: String,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// The initramfs, in the cache.
+    pub initramfs: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
 }

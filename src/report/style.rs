@@ -9,6 +9,9 @@ pub struct Style {
 }
 
 impl Style {
+    /// No colours.
+    pub const PLAIN: Self = Self { colour: false };
+
     /// `NO_COLOR` (any value but an empty one) forbids; `CARGO_TERM_COLOR` decides between
     /// `always` and `never`; else a terminal gets colours.
     ///

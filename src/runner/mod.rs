@@ -40,17 +40,21 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
         guest::init();
     }
     ktstr_core::logging::init();
-    let outcome = if entry.host_only { run_on_host(entry) } else { run_in_vm(entry) };
+    let outcome = if entry.host_only { run_on_host(entry) } else { run_this_binary(entry) };
     match outcome {
         Ok(result) => conclude(entry, &result, None),
         Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
     }
 }
 
+fn run_this_binary(entry: &TestEntry) -> Result<VmResult> {
+    run_in_vm(entry, Program::this_test_binary()?)
+}
+
 /// Runs a test of a program without libtest, whose `main` begins with [`init_if_guest`].
 /// `command` is what a person types to run it.
 pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
-    match Program::this_program().and_then(|program| run_in_vm_as(entry, program)) {
+    match Program::this_program().and_then(|program| run_in_vm(entry, program)) {
         Ok(result) => conclude(entry, &result, Some(command)),
         Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
     }
@@ -73,17 +77,13 @@ pub fn engine() -> Result<(String, String)> {
     Ok((choice.engine.describe(), choice.reason.clone()))
 }
 
-/// Runs the body of `entry` in a virtual machine and returns what is known of the run, whatever
+/// Runs the body of `entry`, which `program` has, in a virtual machine and returns what is known of the run, whatever
 /// its verdict. Neither `post_vm` nor `expect_err` is looked at.
 ///
 /// # Errors
 ///
 /// If the machine cannot be prepared: no kernel, no engine, no initramfs.
-pub fn run_in_vm(entry: &TestEntry) -> Result<VmResult> {
-    run_in_vm_as(entry, Program::this_test_binary()?)
-}
-
-fn run_in_vm_as(entry: &TestEntry, program: Program) -> Result<VmResult> {
+pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     let began = Instant::now();
     let test = entry.test_name();
     let env =
@@ -108,7 +108,7 @@ fn run_in_vm_as(entry: &TestEntry, program: Program) -> Result<VmResult> {
         }
         None
     });
-    echo.print(b"\n");
+    echo.finish();
     Ok(VmResult {
         test,
         kernel_events: console::kernel_events(&outcome.console),
@@ -133,9 +133,14 @@ impl Echo {
         self.unfinished.extend_from_slice(bytes);
         if let Some(end) = self.unfinished.iter().rposition(|byte| *byte == b'\n') {
             let lines: Vec<u8> = self.unfinished.drain(..=end).collect();
-            if lines != b"\n" {
-                print!("{}", String::from_utf8_lossy(&lines));
-            }
+            print!("{}", String::from_utf8_lossy(&lines));
+        }
+    }
+
+    /// Prints what was left without a line break.
+    fn finish(self) {
+        if !self.unfinished.is_empty() {
+            println!("{}", String::from_utf8_lossy(&self.unfinished));
         }
     }
 }
@@ -236,9 +241,11 @@ pub(crate) fn judge(
 
 /// The program that becomes PID 1, and its arguments.
 #[derive(Debug, Clone)]
-pub(crate) struct Program {
-    pub(crate) path: PathBuf,
-    pub(crate) arguments: Vec<String>,
+pub struct Program {
+    /// Its file on the host.
+    pub path: PathBuf,
+    /// What the kernel gives it as arguments.
+    pub arguments: Vec<String>,
 }
 
 impl Program {
@@ -254,7 +261,6 @@ impl Program {
 
     /// This program as it is, whose `main` calls [`init_if_guest`].
     pub(crate) fn this_program() -> Result<Self> {
-        // Names the running file even if Cargo has replaced it meanwhile.
         let path = std::env::current_exe().context("cannot find this program's own path")?;
         Ok(Self { path, arguments: Vec::new() })
     }
@@ -340,6 +346,7 @@ impl Prepared {
             kernel_version: self.kernel.version.clone(),
             topology: self.topology.to_string(),
             memory_mib: self.config.memory_mib,
+            initramfs: self.config.initramfs.clone(),
             cmdline: self.config.cmdline.clone(),
         }
     }

@@ -354,10 +354,10 @@ impl Session {
             return RunEnd::EngineFailed(reason.to_string());
         }
         let booting = matches!(self.phase, Phase::Silent | Phase::Booting);
-        if booting || console.contains(COMPLAINT) {
-            if let Some(why) = console::init_failure(&console) {
-                return RunEnd::InitFailed(why);
-            }
+        if (booting || console.contains(COMPLAINT))
+            && let Some(why) = console::init_failure(&console)
+        {
+            return RunEnd::InitFailed(why);
         }
         if let Some(message) = console::panic_message(&console) {
             return RunEnd::GuestPanicked(message);

@@ -135,7 +135,11 @@ impl Wires {
         }
         let input = self.input.as_ref().map_or(Err(TryRecvError::Empty), Receiver::try_recv);
         Ok(match input {
-            Ok(bytes) if self.size.is_some() && bytes.contains(&LEAVE) => Some(Order::Kill),
+            Ok(bytes) if self.size.is_some() && bytes.contains(&LEAVE) => {
+                // The guest's prompt is on this line.
+                print(Stream::Stderr, b"\r\n").context("cannot end the line")?;
+                Some(Order::Kill)
+            }
             Ok(bytes) => Some(Order::Input(bytes)),
             Err(_) => None,
         })
@@ -172,6 +176,8 @@ fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use ktstr_core::result::RunEnd;
+
     use super::*;
 
     fn shell(command: Option<&str>) -> Shell {
@@ -192,5 +198,30 @@ mod tests {
         let order = shell(None).order(256, Some((24, 80)));
         assert_eq!((order.argv, order.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
         assert!(order.env.iter().any(|(name, _)| name == "TERM"));
+    }
+
+    #[test]
+    fn a_machine_that_is_not_the_one_asked_for_runs_nothing() {
+        let userland = Userland::of_host().unwrap();
+        let mut shell = shell(Some("echo ran"));
+        let wanted = Wanted {
+            program: Program::this_test_binary().unwrap(),
+            kernel: None,
+            topology: shell.topology,
+            memory_mib: shell.memory_mib,
+            kaslr: true,
+            programs: userland.programs,
+            links: userland.links,
+        };
+        let prepared = Prepared::new(&wanted).unwrap();
+        shell.topology.llcs = 2;
+        let order = Order::Shell(shell.order(prepared.config.memory_mib + 64, None));
+        let limits = Limits { duration: None, watchdog: WATCHDOG };
+        let outcome = prepared.run(order, limits, &mut |_| None);
+        let RunEnd::WrongTopology(differences) = outcome.end else { panic!("{:?}", outcome.end) };
+        for what in ["online CPUs", "last-level caches", "cores", "memory"] {
+            assert!(differences.iter().any(|line| line.starts_with(what)), "{differences:?}");
+        }
+        assert_eq!((outcome.shell_status, outcome.log.as_str()), (None, ""));
     }
 }

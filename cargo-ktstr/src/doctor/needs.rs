@@ -1,0 +1,231 @@
+//! What tests need and may have to fetch: an engine, a kernel.
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use ktstr::provision::kernel::{self, Kernel, KernelStatus};
+use ktstr::provision::{Cache, KernelSpec, QemuProgram, qemu};
+
+use super::{Finding, Mark};
+use crate::cli::EngineName;
+
+/// Whether the tools that fetch are here, or which is missing.
+type Tools = Result<(), String>;
+
+/// QEMU, and the engine that tests get.
+pub(super) fn engines(cache: &Cache, tools: &Tools) -> Vec<Finding> {
+    let found = qemu::find(cache);
+    // Asking for the engine fetches a QEMU that is missing, if it can. Doctors do not.
+    let may_ask = !matches!(found, Ok(Err(_))) || tools.is_err();
+    let engine = match std::env::var("KTSTR_ENGINE") {
+        Ok(name) if !is_engine(&name) => {
+            let names = EngineName::value_variants().iter().map(|name| name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            Finding::new(
+                Mark::Problem,
+                "engine",
+                format!("KTSTR_ENGINE={name} names no engine; there are {names}"),
+            )
+            .mend("unset KTSTR_ENGINE")
+        }
+        _ if !may_ask => Finding::new(Mark::Note, "engine", "chosen when QEMU is here"),
+        _ => match ktstr::runner::engine() {
+            Ok((engine, why)) => Finding::new(Mark::Ok, "engine", format!("{engine}: {why}")),
+            Err(error) => {
+                let command = remedy(|name| std::env::var_os(name).is_some(), tools, has_program);
+                Finding::new(Mark::Problem, "engine", format!("{error:#}")).mend(command)
+            }
+        },
+    };
+    vec![judge_qemu(found, tools), engine]
+}
+
+fn is_engine(name: &str) -> bool {
+    name.is_empty() || EngineName::from_str(name, false).is_ok()
+}
+
+/// What gets an engine where there is none.
+fn remedy(
+    is_set: impl Fn(&str) -> bool,
+    tools: &Tools,
+    has: impl Fn(&str) -> bool,
+) -> &'static str {
+    match ["KTSTR_QEMU", "KTSTR_ENGINE"].map(is_set) {
+        [true, _] => return "unset KTSTR_QEMU",
+        [_, true] => return "unset KTSTR_ENGINE",
+        _ => {}
+    }
+    if tools.is_ok() {
+        return "rm -r \"${KTSTR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ktstr}\"/qemu-*";
+    }
+    let commands = [
+        ("apt-get", "sudo apt-get install debian-archive-keyring"),
+        ("dnf", "sudo dnf install qemu-system-x86"),
+        ("pacman", "sudo pacman -S qemu-system-x86"),
+        ("zypper", "sudo zypper install qemu-x86"),
+        ("apk", "sudo apk add qemu-system-x86_64"),
+    ];
+    let found = commands.into_iter().find(|(program, _)| has(program));
+    found.map_or("export KTSTR_QEMU=/path/to/qemu-system-x86_64", |(_, command)| command)
+}
+
+fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+fn judge_qemu(found: Result<Result<QemuProgram, String>>, tools: &Tools) -> Finding {
+    match (found, tools) {
+        (Ok(Ok(program)), _) => {
+            let mark = if program.note.contains("corrupt guests") { Mark::Note } else { Mark::Ok };
+            Finding::new(mark, "QEMU", format!("{}: {}", program.version, program.note))
+        }
+        (Ok(Err(why)), Ok(())) => {
+            let text = format!("{why}; one is fetched when first needed");
+            Finding::new(Mark::Note, "QEMU", text).mend("cargo ktstr demo")
+        }
+        // Whether that is a problem is for the engine to say.
+        (Ok(Err(why)), Err(_)) => {
+            Finding::new(Mark::Note, "QEMU", format!("{why}, and none can be fetched"))
+        }
+        (Err(error), _) => Finding::new(Mark::Note, "QEMU", format!("{error:#}")),
+    }
+}
+
+/// The kernel that tests get, and all known ones.
+pub(super) fn kernels(cache: &Cache, tools: &Tools) -> Result<Vec<Finding>> {
+    let known = kernel::list(cache)?;
+    let wanted = std::env::var("KTSTR_KERNEL").ok().filter(|text| !text.is_empty());
+    let wanted = match wanted.as_deref().map(str::parse::<KernelSpec>).transpose() {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            let finding = Finding::new(Mark::Problem, "kernel", format!("KTSTR_KERNEL: {error}"));
+            return Ok(vec![finding.mend("unset KTSTR_KERNEL")]);
+        }
+    };
+    let spec = wanted.clone().unwrap_or_else(KernelSpec::default_kernel);
+    let why = if wanted.is_some() { "KTSTR_KERNEL asks for it" } else { "the default" };
+    let mut findings = vec![judge_wanted(cache, &spec, why, &known, tools)];
+    let others = known.iter().filter(|status| KernelSpec::Known(status.known) != spec);
+    findings.extend(others.map(judge_other));
+    Ok(findings)
+}
+
+/// The kernel of tests that name none.
+fn judge_wanted(
+    cache: &Cache,
+    spec: &KernelSpec,
+    why: &str,
+    known: &[KernelStatus],
+    tools: &Tools,
+) -> Finding {
+    let missing = |status: &&KernelStatus| {
+        KernelSpec::Known(status.known) == *spec && status.cached.is_none()
+    };
+    if let Some(status) = known.iter().find(missing) {
+        return not_cached(status, why, tools);
+    }
+    match kernel::resolve_spec(cache, spec).with_context(|| format!("no kernel `{spec}`")) {
+        Ok(kernel) => Finding::new(Mark::Ok, "kernel", format!("{}; {why}", describe(&kernel))),
+        Err(error) => {
+            Finding::new(Mark::Problem, "kernel", format!("{error:#}; {why}")).mend(match spec {
+                KernelSpec::Known(known) => {
+                    format!("cargo ktstr kernel fetch {} --refresh", known.name)
+                }
+                KernelSpec::Path(_) | KernelSpec::Host => "unset KTSTR_KERNEL".to_owned(),
+            })
+        }
+    }
+}
+
+fn not_cached(status: &KernelStatus, why: &str, tools: &Tools) -> Finding {
+    let name = &status.known.name;
+    match tools {
+        Ok(()) => Finding::new(
+            Mark::Note,
+            "kernel",
+            format!("{name} is not here yet; {why}, fetched when first needed"),
+        )
+        .mend(format!("cargo ktstr kernel fetch {name}")),
+        Err(_) => Finding::new(
+            Mark::Problem,
+            "kernel",
+            format!("{name} is not here and cannot be fetched; {why}"),
+        )
+        .mend("export KTSTR_KERNEL=host  # or the path of a kernel"),
+    }
+}
+
+fn judge_other(status: &KernelStatus) -> Finding {
+    match &status.cached {
+        Some(kernel) => Finding::new(Mark::Ok, "kernels", describe(kernel)),
+        None => Finding::new(
+            Mark::Note,
+            "kernels",
+            format!("{} ({}) is not fetched", status.known.name, status.known.series),
+        )
+        .mend(format!("cargo ktstr kernel fetch {}", status.known.name)),
+    }
+}
+
+fn describe(kernel: &Kernel) -> String {
+    format!("{} {} at {}", kernel.spec, kernel.version, kernel.boot.path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_a_problem_only_if_it_cannot_be_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path());
+        let known = kernel::list(&cache).unwrap();
+        let lacking = Err("no apt-get".to_owned());
+        for (spec, tools, mark, command) in [
+            ("debian:sid", &Ok(()), Mark::Note, "cargo ktstr kernel fetch debian:sid"),
+            ("debian:sid", &lacking, Mark::Problem, "export KTSTR_KERNEL=host"),
+            ("/nonexistent/bzImage", &Ok(()), Mark::Problem, "unset KTSTR_KERNEL"),
+        ] {
+            let finding = judge_wanted(&cache, &spec.parse().unwrap(), "why", &known, tools);
+            assert_eq!(finding.mark, mark, "{finding:?}");
+            assert!(finding.command.as_deref().unwrap().starts_with(command), "{finding:?}");
+            assert!(finding.text.ends_with("; why") || mark == Mark::Note, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_is_the_nearest_one() {
+        let lacking = Err("no keys".to_owned());
+        for (set, tools, program, command) in [
+            ("KTSTR_QEMU", &lacking, "apt-get", "unset KTSTR_QEMU"),
+            ("KTSTR_ENGINE", &Ok(()), "apt-get", "unset KTSTR_ENGINE"),
+            ("", &Ok(()), "apt-get", "rm -r "),
+            ("", &lacking, "apt-get", "sudo apt-get install debian-archive-keyring"),
+            ("", &lacking, "pacman", "sudo pacman -S qemu-system-x86"),
+            ("", &lacking, "nix", "export KTSTR_QEMU="),
+        ] {
+            let found = remedy(|name| name == set, tools, |name| name == program);
+            assert!(found.starts_with(command), "{set} {program}: {found}");
+        }
+    }
+
+    #[test]
+    fn qemu_is_told_where_it_stands() {
+        let lacking = Err("no apt-get".to_owned());
+        let absent = || Ok(Err("no qemu-system-x86_64 in PATH".to_owned()));
+        let fetchable = judge_qemu(absent(), &Ok(()));
+        assert_eq!(fetchable.command.as_deref(), Some("cargo ktstr demo"));
+        assert!(judge_qemu(absent(), &lacking).text.contains("none can be fetched"));
+        let broken = judge_qemu(Err(anyhow!("does not run").context("KTSTR_QEMU")), &lacking);
+        assert_eq!(broken.text, "KTSTR_QEMU: does not run");
+    }
+
+    #[test]
+    fn engine_names_are_those_of_the_variable() {
+        for (name, known) in [("", true), ("auto", true), ("qemu", true), ("xen", false)] {
+            assert_eq!(is_engine(name), known, "{name}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
-//! Tasks of the project itself: `cargo xtask bench boot`.
+//! Tasks of the project itself: `cargo xtask bench boot`, `cargo xtask soak`.
 
 mod bench;
+mod soak;
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +17,8 @@ enum Task {
     /// Measures.
     #[command(subcommand)]
     Bench(Bench),
+    /// Runs the VM suite many times in a row.
+    Soak(soak::Soak),
 }
 
 #[derive(Debug, Subcommand)]
@@ -28,5 +31,6 @@ fn main() -> anyhow::Result<()> {
     ktstr::runner::init_if_guest();
     match Arguments::parse().task {
         Task::Bench(Bench::Boot(boot)) => boot.run(),
+        Task::Soak(soak) => soak.run(),
     }
 }

@@ -1,5 +1,6 @@
 //! What people read of a run: the failing check first, then what it ran on, then how to go on.
 
+mod judge;
 mod style;
 mod timeline;
 
@@ -10,7 +11,7 @@ use std::path::Path;
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, VmResult};
 
-use crate::runner::Passed;
+pub(crate) use judge::{Passed, judge};
 pub use style::Style;
 
 /// How many of the console's last lines a failure shows.

@@ -1,0 +1,174 @@
+//! Makes a machine ready: kernel, engine, initramfs, command line.
+
+use std::path::PathBuf;
+use std::sync::Once;
+
+use anyhow::{Context, Result, ensure};
+use ktstr_core::guest;
+use ktstr_core::registry::{self, TestEntry};
+use ktstr_core::result::Machine;
+use ktstr_core::topology::Topology;
+use ktstr_core::wire::{self, Order};
+use ktstr_vmm::VmConfig;
+
+use super::engine;
+use super::image::{self, Image};
+use super::session::{self, Limits, Live};
+use crate::provision::{self, Cache, Kernel};
+use crate::report;
+
+/// The program that becomes PID 1, and its arguments.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// Its file on the host.
+    pub path: PathBuf,
+    /// What the kernel gives it as arguments.
+    pub arguments: Vec<String>,
+}
+
+impl Program {
+    /// This libtest binary. In the guest, any of its tests leads to [`run`](super::run), which finds itself to
+    /// be PID 1; the first is taken so that every test of the binary boots the same machine.
+    pub(crate) fn this_test_binary() -> Result<Self> {
+        let first = registry::TESTS.iter().map(TestEntry::test_name).min();
+        let first = first.context("this binary has no #[ktstr_test]")?;
+        let arguments =
+            ["--exact", &first, "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
+        Ok(Self { arguments: arguments.map(str::to_owned).into(), ..Self::this_program()? })
+    }
+
+    /// This program as it is, whose `main` calls [`init_if_guest`](super::init_if_guest).
+    pub(crate) fn this_program() -> Result<Self> {
+        let path = std::env::current_exe().context("cannot find this program's own path")?;
+        Ok(Self { path, arguments: Vec::new() })
+    }
+}
+
+/// A machine as somebody wants it.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) program: Program,
+    pub(crate) kernel: Option<&'a str>,
+    pub(crate) topology: Topology,
+    pub(crate) memory_mib: u32,
+    pub(crate) kaslr: bool,
+    /// More programs for the guest: where on the host, where in the guest.
+    pub(crate) programs: Vec<(PathBuf, String)>,
+    /// Symbolic links in the guest: name, target.
+    pub(crate) links: Vec<(String, String)>,
+}
+
+/// A machine that is ready to boot.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) choice: &'static engine::Choice,
+    pub(crate) kernel: Kernel,
+    pub(crate) config: VmConfig,
+    topology: Topology,
+}
+
+impl Prepared {
+    /// Finds kernel and engine, and builds the initramfs, or takes all three from the cache.
+    pub(crate) fn new(wanted: &Wanted<'_>) -> Result<Self> {
+        let cache = Cache::from_env()?;
+        let choice = engine::choose(&cache)?;
+        let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
+        announce(choice, &kernel);
+        let image = Image {
+            init: &wanted.program.path,
+            kernel: &kernel,
+            programs: &wanted.programs,
+            links: &wanted.links,
+        };
+        let initramfs = image.ensure(&cache)?;
+        let initramfs_bytes = std::fs::metadata(&initramfs)
+            .with_context(|| format!("cannot find {}", initramfs.display()))?
+            .len();
+        let topology = wanted.topology;
+        let needed = needed_mib(&topology, initramfs_bytes);
+        let config = VmConfig {
+            kernel: kernel.boot.path.clone(),
+            initramfs,
+            cmdline: cmdline(wanted)?,
+            topology: ktstr_vmm::Topology {
+                numa_nodes: topology.numa_nodes,
+                llcs: topology.llcs,
+                cores_per_llc: topology.cores_per_llc,
+                threads_per_core: topology.threads_per_core,
+            },
+            memory_mib: wanted.memory_mib.max(needed),
+            ports: vec![wire::PORT.to_owned()],
+        };
+        Ok(Self { choice, kernel, config, topology })
+    }
+
+    /// Boots the machine and has it carry out `order`.
+    pub(crate) fn run(
+        &self,
+        order: Order,
+        limits: Limits,
+        live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
+    ) -> session::Outcome {
+        tracing::debug!("boot {:?}", self.config);
+        let outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
+        tracing::debug!("{:?} after {:?}", outcome.end, outcome.timings);
+        outcome
+    }
+
+    pub(crate) fn machine(&self) -> Machine {
+        Machine {
+            engine: self.choice.engine.describe(),
+            engine_reason: self.choice.reason.clone(),
+            engine_name: self.choice.name.to_owned(),
+            kernel_spec: self.kernel.spec.to_string(),
+            kernel_version: self.kernel.version.clone(),
+            topology: self.topology.to_string(),
+            memory_mib: self.config.memory_mib,
+            initramfs: self.config.initramfs.clone(),
+            cmdline: self.config.cmdline.clone(),
+        }
+    }
+}
+
+/// Says once per process, past libtest's capture, what the tests run on.
+fn announce(choice: &engine::Choice, kernel: &Kernel) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let engine = choice.engine.describe();
+        report::notice(&format!("engine {engine}: {} ({})", choice.reason, choice.origin));
+        report::notice(&format!("kernel {} {}", kernel.spec, kernel.version));
+    });
+}
+
+/// The least memory that lets the machine come up: what a stock kernel takes, its part for each
+/// CPU, and the initramfs twice, for it is there packed and unpacked for a moment.
+fn needed_mib(topology: &Topology, initramfs_bytes: u64) -> u32 {
+    let initramfs_mib = u32::try_from(initramfs_bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX / 4);
+    112 + 3 * topology.nr_cpus() + 2 * initramfs_mib
+}
+
+fn cmdline(wanted: &Wanted<'_>) -> Result<String> {
+    let mut words = vec![
+        "panic=-1".to_owned(),
+        "oops=panic".to_owned(),
+        "printk.time=1".to_owned(),
+        // A third of a stock kernel's boot under emulation, and nothing a test could notice.
+        "cryptomgr.notests".to_owned(),
+        "initcall_blacklist=jent_mod_init".to_owned(),
+    ];
+    if !wanted.kaslr {
+        words.push("nokaslr".to_owned());
+    }
+    // What the kernel does not know becomes the environment of PID 1.
+    words.push(format!("{}=1", guest::ENV));
+    words.push(format!("LD_LIBRARY_PATH={}", image::LIBRARIES));
+    words.push("PATH=/bin:/sbin:/usr/bin:/usr/sbin".to_owned());
+    if !wanted.program.arguments.is_empty() {
+        words.push("--".to_owned());
+        words.extend(wanted.program.arguments.iter().cloned());
+    }
+    for word in &words {
+        ensure!(!word.contains([' ', '"']), "`{word}` cannot stand on a kernel command line");
+    }
+    Ok(words.join(" "))
+}

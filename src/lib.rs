@@ -4,6 +4,8 @@
 //! topology it asks for and runs inside it as root; `cargo test` shows its verdict. See the
 //! README for an example, ARCHITECTURE.md for how it works.
 
+#![forbid(unsafe_code)]
+
 // The attribute names this crate by its path, in this crate's own tests, too.
 #[cfg(test)]
 extern crate self as ktstr;

@@ -20,7 +20,7 @@ fn diagnostics_match_snapshots() {
     memory_mib = 512,
     duration_s = 1,
     watchdog_timeout_s = 30,
-    kernel = "6.12",
+    kernel = "debian:trixie",
     workload_root_cgroup = "/ui",
     expect_err,
     host_only = false,
@@ -46,7 +46,7 @@ fn every_key_reaches_the_entry() {
     assert_eq!(entry.memory_mib, 512);
     assert_eq!(entry.duration, Duration::from_secs(1));
     assert_eq!(entry.watchdog_timeout, Duration::from_secs(30));
-    assert_eq!(entry.kernel, Some("6.12"));
+    assert_eq!(entry.kernel, Some("debian:trixie"));
     assert_eq!(entry.workload_root_cgroup, "/ui");
     assert!(entry.expect_err && !entry.host_only && !entry.kaslr && !entry.auto_repro);
     assert!(entry.post_vm.is_some());

@@ -53,7 +53,7 @@ pub enum RunEnd {
         /// How long it might.
         allowed: Duration,
     },
-    /// The guest's kernel panicked: its words.
+    /// The guest's kernel panicked while the body ran: its words.
     GuestPanicked(String),
     /// PID 1 was silent for too long.
     GuestHung {
@@ -64,7 +64,7 @@ pub enum RunEnd {
     },
     /// The guest went away without a verdict: how.
     GuestGone(String),
-    /// PID 1 could not start, or could not get ready: why.
+    /// The body was not reached, or PID 1 failed beside it: why.
     InitFailed(String),
     /// The machine was not what the test asked for; the body did not run.
     WrongTopology(Vec<String>),
@@ -106,7 +106,7 @@ impl fmt::Display for RunEnd {
                 write!(f, "the guest hung: no sign of life for {silent:.1?} {phase}")
             }
             Self::GuestGone(how) => write!(f, "the guest went away without a verdict: {how}"),
-            Self::InitFailed(why) => write!(f, "the guest could not get ready: {why}"),
+            Self::InitFailed(why) => write!(f, "the guest failed before or beside the body: {why}"),
             Self::WrongTopology(differences) => {
                 write!(f, "the guest is not the machine asked for: {}", differences.join("; "))
             }
@@ -192,6 +192,8 @@ pub struct Timings {
     pub first_line: Option<Duration>,
     /// From the engine's start until the kernel ran `/init`, by its own message.
     pub init: Option<Duration>,
+    /// The guest's own uptime when PID 1 began.
+    pub uptime_at_init: Option<Duration>,
     /// From the engine's start until PID 1 took orders.
     pub boot: Option<Duration>,
     /// From there until the body started: the truth check.

@@ -16,11 +16,13 @@ pub(crate) fn since_boot_ns() -> u64 {
 
 /// Runs `child` in a forked process, which ends with the status it returns (101 if it panics).
 ///
-/// Only the calling thread goes on in the child, so `child` must not wait for anything another
-/// thread of the parent holds. glibc keeps its allocator usable across a fork.
-pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+/// # Safety
+///
+/// Only the calling thread goes on in the child. `child` must not wait for anything that another
+/// thread of this process may hold at the time of the fork; glibc keeps its allocator usable.
+pub(crate) unsafe fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: the child never returns into the caller's frames: it runs `child` and exits, also
-    // when `child` panics. What it may touch is the caller's promise above.
+    // when `child` panics. What that may touch is the caller's promise.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
@@ -81,13 +83,6 @@ pub(crate) fn reap_orphans(except: Option<Pid>) -> io::Result<()> {
             _ => return Ok(()),
         }
     }
-}
-
-/// Sets a variable of this process's environment.
-pub(crate) fn set_env(name: &str, value: &str) {
-    // SAFETY: called by PID 1 before the body is forked; its only other thread is libtest's,
-    // which waits for the test to end and reads no variable meanwhile.
-    unsafe { std::env::set_var(name, value) }
 }
 
 /// A value that this process and the children it forks later share.
@@ -151,11 +146,12 @@ mod tests {
     #[test]
     fn a_child_writes_what_the_parent_reads() {
         let shared = Shared::new(AtomicU64::new(1)).unwrap();
-        let pid = fork(|| {
+        let child = || {
             shared.fetch_add(41, Ordering::Relaxed);
             7
-        })
-        .unwrap();
+        };
+        // SAFETY: the child only adds to an atomic.
+        let pid = unsafe { fork(child) }.unwrap();
         let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
         assert_eq!(status.exit_status(), Some(7));
         assert_eq!(shared.load(Ordering::Relaxed), 42);
@@ -163,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_panicking_child_never_returns_into_its_parent() {
-        let pid = fork(|| std::panic::resume_unwind(Box::new(()))).unwrap();
+        // SAFETY: the child only unwinds.
+        let pid = unsafe { fork(|| std::panic::resume_unwind(Box::new(()))) }.unwrap();
         let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
         assert_eq!(status.exit_status(), Some(101));
     }

@@ -84,16 +84,19 @@ impl Worker {
         let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let comm = std::ffi::CString::new(spec.comm.as_str())?;
         let parent = rustix::process::getpid();
-        let pid = sys::fork(|| {
+        let child = || {
+            // A parent that is gone by now will never be told of by a signal.
             let prepared = sys::die_with_parent().is_ok()
                 && rustix::process::getppid() == Some(parent)
                 && rustix::thread::set_name(&comm).is_ok();
-            // Only the parent's end may keep the gate shut.
-            rustix::io::read(&gate, &mut [0_u8; 1]).map_or(1, |released| match released {
-                1 if prepared => run(spec.work_type, &progress),
-                _ => 1,
-            })
-        })?;
+            match prepared && matches!(rustix::io::read(&gate, &mut [0_u8; 1]), Ok(1)) {
+                true => run(spec.work_type, &progress),
+                false => 1,
+            }
+        };
+        // SAFETY: the child makes system calls and counts in an atomic; it allocates nothing and
+        // takes no lock.
+        let pid = unsafe { sys::fork(child) }?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, pidfd, gate: Some(opener), progress, comm: spec.comm.clone() })
     }

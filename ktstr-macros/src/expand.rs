@@ -211,7 +211,10 @@ mod tests {
                 "watchdog_timeout_s = 3",
                 quote!(watchdog_timeout: ::core::time::Duration::from_secs(3)),
             ),
-            ("kernel = \"6.12\"", quote!(kernel: ::core::option::Option::Some("6.12"))),
+            (
+                "kernel = \"debian:trixie\"",
+                quote!(kernel: ::core::option::Option::Some("debian:trixie")),
+            ),
             ("workload_root_cgroup = \"/a\"", quote!(workload_root_cgroup: "/a")),
             ("expect_err, host_only = false", quote!(expect_err: true, host_only: false)),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),

@@ -59,7 +59,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
     Key::new("watchdog_timeout_s", integer(1..=86_400, 20), Target::Seconds("watchdog_timeout"))
         .vm(),
-    Key::new("kernel", text("6.12", check_kernel), Target::Optional("kernel")).vm(),
+    Key::new("kernel", text("debian:trixie", check_kernel), Target::Optional("kernel")).vm(),
     Key::new(
         "workload_root_cgroup",
         text("/ktstr", check_cgroup),

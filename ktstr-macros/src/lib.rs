@@ -5,6 +5,8 @@
 //! `signature` reads the function below it, `expand` joins them. All work on `proc_macro2` types,
 //! so that they can be tested outside of a compiler.
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod errors;
 mod expand;

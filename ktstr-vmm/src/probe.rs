@@ -73,7 +73,7 @@ pub enum Unusable {
     },
     /// It runs guest code, but much slower than a CPU would.
     #[error(
-        "{}: {TURNS} loop turns took {:.1} ms, hardware takes microseconds",
+        "{} is too slow: {TURNS} loop turns took {:.1} ms, hardware takes microseconds",
         Named(module), loop_time.as_secs_f64() * 1e3
     )]
     Slow {
@@ -195,7 +195,7 @@ struct Named<'a>(&'a Option<String>);
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(module) => write!(f, "the KVM here is {module}"),
+            Some(module) => write!(f, "the KVM here ({module})"),
             None => write!(f, "the KVM here"),
         }
     }
@@ -210,7 +210,7 @@ mod tests {
         let slow = judge(Some("kvm_pvm".into()), Duration::from_micros(2700)).unwrap_err();
         assert_eq!(
             slow.to_string(),
-            "the KVM here is kvm_pvm: 4000 loop turns took 2.7 ms, hardware takes microseconds"
+            "the KVM here (kvm_pvm) is too slow: 4000 loop turns took 2.7 ms, hardware takes microseconds"
         );
         assert!(judge(None, Duration::from_micros(100)).is_ok());
     }

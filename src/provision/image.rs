@@ -101,7 +101,7 @@ impl Facts {
 }
 
 /// Names one state of one file. The change time tells a file from a rebuilt one of equal size.
-pub(super) fn identity(meta: &fs::Metadata) -> String {
+pub(crate) fn identity(meta: &fs::Metadata) -> String {
     format!(
         "{:x}-{:x}-{:x}-{:x}.{:x}-{:x}.{:x}",
         meta.dev(),

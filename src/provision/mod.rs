@@ -30,9 +30,11 @@ pub use apt::{Package, require_tools};
 pub use cache::Cache;
 pub use catalog::KnownKernel;
 pub use kernel::{Boot, BootFormat, Kernel, KernelStatus, Provenance};
-pub use modules::{Module, ModuleSet, modules_for};
+pub use modules::{Module, modules_for};
 pub use progress::{disk_usage, megabytes};
 pub use qemu::{Origin, QemuProgram};
 pub use spec::{KernelSpec, SpecError};
 
 pub(crate) use apt::find_program;
+pub(crate) use image::identity;
+pub(crate) use progress::say;

@@ -22,28 +22,18 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// What has to be done for a guest to have some drivers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ModuleSet {
-    /// The modules to load, each after those it depends on.
-    pub load: Vec<Module>,
-    /// Drivers that are no modules, of a kernel that came without `modules.builtin` and
-    /// configuration: built in, one hopes. If the guest stays silent, say so.
-    pub assumed_built_in: Vec<String>,
-}
-
 /// Collects the modules called `names`, and what they depend on, leaving out what is built in.
 ///
 /// # Errors
 ///
 /// A module is neither built in nor among the kernel's modules.
-pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<ModuleSet> {
+pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<Vec<Module>> {
     let mut finder = Finder {
         kernel,
         built_in: None,
         files: HashMap::new(),
         done: HashSet::new(),
-        set: ModuleSet::default(),
+        load: Vec::new(),
     };
     if let Some(folder) = &kernel.modules {
         finder.built_in = built_in(folder);
@@ -52,7 +42,7 @@ pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<ModuleSet> {
     for name in names {
         finder.need(name)?;
     }
-    Ok(finder.set)
+    Ok(finder.load)
 }
 
 struct Finder<'a> {
@@ -61,7 +51,7 @@ struct Finder<'a> {
     built_in: Option<HashSet<String>>,
     files: HashMap<String, PathBuf>,
     done: HashSet<String>,
-    set: ModuleSet,
+    load: Vec<Module>,
 }
 
 impl Finder<'_> {
@@ -77,13 +67,14 @@ impl Finder<'_> {
             for dependency in depends.with_context(|| format!("module `{}`", file.display()))? {
                 self.need(&dependency).with_context(|| format!("`{name}` depends on it"))?;
             }
-            self.set.load.push(Module { name, bytes });
+            self.load.push(Module { name, bytes });
             return Ok(());
         }
         let option = option(&name);
         match option.and_then(|option| self.kernel.has_option(option)) {
             Some(true) => {}
-            None if self.built_in.is_none() => self.set.assumed_built_in.push(name),
+            // A kernel that came without its list and configuration: the guest will tell.
+            None if self.built_in.is_none() => {}
             _ => bail!(
                 "kernel {} ({}) has no `{name}`, neither built in nor as a module{}",
                 self.kernel.version,
@@ -238,8 +229,8 @@ mod tests {
         }
     }
 
-    fn names(set: &ModuleSet) -> Vec<&str> {
-        set.load.iter().map(|module| module.name.as_str()).collect()
+    fn names(set: &[Module]) -> Vec<&str> {
+        set.iter().map(|module| module.name.as_str()).collect()
     }
 
     #[test]
@@ -259,7 +250,7 @@ mod tests {
         let kernel = kernel(Some(dir.path()), None);
         let set = modules_for(&kernel, &["virtio_console", "virtio-ring", "built_in"])?;
         assert_eq!(names(&set), ["virtio", "virtio_ring", "virtio_console"]);
-        assert_eq!(set.load[0].bytes, module(""));
+        assert_eq!(set[0].bytes, module(""));
         for (name, want) in [
             ("broken", "has no `gone`"),
             ("virtio_pci", "set CONFIG_VIRTIO_PCI=y"),
@@ -284,13 +275,12 @@ mod tests {
 
     #[test]
     fn asks_the_config_where_there_are_no_modules() -> Result<()> {
-        let assumed = modules_for(&kernel(None, None), &["virtio_pci"])?;
-        assert_eq!(assumed.assumed_built_in, ["virtio_pci"]);
+        assert_eq!(modules_for(&kernel(None, None), &["virtio_pci"])?, []);
         let dir = tempfile::tempdir()?;
         let config = dir.path().join(".config");
         fs::write(&config, "CONFIG_VIRTIO_PCI=y\n# CONFIG_VIRTIO_MMIO is not set\n")?;
         let kernel = kernel(None, Some(config));
-        assert_eq!(modules_for(&kernel, &["virtio_pci"])?, ModuleSet::default());
+        assert_eq!(modules_for(&kernel, &["virtio_pci"])?, []);
         assert!(modules_for(&kernel, &["virtio_mmio"]).is_err());
         Ok(())
     }

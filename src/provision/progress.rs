@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Writes one line to standard error.
 ///
 /// Not `eprintln!`: libtest captures that, and a first fetch of a minute would look like a hang.
-pub(super) fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     // One write, so that lines of parallel test processes do not mix. A closed stderr is no error.
     let _ = std::io::stderr().lock().write_all(format!("ktstr: {line}\n").as_bytes());
 }

@@ -1,7 +1,7 @@
 //! What a run says of its test.
 
 use anyhow::Result;
-use ktstr_core::assert::Outcome;
+use ktstr_core::assert::{AssertResult, Outcome};
 use ktstr_core::result::RunEnd;
 
 /// How a test can be fine.
@@ -9,6 +9,16 @@ use ktstr_core::result::RunEnd;
 pub(crate) enum Passed {
     AsExpected,
     Skipped(String),
+}
+
+/// Why a test fails, the weightiest reason first.
+pub(crate) type Reasons = Vec<String>;
+
+/// Whether `end` lets `post_vm` have its say: not if the machinery failed, nor on a skip, for there
+/// is nothing to look at then.
+pub(crate) fn concerns_post_vm(end: &RunEnd) -> bool {
+    let skipped = matches!(end, RunEnd::Verdict(verdict) if verdict.outcome == Outcome::Skip);
+    !end.is_infrastructure() && !skipped
 }
 
 /// Whether the test passes, or why not.
@@ -19,17 +29,26 @@ pub(crate) fn judge(
     expect_err: bool,
     end: &RunEnd,
     post_vm: &Result<()>,
-) -> Result<Passed, String> {
-    if end.is_infrastructure() {
-        return Err(format!("infrastructure: {end}"));
-    }
-    if let Err(error) = post_vm {
-        return Err(format!("post_vm: {error:#}"));
-    }
+) -> Result<Passed, Reasons> {
+    let own = judge_end(expect_err, end);
+    let Err(error) = post_vm else { return own };
+    let complaint = format!("post_vm: {error:#}");
+    Err(match own {
+        Ok(_) if *end == RunEnd::Verdict(AssertResult::pass()) => vec![complaint],
+        Ok(_) => vec![complaint, format!("the run itself, as expected: {end}")],
+        Err(mut reasons) => {
+            reasons.push(complaint);
+            reasons
+        }
+    })
+}
+
+fn judge_end(expect_err: bool, end: &RunEnd) -> Result<Passed, Reasons> {
     let verdict = match end {
         RunEnd::Verdict(verdict) => verdict,
+        end if end.is_infrastructure() => return Err(vec![format!("infrastructure: {end}")]),
         _ if expect_err => return Ok(Passed::AsExpected),
-        _ => return Err(end.to_string()),
+        end => return Err(vec![end.to_string()]),
     };
     match (verdict.outcome, expect_err) {
         (Outcome::Skip, _) => {
@@ -38,18 +57,19 @@ pub(crate) fn judge(
         }
         (Outcome::Pass, false) | (Outcome::Fail, true) => Ok(Passed::AsExpected),
         (Outcome::Pass | Outcome::Inconclusive, true) => {
-            Err(format!("the test was to fail (`expect_err`), but its verdict is {end}"))
+            Err(vec![format!("the test was to fail (`expect_err`), but its verdict is {end}")])
         }
         (Outcome::Fail | Outcome::Inconclusive, false) => {
-            let first = verdict.details.first();
-            Err(first.map_or_else(|| end.to_string(), |detail| format!("{end}: {detail}")))
+            let told = verdict.details.iter().map(|detail| format!("{end}: {detail}"));
+            let reasons: Vec<_> = told.collect();
+            if reasons.is_empty() { Err(vec![end.to_string()]) } else { Err(reasons) }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ktstr_core::assert::{AssertDetail, AssertResult, DetailKind};
+    use ktstr_core::assert::{AssertDetail, DetailKind};
 
     use super::*;
 
@@ -75,6 +95,9 @@ mod tests {
                 assert!(judge(expect_err, &end, &Err(anyhow::anyhow!("no"))).is_err(), "{end:?}");
             }
         }
+        let failed = RunEnd::Verdict(AssertResult::fail(detail()));
+        let both = judge(false, &failed, &Err(anyhow::anyhow!("no capture")));
+        assert_eq!(both.unwrap_err(), ["fail: check: why", "post_vm: no capture"]);
         let skipped = judge(false, &RunEnd::Verdict(AssertResult::skip("no KVM")), &Ok(()));
         assert_eq!(skipped, Ok(Passed::Skipped("no KVM".to_owned())));
     }

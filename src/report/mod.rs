@@ -5,13 +5,12 @@ mod style;
 mod timeline;
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
 use std::path::Path;
 
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, VmResult};
 
-pub(crate) use judge::{Passed, judge};
+pub(crate) use judge::{Passed, Reasons, concerns_post_vm, judge};
 pub use style::Style;
 
 /// How many of the console's last lines a failure shows.
@@ -36,26 +35,22 @@ impl fmt::Debug for Failure {
 }
 
 /// Writes a line to standard error past libtest, which captures only what a test prints itself.
-pub(crate) fn notice(text: &str) {
-    // A closed standard error is the reader's choice.
-    let _ = writeln!(std::io::stderr().lock(), "ktstr: {text}");
-}
+pub(crate) use crate::provision::say as notice;
 
 /// The report of a run.
 pub(crate) fn run(
     entry: &TestEntry,
     result: &VmResult,
-    verdict: &Result<Passed, String>,
+    verdict: &Result<Passed, Reasons>,
     artifacts: Result<&Path, &anyhow::Error>,
     command: Option<&str>,
 ) -> String {
     let style = Style::from_env();
     let mut text = String::new();
     headline(&mut text, &style, &result.test, verdict);
-    if let RunEnd::Verdict(decided) = &result.end {
-        // Of a failure or a skip, the headline has the first.
-        let told = usize::from(!matches!(verdict, Ok(Passed::AsExpected)));
-        for detail in decided.details.iter().skip(told) {
+    // Those of a failure or a skip stand in its headline.
+    if let (RunEnd::Verdict(decided), Ok(Passed::AsExpected)) = (&result.end, verdict) {
+        for detail in &decided.details {
             line(&mut text, "detail", &detail.to_string());
         }
     }
@@ -79,21 +74,21 @@ pub(crate) fn run(
 /// The report of a test that could not even be tried.
 pub(crate) fn preparation_failed(entry: &TestEntry, error: &anyhow::Error) -> String {
     let mut text = String::new();
-    let verdict = Err(format!("infrastructure: cannot prepare the machine: {error:#}"));
+    let verdict = Err(vec![format!("infrastructure: cannot prepare the machine: {error:#}")]);
     headline(&mut text, &Style::from_env(), &entry.test_name(), &verdict);
     line(&mut text, "help", "`cargo ktstr doctor` tells what is missing and how to get it");
     text
 }
 
-fn headline(text: &mut String, style: &Style, test: &str, verdict: &Result<Passed, String>) {
-    let (word, why) = match verdict {
-        Ok(Passed::AsExpected) => (style.good("PASS"), None),
-        Ok(Passed::Skipped(reason)) => (style.warn("SKIP"), Some(reason)),
-        Err(why) => (style.bad("FAIL"), Some(why)),
+fn headline(text: &mut String, style: &Style, test: &str, verdict: &Result<Passed, Reasons>) {
+    let (word, reasons) = match verdict {
+        Ok(Passed::AsExpected) => (style.good("PASS"), &[][..]),
+        Ok(Passed::Skipped(reason)) => (style.warn("SKIP"), std::slice::from_ref(reason)),
+        Err(reasons) => (style.bad("FAIL"), &reasons[..]),
     };
     let _ = writeln!(text, "{word} {test}");
-    if let Some(why) = why {
-        let _ = writeln!(text, "  {why}");
+    for reason in reasons {
+        let _ = writeln!(text, "  {reason}");
     }
 }
 
@@ -141,26 +136,40 @@ fn line(text: &mut String, name: &str, value: &str) {
 fn rerun(result: &VmResult, by: Option<&str>) -> String {
     let machine = &result.machine;
     let mut command = String::new();
+    let mut set = |name: &str, value: &str| {
+        let quote = if value.contains(|c: char| c.is_whitespace() || "'\"$&;()*".contains(c)) {
+            "'"
+        } else {
+            ""
+        };
+        let _ = write!(command, "{name}={quote}{value}{quote} ");
+    };
     if !machine.kernel_spec.is_empty() {
-        let _ = write!(
-            command,
-            "KTSTR_ENGINE={} KTSTR_KERNEL={} ",
-            machine.engine_name, machine.kernel_spec
-        );
+        set("KTSTR_ENGINE", &machine.engine_name);
+        set("KTSTR_KERNEL", &machine.kernel_spec);
+    }
+    for name in ["KTSTR_QEMU", "KTSTR_CACHE_DIR"] {
+        if let Ok(value) = std::env::var(name) {
+            set(name, &value);
+        }
     }
     if let Some(by) = by {
         return command + by;
     }
     let filter = format!("--exact {} --include-ignored --nocapture", result.test);
-    match std::env::var("CARGO_PKG_NAME") {
-        Ok(package) => {
-            let _ = write!(command, "cargo test -p {package} -- {filter}");
+    let program = std::env::current_exe().unwrap_or_default();
+    // Cargo names a test's program after its target, and adds a hash.
+    let stem = program.file_stem().unwrap_or_default().to_string_lossy();
+    let target = stem.rsplit_once('-').map_or(&*stem, |(target, _)| target);
+    let var = |name| std::env::var(name).unwrap_or_default();
+    let is_file = Path::new(&var("CARGO_MANIFEST_DIR")).join(format!("tests/{target}.rs")).exists();
+    let _ = match std::env::var("CARGO_PKG_NAME") {
+        Ok(package) if is_file => {
+            write!(command, "cargo test -p {package} --test {target} -- {filter}")
         }
+        Ok(package) => write!(command, "cargo test -p {package} --lib --bins -- {filter}"),
         // Started by hand, without Cargo.
-        Err(_) => {
-            let program = std::env::current_exe().unwrap_or_default();
-            let _ = write!(command, "{} {filter}", program.display());
-        }
-    }
+        Err(_) => write!(command, "{} {filter}", program.display()),
+    };
     command
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -10,6 +10,9 @@ use ktstr_core::result::VmResult;
 
 /// Runs older than this are removed when a new one begins.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Held to make a test's folder, and to remove the run's when a test's was its last.
+static FOLDERS: Mutex<()> = Mutex::new(());
 
 /// The artefacts of one test.
 #[derive(Debug)]
@@ -41,6 +44,7 @@ impl Artifacts {
 
     /// Removes the folder, and the run's if this was its last.
     pub(crate) fn discard(self) {
+        let _other_tests = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
         // What cannot be removed now is removed when it is old.
         let _ = fs::remove_dir_all(&self.folder);
         if let Some(run) = self.folder.parent() {
@@ -54,7 +58,7 @@ impl Artifacts {
     }
 }
 
-/// The folder of this run: one per process, or one per run of nextest, which starts many.
+/// The folder of this run, which is this process.
 fn run_folder() -> Result<PathBuf> {
     static RUN: OnceLock<PathBuf> = OnceLock::new();
     if let Some(folder) = RUN.get() {
@@ -62,10 +66,8 @@ fn run_folder() -> Result<PathBuf> {
     }
     let root = target_folder()?.join("ktstr");
     prune(&root);
-    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        format!("{}-{}", now.as_secs(), std::process::id())
-    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let run = format!("{}-{}", now.as_secs(), std::process::id());
     Ok(RUN.get_or_init(|| root.join(run)).clone())
 }
 

@@ -41,15 +41,17 @@ fn complaint(line: &str) -> Option<KernelEvent> {
 
 /// The text of a kernel message: what follows its time stamp.
 ///
-/// Only such lines are the kernel's own; anything may write others to the console.
+/// Only such lines are the kernel's own; anything may write others to the console, and may have
+/// begun one that the kernel then cuts in on.
 fn kernel_line(line: &str) -> Option<&str> {
-    let (stamp, text) = line.trim_end().strip_prefix('[')?.split_once("] ")?;
-    let stamp = stamp.trim_start();
-    let (seconds, micros) = stamp.split_once('.')?;
-    seconds.parse::<u64>().ok()?;
-    // CONFIG_PRINTK_CALLER adds the task or CPU behind the time.
-    micros.get(..6)?.parse::<u64>().ok()?;
-    Some(text)
+    line.match_indices('[').find_map(|(at, _)| {
+        let (stamp, text) = line[at + 1..].split_once("] ")?;
+        let (seconds, micros) = stamp.trim_start().split_once('.')?;
+        seconds.parse::<u64>().ok()?;
+        // CONFIG_PRINTK_CALLER adds the task or CPU behind the time.
+        micros.get(..6)?.parse::<u64>().ok()?;
+        Some(text.trim_end())
+    })
 }
 
 /// The words of the kernel's panic, if it panicked.
@@ -103,7 +105,7 @@ mod tests {
             [   27.000000] Out of memory: Killed process 43 (hog)\n\
             [   28.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000\n\
             [   28.000001] Oops: Oops: 0002 [#1] PREEMPT SMP\n\
-            [   29.000000] Kernel panic - not syncing: sysrq triggered crash\n\
+            test case ...[   29.000000] Kernel panic - not syncing: sysrq triggered crash\n\
             Kernel panic - not syncing: somebody only printed this\n";
         use KernelEventKind::*;
         let kinds: Vec<_> = kernel_events(console).into_iter().map(|event| event.kind).collect();
@@ -119,7 +121,7 @@ mod tests {
     #[test]
     fn the_reason_of_a_failed_init_is_found() {
         for (console, why) in [
-            ("ktstr-init: cannot get ready: no cgroup2\n", "no cgroup2"),
+            ("ktstr-init: PID 1 gives up: no cgroup2\n", "no cgroup2"),
             (
                 "/init: error while loading shared libraries: libz.so: none\n[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n",
                 "libz.so",

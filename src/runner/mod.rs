@@ -3,13 +3,14 @@
 mod artifacts;
 mod console;
 mod engine;
-mod image;
+mod initramfs;
 mod prepare;
 mod session;
 pub mod shell;
 #[cfg(test)]
 mod tests;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -121,18 +122,27 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     })
 }
 
-/// Prints what a body writes as it arrives, in whole lines, where libtest can capture it.
+/// Prints what a body writes as it arrives, where libtest can capture it: in whole lines, unless
+/// one is longer than any reader wants.
 #[derive(Debug, Default)]
 struct Echo {
     unfinished: Vec<u8>,
 }
 
 impl Echo {
+    const LONGEST_LINE: usize = 64 << 10;
+
     fn print(&mut self, bytes: &[u8]) {
-        self.unfinished.extend_from_slice(bytes);
-        if let Some(end) = self.unfinished.iter().rposition(|byte| *byte == b'\n') {
-            let lines: Vec<u8> = self.unfinished.drain(..=end).collect();
-            print!("{}", String::from_utf8_lossy(&lines));
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let (whole, rest) = bytes.split_at(end);
+        if !whole.is_empty() {
+            let begun = std::mem::take(&mut self.unfinished);
+            print!("{}{}", String::from_utf8_lossy(&begun), String::from_utf8_lossy(whole));
+        }
+        self.unfinished.extend_from_slice(rest);
+        if self.unfinished.len() > Self::LONGEST_LINE {
+            let begun = std::mem::take(&mut self.unfinished);
+            print!("{}", String::from_utf8_lossy(&begun));
         }
     }
 
@@ -174,7 +184,15 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
 /// Judges a run: `post_vm`, then what the test expects. Reports it.
 fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
     let artifacts = Artifacts::write(result);
-    let post_vm = entry.post_vm.map_or(Ok(()), |post_vm| post_vm(result));
+    let post_vm = match entry.post_vm {
+        Some(post_vm) if report::concerns_post_vm(&result.end) => {
+            // A panic there must not take the report along.
+            catch_unwind(AssertUnwindSafe(|| post_vm(result))).unwrap_or_else(|payload| {
+                Err(anyhow::anyhow!("it panicked: {}", guest::panic_message(&*payload)))
+            })
+        }
+        _ => Ok(()),
+    };
     let verdict = report::judge(entry.expect_err, &result.end, &post_vm);
     let folder = artifacts.as_ref().map(Artifacts::folder);
     let text = report::run(entry, result, &verdict, folder, command);
@@ -184,6 +202,10 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
             println!("{text}");
             if let report::Passed::Skipped(reason) = passed {
                 report::notice(&format!("{}: SKIPPED: {reason}", result.test));
+            }
+            let unexpected = result.kernel_events.iter().filter(|_| !entry.expect_err);
+            for event in unexpected {
+                report::notice(&format!("{}: passed; {}: {}", result.test, event.kind, event.line));
             }
             if let Ok(artifacts) = artifacts {
                 artifacts.discard();

@@ -12,7 +12,7 @@ use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
 
 use super::engine;
-use super::image::{self, Image};
+use super::initramfs::{self, Initramfs};
 use super::session::{self, Limits, Live};
 use crate::provision::{self, Cache, Kernel};
 use crate::report;
@@ -74,13 +74,13 @@ impl Prepared {
         let choice = engine::choose(&cache)?;
         let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
         announce(choice, &kernel);
-        let image = Image {
+        let initramfs = Initramfs {
             init: &wanted.program.path,
             kernel: &kernel,
             programs: &wanted.programs,
             links: &wanted.links,
         };
-        let initramfs = image.ensure(&cache)?;
+        let initramfs = initramfs.ensure(&cache)?;
         let initramfs_bytes = std::fs::metadata(&initramfs)
             .with_context(|| format!("cannot find {}", initramfs.display()))?
             .len();
@@ -151,7 +151,9 @@ fn cmdline(wanted: &Wanted<'_>) -> Result<String> {
     let mut words = vec![
         "panic=-1".to_owned(),
         "oops=panic".to_owned(),
+        // Warnings and time stamps must reach the console, whatever the kernel's own defaults.
         "printk.time=1".to_owned(),
+        "loglevel=7".to_owned(),
         // A third of a stock kernel's boot under emulation, and nothing a test could notice.
         "cryptomgr.notests".to_owned(),
         "initcall_blacklist=jent_mod_init".to_owned(),
@@ -161,7 +163,7 @@ fn cmdline(wanted: &Wanted<'_>) -> Result<String> {
     }
     // What the kernel does not know becomes the environment of PID 1.
     words.push(format!("{}=1", guest::ENV));
-    words.push(format!("LD_LIBRARY_PATH={}", image::LIBRARIES));
+    words.push(format!("LD_LIBRARY_PATH={}", initramfs::LIBRARIES));
     words.push("PATH=/bin:/sbin:/usr/bin:/usr/sbin".to_owned());
     if !wanted.program.arguments.is_empty() {
         words.push("--".to_owned());

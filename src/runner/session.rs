@@ -30,7 +30,7 @@ const NO_WORD: &str =
 /// How long a panicked kernel may take to reset the machine.
 const PANIC_GRACE: Duration = Duration::from_secs(10);
 
-/// Console and log beyond this are dropped from the middle of the run's record.
+/// Of a console or log longer than this, the older half is dropped.
 const MAX_TEXT: usize = 8 << 20;
 
 /// What bounds a run.
@@ -78,7 +78,7 @@ pub(crate) fn run(
         end: None,
         console: Vec::new(),
         log: Vec::new(),
-        panic: None,
+        panics: Vec::new(),
         events: Vec::new(),
         captures: Vec::new(),
         timings: Timings { slowness: 1.0, ..Timings::default() },
@@ -94,6 +94,7 @@ pub(crate) fn run(
                 Err(error) => Ended::Run(RunEnd::EngineFailed(error.to_string())),
             };
             session.timings.teardown = ended.elapsed();
+            session.hear_last_words(&mut *vm);
             end
         }
         Err(error) => Ended::Run(RunEnd::EngineFailed(error.to_string())),
@@ -166,7 +167,7 @@ struct Session {
     end: Option<End>,
     console: Vec<u8>,
     log: Vec<u8>,
-    panic: Option<String>,
+    panics: Vec<String>,
     events: Vec<ScenarioEvent>,
     captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
     timings: Timings,
@@ -175,9 +176,6 @@ struct Session {
 impl Session {
     fn drive(&mut self, vm: &mut dyn Vm, live: &mut dyn FnMut(Live<'_>) -> Option<Order>) -> Ended {
         loop {
-            if let Some(end) = self.overdue(Instant::now()) {
-                return Ended::Run(end);
-            }
             let event = match vm.next_event(self.deadline()) {
                 Ok(event) => event,
                 Err(error) => return Ended::Run(RunEnd::EngineFailed(error.to_string())),
@@ -188,7 +186,10 @@ impl Session {
                     Ok(())
                 }
                 Event::Port { bytes, .. } => self.hear_port(vm, &bytes, live),
-                Event::Exited(reason) => return Ended::Run(self.explain_exit(&reason)),
+                Event::Exited(reason) => {
+                    let end = self.explain_exit(&reason);
+                    return Ended::Run(self.blame(end));
+                }
                 // Before the order there is nobody to have input.
                 Event::Deadline if self.phase != Phase::Body => Ok(()),
                 Event::Deadline => self.send_input(vm, live(Live::Idle)),
@@ -198,6 +199,30 @@ impl Session {
             }
             if let Some(end) = self.end.take() {
                 return self.explain_end(end);
+            }
+            // Only now: if this process was held up, what the guest said meanwhile counts first.
+            if let Some(end) = self.overdue(Instant::now()) {
+                return Ended::Run(self.blame(end));
+            }
+        }
+    }
+
+    /// Before the body has started, whatever goes wrong says nothing about it.
+    fn blame(&self, end: RunEnd) -> RunEnd {
+        match self.phase {
+            Phase::Body => end,
+            _ if end.is_infrastructure() => end,
+            _ => RunEnd::InitFailed(end.to_string()),
+        }
+    }
+
+    /// Takes what the console still held when the machine was stopped.
+    fn hear_last_words(&mut self, vm: &mut dyn Vm) {
+        while let Ok(event) = vm.next_event(Instant::now()) {
+            match event {
+                Event::Console(bytes) => append_bounded(&mut self.console, &bytes),
+                Event::Port { .. } => {}
+                Event::Exited(_) | Event::Deadline => return,
             }
         }
     }
@@ -211,13 +236,14 @@ impl Session {
         if self.phase == Phase::Booting {
             self.last_sign = now;
         }
-        let before = self.console.len().saturating_sub(4096);
         append_bounded(&mut self.console, bytes);
-        let recent = String::from_utf8_lossy(&self.console[before.min(self.console.len())..]);
+        // What is looked for may have begun in the chunk before.
+        let recent = self.console.len().saturating_sub(bytes.len() + 256);
+        let recent = String::from_utf8_lossy(&self.console[recent..]);
         if self.timings.init.is_none() && recent.contains("Run /init as init process") {
             self.timings.init = Some(now - self.started);
         }
-        if self.panicked.is_none() && recent.contains("Kernel panic - not syncing") {
+        if self.panicked.is_none() && console::panic_message(&recent).is_some() {
             self.panicked = Some(now);
         }
     }
@@ -234,8 +260,9 @@ impl Session {
             self.decoder.next().map_err(|error| RunEnd::WireBroken(error.to_string()))?
         {
             match report {
-                Report::Hello(_) => {
+                Report::Hello(hello) => {
                     let boot = self.started.elapsed();
+                    self.timings.uptime_at_init = Some(Duration::from_nanos(hello.init_ns));
                     self.timings.boot = Some(boot);
                     let slowness = boot.as_secs_f64() / HARDWARE_BOOT.as_secs_f64();
                     self.timings.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
@@ -253,14 +280,16 @@ impl Session {
                 Report::Heartbeat { .. } => {}
                 Report::Log { stream, bytes } => {
                     append_bounded(&mut self.log, &bytes);
+                    let before = Instant::now();
                     let input = live(Live::Output(stream, &bytes));
                     // How long that took, be it for a reader that paused, is not the guest's.
                     self.last_sign = Instant::now();
+                    self.phase_began += before.elapsed();
                     self.send_input(vm, input)?;
                 }
                 Report::Event(event) => self.events.push(event),
                 Report::Capture(capture) => self.captures.push(capture),
-                Report::Panic { message } => self.panic = Some(message),
+                Report::Panic { message } => self.panics.push(message),
                 Report::End(end) => {
                     self.end = Some(end);
                     return Ok(());
@@ -325,8 +354,8 @@ impl Session {
         if silent > self.allowed_silence() {
             return Some(RunEnd::GuestHung { silent, phase: self.phase.describe() });
         }
-        if matches!(self.phase, Phase::Silent | Phase::Booting) && now > self.started + BOOT_LIMIT {
-            return Some(RunEnd::InitFailed(format!("it still boots after {BOOT_LIMIT:.0?}")));
+        if self.phase != Phase::Body && now > self.started + BOOT_LIMIT {
+            return Some(RunEnd::InitFailed(format!("it is not ready after {BOOT_LIMIT:.0?}")));
         }
         let allowed = self.limits.duration? + self.watchdog();
         let ran = now - self.phase_began;
@@ -341,7 +370,8 @@ impl Session {
             End::ShellExited(status) => Ended::Shell(status),
             // The panic hook knows the place, what was caught later only the message.
             End::Panicked(message) => {
-                Ended::Run(RunEnd::BodyPanicked(self.panic.take().unwrap_or(message)))
+                let placed = self.panics.iter().rfind(|panic| panic.starts_with(&message));
+                Ended::Run(RunEnd::BodyPanicked(placed.cloned().unwrap_or(message)))
             }
             end => Ended::Run(end_of_body(end)),
         }
@@ -353,8 +383,7 @@ impl Session {
         if let ExitReason::EngineDied { .. } = reason {
             return RunEnd::EngineFailed(reason.to_string());
         }
-        let booting = matches!(self.phase, Phase::Silent | Phase::Booting);
-        if (booting || console.contains(COMPLAINT))
+        if (self.phase != Phase::Body || console.contains(COMPLAINT))
             && let Some(why) = console::init_failure(&console)
         {
             return RunEnd::InitFailed(why);
@@ -388,7 +417,7 @@ pub(crate) fn end_of_body(end: End) -> RunEnd {
     }
 }
 
-/// Appends to a text that stays bounded: of what is too much, the older half is dropped.
+/// Appends to a text that stays bounded.
 fn append_bounded(text: &mut Vec<u8>, bytes: &[u8]) {
     text.extend_from_slice(bytes);
     if text.len() > MAX_TEXT {

@@ -40,7 +40,7 @@ fn a_bad_value_is_not_combined(_ctx: &Ctx) -> Result<AssertResult> {
     threads = 1,
     memory_mib = 256,
     watchdog_timeout_s = 1,
-    kernel = "6.12",
+    kernel = "debian:trixie",
     kaslr = false,
     auto_repro,
     post_vm = check,

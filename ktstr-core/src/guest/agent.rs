@@ -1,6 +1,7 @@
 //! PID 1's loop: between the wire to the host and the one child that carries out the order.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,6 @@ use crate::workload::describe_status;
 
 /// How often PID 1 says that it lives.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-
-/// How long the host may take to end the machine after the last report, before PID 1 does.
-const FAREWELL: Duration = Duration::from_secs(10);
 
 /// While more than this waits for the host, the child's output is left in its pipes.
 const QUEUE: usize = 1 << 20;
@@ -52,8 +50,8 @@ impl Agent {
         })
     }
 
-    /// Says hello, carries out one order, reports its end.
-    pub(super) fn serve(mut self, began_ns: u64) -> Result<()> {
+    /// Says hello, carries out one order, reports its end, and waits for the machine to be ended.
+    pub(super) fn serve(mut self, began_ns: u64) -> Result<Infallible> {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         self.tell(&Report::Hello(Hello { release, init_ns: began_ns, ready_ns: since_boot_ns() }))?;
         let order = self.wait_for_order()?;
@@ -63,14 +61,15 @@ impl Agent {
         };
         self.tell(&Report::End(end))?;
         while !self.queue.is_empty() {
-            self.turn(&mut None)?;
+            let mut port = [PollFd::new(&self.port, PollFlags::OUT)];
+            poll(&mut port, None).context("cannot wait for the wire")?;
+            self.flush()?;
         }
-        // The host ends the machine when it has read the verdict. If it is gone, so are we.
-        let until = Instant::now() + FAREWELL;
-        while Instant::now() < until {
-            self.turn(&mut None)?;
+        // Not a power-off: a kernel on its way down may drop what the host has yet to read. The
+        // host ends the machine when it has the verdict, and the machine ends with its host.
+        loop {
+            std::thread::park();
         }
-        Ok(())
     }
 
     fn wait_for_order(&mut self) -> Result<Order> {
@@ -107,11 +106,8 @@ impl Agent {
         if !differences.is_empty() {
             return Ok(Err(End::WrongTopology(differences)));
         }
-        for (name, value) in &order.env {
-            sys::set_env(name, value);
-        }
         self.tell(&Report::BodyStarted { at_ns: since_boot_ns() })?;
-        body::fork(entry, &topology).map(Ok)
+        body::fork(entry, &topology, &order.env).map(Ok)
     }
 
     /// Passes on what the child says until it has ended, and judges how it did.
@@ -128,24 +124,27 @@ impl Agent {
                 break status;
             }
         };
-        // What the child wrote before its end is still in its pipes. Only that is taken: what it
-        // left running may keep them open for ever.
-        self.drain(&mut child)?;
+        self.drain(child.as_mut().expect("stays until it has ended"))?;
+        if !is_body {
+            return Ok(End::ShellExited(shell::status(&status)));
+        }
         Ok(match (self.end.take(), self.panic.take()) {
-            _ if !is_body => End::ShellExited(shell::status(&status)),
             (Some(end), _) if status.exit_status() == Some(0) => end,
-            (_, Some(panic)) => End::Panicked(panic),
-            _ => End::Exited { status: describe_status(&status) },
+            (_, None) => End::Exited { status: describe_status(&status) },
+            // The panic may have been caught long before: it is told, not blamed.
+            (_, Some(panic)) => End::Exited {
+                status: format!("{}; its last panic was: {panic}", describe_status(&status)),
+            },
         })
     }
 
-    fn drain(&mut self, child: &mut Option<Child>) -> Result<()> {
-        while self.receive(child)? {
-            while self.queue.len() > QUEUE {
-                self.turn(&mut None)?;
-            }
-        }
-        Ok(())
+    /// Takes what a child that has ended left in its pipes, and no more: what it left running may
+    /// write for ever.
+    fn drain(&mut self, child: &mut Child) -> Result<()> {
+        // Only the body itself sends reports, so these come to an end.
+        while self.receive_reports(child)? {}
+        // One read takes all that a pipe holds.
+        self.receive_outputs(child)
     }
 
     /// Waits for the next thing to do, at most until the next heartbeat, and does it.
@@ -163,10 +162,11 @@ impl Agent {
             Err(errno) => return Err(errno).context("cannot wait for the wire"),
         }
         self.take_orders()?;
-        if listen {
-            self.receive(child)?;
-        }
         if let Some(child) = child {
+            if listen {
+                self.receive_reports(child)?;
+                self.receive_outputs(child)?;
+            }
             child.feed();
         }
         self.flush()
@@ -198,45 +198,62 @@ impl Agent {
         }
     }
 
-    /// Takes what is there from each pipe of the child, once. False if nothing was.
-    fn receive(&mut self, child: &mut Option<Child>) -> Result<bool> {
-        let Some(child) = child else { return Ok(false) };
+    /// Takes what is there of the child's output, once per pipe.
+    fn receive_outputs(&mut self, child: &mut Child) -> Result<()> {
         let mut buffer = vec![0; CHUNK];
-        let mut any = false;
         let mut logs = Vec::new();
         child.outputs.retain(|(stream, pipe)| match take(pipe, &mut buffer) {
             Taken::Bytes(count) => {
-                logs.push((*stream, buffer[..count].to_vec()));
+                logs.push(Report::Log { stream: *stream, bytes: buffer[..count].to_vec() });
                 true
             }
             Taken::Nothing => true,
             Taken::End => false,
         });
-        for (stream, bytes) in logs {
-            any = true;
-            self.tell(&Report::Log { stream, bytes })?;
+        logs.iter().try_for_each(|log| self.tell(log))
+    }
+
+    /// Takes what a body says of itself, once per channel. False if that was nothing.
+    ///
+    /// A channel at its end is dropped: to wait for it would be to spin.
+    fn receive_reports(&mut self, child: &mut Child) -> Result<bool> {
+        let mut buffer = vec![0; CHUNK];
+        let mut any = false;
+        match child.panics.as_ref().map(|pipe| take(pipe, &mut buffer)) {
+            Some(Taken::Bytes(count)) => {
+                any = true;
+                for message in buffer[..count].split(|byte| *byte == 0).filter(|m| !m.is_empty()) {
+                    let message = String::from_utf8_lossy(message).into_owned();
+                    self.panic = Some(message.clone());
+                    self.tell(&Report::Panic { message })?;
+                }
+            }
+            Some(Taken::End) => child.panics = None,
+            Some(Taken::Nothing) | None => {}
         }
-        if let Some(pipe) = &child.panics
-            && let Taken::Bytes(count) = take(pipe, &mut buffer)
-        {
-            any = true;
-            let message = String::from_utf8_lossy(&buffer[..count]).into_owned();
-            self.panic = Some(message.clone());
-            self.tell(&Report::Panic { message })?;
+        let Some((link, decoder)) = &mut child.reports else { return Ok(any) };
+        match take(&*link, &mut buffer) {
+            Taken::Bytes(count) => decoder.push(&buffer[..count]),
+            Taken::Nothing => return Ok(any),
+            Taken::End => {
+                child.reports = None;
+                return Ok(any);
+            }
         }
-        if let Some((link, decoder)) = &mut child.reports
-            && let Taken::Bytes(count) = take(&*link, &mut buffer)
-        {
-            any = true;
-            decoder.push(&buffer[..count]);
-            while let Some(report) = decoder.next().context("the body's reports are damaged")? {
-                match report {
-                    Report::End(end) => self.end = Some(end),
-                    report => self.tell(&report)?,
+        loop {
+            match decoder.next() {
+                Ok(Some(Report::End(end))) => self.end = self.end.take().or(Some(end)),
+                Ok(Some(report)) => self.tell(&report)?,
+                Ok(None) => return Ok(true),
+                // A body that tampers with its channel has no verdict.
+                Err(error) => {
+                    let status = format!("its reports are damaged: {error}");
+                    self.end = Some(End::Exited { status });
+                    child.reports = None;
+                    return Ok(true);
                 }
             }
         }
-        Ok(any)
     }
 
     fn tell(&mut self, report: &Report) -> Result<()> {

@@ -16,31 +16,55 @@ use crate::scenario::Ctx;
 use crate::topology::TestTopology;
 use crate::wire::{Decoder, Encoder, End, Report};
 
-/// What a pipe takes in one piece; longer panic messages are cut.
+/// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.
 ///
 /// Source: pipe(7), PIPE_BUF.
 const PANIC_MESSAGE: usize = 4096;
 
-/// Forks the process that runs the body of `entry`. Its last report is [`Report::End`].
-pub(super) fn fork(entry: &TestEntry, topo: &TestTopology) -> Result<Child> {
+/// Forks the process that runs the body of `entry` with `env` set. Its last report is
+/// [`Report::End`].
+pub(super) fn fork(
+    entry: &TestEntry,
+    topo: &TestTopology,
+    env: &[(String, String)],
+) -> Result<Child> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let (panics, panic_writer) = output_pipe()?;
     set_nonblocking(&panic_writer)?;
     let mut child = Child::fork(|| {
+        for (name, value) in env {
+            // SAFETY: a process has one thread after its fork, and this one has started no other.
+            unsafe { std::env::set_var(name, value) };
+        }
         report_panics(panic_writer);
         crate::logging::init();
-        let link = RefCell::new((theirs, Encoder::default()));
-        let report = |report: Report| send(&mut link.borrow_mut(), &report);
-        let end = run(entry, topo, &report);
-        // A body that printed its last words without a line break still wants them seen.
-        let _ = std::io::stdout().flush();
-        report(Report::End(end));
-        0
+        // A thread of its own, for a panic to tell the name of its test.
+        let main = std::thread::Builder::new().name(entry.test_name());
+        let ran = std::thread::scope(|scope| {
+            let body = main.spawn_scoped(scope, || report_run(entry, topo, theirs));
+            body.map(|body| body.join().is_ok())
+        });
+        if matches!(ran, Ok(true)) { 0 } else { 1 }
     })?;
     ours.set_nonblocking(true).context("cannot set socket flags")?;
     child.reports = Some((ours, Decoder::default()));
     child.panics = Some(panics);
     Ok(child)
+}
+
+fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
+    let link = RefCell::new((link, Encoder::default()));
+    let body = rustix::process::getpid();
+    let report = |report: Report| {
+        // What the body forks inherits the link, and would number its frames anew.
+        if rustix::process::getpid() == body {
+            send(&mut link.borrow_mut(), &report);
+        }
+    };
+    let end = run(entry, topo, &report);
+    // A body that printed its last words without a line break still wants them seen.
+    let _ = std::io::stdout().flush();
+    report(Report::End(end));
 }
 
 /// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
@@ -52,7 +76,7 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> E
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
         Ok(Ok(verdict)) => End::Verdict(verdict),
         Ok(Err(error)) => End::Error(format!("{error:#}")),
-        Err(payload) => End::Panicked(message(&*payload).to_owned()),
+        Err(payload) => End::Panicked(panic_message(&*payload).to_owned()),
     }
 }
 
@@ -75,15 +99,17 @@ fn report_panics(pipe: OwnedFd) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let place = info.location().map(|at| format!(", {at}")).unwrap_or_default();
-        let text = format!("{}{place}", message(info.payload()));
-        let cut = text.floor_char_boundary(PANIC_MESSAGE);
-        let _ = rustix::io::write(&pipe, &text.as_bytes()[..cut]);
+        let text = format!("{}{place}", panic_message(info.payload()));
+        let mut bytes = text.replace('\0', " ").into_bytes();
+        bytes.truncate(PANIC_MESSAGE - 1);
+        bytes.push(0);
+        let _ = rustix::io::write(&pipe, &bytes);
         default(info);
     }));
 }
 
 /// The text of a panic's payload: `panic!` makes it a string in one of two forms.
-fn message(payload: &(dyn std::any::Any + Send)) -> &str {
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .copied()

@@ -41,12 +41,14 @@ impl Child {
     pub(super) fn fork(main: impl FnOnce() -> i32) -> Result<Self> {
         let (stdout, stdout_writer) = output_pipe()?;
         let (stderr, stderr_writer) = output_pipe()?;
-        let pid = sys::fork(|| {
+        let child = || {
             let wired = rustix::stdio::dup2_stdout(&stdout_writer)
                 .and_then(|()| rustix::stdio::dup2_stderr(&stderr_writer));
             if wired.is_err() || rustix::process::setsid().is_err() { 1 } else { main() }
-        })
-        .context("cannot fork")?;
+        };
+        // SAFETY: the only other thread of PID 1 is libtest's, which waits for its test to end and
+        // holds nothing meanwhile.
+        let pid = unsafe { sys::fork(child) }.context("cannot fork")?;
         let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
         Self::new(pid, None, outputs)
     }

@@ -13,9 +13,10 @@ mod mounts;
 mod port;
 mod shell;
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-pub use body::run as run_body;
+pub use body::{panic_message, run as run_body};
 
 use anyhow::{Context, Result, ensure};
 use rustix::system::{RebootCommand, reboot};
@@ -31,19 +32,19 @@ pub const END_MARK: &str = "/ktstr/end";
 /// The folder of the kernel modules to load, in the order of their names.
 pub const MODULES: &str = "/ktstr/modules";
 
-/// What PID 1 writes to the console before the reason why it cannot get ready.
-pub const COMPLAINT: &str = "ktstr-init: cannot get ready: ";
+/// What PID 1 writes to the console before the reason why it gives up.
+pub const COMPLAINT: &str = "ktstr-init: PID 1 gives up: ";
 
 /// Whether this process is PID 1 of a guest that the runner booted.
 pub fn is_init() -> bool {
     rustix::process::getpid().as_raw_nonzero().get() == 1 && std::env::var_os(ENV).is_some()
 }
 
-/// Does the duties of PID 1. Never returns: the machine is switched off at the end.
+/// Does the duties of PID 1. Never returns: its host ends the machine, or PID 1 itself if it fails.
 pub fn init() -> ! {
     let began_ns = sys::since_boot_ns();
     match catch_unwind(AssertUnwindSafe(|| serve(began_ns))) {
-        Ok(Ok(())) => {}
+        Ok(Ok(never)) => match never {},
         Ok(Err(error)) => eprintln!("{COMPLAINT}{error:#}"),
         Err(_) => eprintln!("{COMPLAINT}PID 1 panicked, see above"),
     }
@@ -55,7 +56,7 @@ pub fn init() -> ! {
     }
 }
 
-fn serve(began_ns: u64) -> Result<()> {
+fn serve(began_ns: u64) -> Result<Infallible> {
     ensure!(
         std::path::Path::new(END_MARK).exists(),
         "the initramfs was cut short: its last file {END_MARK} is missing"

@@ -52,15 +52,16 @@ fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Chil
     grantpt(&ours).and_then(|()| unlockpt(&ours)).context("cannot unlock the terminal")?;
     let theirs = ioctl_tiocgptpeer(&ours, flags).context("cannot open the terminal")?;
     resize(&ours, rows, columns)?;
-    let pid = sys::fork(|| {
+    let child = || {
         let wired = rustix::process::setsid().is_ok()
             && sys::take_terminal(theirs.as_fd()).is_ok()
             && rustix::stdio::dup2_stdin(&theirs).is_ok()
             && rustix::stdio::dup2_stdout(&theirs).is_ok()
             && rustix::stdio::dup2_stderr(&theirs).is_ok();
         if wired { exec(order) } else { 1 }
-    })
-    .context("cannot fork")?;
+    };
+    // SAFETY: PID 1 has no other thread here but libtest's at most, which only waits.
+    let pid = unsafe { sys::fork(child) }.context("cannot fork")?;
     set_nonblocking(&ours)?;
     let input: OwnedFd = ours.try_clone().context("cannot copy a descriptor")?;
     Child::new(pid, Some(input), vec![(Stream::Stdout, ours)])

@@ -96,6 +96,8 @@ impl Scenario<'_> {
     }
 
     fn add_cgroup(&mut self, cgroup: &str) -> Result<()> {
+        // Whoever made it removes it; a second owner would remove it from under the first.
+        ensure!(!self.made().any(|name| name == cgroup), "`{cgroup}` is there already");
         self.ctx.cgroups.create_cgroup(cgroup)?;
         self.layer_mut().cgroups.push(cgroup.to_owned());
         Ok(())
@@ -147,11 +149,15 @@ impl Scenario<'_> {
     /// Refuses a cgroup that no operation has made: a typo must not pass silently.
     fn known(&self, cgroup: &str) -> Result<()> {
         ensure!(!cgroup.is_empty(), "the cgroup has no name");
-        let made: Vec<_> = self.layers.iter().flat_map(|layer| &layer.cgroups).collect();
-        if !made.iter().any(|name| *name == cgroup) {
+        if !self.made().any(|name| name == cgroup) {
+            let made: Vec<_> = self.made().collect();
             bail!("no operation has made cgroup `{cgroup}`; there are {made:?}");
         }
         Ok(())
+    }
+
+    fn made(&self) -> impl Iterator<Item = &str> {
+        self.layers.iter().flat_map(|layer| &layer.cgroups).map(String::as_str)
     }
 
     /// Waits while the workers work. False as soon as one has died, which decides the verdict.

@@ -19,7 +19,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     memory_mib = 1_048_576,
     duration_s = 86_400,
     watchdog_timeout_s = 1,
-    kernel = "6.12",
+    kernel = "debian:trixie",
     workload_root_cgroup = "/a/b.slice",
     expect_err = true,
     host_only = false,

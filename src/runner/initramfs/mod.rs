@@ -8,8 +8,7 @@ mod elf;
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufWriter, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -20,7 +19,7 @@ use crate::provision::{self, Cache, Kernel};
 
 /// What goes into the initramfs.
 #[derive(Debug)]
-pub(crate) struct Image<'a> {
+pub(crate) struct Initramfs<'a> {
     /// The program that becomes `/init`; its debug information stays behind.
     pub(crate) init: &'a Path,
     /// The kernel it is for, which may need modules.
@@ -34,8 +33,9 @@ pub(crate) struct Image<'a> {
 /// What the transport needs, as modules where the kernel does not have it built in.
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
 
-/// An initramfs that no test has used for so long is removed.
-const KEEP: Duration = Duration::from_secs(3 * 24 * 3600);
+/// An initramfs that no test has used for so long is removed, and of younger ones all but so many:
+/// each new build of a test binary has its own.
+const KEEP: (Duration, usize) = (Duration::from_secs(3 * 24 * 3600), 48);
 
 /// The cache's folder of finished archives.
 const FOLDER: &str = "initramfs";
@@ -46,21 +46,35 @@ const FORMAT: u32 = 1;
 /// The folder of all shared libraries, named to the loader by `LD_LIBRARY_PATH`.
 pub(crate) const LIBRARIES: &str = "/lib";
 
-impl Image<'_> {
+impl Initramfs<'_> {
     /// The path of the finished archive in the cache; builds it if it is not there yet.
     pub(crate) fn ensure(&self, cache: &Cache) -> Result<PathBuf> {
         let name = format!("{FOLDER}/{:016x}.cpio", self.key()?);
-        let path = cache.build_once(&name, |path| {
-            remove_unused(&cache.root().join(FOLDER));
-            let file =
-                File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-            let mut writer = BufWriter::with_capacity(1 << 20, file);
-            self.write(&mut writer)?;
-            writer.flush().context("cannot write the initramfs")
-        })?;
-        // The time tells that it is in use; where it cannot be set, it is built again one day.
-        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-        Ok(path)
+        loop {
+            let path = cache.build_once(&name, |path| {
+                remove_unused(&cache.root().join(FOLDER));
+                self.build(path)
+            })?;
+            // The time tells that it is in use.
+            match File::open(&path).and_then(|file| file.set_modified(SystemTime::now())) {
+                // Another process found it unused for too long, a moment ago: once more.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                _ => return Ok(path),
+            }
+        }
+    }
+
+    fn build(&self, path: &Path) -> Result<()> {
+        let file =
+            File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let mut writer = BufWriter::with_capacity(1 << 20, file);
+        self.write(&mut writer)?;
+        // An archive that a power failure emptied would be taken for finished ever after.
+        writer
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .and_then(|file| file.sync_all())
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Tells contents apart without reading them: a file that was changed or replaced has another
@@ -109,7 +123,7 @@ impl Image<'_> {
             archive.link(name, target)?;
         }
         let modules = provision::modules_for(self.kernel, &MODULES)?;
-        for (index, module) in modules.load.iter().enumerate() {
+        for (index, module) in modules.iter().enumerate() {
             let name = format!("{}/{index:03}-{}.ko", guest::MODULES, module.name);
             archive.file(&name, 0o644, &module.bytes)?;
         }
@@ -120,11 +134,14 @@ impl Image<'_> {
 
 fn remove_unused(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let unused = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
-        if matches!(unused, Ok(Ok(unused)) if unused > KEEP) {
+    let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+    let mut archives: Vec<_> =
+        entries.flatten().filter_map(|entry| Some((age(&entry)?, entry.path()))).collect();
+    archives.sort();
+    for (index, (unused, path)) in archives.iter().enumerate() {
+        if *unused > KEEP.0 || index >= KEEP.1 {
             // Whoever builds at the same time may have removed it already.
-            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -133,15 +150,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn identity(path: &Path) -> Result<impl Hash + use<>> {
+fn identity(path: &Path) -> Result<String> {
     let meta = fs::metadata(path).with_context(|| format!("cannot find {}", path.display()))?;
-    Ok((
-        meta.dev(),
-        meta.ino(),
-        meta.size(),
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.ctime(),
-        meta.ctime_nsec(),
-    ))
+    Ok(provision::identity(&meta))
 }

@@ -1,0 +1,97 @@
+//! What libtest is told: each test below runs another of this binary and looks at its outcome.
+
+use std::process::{Command, Output};
+
+use ktstr::prelude::*;
+
+#[ktstr_test(cores = 1, post_vm = always_fails, ignore = "fails on purpose")]
+fn passes_but_post_vm_fails(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+fn always_fails(_: &VmResult) -> Result<()> {
+    bail!("no capture arrived")
+}
+
+#[ktstr_test(cores = 1, post_vm = always_panics, ignore = "fails on purpose")]
+fn fails_and_post_vm_panics(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::fail(AssertDetail::new(DetailKind::Other, "5 of 4 CPUs are busy")))
+}
+
+fn always_panics(result: &VmResult) -> Result<()> {
+    panic!("the first of {} captures is missing", result.captures.len())
+}
+
+#[ktstr_test(cores = 1, expect_err, ignore = "fails on purpose")]
+fn passes_although_it_should_fail(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, ignore = "fails on purpose")]
+fn cannot_tell(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::inconclusive(AssertDetail::new(DetailKind::Other, "nothing was measured")))
+}
+
+#[ktstr_test(cores = 1, post_vm = always_fails, ignore = "only shows what a skip looks like")]
+fn skips(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::skip("this kernel has no sched_ext"))
+}
+
+fn outcome_of(test: &str) -> Result<(Output, String)> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--exact", test, "--include-ignored"])
+        .env("NO_COLOR", "1")
+        .output()?;
+    let text = [&output.stdout[..], &output.stderr].concat();
+    Ok((output, String::from_utf8_lossy(&text).into_owned()))
+}
+
+fn fails_with(test: &str, texts: &[&str]) -> Result<()> {
+    let (output, text) = outcome_of(test)?;
+    ensure!(!output.status.success(), "{test} passed\n{text}");
+    for wanted in texts {
+        ensure!(text.contains(wanted), "{wanted:?} is missing in\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_failed_post_vm_fails_the_test() -> Result<()> {
+    fails_with(
+        "passes_but_post_vm_fails",
+        &[
+            "FAIL passes_but_post_vm_fails\n  post_vm: no capture arrived",
+            "rerun     KTSTR_ENGINE=",
+        ],
+    )
+}
+
+#[test]
+fn a_panic_in_post_vm_hides_nothing() -> Result<()> {
+    fails_with(
+        "fails_and_post_vm_panics",
+        &[
+            "  fail: check: 5 of 4 CPUs are busy\n",
+            "  post_vm: it panicked: the first of 0 captures is missing\n",
+            "artefacts",
+        ],
+    )
+}
+
+#[test]
+fn a_pass_under_expect_err_fails_the_test() -> Result<()> {
+    fails_with("passes_although_it_should_fail", &["(`expect_err`), but its verdict is pass"])
+}
+
+#[test]
+fn an_inconclusive_verdict_fails_the_test() -> Result<()> {
+    fails_with("cannot_tell", &["inconclusive: check: nothing was measured"])
+}
+
+#[test]
+fn a_skip_is_said_even_though_libtest_cannot() -> Result<()> {
+    let (output, text) = outcome_of("skips")?;
+    ensure!(output.status.success(), "{text}");
+    ensure!(text.contains("ktstr: skips: SKIPPED: this kernel has no sched_ext"), "{text}");
+    Ok(())
+}

@@ -10,10 +10,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::child::{Child, Taken, take};
-use super::{body, shell};
+use super::{body, shell, truth};
 use crate::registry;
 use crate::sys::{self, since_boot_ns};
-use crate::topology::TestTopology;
 use crate::wire::{Decoder, Encoder, End, Hello, Order, Report, RunOrder};
 use crate::workload::describe_status;
 
@@ -100,12 +99,10 @@ impl Agent {
                 format!("no test of this binary is called {}; there are {known:?}", order.test);
             return Ok(Err(End::Refused(why)));
         };
-        let topology = TestTopology::read()?;
-        let mut differences = topology.differences(&entry.topology);
-        differences.extend(super::memory::difference(order.memory_mib)?);
-        if !differences.is_empty() {
-            return Ok(Err(End::WrongTopology(differences)));
-        }
+        let topology = match truth::check(&entry.topology, order.memory_mib)? {
+            Ok(topology) => topology,
+            Err(end) => return Ok(Err(end)),
+        };
         self.tell(&Report::BodyStarted { at_ns: since_boot_ns() })?;
         body::fork(entry, &topology, &order.env).map(Ok)
     }

@@ -8,10 +8,10 @@
 mod agent;
 mod body;
 mod child;
-mod memory;
 mod mounts;
 mod port;
 mod shell;
+mod truth;
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -9,16 +9,14 @@ use rustix::process::{Signal, WaitIdStatus, kill_process};
 use rustix::termios::Winsize;
 
 use super::child::{Child, set_nonblocking};
+use super::truth;
 use crate::sys;
-use crate::topology::TestTopology;
 use crate::wire::{End, Order, ShellOrder, Stream};
 
 /// Starts the program if the machine is the one that was asked for.
 pub(super) fn start(order: &ShellOrder) -> Result<Result<Child, End>> {
-    let mut differences = TestTopology::read()?.differences(&order.topology);
-    differences.extend(super::memory::difference(order.memory_mib)?);
-    if !differences.is_empty() {
-        return Ok(Err(End::WrongTopology(differences)));
+    if let Err(end) = truth::check(&order.topology, order.memory_mib)? {
+        return Ok(Err(end));
     }
     Ok(spawn(order).map_err(|error| End::Refused(format!("{error:#}"))))
 }

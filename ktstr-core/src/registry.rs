@@ -44,7 +44,8 @@ pub struct TestEntry {
     pub kaslr: bool,
     /// Reserved: reproduce a failure with more tracing.
     pub auto_repro: bool,
-    /// Runs on the host after the guest is gone, whatever the verdict.
+    /// Runs on the host after the guest is gone, whatever the verdict; not if the body was never
+    /// reached, nor after a skip.
     pub post_vm: Option<fn(&VmResult) -> anyhow::Result<()>>,
     /// The author's function.
     pub body: fn(&Ctx) -> anyhow::Result<AssertResult>,

@@ -48,13 +48,17 @@ use proc_macro::TokenStream;
 /// | `expect_err` | boolean | `false` | pass if, and only if, the guest's side fails |
 /// | `host_only` | boolean | `false` | run the body on the host, without a VM |
 /// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
-/// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses |
+/// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
-/// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest |
+/// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
 ///
 /// The product of `llcs`, `cores` and `threads` is at most 255. A `workload_root_cgroup` begins
 /// with `/`, is not `/` itself, and has no component that is empty or begins with a dot.
 /// `host_only` excludes every key that describes the virtual machine.
+///
+/// `expect_err` accepts every way in which the guest's side can fail once the body has started: an
+/// error, a failed check, a panic, a death, a hang. It never accepts a fault of the machinery.
+/// `post_vm` is not asked after such a fault, nor after a skip; its error fails the test.
 ///
 /// # Other attributes
 ///

@@ -23,9 +23,12 @@ pub struct VmResult {
     pub captures: Vec<CgroupProcsSnapshot>,
     /// What the scenario did, the oldest first.
     pub events: Vec<ScenarioEvent>,
-    /// The guest's console: the kernel's messages and those of PID 1.
+    /// The guest's console: the kernel's messages and those of PID 1. An artefact of its own.
+    #[serde(skip)]
     pub console: String,
-    /// What the body and its children wrote to their standard output and error.
+    /// What the body and its children wrote to their standard output and error. An artefact of
+    /// its own.
+    #[serde(skip)]
     pub log: String,
     /// What ran where.
     pub machine: Machine,

@@ -7,6 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use ktstr_core::result::VmResult;
+use serde::Serialize;
+
+use crate::report::{Passed, Reasons};
 
 /// Runs older than this are removed when a new one begins.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -20,20 +23,35 @@ pub(crate) struct Artifacts {
     folder: PathBuf,
 }
 
+/// What `result.json` holds.
+#[derive(Serialize)]
+struct Record<'a> {
+    passed: bool,
+    /// Why not, the weightiest reason first.
+    reasons: &'a [String],
+    #[serde(flatten)]
+    facts: &'a VmResult,
+}
+
 impl Artifacts {
     /// Writes what is known of a run. A later run of the same test in this process replaces it.
-    pub(crate) fn write(result: &VmResult) -> Result<Self> {
+    pub(crate) fn write(result: &VmResult, verdict: &Result<Passed, Reasons>) -> Result<Self> {
         let folder = run_folder()?.join(result.test.replace("::", "--"));
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+        {
+            let _other_tests = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
         let artifacts = Self { folder };
-        let captures = serde_json::to_string_pretty(&result.captures)?;
-        // The console and the log have files of their own.
-        let facts = VmResult { console: String::new(), log: String::new(), ..result.clone() };
+        let record = Record {
+            passed: verdict.is_ok(),
+            reasons: verdict.as_ref().err().map_or(&[], Vec::as_slice),
+            facts: result,
+        };
         artifacts.file("console.log", result.console.as_bytes())?;
         artifacts.file("body.log", result.log.as_bytes())?;
-        artifacts.file("captures.json", captures.as_bytes())?;
-        artifacts.file("result.json", serde_json::to_string_pretty(&facts)?.as_bytes())?;
+        artifacts.file("captures.json", &serde_json::to_vec_pretty(&result.captures)?)?;
+        artifacts.file("result.json", &serde_json::to_vec_pretty(&record)?)?;
         artifacts.file("cmdline", result.machine.cmdline.as_bytes())?;
         Ok(artifacts)
     }

@@ -183,7 +183,6 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
 
 /// Judges a run: `post_vm`, then what the test expects. Reports it.
 fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
-    let artifacts = Artifacts::write(result);
     let post_vm = match entry.post_vm {
         Some(post_vm) if report::concerns_post_vm(&result.end) => {
             // A panic there must not take the report along.
@@ -194,6 +193,7 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
         _ => Ok(()),
     };
     let verdict = report::judge(entry.expect_err, &result.end, &post_vm);
+    let artifacts = Artifacts::write(result, &verdict);
     let folder = artifacts.as_ref().map(Artifacts::folder);
     let text = report::run(entry, result, &verdict, folder, command);
     match verdict {

@@ -147,7 +147,10 @@ impl Agent {
     /// Waits for the next thing to do, at most until the next heartbeat, and does it.
     fn turn(&mut self, child: &mut Option<Child>) -> Result<()> {
         self.beat(child.as_ref())?;
-        let mut port = PollFlags::IN;
+        // Input for a program that does not read it stays with the host.
+        let take_orders = child.as_ref().is_none_or(|child| child.input.len() < QUEUE);
+        let mut port = PollFlags::empty();
+        port.set(PollFlags::IN, take_orders);
         port.set(PollFlags::OUT, !self.queue.is_empty());
         let mut fds = vec![PollFd::new(&self.port, port)];
         let listen = self.queue.len() < QUEUE;
@@ -158,7 +161,9 @@ impl Agent {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).context("cannot wait for the wire"),
         }
-        self.take_orders()?;
+        if take_orders {
+            self.take_orders()?;
+        }
         if let Some(child) = child {
             if listen {
                 self.receive_reports(child)?;
@@ -184,15 +189,14 @@ impl Agent {
     }
 
     fn take_orders(&mut self) -> Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            match rustix::io::read(&self.port, &mut buffer) {
-                // Zero: the host's end is not connected yet, or no longer.
-                Ok(0) | Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-                Ok(count) => self.orders.push(&buffer[..count]),
-                Err(errno) => return Err(errno).context("cannot read the wire"),
-            }
+        let mut buffer = vec![0; CHUNK];
+        match rustix::io::read(&self.port, &mut buffer) {
+            // Nothing: the host's end is not connected yet, or no longer.
+            Ok(count) => self.orders.push(&buffer[..count]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => return Err(errno).context("cannot read the wire"),
         }
+        Ok(())
     }
 
     /// Takes what is there of the child's output, once per pipe.

@@ -103,24 +103,6 @@ fn all_output_arrived(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-#[ktstr_test(cores = 1, expect_err, post_vm = backtrace_is_in_the_log)]
-fn rust_backtrace_is_honoured(_: &Ctx) -> Result<AssertResult> {
-    deep_down();
-    Ok(AssertResult::pass())
-}
-
-#[inline(never)]
-fn deep_down() {
-    panic!("far from the top");
-}
-
-fn backtrace_is_in_the_log(result: &VmResult) -> Result<()> {
-    let wanted = std::env::var("RUST_BACKTRACE").is_ok_and(|value| value != "0");
-    let found = result.log.contains("stack backtrace:") && result.log.contains("deep_down");
-    ensure!(found == wanted, "RUST_BACKTRACE wants one: {wanted}; found: {found}\n{}", result.log);
-    Ok(())
-}
-
 #[ktstr_test(cores = 1, kaslr = false, post_vm = kaslr_was_off)]
 fn kaslr_can_be_switched_off(_: &Ctx) -> Result<AssertResult> {
     let cmdline = fs::read_to_string("/proc/cmdline")?;
@@ -172,6 +154,15 @@ fn a_chatty_orphan_does_not_hold_up_the_verdict(_: &Ctx) -> Result<AssertResult>
             let _ = rustix::io::write(rustix::stdio::stdout(), &[b'x'; 512]);
         }
     });
+    Ok(AssertResult::pass())
+}
+
+/// What a scheduler test does to its own process must concern the code that does it.
+#[ktstr_test(cores = 2)]
+fn the_body_is_the_main_thread_of_its_process(_: &Ctx) -> Result<AssertResult> {
+    ensure!(rustix::thread::gettid() == rustix::process::getpid());
+    let tasks = fs::read_dir("/proc/self/task")?.count();
+    ensure!(tasks == 1, "the process has {tasks} threads");
     Ok(AssertResult::pass())
 }
 

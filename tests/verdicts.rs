@@ -37,10 +37,25 @@ fn skips(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::skip("this kernel has no sched_ext"))
 }
 
+#[ktstr_test(cores = 1, ignore = "fails on purpose")]
+fn panics_deep_down(ctx: &Ctx) -> Result<AssertResult> {
+    let backdrop = Backdrop::new().push_op(Op::add_cgroup("cg"));
+    let verdict = execute_scenario(ctx, backdrop, vec![])?;
+    deep_down();
+    Ok(verdict)
+}
+
+#[inline(never)]
+fn deep_down() {
+    panic!("far from the top");
+}
+
 fn outcome_of(test: &str) -> Result<(Output, String)> {
     let output = Command::new(std::env::current_exe()?)
         .args(["--exact", test, "--include-ignored"])
         .env("NO_COLOR", "1")
+        .env("RUST_LOG", "info")
+        .env("RUST_BACKTRACE", "1")
         .output()?;
     let text = [&output.stdout[..], &output.stderr].concat();
     Ok((output, String::from_utf8_lossy(&text).into_owned()))
@@ -94,4 +109,18 @@ fn a_skip_is_said_even_though_libtest_cannot() -> Result<()> {
     ensure!(output.status.success(), "{text}");
     ensure!(text.contains("ktstr: skips: SKIPPED: this kernel has no sched_ext"), "{text}");
     Ok(())
+}
+
+#[test]
+fn log_and_backtrace_of_the_guest_are_shown() -> Result<()> {
+    fails_with(
+        "panics_deep_down",
+        &[
+            "INFO ktstr_core::scenario::execute: backdrop: add cgroup cg",
+            "thread 'panics_deep_down' panicked at tests/verdicts.rs:",
+            "stack backtrace:",
+            "verdicts::deep_down",
+            "FAIL panics_deep_down\n  the body panicked: far from the top, tests/verdicts.rs:",
+        ],
+    )
 }

@@ -1,5 +1,7 @@
 //! `cargo ktstr`: looks after what tests need, and opens a prompt inside a machine.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod demo;
 mod doctor;

@@ -40,7 +40,7 @@ use proc_macro::TokenStream;
 /// | `llcs` | 1 to 255 | 1 | last-level caches over all nodes, a multiple of `numa_nodes` |
 /// | `cores` | 1 to 255 | 2 | cores below each last-level cache |
 /// | `threads` | 1 to 8 | 1 | SMT threads of each core |
-/// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB for each |
+/// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB for each; raised to what the machine needs to boot |
 /// | `duration_s` | 1 to 86400 | 5 | how long the body means to run, in seconds |
 /// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds a body may run over, or a guest be silent |
 /// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |

@@ -132,44 +132,49 @@ fn line(text: &mut String, name: &str, value: &str) {
     let _ = writeln!(text, "  {name:<9} {value}");
 }
 
-/// One command that does exactly this again: `by`, or that of libtest.
+/// One command that does exactly this again: `by`, or this very program in Cargo's stead.
 fn rerun(result: &VmResult, by: Option<&str>) -> String {
     let machine = &result.machine;
-    let mut command = String::new();
-    let mut set = |name: &str, value: &str| {
-        let quote = if value.contains(|c: char| c.is_whitespace() || "'\"$&;()*".contains(c)) {
-            "'"
-        } else {
-            ""
-        };
-        let _ = write!(command, "{name}={quote}{value}{quote} ");
-    };
+    let mut words = Vec::new();
     if !machine.kernel_spec.is_empty() {
-        set("KTSTR_ENGINE", &machine.engine_name);
-        set("KTSTR_KERNEL", &machine.kernel_spec);
+        words.push(format!("KTSTR_ENGINE={}", quoted(&machine.engine_name)));
+        words.push(format!("KTSTR_KERNEL={}", quoted(&machine.kernel_spec)));
     }
     for name in ["KTSTR_QEMU", "KTSTR_CACHE_DIR"] {
-        if let Ok(value) = std::env::var(name) {
-            set(name, &value);
-        }
+        words.extend(std::env::var(name).map(|value| format!("{name}={}", quoted(&value))));
     }
     if let Some(by) = by {
-        return command + by;
+        words.push(by.to_owned());
+        return words.join(" ");
     }
-    let filter = format!("--exact {} --include-ignored --nocapture", result.test);
     let program = std::env::current_exe().unwrap_or_default();
-    // Cargo names a test's program after its target, and adds a hash.
-    let stem = program.file_stem().unwrap_or_default().to_string_lossy();
-    let target = stem.rsplit_once('-').map_or(&*stem, |(target, _)| target);
-    let var = |name| std::env::var(name).unwrap_or_default();
-    let is_file = Path::new(&var("CARGO_MANIFEST_DIR")).join(format!("tests/{target}.rs")).exists();
-    let _ = match std::env::var("CARGO_PKG_NAME") {
-        Ok(package) if is_file => {
-            write!(command, "cargo test -p {package} --test {target} -- {filter}")
+    words.push(quoted(&program.to_string_lossy()));
+    words.push(format!("--exact {} --include-ignored --nocapture", quoted(&result.test)));
+    match std::env::current_dir() {
+        Ok(folder) => format!("cd {} && {}", quoted(&folder.to_string_lossy()), words.join(" ")),
+        Err(_) => words.join(" "),
+    }
+}
+
+/// The word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_words_back() {
+        for word in ["debian:trixie", "/a b/$HOME", "it's", "", "a;b&c"] {
+            let command = format!("printf %s {}", quoted(word));
+            let output = std::process::Command::new("sh").args(["-c", &command]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
         }
-        Ok(package) => write!(command, "cargo test -p {package} --lib --bins -- {filter}"),
-        // Started by hand, without Cargo.
-        Err(_) => write!(command, "{} {filter}", program.display()),
-    };
-    command
+    }
 }

@@ -136,8 +136,9 @@ impl Echo {
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let (whole, rest) = bytes.split_at(end);
         if !whole.is_empty() {
-            let begun = std::mem::take(&mut self.unfinished);
-            print!("{}{}", String::from_utf8_lossy(&begun), String::from_utf8_lossy(whole));
+            let mut lines = std::mem::take(&mut self.unfinished);
+            lines.extend_from_slice(whole);
+            print!("{}", String::from_utf8_lossy(&lines));
         }
         self.unfinished.extend_from_slice(rest);
         if self.unfinished.len() > Self::LONGEST_LINE {

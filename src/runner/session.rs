@@ -10,7 +10,7 @@ use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 
 use super::console;
 
-/// How long a booting kernel may be silent on its console. A stock kernel says something every few
+/// How long a guest may be silent before its body starts. A stock kernel says something every few
 /// hundred milliseconds on hardware; the slowest emulation seen is some forty times slower.
 const BOOT_SILENCE: Duration = Duration::from_secs(60);
 
@@ -29,6 +29,18 @@ const NO_WORD: &str =
 
 /// How long a panicked kernel may take to reset the machine.
 const PANIC_GRACE: Duration = Duration::from_secs(10);
+
+/// A wait that ends so long after its deadline was not the guest's doing.
+const HELD_UP: Duration = Duration::from_secs(2);
+
+/// How many events that are there already are looked at before a bound is enforced.
+const PENDING: usize = 1000;
+
+/// What captures and events of one run may take of this process's memory, roughly.
+const MAX_KEPT: usize = 64 << 20;
+
+/// The panics that are remembered; a body may catch any number.
+const MAX_PANICS: usize = 64;
 
 /// Of a console or log longer than this, the older half is dropped.
 const MAX_TEXT: usize = 8 << 20;
@@ -81,6 +93,7 @@ pub(crate) fn run(
         panics: Vec::new(),
         events: Vec::new(),
         captures: Vec::new(),
+        kept: 0,
         timings: Timings { slowness: 1.0, ..Timings::default() },
     };
     let end = match engine.boot(config) {
@@ -170,40 +183,73 @@ struct Session {
     panics: Vec<String>,
     events: Vec<ScenarioEvent>,
     captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
+    /// About how many bytes these two take.
+    kept: usize,
     timings: Timings,
 }
 
 impl Session {
     fn drive(&mut self, vm: &mut dyn Vm, live: &mut dyn FnMut(Live<'_>) -> Option<Order>) -> Ended {
         loop {
-            let event = match vm.next_event(self.deadline()) {
-                Ok(event) => event,
-                Err(error) => return Ended::Run(RunEnd::EngineFailed(error.to_string())),
-            };
-            let heard = match event {
-                Event::Console(bytes) => {
-                    self.hear_console(&bytes);
-                    Ok(())
-                }
-                Event::Port { bytes, .. } => self.hear_port(vm, &bytes, live),
-                Event::Exited(reason) => {
-                    let end = self.explain_exit(&reason);
-                    return Ended::Run(self.blame(end));
-                }
-                // Before the order there is nobody to have input.
-                Event::Deadline if self.phase != Phase::Body => Ok(()),
-                Event::Deadline => self.send_input(vm, live(Live::Idle)),
-            };
-            if let Err(broken) = heard {
-                return Ended::Run(broken);
+            let deadline = self.deadline();
+            let event = vm.next_event(deadline);
+            self.excuse(deadline);
+            if let Some(ended) = self.hear(vm, event, live) {
+                return ended;
             }
-            if let Some(end) = self.end.take() {
-                return self.explain_end(end);
+            if self.overdue(Instant::now()).is_none() {
+                continue;
             }
-            // Only now: if this process was held up, what the guest said meanwhile counts first.
+            // What the guest has said already counts before what it has not said in time.
+            for _ in 0..PENDING {
+                match vm.next_event(Instant::now()) {
+                    Ok(Event::Deadline) => break,
+                    event => {
+                        if let Some(ended) = self.hear(vm, event, live) {
+                            return ended;
+                        }
+                    }
+                }
+            }
             if let Some(end) = self.overdue(Instant::now()) {
                 return Ended::Run(self.blame(end));
             }
+        }
+    }
+
+    fn hear(
+        &mut self,
+        vm: &mut dyn Vm,
+        event: Result<Event, ktstr_vmm::Error>,
+        live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
+    ) -> Option<Ended> {
+        let heard = match event {
+            Err(error) => Err(RunEnd::EngineFailed(error.to_string())),
+            Ok(Event::Console(bytes)) => {
+                self.hear_console(&bytes);
+                Ok(())
+            }
+            Ok(Event::Port { bytes, .. }) => self.hear_port(vm, &bytes, live),
+            Ok(Event::Exited(reason)) => Err(self.blame(self.explain_exit(&reason))),
+            // Before the order there is nobody to have input.
+            Ok(Event::Deadline) if self.phase != Phase::Body => Ok(()),
+            Ok(Event::Deadline) => self.send_input(vm, live(Live::Idle)),
+        };
+        match (heard, self.end.take()) {
+            (Err(end), _) => Some(Ended::Run(end)),
+            (Ok(()), Some(end)) => Some(self.explain_end(end)),
+            (Ok(()), None) => None,
+        }
+    }
+
+    /// Takes out of all bounds what this process was held up, by Ctrl-Z or a laptop's lid.
+    fn excuse(&mut self, deadline: Instant) {
+        let late = Instant::now().saturating_duration_since(deadline);
+        if late > HELD_UP {
+            self.started += late;
+            self.phase_began += late;
+            self.last_sign += late;
+            self.panicked = self.panicked.map(|when| when + late);
         }
     }
 
@@ -287,14 +333,33 @@ impl Session {
                     self.phase_began += before.elapsed();
                     self.send_input(vm, input)?;
                 }
-                Report::Event(event) => self.events.push(event),
-                Report::Capture(capture) => self.captures.push(capture),
-                Report::Panic { message } => self.panics.push(message),
+                Report::Event(event) => {
+                    self.keep(event.phase.len() + event.what.len())?;
+                    self.events.push(event);
+                }
+                Report::Capture(capture) => {
+                    self.keep(64 * (1 + capture.pids.len()) + capture.tag.len())?;
+                    self.captures.push(capture);
+                }
+                Report::Panic { message } => {
+                    self.panics.truncate(MAX_PANICS - 1);
+                    self.panics.insert(0, message);
+                }
                 Report::End(end) => {
                     self.end = Some(end);
                     return Ok(());
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, bytes: usize) -> Result<(), RunEnd> {
+        self.kept += bytes + 64;
+        if self.kept > MAX_KEPT {
+            let mib = MAX_KEPT >> 20;
+            let why = format!("the test sent over {mib} MiB of captures and events");
+            return Err(RunEnd::BodyExited(why));
         }
         Ok(())
     }
@@ -324,8 +389,8 @@ impl Session {
     /// How long the guest may stay silent now.
     fn allowed_silence(&self) -> Duration {
         match self.phase {
-            Phase::Silent | Phase::Booting => BOOT_SILENCE,
-            Phase::Ready | Phase::Body => self.watchdog(),
+            Phase::Silent | Phase::Booting | Phase::Ready => BOOT_SILENCE,
+            Phase::Body => self.watchdog(),
         }
     }
 
@@ -370,7 +435,9 @@ impl Session {
             End::ShellExited(status) => Ended::Shell(status),
             // The panic hook knows the place, what was caught later only the message.
             End::Panicked(message) => {
-                let placed = self.panics.iter().rfind(|panic| panic.starts_with(&message));
+                // The latest first.
+                let mut panics = self.panics.iter();
+                let placed = panics.find(|panic| panic.starts_with(&format!("{message}, ")));
                 Ended::Run(RunEnd::BodyPanicked(placed.cloned().unwrap_or(message)))
             }
             end => Ended::Run(end_of_body(end)),
@@ -426,3 +493,6 @@ fn append_bounded(text: &mut Vec<u8>, bytes: &[u8]) {
         text.extend_from_slice(&keep);
     }
 }
+
+#[cfg(test)]
+mod tests;

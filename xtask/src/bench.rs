@@ -19,8 +19,8 @@ use ktstr::topology::Topology;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Boot {
     /// Rounds per kernel.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Kernels to boot, as in `KTSTR_KERNEL`; all that are known by name if none is given.
     #[arg(long)]
     kernel: Vec<String>,

@@ -1,5 +1,7 @@
 //! Tasks of the project itself: `cargo xtask bench boot`, `cargo xtask soak`.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod soak;
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Soak {
     /// How many times in a row each kernel has to pass.
-    #[arg(long, default_value_t = 20)]
-    runs: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
     /// Kernels to run on, as in `KTSTR_KERNEL`; the default one if none is given.
     #[arg(long)]
     kernel: Vec<String>,

@@ -1,5 +1,6 @@
 //! The process that runs a test's body.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -36,15 +37,10 @@ pub(super) fn fork(
             // SAFETY: a process has one thread after its fork, and this one has started no other.
             unsafe { std::env::set_var(name, value) };
         }
-        report_panics(panic_writer);
+        report_panics(panic_writer, entry.test_name());
         crate::logging::init();
-        // A thread of its own, for a panic to tell the name of its test.
-        let main = std::thread::Builder::new().name(entry.test_name());
-        let ran = std::thread::scope(|scope| {
-            let body = main.spawn_scoped(scope, || report_run(entry, topo, theirs));
-            body.map(|body| body.join().is_ok())
-        });
-        if matches!(ran, Ok(true)) { 0 } else { 1 }
+        report_run(entry, topo, theirs);
+        0
     })?;
     ours.set_nonblocking(true).context("cannot set socket flags")?;
     child.reports = Some((ours, Decoder::default()));
@@ -64,7 +60,29 @@ fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     let end = run(entry, topo, &report);
     // A body that printed its last words without a line break still wants them seen.
     let _ = std::io::stdout().flush();
-    report(Report::End(end));
+    report(Report::End(shortened(end)));
+}
+
+/// The end with its texts cut so that it fits a frame: a verdict must not fail to arrive because
+/// much can be said about it.
+fn shortened(mut end: End) -> End {
+    const TEXT: usize = 8 << 10;
+    const DETAILS: usize = 100;
+    let cut = |text: &mut String| {
+        if text.len() > TEXT {
+            text.truncate(text.floor_char_boundary(TEXT));
+            text.push_str(" [...]");
+        }
+    };
+    match &mut end {
+        End::Verdict(verdict) => {
+            verdict.details.truncate(DETAILS);
+            verdict.details.iter_mut().for_each(|detail| cut(&mut detail.message));
+        }
+        End::Error(text) | End::Panicked(text) => cut(text),
+        _ => {}
+    }
+    end
 }
 
 /// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
@@ -95,16 +113,26 @@ fn send((link, encoder): &mut (UnixStream, Encoder), report: &Report) {
 
 /// Has every panic told to PID 1 before anything else is done about it, by one write that cannot
 /// block, so that it is known even if the process aborts.
-fn report_panics(pipe: OwnedFd) {
+fn report_panics(pipe: OwnedFd, test: String) {
     let default = std::panic::take_hook();
+    let body = std::thread::current().id();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-        let place = info.location().map(|at| format!(", {at}")).unwrap_or_default();
-        let text = format!("{}{place}", panic_message(info.payload()));
-        let mut bytes = text.replace('\0', " ").into_bytes();
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic_message(info.payload());
+        let mut bytes = format!("{message}, {place}").replace('\0', " ").into_bytes();
         bytes.truncate(PANIC_MESSAGE - 1);
         bytes.push(0);
         let _ = rustix::io::write(&pipe, &bytes);
-        default(info);
+        if std::thread::current().id() != body {
+            return default(info);
+        }
+        // The default would name the thread that libtest made for PID 1's own test.
+        let backtrace = Backtrace::capture();
+        eprintln!("\nthread '{test}' panicked at {place}:\n{message}");
+        match backtrace.status() {
+            BacktraceStatus::Captured => eprintln!("stack backtrace:\n{backtrace}"),
+            _ => eprintln!("note: run with `RUST_BACKTRACE=1` to see a backtrace"),
+        }
     }));
 }
 
@@ -115,4 +143,22 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a payload that is no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assert::{AssertDetail, AssertResult, DetailKind};
+
+    #[test]
+    fn the_longest_verdict_fits_a_frame() {
+        let mut verdict = AssertResult::pass();
+        let detail = AssertDetail::new(DetailKind::Other, "\u{20ac}".repeat(1 << 20));
+        verdict.details = vec![detail; 200];
+        let End::Verdict(verdict) = shortened(End::Verdict(verdict)) else { panic!("changed") };
+        assert!(verdict.is_pass());
+        Encoder::default().encode(&Report::End(End::Verdict(verdict))).unwrap();
+        let error = shortened(End::Error("x".repeat(2 << 20)));
+        Encoder::default().encode(&Report::End(error)).unwrap();
+    }
 }

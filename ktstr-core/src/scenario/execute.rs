@@ -15,11 +15,11 @@ use crate::workload::{WorkSpec, Worker};
 
 /// A worker without progress is only called stuck when it had this long; shorter steps prove
 /// nothing on a busy host.
-const STUCK_AFTER: Duration = Duration::from_secs(2);
+const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// Sets the backdrop up, plays the steps in order, and takes everything down again.
 ///
-/// Fails the test if a worker dies before it is stopped, or has done no work after two seconds.
+/// Fails the test if a worker dies before it is stopped, or has done no work after five seconds.
 ///
 /// # Errors
 ///

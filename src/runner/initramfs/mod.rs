@@ -6,6 +6,7 @@
 mod cpio;
 mod elf;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -78,7 +79,8 @@ impl Initramfs<'_> {
     }
 
     /// Tells contents apart without reading them: a file that was changed or replaced has another
-    /// inode or change time. The loader's cache stands for the libraries, whose upgrade renews it.
+    /// inode or change time. The libraries are those that this process has loaded, for it is the
+    /// program, and those of the loader's cache, which their upgrade renews.
     fn key(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         FORMAT.hash(&mut hasher);
@@ -91,6 +93,9 @@ impl Initramfs<'_> {
         self.links.hash(&mut hasher);
         identity(Path::new("/etc/ld.so.cache")).ok().hash(&mut hasher);
         std::env::var_os("LD_LIBRARY_PATH").hash(&mut hasher);
+        for library in loaded_files()? {
+            identity(&library).ok().hash(&mut hasher);
+        }
         Ok(hasher.finish())
     }
 
@@ -148,6 +153,13 @@ fn remove_unused(folder: &Path) {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The files this process has mapped as code.
+fn loaded_files() -> Result<BTreeSet<PathBuf>> {
+    let maps = fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
+    let code = maps.lines().filter(|line| line.contains(" r-xp "));
+    Ok(code.filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..]))).collect())
 }
 
 fn identity(path: &Path) -> Result<String> {

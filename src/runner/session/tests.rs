@@ -1,0 +1,201 @@
+//! Sessions with a machine that plays a script.
+
+use std::collections::VecDeque;
+
+use ktstr_core::assert::AssertResult;
+use ktstr_core::wire::{Hello, RunOrder};
+use ktstr_vmm::Error;
+
+use super::*;
+
+/// What the machine does next.
+enum Scene {
+    Console(&'static str),
+    Reports(Vec<Report>),
+    Damaged(Report),
+    /// Neither machine nor runner get to run for so long.
+    HeldUp(Duration),
+    Exit(ExitReason),
+}
+
+#[derive(Default)]
+struct Script {
+    scenes: VecDeque<Scene>,
+    encoder: Encoder,
+    exited: bool,
+}
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a script of {} scenes", self.scenes.len())
+    }
+}
+
+impl Vm for Script {
+    fn next_event(&mut self, deadline: Instant) -> Result<Event, Error> {
+        let mut port = |reports: &[Report]| {
+            let frames = reports.iter().map(|report| self.encoder.encode(report).unwrap());
+            Event::Port { port: 0, bytes: frames.flatten().collect() }
+        };
+        Ok(match self.scenes.pop_front() {
+            Some(Scene::Console(text)) => Event::Console(text.into()),
+            Some(Scene::Reports(reports)) => port(&reports),
+            Some(Scene::Damaged(report)) => match port(&[report]) {
+                Event::Port { port, mut bytes } => {
+                    *bytes.last_mut().unwrap() ^= 1;
+                    Event::Port { port, bytes }
+                }
+                event => event,
+            },
+            Some(Scene::HeldUp(time)) => {
+                std::thread::sleep(time);
+                Event::Deadline
+            }
+            Some(Scene::Exit(reason)) => {
+                self.exited = true;
+                Event::Exited(reason)
+            }
+            None if self.exited => Event::Exited(ExitReason::Stopped),
+            None => {
+                std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                Event::Deadline
+            }
+        })
+    }
+
+    fn send(&mut self, _: usize, _: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn read_memory(&mut self, _: u64, _: &mut [u8]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<(), Error> {
+        self.exited = true;
+        Ok(())
+    }
+}
+
+/// Boots one script.
+#[derive(Debug)]
+struct Theatre(std::sync::Mutex<Option<Script>>);
+
+impl Engine for Theatre {
+    fn describe(&self) -> String {
+        "a script".to_owned()
+    }
+
+    fn boot(&self, _: &VmConfig) -> Result<Box<dyn Vm>, Error> {
+        Ok(Box::new(self.0.lock().unwrap().take().expect("a script is played once")))
+    }
+}
+
+fn play(scenes: impl Into<VecDeque<Scene>>) -> Outcome {
+    let script = Script { scenes: scenes.into(), ..Script::default() };
+    let config = VmConfig {
+        kernel: "kernel".into(),
+        initramfs: "initramfs".into(),
+        cmdline: String::new(),
+        topology: ktstr_vmm::Topology {
+            numa_nodes: 1,
+            llcs: 1,
+            cores_per_llc: 1,
+            threads_per_core: 1,
+        },
+        memory_mib: 256,
+        ports: vec!["wire".to_owned()],
+    };
+    let order = RunOrder { test: "test".to_owned(), memory_mib: 256, env: Vec::new() };
+    let second = Duration::from_secs(1);
+    let limits = Limits { duration: Some(second), watchdog: second };
+    let engine = Theatre(std::sync::Mutex::new(Some(script)));
+    run(&engine, &config, Order::Run(order), limits, &mut |_| None)
+}
+
+fn hello() -> Report {
+    Report::Hello(Hello { release: "6.12".to_owned(), init_ns: 1, ready_ns: 2 })
+}
+
+fn started() -> Scene {
+    Scene::Reports(vec![hello(), Report::BodyStarted { at_ns: 3 }])
+}
+
+fn pass() -> Report {
+    Report::End(End::Verdict(AssertResult::pass()))
+}
+
+#[test]
+fn a_whole_stream_is_a_verdict() {
+    let outcome =
+        play([Scene::Console("[    0.1] Linux\n"), started(), Scene::Reports(vec![pass()])]);
+    assert_eq!(outcome.end, RunEnd::Verdict(AssertResult::pass()));
+    assert!(outcome.timings.first_line.is_some() && outcome.timings.body.is_some());
+}
+
+#[test]
+fn a_damaged_stream_is_none() {
+    for scenes in [
+        vec![started(), Scene::Damaged(pass())],
+        vec![Scene::Damaged(hello()), Scene::Reports(vec![pass()])],
+    ] {
+        let end = play(scenes).end;
+        assert!(matches!(end, RunEnd::WireBroken(_)), "{end:?}");
+    }
+}
+
+#[test]
+fn an_end_without_a_report_is_told_by_its_phase() {
+    let power_off = || Scene::Exit(ExitReason::PowerOff);
+    let early = play([Scene::Console("[    0.100000] Linux\n"), power_off()]).end;
+    assert!(
+        matches!(&early, RunEnd::InitFailed(why) if why.contains("while it booted")),
+        "{early:?}"
+    );
+    let panic = Scene::Console("[    0.200000] Kernel panic - not syncing: no timer\n");
+    let early = play([panic, Scene::Exit(ExitReason::Reset)]).end;
+    assert!(matches!(&early, RunEnd::InitFailed(why) if why.contains("no timer")), "{early:?}");
+    let late = play([started(), power_off()]).end;
+    assert!(matches!(late, RunEnd::GuestGone(_)), "{late:?}");
+}
+
+#[test]
+fn silence_and_overrun_are_told_apart() {
+    let hung = play([started()]).end;
+    assert!(matches!(hung, RunEnd::GuestHung { .. }), "{hung:?}");
+    let beats = (0..40).flat_map(|at_ns| {
+        let beat = Scene::Reports(vec![Report::Heartbeat { at_ns }]);
+        [Scene::HeldUp(Duration::from_millis(100)), beat]
+    });
+    let overran = play(std::iter::once(started()).chain(beats).collect::<VecDeque<_>>()).end;
+    assert!(matches!(overran, RunEnd::BodyOverran { .. }), "{overran:?}");
+}
+
+/// As after Ctrl-Z: time has passed that the guest did not have, and its verdict waits behind
+/// something else.
+#[test]
+fn a_runner_that_was_held_up_does_not_blame_the_guest() {
+    let held_up = Scene::HeldUp(Duration::from_secs(6));
+    let console = Scene::Console("[    9.000000] clocksource: jumped\n");
+    let end = play([started(), held_up, console, Scene::Reports(vec![pass()])]).end;
+    assert_eq!(end, RunEnd::Verdict(AssertResult::pass()));
+}
+
+#[test]
+fn captures_cannot_fill_the_runner() {
+    let event = |at_ns| {
+        let what = "x".repeat(1 << 19);
+        Report::Event(ScenarioEvent { at_ns, phase: "step 0".to_owned(), what })
+    };
+    let flood = (0..200).map(|at_ns| Scene::Reports(vec![event(at_ns)]));
+    let end = play(std::iter::once(started()).chain(flood).collect::<VecDeque<_>>()).end;
+    assert!(matches!(&end, RunEnd::BodyExited(why) if why.contains("64 MiB")), "{end:?}");
+}

@@ -3,7 +3,8 @@
 //! Drivers probe in the background, and a port gets its name after its device, so PID 1 waits for
 //! the kernel's device events instead of looking again and again.
 //!
-//! Source: virtio 1.2, 5.3 Console Device; Linux 6.12, Documentation/ABI/testing/sysfs-class-virtio-ports.
+//! Sources: virtio 1.2, 5.3 Console Device; Linux 6.12,
+//! Documentation/ABI/testing/sysfs-class-virtio-ports.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;

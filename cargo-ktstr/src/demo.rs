@@ -1,4 +1,4 @@
-//! `cargo ktstr demo`: the README's test, on a machine where nothing was prepared.
+//! `cargo ktstr demo`: a test like the README's, on a machine where nothing was prepared.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -9,6 +9,7 @@
 mod config;
 mod engine;
 mod error;
+pub mod kvm;
 pub mod probe;
 pub mod qemu;
 

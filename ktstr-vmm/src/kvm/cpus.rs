@@ -1,0 +1,132 @@
+//! The CPUs of a machine and their APIC IDs.
+//!
+//! An APIC ID holds the place of its CPU: from the highest bit down the node (which is the
+//! package), the last-level cache in it, the core in that, the thread in that. Each field has the
+//! bits its largest value needs, so IDs have gaps where a dimension is not a power of two; that is
+//! how hardware does it, and how kernels find out what shares what.
+//!
+//! Source: Intel SDM vol. 3A, 10.9.3 ("Hierarchical ID of Logical Processors").
+
+use crate::{Error, Topology};
+
+/// The highest APIC ID: ID 255 means all CPUs, and larger ones need interrupt remapping.
+const MAX_APIC_ID: u32 = 254;
+
+/// One CPU. Its index is its number in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cpu {
+    pub(super) apic_id: u32,
+    pub(super) node: u32,
+}
+
+/// All CPUs, and how their APIC IDs are made up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cpus {
+    /// In the order of their numbers.
+    pub(super) list: Vec<Cpu>,
+    pub(super) threads_per_core: u32,
+    pub(super) cores_per_llc: u32,
+    pub(super) llcs_per_node: u32,
+    pub(super) nodes: u32,
+}
+
+impl Cpus {
+    /// Numbers the CPUs of `topology`: thread first, then core, then cache, then node.
+    pub(super) fn new(topology: &Topology) -> Result<Self, Error> {
+        let Topology { numa_nodes, llcs, cores_per_llc, threads_per_core } = *topology;
+        let llcs_per_node = llcs / numa_nodes;
+        let mut cpus = Self {
+            list: Vec::new(),
+            threads_per_core,
+            cores_per_llc,
+            llcs_per_node,
+            nodes: numa_nodes,
+        };
+        let highest = cpus.apic_id(
+            numa_nodes - 1,
+            llcs_per_node - 1,
+            cores_per_llc - 1,
+            threads_per_core - 1,
+        );
+        if highest > u64::from(MAX_APIC_ID) {
+            return Err(Error::Config(format!(
+                "{} CPUs need APIC IDs up to {highest}, of at most {MAX_APIC_ID}: each dimension \
+                 counts as the next power of two",
+                llcs * cores_per_llc * threads_per_core,
+            )));
+        }
+        for node in 0..numa_nodes {
+            for llc in 0..llcs_per_node {
+                for core in 0..cores_per_llc {
+                    for thread in 0..threads_per_core {
+                        let apic_id = cpus.apic_id(node, llc, core, thread) as u32;
+                        cpus.list.push(Cpu { apic_id, node });
+                    }
+                }
+            }
+        }
+        Ok(cpus)
+    }
+
+    fn apic_id(&self, node: u32, llc: u32, core: u32, thread: u32) -> u64 {
+        u64::from(node) << self.node_shift()
+            | u64::from(llc) << self.llc_shift()
+            | u64::from(core) << self.core_shift()
+            | u64::from(thread)
+    }
+
+    /// Bits below the number of the core: those of the thread.
+    pub(super) fn core_shift(&self) -> u32 {
+        bits(self.threads_per_core)
+    }
+
+    /// Bits below the number of the last-level cache: those of thread and core.
+    pub(super) fn llc_shift(&self) -> u32 {
+        self.core_shift() + bits(self.cores_per_llc)
+    }
+
+    /// Bits below the number of the node: those of thread, core and last-level cache.
+    pub(super) fn node_shift(&self) -> u32 {
+        self.llc_shift() + bits(self.llcs_per_node)
+    }
+}
+
+/// How many bits tell `count` things apart.
+fn bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apic_ids(topology: [u32; 4]) -> Result<Vec<u32>, Error> {
+        let [numa_nodes, llcs, cores_per_llc, threads_per_core] = topology;
+        let topology = Topology { numa_nodes, llcs, cores_per_llc, threads_per_core };
+        Ok(Cpus::new(&topology)?.list.iter().map(|cpu| cpu.apic_id).collect())
+    }
+
+    #[test]
+    fn ids_have_gaps_where_a_dimension_is_no_power_of_two() {
+        for (topology, want) in [
+            ([1, 1, 1, 1], vec![0]),
+            ([1, 1, 2, 2], vec![0, 1, 2, 3]),
+            ([1, 3, 3, 1], vec![0, 1, 2, 4, 5, 6, 8, 9, 10]),
+            ([2, 2, 1, 1], vec![0, 1]),
+            ([3, 6, 1, 2], vec![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+            ([2, 6, 1, 1], vec![0, 1, 2, 4, 5, 6]),
+        ] {
+            assert_eq!(apic_ids(topology).unwrap(), want, "{topology:?}");
+        }
+    }
+
+    #[test]
+    fn there_are_255_cpus_and_no_more() {
+        assert_eq!(apic_ids([1, 1, 255, 1]).unwrap().len(), 255);
+        for topology in
+            [[1, 1, 256, 1], [1, 17, 9, 1], [9, 9, 9, 3], [1 << 15, 1 << 15, 1 << 15, 2]]
+        {
+            assert!(matches!(apic_ids(topology), Err(Error::Config(_))), "{topology:?}");
+        }
+    }
+}

@@ -14,5 +14,5 @@ pub mod probe;
 pub mod qemu;
 
 pub use config::{Topology, VmConfig};
-pub use engine::{Engine, Event, ExitReason, Vm};
+pub use engine::{Engine, Event, ExitReason, Registers, Vm};
 pub use error::Error;

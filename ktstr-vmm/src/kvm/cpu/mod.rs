@@ -1,1 +1,3 @@
 //! What a vCPU is before its first instruction.
+
+pub(super) mod regs;

@@ -85,8 +85,14 @@ pub enum Error {
         /// The CPU's number.
         cpu: usize,
     },
-    /// This engine cannot do it.
-    #[error("this engine cannot {operation}; the KVM engine can")]
+    /// A guest-virtual address behind which there is nothing.
+    #[error("guest-virtual address {gva:#x} is not mapped")]
+    NotMapped {
+        /// The address.
+        gva: u64,
+    },
+    /// It cannot be done on this machine.
+    #[error("this machine cannot {operation}")]
     Unsupported {
         /// What was asked of it.
         operation: &'static str,

@@ -10,6 +10,7 @@ mod config;
 mod engine;
 mod error;
 pub mod kvm;
+pub mod paging;
 pub mod probe;
 pub mod qemu;
 

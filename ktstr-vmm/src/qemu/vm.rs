@@ -308,7 +308,9 @@ impl Vm for QemuVm {
     }
 
     fn registers(&mut self, _cpu: usize) -> Result<Registers, Error> {
-        Err(Error::Unsupported { operation: "read registers" })
+        Err(Error::Unsupported {
+            operation: "tell its registers: QEMU runs it, and KVM is needed for that",
+        })
     }
 
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {

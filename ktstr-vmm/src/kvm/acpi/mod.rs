@@ -18,6 +18,7 @@ mod tests;
 
 use super::cpus::Cpus;
 use super::layout;
+use super::memory::MemoryNode;
 use crate::Error;
 use table::{Table, checksum};
 
@@ -25,17 +26,6 @@ use table::{Table, checksum};
 const RSDP: usize = 36;
 /// Tables begin at multiples of this, as the RSDP has to (5.2.5.1).
 const ALIGNMENT: usize = 16;
-
-/// A range of guest memory and the node it belongs to. A node may have several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::kvm) struct MemoryNode {
-    /// Its first guest-physical address.
-    pub(in crate::kvm) base: u64,
-    /// Its bytes.
-    pub(in crate::kvm) size: u64,
-    /// The number of the node.
-    pub(in crate::kvm) node: u32,
-}
 
 /// Writes the tables as they are to lie at [`layout::ACPI`]: the RSDP, which kernels search for,
 /// and behind it what it leads to.

@@ -7,9 +7,9 @@
 //! Source: ACPI 6.5, 5.2.16 ("System Resource Affinity Table"), 5.2.17 ("System Locality
 //! Information Table").
 
-use super::MemoryNode;
 use super::table::Table;
 use crate::kvm::cpus::Cpus;
+use crate::kvm::memory::MemoryNode;
 
 const SRAT_REVISION: u8 = 3;
 const SLIT_REVISION: u8 = 1;

@@ -21,7 +21,7 @@ use super::versions::Versions;
 
 /// Raised when the layout of these entries changes.
 const KIND: &str = "kernels-1";
-const RECORD: &str = "kernel.json";
+pub(super) const RECORD: &str = "kernel.json";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {

@@ -17,6 +17,7 @@ pub mod qemu;
 pub mod vmlinux;
 
 mod apt;
+mod carry;
 mod catalog;
 mod debian;
 mod decompress;

@@ -18,6 +18,8 @@ use super::kernel::Kernel;
 pub struct Module {
     /// Its name, with underscores.
     pub name: String,
+    /// The file it was read from.
+    pub path: PathBuf,
     /// The ELF file, uncompressed.
     pub bytes: Vec<u8>,
 }
@@ -67,7 +69,7 @@ impl Finder<'_> {
             for dependency in depends.with_context(|| format!("module `{}`", file.display()))? {
                 self.need(&dependency).with_context(|| format!("`{name}` depends on it"))?;
             }
-            self.load.push(Module { name, bytes });
+            self.load.push(Module { name, path: file, bytes });
             return Ok(());
         }
         let option = option(&name);

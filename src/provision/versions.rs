@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{self, Cache};
 
-const POINTER: &str = "current";
+/// The file that says which version is current.
+pub(super) const POINTER: &str = "current";
 
 /// A version that is not in use by the pointer is kept this long: another process may have just
 /// built it and be about to make it current.

@@ -22,8 +22,25 @@ pub(crate) struct Choice {
 
 /// The engine for this process: `KTSTR_ENGINE`, or what the host can do. Probed once.
 pub(crate) fn choose(cache: &Cache) -> Result<&'static Choice> {
-    static CHOICE: OnceLock<Result<Choice, String>> = OnceLock::new();
-    match CHOICE.get_or_init(|| decide(cache).map_err(|error| format!("{error:#}"))) {
+    static CHOICE: Once = Once::new();
+    once(&CHOICE, || decide(cache))
+}
+
+/// The engine whose guests have a KVM of their own. `KTSTR_ENGINE` says nothing of it.
+pub(crate) fn nesting(cache: &Cache) -> Result<&'static Choice> {
+    static CHOICE: Once = Once::new();
+    once(&CHOICE, || {
+        let program = provision::qemu::resolve(cache)?;
+        let engine = Qemu::new(program.argv, program.version).with_nested_virtualization();
+        let reason = "it emulates hardware virtualization".to_owned();
+        Ok(Choice { engine: Box::new(engine), name: "qemu", reason, origin: program.note })
+    })
+}
+
+type Once = OnceLock<Result<Choice, String>>;
+
+fn once(choice: &'static Once, decide: impl FnOnce() -> Result<Choice>) -> Result<&'static Choice> {
+    match choice.get_or_init(|| decide().map_err(|error| format!("{error:#}"))) {
         Ok(choice) => Ok(choice),
         Err(error) => bail!("{error}"),
     }

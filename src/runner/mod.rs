@@ -4,6 +4,7 @@ mod artifacts;
 mod console;
 mod engine;
 mod initramfs;
+pub mod nested;
 mod prepare;
 mod session;
 pub mod shell;
@@ -23,6 +24,7 @@ use ktstr_core::wire::{self, Order, RunOrder};
 use crate::provision::cache::Cache;
 use crate::report::{self, Failure};
 use artifacts::Artifacts;
+use initramfs::Contents;
 pub use ktstr_vmm::probe;
 pub use prepare::Program;
 pub(crate) use prepare::{Prepared, Wanted};
@@ -94,8 +96,8 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         topology: entry.topology,
         memory_mib: entry.memory_mib,
         kaslr: entry.kaslr,
-        programs: Vec::new(),
-        links: Vec::new(),
+        contents: Contents::default(),
+        nests: false,
     })?;
     let order =
         RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env: env.collect() };

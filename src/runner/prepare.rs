@@ -1,5 +1,7 @@
 //! Makes a machine ready: kernel, engine, initramfs, command line.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Once;
 
@@ -12,7 +14,7 @@ use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
 
 use super::engine;
-use super::initramfs::{self, Initramfs};
+use super::initramfs::{self, Contents, Initramfs};
 use super::session::{self, Limits, Live};
 use crate::provision::{self, Cache, Kernel};
 use crate::report;
@@ -52,10 +54,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) topology: Topology,
     pub(crate) memory_mib: u32,
     pub(crate) kaslr: bool,
-    /// More programs for the guest: where on the host, where in the guest.
-    pub(crate) programs: Vec<(PathBuf, String)>,
-    /// Symbolic links in the guest: name, target.
-    pub(crate) links: Vec<(String, String)>,
+    /// What the guest has beside its program.
+    pub(crate) contents: Contents,
+    /// Whether it is to have a KVM. Its CPUs then share no cache, and it is made to be used once.
+    pub(crate) nests: bool,
 }
 
 /// A machine that is ready to boot.
@@ -65,22 +67,24 @@ pub(crate) struct Prepared {
     pub(crate) kernel: Kernel,
     pub(crate) config: VmConfig,
     topology: Topology,
+    /// Keeps an initramfs that has no name.
+    _initramfs: Option<File>,
 }
 
 impl Prepared {
     /// Finds kernel and engine, and builds the initramfs, or takes all three from the cache.
     pub(crate) fn new(wanted: &Wanted<'_>) -> Result<Self> {
         let cache = Cache::from_env()?;
-        let choice = engine::choose(&cache)?;
+        let choice = if wanted.nests { engine::nesting(&cache) } else { engine::choose(&cache) }?;
         let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
         announce(choice, &kernel);
-        let initramfs = Initramfs {
-            init: &wanted.program.path,
-            kernel: &kernel,
-            programs: &wanted.programs,
-            links: &wanted.links,
+        let initramfs =
+            Initramfs { init: &wanted.program.path, kernel: &kernel, contents: &wanted.contents };
+        let unnamed = wanted.nests.then(|| initramfs.unnamed(&cache)).transpose()?;
+        let initramfs = match &unnamed {
+            Some(file) => format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into(),
+            None => initramfs.ensure(&cache)?,
         };
-        let initramfs = initramfs.ensure(&cache)?;
         let initramfs_bytes = std::fs::metadata(&initramfs)
             .with_context(|| format!("cannot find {}", initramfs.display()))?
             .len();
@@ -99,7 +103,7 @@ impl Prepared {
             memory_mib: wanted.memory_mib.max(needed),
             ports: vec![wire::PORT.to_owned()],
         };
-        Ok(Self { choice, kernel, config, topology })
+        Ok(Self { choice, kernel, config, topology, _initramfs: unnamed })
     }
 
     /// Boots the machine and has it carry out `order`.

@@ -11,13 +11,14 @@ use anyhow::{Context, Result, anyhow};
 use ktstr_core::topology::Topology;
 use ktstr_core::wire::{Order, ShellOrder, Stream};
 
+use super::session::Outcome;
 use super::{Limits, Live, Prepared, Program, Wanted};
 use crate::report;
 use terminal::Terminal;
-use userland::Userland;
+pub(super) use userland::Userland;
 
 /// How long the guest may be silent, as for a test.
-const WATCHDOG: Duration = Duration::from_secs(20);
+pub(super) const WATCHDOG: Duration = Duration::from_secs(20);
 
 /// Ctrl-], as in telnet and virsh: what no program in the guest is likely to want.
 const LEAVE: u8 = 0x1d;
@@ -54,8 +55,8 @@ impl Shell {
             topology: self.topology,
             memory_mib: self.memory_mib,
             kaslr: true,
-            programs: userland.programs,
-            links: userland.links,
+            contents: userland.into(),
+            nests: false,
         })?;
         let memory_mib = prepared.config.memory_mib;
         let is_terminal =
@@ -76,11 +77,7 @@ impl Shell {
         if let Some(error) = wires.broken {
             return Err(error);
         }
-        outcome.shell_status.ok_or_else(|| {
-            let mut text = String::new();
-            report::tail(&mut text, "console", &outcome.console);
-            anyhow!("{}\n{}", outcome.end, text.trim_end())
-        })
+        status(&outcome)
     }
 
     fn order(&self, memory_mib: u32, terminal: Option<(u16, u16)>) -> ShellOrder {
@@ -97,6 +94,15 @@ impl Shell {
             memory_mib,
         }
     }
+}
+
+/// The program's exit status, or why there is none, with the end of the console.
+pub(super) fn status(outcome: &Outcome) -> Result<u8> {
+    outcome.shell_status.ok_or_else(|| {
+        let mut text = String::new();
+        report::tail(&mut text, "console", &outcome.console);
+        anyhow!("{}\n{}", outcome.end, text.trim_end())
+    })
 }
 
 /// Between our standard streams and the guest's.
@@ -210,8 +216,8 @@ mod tests {
             topology: shell.topology,
             memory_mib: shell.memory_mib,
             kaslr: true,
-            programs: userland.programs,
-            links: userland.links,
+            contents: userland.into(),
+            nests: false,
         };
         let prepared = Prepared::new(&wanted).unwrap();
         shell.topology.llcs = 2;

@@ -8,6 +8,7 @@ use ktstr::prelude::*;
 use ktstr_core::registry;
 use ktstr_core::wire::{Order, RunOrder};
 
+use super::initramfs::Contents;
 use super::{Limits, Prepared, Program, Wanted};
 
 #[ktstr_test(cores = 1)]
@@ -25,8 +26,8 @@ fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
         topology: entry.topology,
         memory_mib: entry.memory_mib,
         kaslr: true,
-        programs: Vec::new(),
-        links: Vec::new(),
+        contents: Contents::default(),
+        nests: false,
     };
     let mut prepared = Prepared::new(&wanted).unwrap();
     let memory_mib = prepared.config.memory_mib;

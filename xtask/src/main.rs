@@ -1,9 +1,12 @@
-//! Tasks of the project itself: `cargo xtask bench boot`, `cargo xtask soak`.
+//! Tasks of the project itself: `cargo xtask bench boot`, `cargo xtask nested`, `cargo xtask soak`.
 
 #![forbid(unsafe_code)]
 
 mod bench;
+mod nested;
 mod soak;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -19,6 +22,8 @@ enum Task {
     /// Measures.
     #[command(subcommand)]
     Bench(Bench),
+    /// Runs the suite, or a program, in a machine that has a KVM.
+    Nested(nested::Nested),
     /// Runs the VM suite many times in a row.
     Soak(soak::Soak),
 }
@@ -29,10 +34,12 @@ enum Bench {
     Boot(bench::Boot),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     ktstr::runner::init_if_guest();
     match Arguments::parse().task {
-        Task::Bench(Bench::Boot(boot)) => boot.run(),
-        Task::Soak(soak) => soak.run(),
+        Task::Bench(Bench::Boot(boot)) => boot.run()?,
+        Task::Nested(nested) => return nested.run(),
+        Task::Soak(soak) => soak.run()?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -25,9 +25,24 @@ pub(super) enum TcgThreads {
     Single,
 }
 
-/// An Intel CPU: with the AMD one QEMU calls `max`, every CPU has an L3 id of its own (TCG lacks
-/// topoext). Five-level paging is off because it doubles the cost of a page walk for nothing.
-const CPU: &str = "max,la57=off,vendor=GenuineIntel,family=6,model=85,stepping=4";
+/// The CPU a guest sees. Five-level paging is off in both: it doubles the cost of a page walk for
+/// nothing, and with it the guests of a guest crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cpu {
+    /// An Intel one, because TCG lacks topoext: the CPUs of an AMD one share no L3.
+    Intel,
+    /// An AMD one, whose SVM is what TCG emulates of hardware virtualization.
+    Amd,
+}
+
+impl Cpu {
+    fn model(self) -> &'static str {
+        match self {
+            Self::Intel => "max,la57=off,vendor=GenuineIntel,family=6,model=85,stepping=4",
+            Self::Amd => "max,la57=off",
+        }
+    }
+}
 
 /// What the kernel must be told on this machine, and why.
 ///
@@ -37,7 +52,12 @@ const CPU: &str = "max,la57=off,vendor=GenuineIntel,family=6,model=85,stepping=4
 const CMDLINE: &str = "console=ttyS0 no_timer_check tsc=reliable";
 
 /// Builds all arguments after the program and its own leading ones.
-pub(super) fn build(config: &VmConfig, fds: &Inherited, threads: TcgThreads) -> Vec<OsString> {
+pub(super) fn build(
+    config: &VmConfig,
+    fds: &Inherited,
+    threads: TcgThreads,
+    cpu: Cpu,
+) -> Vec<OsString> {
     let mut args = Args::default();
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
     // QMP must be listening before the guest can end, or the event that tells why is lost: start
@@ -50,7 +70,7 @@ pub(super) fn build(config: &VmConfig, fds: &Inherited, threads: TcgThreads) -> 
             TcgThreads::Single => "tcg,thread=single",
         },
     );
-    args.option("-cpu", CPU);
+    args.option("-cpu", cpu.model());
     add_topology(&mut args, config, &fds.memory);
     add_channels(&mut args, config, fds);
     args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
@@ -160,7 +180,7 @@ mod tests {
             ports: (20..20 + ports).collect(),
             memory: (30..30 + nodes).collect(),
         };
-        let args = build(config, &fds, TcgThreads::Multi);
+        let args = build(config, &fds, TcgThreads::Multi, Cpu::Intel);
         args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 

@@ -23,6 +23,7 @@ use crate::{Engine, Error, Vm, VmConfig};
 pub struct Qemu {
     argv: Vec<OsString>,
     version: String,
+    cpu: args::Cpu,
 }
 
 impl Qemu {
@@ -40,7 +41,16 @@ impl Qemu {
     /// If `argv` is empty.
     pub fn new(argv: Vec<OsString>, version: impl Into<String>) -> Self {
         assert!(!argv.is_empty(), "a QEMU needs a program to run");
-        Self { argv, version: version.into() }
+        Self { argv, version: version.into(), cpu: args::Cpu::Intel }
+    }
+
+    /// Gives guests a CPU on which they can run guests of their own, with KVM's `kvm_amd`.
+    ///
+    /// Each of its CPUs has a last-level cache of its own, so a
+    /// [`Topology`](crate::Topology) that asks for another sharing is not what the guest sees.
+    #[must_use]
+    pub fn with_nested_virtualization(self) -> Self {
+        Self { cpu: args::Cpu::Amd, ..self }
     }
 
     /// The version given to [`Qemu::new`].
@@ -63,12 +73,15 @@ impl Qemu {
 
 impl Engine for Qemu {
     fn describe(&self) -> String {
-        format!("QEMU {} (TCG)", self.version)
+        match self.cpu {
+            args::Cpu::Intel => format!("QEMU {} (TCG)", self.version),
+            args::Cpu::Amd => format!("QEMU {} (TCG with SVM)", self.version),
+        }
     }
 
     /// Starts QEMU; it dies with the calling *thread*, which must outlive the machine.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error> {
-        Ok(Box::new(vm::QemuVm::boot(&self.argv, self.tcg_threads(), config)?))
+        Ok(Box::new(vm::QemuVm::boot(&self.argv, self.tcg_threads(), self.cpu, config)?))
     }
 }
 
@@ -87,5 +100,11 @@ mod tests {
         ] {
             assert_eq!(Qemu::new(vec!["qemu".into()], version).tcg_threads(), want, "{version}");
         }
+    }
+
+    #[test]
+    fn nested_virtualization_is_told() {
+        let qemu = Qemu::new(vec!["qemu".into()], "10.0.13").with_nested_virtualization();
+        assert_eq!(qemu.describe(), "QEMU 10.0.13 (TCG with SVM)");
     }
 }

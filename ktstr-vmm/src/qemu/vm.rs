@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::args::{self, Inherited, TcgThreads};
+use super::args::{self, Cpu, Inherited, TcgThreads};
 use super::channel::Channel;
 use super::inbox::Inbox;
 use super::memory::GuestMemory;
@@ -60,6 +60,7 @@ impl QemuVm {
     pub(super) fn boot(
         argv: &[OsString],
         threads: TcgThreads,
+        cpu: Cpu,
         config: &VmConfig,
     ) -> Result<Self, Error> {
         config.check()?;
@@ -74,7 +75,7 @@ impl QemuVm {
         let (ports, port_fds) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let memory_fds = memory.fds().map(|fd| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
-        let args = args::build(config, &fds, threads);
+        let args = args::build(config, &fds, threads, cpu);
         let (process, Output { stdout, stderr }) = Process::spawn(argv, &args, inherit)?;
 
         let mut vm = Self {

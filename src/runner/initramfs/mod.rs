@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -25,14 +26,25 @@ pub(crate) struct Initramfs<'a> {
     pub(crate) init: &'a Path,
     /// The kernel it is for, which may need modules.
     pub(crate) kernel: &'a Kernel,
-    /// More programs: where on the host, where in the guest.
-    pub(crate) programs: &'a [(PathBuf, String)],
+    /// What there is beside it.
+    pub(crate) contents: &'a Contents,
+}
+
+/// What a guest has beside its `/init`.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// Programs, with the libraries they need: where on the host, where in the guest.
+    pub(crate) programs: Vec<(PathBuf, String)>,
+    /// Other files, alike.
+    pub(crate) files: Vec<(PathBuf, String)>,
     /// Symbolic links: name in the guest, target.
-    pub(crate) links: &'a [(String, String)],
+    pub(crate) links: Vec<(String, String)>,
+    /// Modules to load beside those of the transport.
+    pub(crate) modules: Vec<&'static str>,
 }
 
 /// What the transport needs, as modules where the kernel does not have it built in.
-const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+pub(crate) const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
 
 /// An initramfs that no test has used for so long is removed, and of younger ones all but so many:
 /// each new build of a test binary has its own.
@@ -42,7 +54,7 @@ const KEEP: (Duration, usize) = (Duration::from_secs(3 * 24 * 3600), 48);
 const FOLDER: &str = "initramfs";
 
 /// Changes whenever the same input gives a different archive.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The folder of all shared libraries, named to the loader by `LD_LIBRARY_PATH`.
 pub(crate) const LIBRARIES: &str = "/lib";
@@ -63,6 +75,16 @@ impl Initramfs<'_> {
                 _ => return Ok(path),
             }
         }
+    }
+
+    /// An archive without a name, which is gone with its last descriptor; for what is large and
+    /// of no use to anybody else.
+    pub(crate) fn unnamed(&self, cache: &Cache) -> Result<File> {
+        let file = tempfile::tempfile_in(cache.root())
+            .with_context(|| format!("cannot create a file in {}", cache.root().display()))?;
+        let mut writer = BufWriter::with_capacity(1 << 20, file);
+        self.write(&mut writer)?;
+        writer.into_inner().context("cannot write an initramfs")
     }
 
     fn build(&self, path: &Path) -> Result<()> {
@@ -87,10 +109,11 @@ impl Initramfs<'_> {
         identity(self.init)?.hash(&mut hasher);
         self.kernel.version.hash(&mut hasher);
         self.kernel.modules.as_deref().map(identity).transpose()?.hash(&mut hasher);
-        for (program, name) in self.programs {
-            (identity(program)?, name).hash(&mut hasher);
+        let Contents { programs, files, links, modules } = self.contents;
+        for (file, name) in programs.iter().chain(files) {
+            (identity(file)?, name).hash(&mut hasher);
         }
-        self.links.hash(&mut hasher);
+        (programs.len(), links, modules).hash(&mut hasher);
         identity(Path::new("/etc/ld.so.cache")).ok().hash(&mut hasher);
         std::env::var_os("LD_LIBRARY_PATH").hash(&mut hasher);
         for library in loaded_files()? {
@@ -111,7 +134,7 @@ impl Initramfs<'_> {
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,
         )?;
         let mut programs = vec![self.init];
-        for (program, name) in self.programs {
+        for (program, name) in &self.contents.programs {
             archive.file(name, 0o755, &read(program)?)?;
             programs.push(program);
         }
@@ -124,10 +147,14 @@ impl Initramfs<'_> {
                 archive.file(&format!("{LIBRARIES}/{name}"), 0o755, &read(&file)?)?;
             }
         }
-        for (name, target) in self.links {
+        for (file, name) in &self.contents.files {
+            archive.file(name, mode(file)?, &read(file)?)?;
+        }
+        for (name, target) in &self.contents.links {
             archive.link(name, target)?;
         }
-        let modules = provision::modules_for(self.kernel, &MODULES)?;
+        let modules = [&MODULES, &*self.contents.modules].concat();
+        let modules = provision::modules_for(self.kernel, &modules)?;
         for (index, module) in modules.iter().enumerate() {
             let name = format!("{}/{index:03}-{}.ko", guest::MODULES, module.name);
             archive.file(&name, 0o644, &module.bytes)?;
@@ -153,6 +180,11 @@ fn remove_unused(folder: &Path) {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn mode(path: &Path) -> Result<u32> {
+    let meta = fs::metadata(path).with_context(|| format!("cannot find {}", path.display()))?;
+    Ok(meta.permissions().mode() & 0o777)
 }
 
 /// The files this process has mapped as code.

@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::provision::find_program;
+use crate::runner::initramfs::Contents;
 
 /// What busybox lacks, and what stands for it where the host has none. What the host lacks is left
 /// out.
@@ -23,7 +24,7 @@ const TOOLS: &[&str] = &[
 
 /// Programs and symbolic links for the guest's `/bin`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Userland {
+pub(in crate::runner) struct Userland {
     /// Where on the host, where in the guest.
     pub(super) programs: Vec<(PathBuf, String)>,
     /// Name, target.
@@ -32,7 +33,7 @@ pub(super) struct Userland {
 
 impl Userland {
     /// The host's busybox with all its applets if there is one, else its `sh`; and common tools.
-    pub(super) fn of_host() -> Result<Self> {
+    pub(in crate::runner) fn of_host() -> Result<Self> {
         let busybox = find_program("busybox").and_then(|path| Some((applets(&path)?, path)));
         let userland = Self::gather(busybox, find_program);
         ensure!(
@@ -85,6 +86,12 @@ impl Userland {
         let is = |name: &String| name.strip_prefix("/bin/") == Some(tool);
         self.programs.iter().any(|(_, name)| is(name))
             || self.links.iter().any(|(name, _)| is(name))
+    }
+}
+
+impl From<Userland> for Contents {
+    fn from(userland: Userland) -> Self {
+        Self { programs: userland.programs, links: userland.links, ..Self::default() }
     }
 }
 

@@ -30,7 +30,7 @@ fn boot(script: &str) -> Result<QemuVm, Error> {
         memory_mib: 1,
         ports: vec!["wire".into()],
     };
-    QemuVm::boot(&argv, TcgThreads::Multi, &config)
+    QemuVm::boot(&argv, TcgThreads::Multi, Cpu::Intel, &config)
 }
 
 /// All events to the end, neighbours of one source joined.

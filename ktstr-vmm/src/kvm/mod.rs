@@ -26,6 +26,8 @@ mod vm;
 use crate::probe::{self, KvmFacts, Unusable};
 use crate::{Engine, Vm, VmConfig};
 
+#[doc(hidden)]
+pub use acpi::acpi_tables;
 pub use boot::Error as BootError;
 pub use error::Error;
 

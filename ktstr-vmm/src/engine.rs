@@ -43,6 +43,9 @@ pub trait Vm: fmt::Debug {
     /// Lets the CPUs of a paused machine go on.
     fn resume(&mut self) -> Result<(), Error>;
 
+    /// The registers of a CPU of a paused machine.
+    fn registers(&mut self, cpu: usize) -> Result<Registers, Error>;
+
     /// Fills `buf` from guest-physical address `gpa`, all of it or nothing.
     ///
     /// The CPUs may run, but only between [`Vm::pause`] and [`Vm::resume`] do several reads fit
@@ -51,6 +54,24 @@ pub trait Vm: fmt::Debug {
 
     /// Ends the machine now, whatever it does. Returns when it is gone.
     fn stop(&mut self) -> Result<(), Error>;
+}
+
+/// Registers of a paused CPU: where it is, and how its addresses are translated.
+///
+/// Source: Intel SDM vol. 3A, 2.5 (control registers), 2.2.1 (EFER).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the manual")]
+pub struct Registers {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    /// In the kernel, where the CPU's own variables are.
+    pub gs_base: u64,
 }
 
 /// What a machine did.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::kvm;
+
 /// A machine could not be started, reached or read.
 ///
 /// What the guest does, its panics included, is never an error but an [`Event`](crate::Event).
@@ -73,6 +75,27 @@ pub enum Error {
         limit_mib: usize,
         /// Whose reading they wait for.
         direction: &'static str,
+    },
+    /// KVM, or what is put into a machine for it.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// Registers of a CPU that runs, or that the machine does not have.
+    #[error("cannot read the registers of CPU {cpu}: it is not paused, or there is no such CPU")]
+    NotPaused {
+        /// The CPU's number.
+        cpu: usize,
+    },
+    /// A guest-virtual address behind which there is nothing.
+    #[error("guest-virtual address {gva:#x} is not mapped")]
+    NotMapped {
+        /// The address.
+        gva: u64,
+    },
+    /// It cannot be done on this machine.
+    #[error("this machine cannot {operation}")]
+    Unsupported {
+        /// What was asked of it.
+        operation: &'static str,
     },
     /// The machine has ended.
     #[error("cannot {operation}: the machine is gone")]

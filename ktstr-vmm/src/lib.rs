@@ -10,9 +10,10 @@ mod config;
 mod engine;
 mod error;
 pub mod kvm;
+pub mod paging;
 pub mod probe;
 pub mod qemu;
 
 pub use config::{Topology, VmConfig};
-pub use engine::{Engine, Event, ExitReason, Vm};
+pub use engine::{Engine, Event, ExitReason, Registers, Vm};
 pub use error::Error;

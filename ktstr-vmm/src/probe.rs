@@ -90,6 +90,11 @@ pub enum Unusable {
 ///
 /// The reason why KVM cannot run a kernel here.
 pub fn kvm() -> Result<KvmFacts, Unusable> {
+    open().map(|(_, facts)| facts)
+}
+
+/// The same, and keeps what was opened.
+pub(crate) fn open() -> Result<(Kvm, KvmFacts), Unusable> {
     let kvm = Kvm::new().map_err(|errno| open_error(errno.into()))?;
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
@@ -101,7 +106,7 @@ pub fn kvm() -> Result<KvmFacts, Unusable> {
         // Something else, such as a host page fault, may have cost the first run its time.
         loop_time = loop_time.min(run_loop(&kvm, &module)?);
     }
-    judge(module, loop_time)
+    judge(module, loop_time).map(|facts| (kvm, facts))
 }
 
 fn judge(module: Option<String>, loop_time: Duration) -> Result<KvmFacts, Unusable> {

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
 use ktstr_vmm::Engine;
-use ktstr_vmm::probe;
+use ktstr_vmm::kvm::Kvm;
 use ktstr_vmm::qemu::Qemu;
 
 use crate::provision::{self, cache::Cache};
@@ -48,22 +48,29 @@ fn once(choice: &'static Once, decide: impl FnOnce() -> Result<Choice>) -> Resul
 
 fn decide(cache: &Cache) -> Result<Choice> {
     let wanted = std::env::var("KTSTR_ENGINE").unwrap_or_else(|_| "auto".to_owned());
-    let reason = match wanted.as_str() {
-        "qemu" => "KTSTR_ENGINE=qemu".to_owned(),
-        "" | "auto" => reason_for_qemu(),
-        "kvm" => {
-            bail!("KTSTR_ENGINE=kvm, but this version has no KVM engine yet; use `qemu` or `auto`")
-        }
+    match wanted.as_str() {
+        "kvm" => match Kvm::open() {
+            Ok(kvm) => Ok(on_kvm(kvm, "KTSTR_ENGINE=kvm".to_owned())),
+            Err(unusable) => bail!(
+                "KTSTR_ENGINE=kvm, but KVM cannot serve: {unusable}; without KTSTR_ENGINE, QEMU \
+                 emulates the CPUs instead"
+            ),
+        },
+        "qemu" => on_qemu(cache, "KTSTR_ENGINE=qemu".to_owned()),
+        "" | "auto" => match Kvm::open() {
+            Ok(kvm) => Ok(on_kvm(kvm, "it runs a loop at the speed of a CPU".to_owned())),
+            Err(unusable) => on_qemu(cache, unusable.to_string()),
+        },
         other => bail!("KTSTR_ENGINE={other} names no engine; there are `auto`, `kvm` and `qemu`"),
-    };
+    }
+}
+
+fn on_kvm(kvm: Kvm, reason: String) -> Choice {
+    Choice { engine: Box::new(kvm), name: "kvm", reason, origin: "/dev/kvm".to_owned() }
+}
+
+fn on_qemu(cache: &Cache, reason: String) -> Result<Choice> {
     let program = provision::qemu::resolve(cache)?;
     let engine = Box::new(Qemu::new(program.argv, program.version));
     Ok(Choice { engine, name: "qemu", reason, origin: program.note })
-}
-
-fn reason_for_qemu() -> String {
-    match probe::kvm() {
-        Ok(_) => "KVM would serve, but this version has no KVM engine yet".to_owned(),
-        Err(unusable) => unusable.to_string(),
-    }
 }

@@ -11,14 +11,6 @@ const MIB: u64 = 1 << 20;
 /// Where the memory goes on that found no place below the devices.
 const HIGH_BASE: u64 = 4 << 30;
 
-/// The size of each node in MiB: equal shares, and the remainder for the last.
-pub(super) fn node_sizes_mib(config: &VmConfig) -> impl Iterator<Item = u64> {
-    let nodes = u64::from(config.topology.numa_nodes);
-    let total = u64::from(config.memory_mib);
-    let share = total / nodes;
-    (0..nodes).map(move |node| if node + 1 == nodes { total - share * node } else { share })
-}
-
 /// The memory of one machine, one memfd per node.
 #[derive(Debug)]
 pub(super) struct GuestMemory {
@@ -36,7 +28,8 @@ struct Node {
 impl GuestMemory {
     /// Makes zeroed memory; pages come into being when they are first written.
     pub(super) fn new(config: &VmConfig) -> Result<Self, Error> {
-        let nodes = node_sizes_mib(config)
+        let nodes = config
+            .node_sizes_mib()
             .map(|mib| {
                 let memfd = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
                 ftruncate(&memfd, mib * MIB)?;

@@ -15,7 +15,7 @@ use super::inbox::Inbox;
 use super::memory::GuestMemory;
 use super::process::{Inherit, Output, Process};
 use super::qmp::{self, Message};
-use crate::{Error, Event, ExitReason, Vm, VmConfig};
+use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
 
 /// How long QEMU may take to answer; it does in milliseconds unless the host is overwhelmed.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -63,7 +63,7 @@ impl QemuVm {
         cpu: Cpu,
         config: &VmConfig,
     ) -> Result<Self, Error> {
-        args::check(config)?;
+        config.check()?;
         let memory = GuestMemory::new(config)?;
         let mut inherit = Inherit::default();
         let channel = |inherit: &mut Inherit| {
@@ -306,6 +306,12 @@ impl Vm for QemuVm {
             Err(Error::Refused { .. }) if self.guest_end.is_some() => Ok(()),
             result => result,
         }
+    }
+
+    fn registers(&mut self, _cpu: usize) -> Result<Registers, Error> {
+        Err(Error::Unsupported {
+            operation: "tell its registers: QEMU runs it, and KVM is needed for that",
+        })
     }
 
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {

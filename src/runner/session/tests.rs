@@ -75,6 +75,10 @@ impl Vm for Script {
         Ok(())
     }
 
+    fn registers(&mut self, _cpu: usize) -> Result<ktstr_vmm::Registers, ktstr_vmm::Error> {
+        unimplemented!("no session reads registers")
+    }
+
     fn read_memory(&mut self, _: u64, _: &mut [u8]) -> Result<(), Error> {
         Ok(())
     }

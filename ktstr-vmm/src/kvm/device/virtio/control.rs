@@ -1,0 +1,81 @@
+//! The control messages by which the two sides of a virtio console speak of its ports.
+//!
+//! The driver says that it is ready, the device adds its ports, the driver says of each that it is
+//! ready, the device names it and opens its own end. The driver opens and closes its end as
+//! programs do.
+//!
+//! Source: virtio 1.2, 5.3.6.2 ("Multiport Device Operation").
+
+/// Bytes of a message but for the name that may follow it.
+pub(super) const MESSAGE: usize = 8;
+
+const DEVICE_READY: u16 = 0;
+const DEVICE_ADD: u16 = 1;
+const PORT_READY: u16 = 3;
+const PORT_OPEN: u16 = 6;
+const PORT_NAME: u16 = 7;
+
+/// What a driver may say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FromDriver {
+    /// It waits for ports to be added.
+    DeviceReady,
+    /// It has set up this port.
+    PortReady(u32),
+    /// It has opened this port, or closed it.
+    PortOpen(u32, bool),
+}
+
+impl FromDriver {
+    /// Understands a message; none that is cut off, tells of a failure or is not for devices.
+    pub(super) fn parse(message: &[u8]) -> Option<Self> {
+        let &[a, b, c, d, event_low, event_high, value_low, value_high] = message else {
+            return None;
+        };
+        let id = u32::from_le_bytes([a, b, c, d]);
+        let value = u16::from_le_bytes([value_low, value_high]);
+        match u16::from_le_bytes([event_low, event_high]) {
+            DEVICE_READY if value == 1 => Some(Self::DeviceReady),
+            PORT_READY if value == 1 => Some(Self::PortReady(id)),
+            PORT_OPEN => Some(Self::PortOpen(id, value != 0)),
+            _ => None,
+        }
+    }
+}
+
+/// What the device has yet to say of a port. Flags, so that it is bounded, whatever it is asked.
+#[derive(Debug, Default)]
+pub(super) struct ToDriver {
+    /// There is this port.
+    pub(super) add: bool,
+    /// It has this name.
+    pub(super) name: bool,
+    /// The device's end of it is open.
+    pub(super) open: bool,
+}
+
+impl ToDriver {
+    /// Takes the next message out, for the port with this ID and name.
+    pub(super) fn take(&mut self, id: u32, name: &str) -> Option<Vec<u8>> {
+        let (flag, event, text) = match self {
+            Self { add: flag @ true, .. } => (flag, DEVICE_ADD, ""),
+            // The name goes without a NUL: its length is that of the message.
+            Self { name: flag @ true, .. } => (flag, PORT_NAME, name),
+            Self { open: flag @ true, .. } => (flag, PORT_OPEN, ""),
+            _ => return None,
+        };
+        *flag = false;
+        let value = 1_u16;
+        let mut message = Vec::with_capacity(MESSAGE + text.len());
+        message.extend(id.to_le_bytes());
+        message.extend(event.to_le_bytes());
+        message.extend(value.to_le_bytes());
+        message.extend(text.as_bytes());
+        Some(message)
+    }
+
+    /// Whether there is a message to take.
+    pub(super) fn is_empty(&self) -> bool {
+        !(self.add || self.name || self.open)
+    }
+}

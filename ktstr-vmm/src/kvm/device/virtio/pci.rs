@@ -1,0 +1,283 @@
+//! The virtio console as a PCI function: its configuration space, and what is in its BAR.
+//!
+//! All structures are in BAR 0, a page to each. There is no interrupt line and no legacy interface.
+//!
+//! Source: virtio 1.2, 4.1 ("Virtio Over PCI Bus").
+
+use super::super::pci::{
+    BAR0, COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Identity, MAX_VECTORS,
+    MSIX_CAPABILITY, Msix,
+};
+use super::super::{Backlog, Board, read_registers};
+use super::common::Common;
+use super::console::{Console, F_MULTIPORT};
+use super::interrupts::Interrupts;
+use super::queue::Broken;
+use crate::Error;
+use crate::kvm::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
+
+/// Red Hat's vendor ID and, from 0x1040 on, the device IDs of virtio 1: a console is number 3.
+const IDENTITY: Identity =
+    Identity { vendor: 0x1af4, device: 0x1043, class: 0x07_8000, revision: 1, subsystem: 0x1100 };
+
+/// What is in BAR 0, page by page.
+const PAGE: u32 = 0x1000;
+const COMMON: u32 = 0;
+const ISR: u32 = 1;
+const DEVICE: u32 = 2;
+const NOTIFY: u32 = 3;
+const MSIX_TABLE: u32 = 4;
+const MSIX_PENDING: u32 = 5;
+/// Its size: a power of two.
+const BAR_SIZE: u32 = 8 * PAGE;
+
+/// The ID of capabilities that are the vendor's own: here, virtio's.
+const VENDOR_CAPABILITY: u8 = 9;
+/// Kinds of them.
+const COMMON_CFG: u8 = 1;
+const NOTIFY_CFG: u8 = 2;
+const ISR_CFG: u8 = 3;
+const DEVICE_CFG: u8 = 4;
+const PCI_CFG: u8 = 5;
+
+/// The function.
+#[derive(Debug)]
+pub(in super::super) struct Function {
+    config: ConfigSpace,
+    /// Where in it the MSI-X message control register is.
+    msix_control: usize,
+    /// Where in it the capability of [`Window`] is.
+    window: usize,
+    common: Common,
+    interrupts: Interrupts,
+    console: Console,
+}
+
+impl Function {
+    /// Makes a console with these ports, its BAR at the beginning of the window for them.
+    ///
+    /// Kernels keep an address that firmware has chosen, if nothing is against it.
+    pub(in super::super) fn new(ports: &[String]) -> Self {
+        let console = Console::new(ports);
+        let queues = console.queues();
+        // One for each queue and one for the device: Linux uses them if it finds them.
+        let interrupts = Interrupts::new((queues.len() + 1).min(MAX_VECTORS));
+        let mut config = ConfigSpace::new(IDENTITY);
+        config.set_bar0(PCI_WINDOW as u32, BAR_SIZE);
+        let msix = add_msix(&mut config, &interrupts.msix);
+        let window = add_virtio(&mut config);
+        Self {
+            config,
+            msix_control: msix + 2,
+            window,
+            common: Common::new(F_MULTIPORT, queues),
+            interrupts,
+            console,
+        }
+    }
+
+    /// Reads from the configuration space.
+    pub(in super::super) fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        if self.touches_window(offset, data.len())
+            && let Some(window) = Window::at(&self.config, self.window)
+        {
+            let mut bytes = [0; 4];
+            self.read_bar(window.offset, &mut bytes[..window.len]);
+            self.config.set(self.window + Window::DATA, &bytes);
+        }
+        self.config.read(offset, data);
+    }
+
+    /// Writes to the configuration space.
+    pub(in super::super) fn write_config(&mut self, offset: usize, data: &[u8], board: &dyn Board) {
+        self.config.write(offset, data);
+        if self.touches_window(offset, data.len())
+            && let Some(window) = Window::at(&self.config, self.window)
+        {
+            let bytes = self.config.dword(self.window + Window::DATA).to_le_bytes();
+            self.write_bar(window.offset, &bytes[..window.len], board);
+        }
+        self.interrupts.msix.set_control(self.config.word(self.msix_control), board);
+        // The function may just have been allowed to access memory.
+        self.service(board);
+    }
+
+    fn touches_window(&self, offset: usize, len: usize) -> bool {
+        let data = self.window + Window::DATA;
+        offset < data + 4 && data < offset + len
+    }
+
+    /// Where in the BAR an access lies: all of it, in a BAR that is where BARs may be.
+    pub(in super::super) fn bar_offset(&self, gpa: u64, len: usize) -> Option<usize> {
+        let address = u64::from(self.config.dword(BAR0));
+        let is_in_window =
+            address >= PCI_WINDOW && address + u64::from(BAR_SIZE) <= PCI_WINDOW + PCI_WINDOW_SIZE;
+        if !is_in_window || self.config.word(COMMAND) & COMMAND_MEMORY == 0 {
+            return None;
+        }
+        let offset = usize::try_from(gpa.checked_sub(address)?).ok()?;
+        is_in_bar(offset, len).then_some(offset)
+    }
+
+    /// Reads from the BAR. What is not there reads as zeros.
+    pub(in super::super) fn read_bar(&mut self, offset: usize, data: &mut [u8]) {
+        data.fill(0);
+        let (page, offset) = split(offset);
+        match page {
+            COMMON => self.common.read(offset, data),
+            ISR if offset == 0 => {
+                if let Some(isr) = data.first_mut() {
+                    *isr = self.interrupts.take_isr();
+                }
+            }
+            DEVICE => read_registers(&self.console.config(), offset, data),
+            MSIX_TABLE => self.interrupts.msix.read_table(offset, data),
+            MSIX_PENDING => self.interrupts.msix.read_pending(offset, data),
+            _ => {}
+        }
+    }
+
+    /// Writes to the BAR, and does the work that this makes possible.
+    pub(in super::super) fn write_bar(&mut self, offset: usize, data: &[u8], board: &dyn Board) {
+        let (page, offset) = split(offset);
+        match page {
+            COMMON => {
+                match self.common.write(offset, data, &self.interrupts, board.memory()) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        self.console.reset();
+                        self.interrupts.reset();
+                    }
+                    Err(Broken) => self.set_broken(board),
+                }
+                self.service(board);
+            }
+            NOTIFY => {
+                // With a multiplier of 0 all queues are notified at offset 0.
+                if let (0, &[low, high]) = (offset, data) {
+                    self.notify(u16::from_le_bytes([low, high]), board);
+                }
+            }
+            MSIX_TABLE => self.interrupts.msix.write_table(offset, data, board),
+            _ => {}
+        }
+    }
+
+    fn notify(&mut self, index: u16, board: &dyn Board) {
+        if let Some(queue) = self.common.queues.get_mut(usize::from(index)) {
+            queue.is_kicked = true;
+            self.service(board);
+        }
+    }
+
+    /// See [`Devices::send`](super::super::Devices::send).
+    pub(in super::super) fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.console.send(port, bytes)
+    }
+
+    /// Does a bounded part of the work that can be done now.
+    pub(in super::super) fn service(&mut self, board: &dyn Board) {
+        if self.is_running() && self.work(board).is_err() {
+            self.set_broken(board);
+        }
+    }
+
+    fn work(&mut self, board: &dyn Board) -> Result<(), Broken> {
+        self.console.work(&mut self.common.queues, board)?;
+        for queue in &mut self.common.queues {
+            if queue.take_interrupt(board.memory())? {
+                self.interrupts.queue(queue.vector, board);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_broken(&mut self, board: &dyn Board) {
+        if let Some(vector) = self.common.set_broken() {
+            self.interrupts.config(vector, board);
+        }
+    }
+
+    /// What is left to do: nothing, unless there is a driver to do it with.
+    pub(in super::super) fn backlog(&self) -> Backlog {
+        match self.is_running() {
+            true => self.console.backlog(&self.common.queues),
+            false => Backlog { wants_service: false, wants_room: false, is_drained: true },
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.common.is_live() && self.config.word(COMMAND) & COMMAND_MASTER != 0
+    }
+}
+
+/// A window to the BAR for those who cannot reach it: they write here what to access, and find the
+/// data in the same capability.
+///
+/// Source: virtio 1.2, 4.1.4.9 ("PCI configuration access capability").
+#[derive(Debug)]
+struct Window {
+    offset: usize,
+    len: usize,
+}
+
+impl Window {
+    const BAR: usize = 4;
+    const OFFSET: usize = 8;
+    const LENGTH: usize = 12;
+    const DATA: usize = 16;
+
+    /// What is to be accessed, if it is a naturally aligned part of the BAR.
+    fn at(config: &ConfigSpace, capability: usize) -> Option<Self> {
+        let offset = config.dword(capability + Self::OFFSET) as usize;
+        let len = config.dword(capability + Self::LENGTH) as usize;
+        let is_bar0 = config.word(capability + Self::BAR) as u8 == 0;
+        let is_access = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
+        (is_bar0 && is_access && is_in_bar(offset, len)).then_some(Self { offset, len })
+    }
+}
+
+fn is_in_bar(offset: usize, len: usize) -> bool {
+    offset.checked_add(len).is_some_and(|end| end <= BAR_SIZE as usize)
+}
+
+/// The page of the BAR, and the offset in it.
+fn split(offset: usize) -> (u32, usize) {
+    (offset as u32 / PAGE, offset % PAGE as usize)
+}
+
+fn add_msix(config: &mut ConfigSpace, msix: &Msix) -> usize {
+    let (body, writable) = msix.capability(MSIX_TABLE * PAGE, MSIX_PENDING * PAGE);
+    config.add_capability(MSIX_CAPABILITY, &body, &writable)
+}
+
+/// Adds virtio's capabilities; returns where that of [`Window`] is, which comes last.
+///
+/// Source: virtio 1.2, 4.1.4 ("Virtio Structure PCI Capabilities").
+fn add_virtio(config: &mut ConfigSpace) -> usize {
+    for (kind, page, extra) in [
+        (COMMON_CFG, COMMON, &[][..]),
+        (ISR_CFG, ISR, &[]),
+        (DEVICE_CFG, DEVICE, &[]),
+        // `notify_off_multiplier`: all queues are notified at one place.
+        (NOTIFY_CFG, NOTIFY, &0_u32.to_le_bytes()),
+    ] {
+        config.add_capability(VENDOR_CAPABILITY, &body(kind, page, extra), &[]);
+    }
+    let mut writable = [0; 18];
+    // All but the capability's length and kind, its ID and the padding behind it.
+    writable[Window::BAR - 2] = 0xff;
+    writable[Window::OFFSET - 2..].fill(0xff);
+    let mut body = body(PCI_CFG, 0, &[0; 4]);
+    body[Window::LENGTH - 2..Window::DATA - 2].fill(0);
+    config.add_capability(VENDOR_CAPABILITY, &body, &writable)
+}
+
+/// A `struct virtio_pci_cap` without its first two bytes: a page of BAR 0.
+fn body(kind: u8, page: u32, extra: &[u8]) -> Vec<u8> {
+    let mut body = vec![(Window::DATA + extra.len()) as u8, kind, 0, 0, 0, 0];
+    body.extend((page * PAGE).to_le_bytes());
+    body.extend(PAGE.to_le_bytes());
+    body.extend(extra);
+    body
+}

@@ -1,0 +1,96 @@
+//! What the thread of a vCPU may ask of the kernel: it alone handles what a guest says.
+//!
+//! Anything else fails with `EPERM`. The process is not killed for it: it runs other tests, whose
+//! verdicts are not to be lost, and a thread that cannot do more than this is confined either way.
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// The system calls of a thread at work: locks, memory, its signals, the time, its end.
+const ALLOWED: [libc::c_long; 21] = [
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+];
+
+/// The ioctls, by number: those of [`kvm_ioctls`] that this thread uses.
+const IOCTLS: [u32; 6] = [
+    0xae80,      // KVM_RUN
+    0x4008_ae61, // KVM_IRQ_LINE
+    0x4020_aea5, // KVM_SIGNAL_MSI
+    0x8090_ae81, // KVM_GET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0xaead,      // KVM_KVMCLOCK_CTRL
+];
+
+/// Compiles the filter.
+pub(super) fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    let argument = |index, len, value| {
+        let condition = SeccompCondition::new(index, len, SeccompCmpOp::Eq, value)?;
+        SeccompRule::new(vec![condition])
+    };
+    let mut rules: Vec<(libc::c_long, Vec<SeccompRule>)> =
+        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let ioctls = IOCTLS.iter().map(|number| argument(1, SeccompCmpArgLen::Dword, (*number).into()));
+    rules.push((libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?));
+    // The message of a panic.
+    rules.push((libc::SYS_write, vec![argument(0, SeccompCmpArgLen::Dword, 2)?]));
+    let denied = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(
+        rules.into_iter().collect(),
+        denied,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+/// Confines the calling thread, for good.
+pub(super) fn confine(filter: &BpfProgram) -> Result<(), seccompiler::Error> {
+    seccompiler::apply_filter(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confined_thread_works_and_does_nothing_else() {
+        let filter = filter().unwrap();
+        std::thread::spawn(move || {
+            confine(&filter).unwrap();
+            let memory = vec![1_u8; 8 << 20];
+            assert_eq!(memory.iter().map(|byte| u64::from(*byte)).sum::<u64>(), 8 << 20);
+            for result in [
+                std::fs::File::open("/dev/null").map(drop),
+                std::net::UdpSocket::bind("127.0.0.1:0").map(drop),
+                std::process::Command::new("/bin/true").spawn().map(drop),
+            ] {
+                assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EPERM));
+            }
+        })
+        .join()
+        .unwrap();
+        std::fs::File::open("/dev/null").unwrap();
+    }
+}

@@ -1,0 +1,201 @@
+//! The thread of one vCPU: runs the guest, and does what the guest's exits ask for.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_msi;
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use seccompiler::BpfProgram;
+use vm_memory::GuestMemoryMmap;
+
+use super::device::{Board, Devices, Msi, Power};
+use super::error::Error;
+use super::hub::{Hub, Wanted};
+use super::memory::Memory;
+use super::{seccomp, signal};
+use crate::{ExitReason, Registers};
+
+/// What all threads of a machine share.
+#[derive(Debug)]
+pub(super) struct Machine {
+    // In the order in which they are to be dropped: KVM before the memory it uses.
+    pub(super) vm: VmFd,
+    pub(super) memory: Memory,
+    pub(super) devices: Devices,
+    pub(super) hub: Hub,
+}
+
+impl Board for Machine {
+    fn memory(&self) -> &GuestMemoryMmap {
+        self.memory.mmap()
+    }
+
+    fn signal_msi(&self, msi: Msi) {
+        let msi = kvm_msi {
+            address_lo: msi.address as u32,
+            address_hi: (msi.address >> 32) as u32,
+            data: msi.data,
+            ..kvm_msi::default()
+        };
+        // KVM refuses what the guest programmed wrongly; the interrupt is then nobody's.
+        let _ = self.vm.signal_msi(msi);
+    }
+
+    fn set_irq(&self, irq: u32, is_active: bool) {
+        let _ = self.vm.set_irq_line(irq, is_active);
+    }
+
+    fn console(&self, bytes: &[u8]) {
+        self.hub.console(bytes);
+    }
+
+    fn port_room(&self) -> usize {
+        self.hub.port_room()
+    }
+
+    fn port(&self, port: usize, bytes: Vec<u8>) {
+        self.hub.port(port, bytes);
+    }
+}
+
+/// One CPU and its thread's view of the machine.
+#[derive(Debug)]
+pub(super) struct Vcpu {
+    pub(super) index: usize,
+    pub(super) fd: VcpuFd,
+    pub(super) machine: Arc<Machine>,
+}
+
+/// Tells the caller when the thread ends, however it does.
+struct Leave(Arc<Machine>, usize);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.hub.end(died(format!("the thread of vCPU {} panicked", self.1), String::new()));
+        }
+        self.0.hub.leave();
+    }
+}
+
+impl Vcpu {
+    /// The thread: waits to be let go, runs the guest until it ends or is stopped.
+    pub(super) fn run(mut self, filter: &BpfProgram) -> Result<(), Error> {
+        let _leave = Leave(Arc::clone(&self.machine), self.index);
+        let failed =
+            |operation, reason: String| Error::Thread { operation, cpu: self.index, reason };
+        signal::block_all().map_err(|error| failed("block the signals of", error.to_string()))?;
+        signal::let_kick_through(&self.fd)
+            .map_err(|error| failed("set the signal mask of", error.to_string()))?;
+        seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
+        self.guest();
+        Ok(())
+    }
+
+    fn guest(&mut self) {
+        let mut is_running = self.attend();
+        while is_running {
+            let machine = Arc::clone(&self.machine);
+            let end = match self.fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    machine.devices.pio_write(port, data, &*machine).map(|power| match power {
+                        Power::Off => ExitReason::PowerOff,
+                        Power::Reset => ExitReason::Reset,
+                    })
+                }
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    machine.devices.pio_read(port, data, &*machine);
+                    None
+                }
+                Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                    machine.devices.mmio_write(gpa, data, &*machine);
+                    None
+                }
+                Ok(VcpuExit::MmioRead(gpa, data)) => {
+                    machine.devices.mmio_read(gpa, data, &*machine);
+                    None
+                }
+                // A triple fault, the last resort of a kernel that wants a reset.
+                Ok(VcpuExit::Shutdown) => Some(ExitReason::Reset),
+                Ok(exit) => {
+                    let exit = format!("KVM gave up on vCPU {}: {exit:?}", self.index);
+                    Some(died(exit, self.details()))
+                }
+                Err(error) => match io::Error::from_raw_os_error(error.errno()).kind() {
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
+                        is_running = self.attend();
+                        None
+                    }
+                    _ => {
+                        let status = format!("KVM_RUN of vCPU {} failed: {error}", self.index);
+                        Some(died(status, self.details()))
+                    }
+                },
+            };
+            if let Some(reason) = end {
+                machine.hub.end(reason);
+                self.hand_over();
+                return;
+            }
+        }
+    }
+
+    /// Does what the caller wants; false if that is to leave.
+    fn attend(&mut self) -> bool {
+        signal::take_kicks();
+        loop {
+            match self.machine.hub.wanted() {
+                Wanted::Run => break,
+                Wanted::Finish | Wanted::Stop => return false,
+                Wanted::Pause => {
+                    let registers = self.registers();
+                    self.machine.hub.park(self.index, registers);
+                    // Tells the guest's watchdogs that it was not its fault. A guest that has no
+                    // clock of KVM's yet has no watchdogs either.
+                    let _ = self.fd.kvmclock_ctrl();
+                }
+            }
+        }
+        // One CPU is enough for what the caller has sent or made room for.
+        if self.index == 0 {
+            while self.machine.devices.service(&*self.machine) {}
+        }
+        true
+    }
+
+    /// Hands over what the guest wrote before its end, as the caller takes it.
+    fn hand_over(&self) {
+        loop {
+            while self.machine.devices.service(&*self.machine) {}
+            let is_drained = self.machine.devices.is_drained(&*self.machine);
+            if is_drained || !self.machine.hub.wait_for_room() {
+                return;
+            }
+        }
+    }
+
+    fn registers(&self) -> Registers {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => Registers {
+                rip: regs.rip,
+                rsp: regs.rsp,
+                rflags: regs.rflags,
+                cr0: sregs.cr0,
+                cr2: sregs.cr2,
+                cr3: sregs.cr3,
+                cr4: sregs.cr4,
+                efer: sregs.efer,
+                gs_base: sregs.gs.base,
+            },
+            _ => Registers::default(),
+        }
+    }
+
+    fn details(&self) -> String {
+        format!("{:x?}", self.registers())
+    }
+}
+
+fn died(status: String, stderr: String) -> ExitReason {
+    ExitReason::EngineDied { status, stderr }
+}

@@ -1,0 +1,288 @@
+//! A machine that KVM runs, seen by its owner.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_clock_data, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+use super::cpu::{cpuid, regs};
+use super::cpus::Cpus;
+use super::device::Devices;
+use super::error::Error as KvmError;
+use super::hub::{Hub, Next, Wanted};
+use super::layout::{ACPI, KVM_IDENTITY_MAP, KVM_TSS};
+use super::memory::{Memory, MemoryNode, place};
+use super::vcpu::{Machine, Vcpu};
+use super::{acpi, boot, seccomp, signal};
+use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
+
+/// How long CPUs may take to leave the guest; they do in microseconds unless the host is
+/// overwhelmed.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The stack of a vCPU's thread, which does little more than KVM_RUN.
+const STACK_SIZE: usize = 256 << 10;
+
+/// What the kernel must be told on this machine, and why: the console's name; and that the timer
+/// needs no test, which a busy host fails.
+const CMDLINE: &str = "console=ttyS0 no_timer_check reboot=acpi";
+
+/// What this engine cannot do without.
+const CAPABILITIES: [(Cap, &str, &str); 5] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP", "emulates interrupt controllers"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "gives memory to guests"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "tells CPU features"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI", "delivers the interrupts of devices"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "keeps a guest's time honest"),
+];
+
+/// A running machine: one thread per vCPU.
+#[derive(Debug)]
+pub(super) struct KvmVm {
+    machine: Arc<Machine>,
+    threads: Vec<JoinHandle<Result<(), KvmError>>>,
+    ports: usize,
+    /// The guest's clock, while it is paused.
+    clock: Option<kvm_clock_data>,
+    exited: Option<ExitReason>,
+}
+
+impl KvmVm {
+    pub(super) fn boot(kvm: &Kvm, config: &VmConfig) -> Result<Self, Error> {
+        config.check()?;
+        let cpus = Cpus::new(&config.topology)?;
+        for (cap, capability, needed_for) in CAPABILITIES {
+            if !kvm.check_extension(cap) {
+                return Err(KvmError::Capability { capability, needed_for }.into());
+            }
+        }
+        let ranges = place(config.node_sizes_mib().map(|mib| mib << 20));
+        let memory = Memory::new(&ranges)?;
+        let entry = fill(config, &cpus, &ranges, &memory)?;
+        let vm = create_vm(kvm, &memory)?;
+        let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
+        let machine = Arc::new(Machine {
+            vm,
+            memory,
+            devices: Devices::new(&config.ports),
+            hub: Hub::new(vcpus.len()),
+        });
+        let mut this = Self {
+            machine,
+            threads: Vec::new(),
+            ports: config.ports.len(),
+            clock: None,
+            exited: None,
+        };
+        this.start(vcpus)?;
+        Ok(this)
+    }
+
+    /// Starts a thread for each vCPU, and lets them go when all are there.
+    fn start(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), Error> {
+        let thread_error =
+            |operation, cpu| move |reason: String| KvmError::Thread { operation, cpu, reason };
+        let filter =
+            seccomp::filter().map_err(|error| thread_error("confine", 0)(error.to_string()))?;
+        let filter = Arc::new(filter);
+        let count = vcpus.len();
+        for (index, fd) in vcpus.into_iter().enumerate() {
+            let vcpu = Vcpu { index, fd, machine: Arc::clone(&self.machine) };
+            let filter = Arc::clone(&filter);
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(STACK_SIZE)
+                .spawn(move || vcpu.run(&filter));
+            match thread {
+                Ok(thread) => self.threads.push(thread),
+                Err(error) => {
+                    // Those that were never started leave, too.
+                    (index..count).for_each(|_| self.machine.hub.leave());
+                    self.end();
+                    return Err(thread_error("start", index)(error.to_string()).into());
+                }
+            }
+        }
+        self.wait_parked("start the vCPUs")?;
+        if self.machine.hub.live() < count {
+            return Err(self
+                .end()
+                .unwrap_or(KvmError::Thread {
+                    operation: "keep",
+                    cpu: 0,
+                    reason: "it ended before the guest began".to_owned(),
+                })
+                .into());
+        }
+        self.machine.hub.want(Wanted::Run);
+        Ok(())
+    }
+
+    fn wait_parked(&self, command: &'static str) -> Result<(), Error> {
+        match self.machine.hub.wait_parked(Instant::now() + PAUSE_TIMEOUT) {
+            true => Ok(()),
+            false => Err(Error::Timeout { command, seconds: PAUSE_TIMEOUT.as_secs() }),
+        }
+    }
+
+    fn want(&self, wanted: Wanted) {
+        self.machine.hub.want(wanted);
+        self.threads.iter().for_each(signal::kick);
+    }
+
+    /// Stops all threads and waits for them; returns the first error of one.
+    fn end(&mut self) -> Option<KvmError> {
+        self.want(Wanted::Stop);
+        let results = self.threads.drain(..).map(JoinHandle::join);
+        // A thread that panicked has told the hub.
+        results.filter_map(Result::ok).filter_map(Result::err).last()
+    }
+}
+
+/// Puts all into memory that the guest finds there; returns the address of its first instruction.
+fn fill(
+    config: &VmConfig,
+    cpus: &Cpus,
+    ranges: &[MemoryNode],
+    memory: &Memory,
+) -> Result<u64, Error> {
+    let entry = boot::load(config, &format!("{CMDLINE} {}", config.cmdline), memory, ranges)?;
+    memory.write(ACPI, &acpi::build(cpus, ranges)?)?;
+    regs::write_tables(memory)?;
+    Ok(entry)
+}
+
+fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
+    let vm = kvm.create_vm().map_err(KvmError::ioctl("KVM_CREATE_VM"))?;
+    for (slot, (gpa, hva, size)) in (0..).zip(memory.regions()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            userspace_addr: hva,
+        };
+        // SAFETY: the region is one live mapping of that size, which `memory` owns; the VM and the
+        // memory end up in one `Machine`, which drops the VM first, after all of its vCPUs, whose
+        // threads hold it.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    vm.set_identity_map_address(KVM_IDENTITY_MAP)
+        .map_err(KvmError::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(KVM_TSS as usize).map_err(KvmError::ioctl("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(KvmError::ioctl("KVM_CREATE_IRQCHIP"))?;
+    Ok(vm)
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: &Cpus, entry: u64) -> Result<Vec<VcpuFd>, KvmError> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+    let msrs = Msrs::from_entries(&regs::msrs()).expect("a handful of MSRs fits");
+    let mut vcpus = Vec::new();
+    for (index, cpu) in cpus.list.iter().enumerate() {
+        // KVM takes the vCPU's number for its APIC ID.
+        let vcpu =
+            vm.create_vcpu(cpu.apic_id.into()).map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
+        let cpuid = cpuid::cpuid(supported.as_slice(), cpus, index);
+        let cpuid = CpuId::from_entries(&cpuid).expect("a CPU has at most 256 CPUID entries");
+        vcpu.set_cpuid2(&cpuid).map_err(KvmError::ioctl("KVM_SET_CPUID2"))?;
+        let set = vcpu.set_msrs(&msrs).map_err(KvmError::ioctl("KVM_SET_MSRS"))?;
+        if set < regs::msrs().len() {
+            return Err(KvmError::Capability {
+                capability: "one of the MSRs 0x1a0 and 0x2ff",
+                needed_for: "firmware sets on every CPU",
+            });
+        }
+        if index == 0 {
+            let sregs = vcpu.get_sregs().map_err(KvmError::ioctl("KVM_GET_SREGS"))?;
+            vcpu.set_sregs(&regs::sregs(sregs)).map_err(KvmError::ioctl("KVM_SET_SREGS"))?;
+            vcpu.set_regs(&regs::regs(entry)).map_err(KvmError::ioctl("KVM_SET_REGS"))?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+impl Vm for KvmVm {
+    fn next_event(&mut self, deadline: Instant) -> Result<Event, Error> {
+        loop {
+            if let Some(reason) = &self.exited {
+                return Ok(Event::Exited(reason.clone()));
+            }
+            let (next, can_resume) = self.machine.hub.next(deadline);
+            if can_resume && let Some(first) = self.threads.first() {
+                signal::kick(first);
+            }
+            match next {
+                Some(Next::Event(event)) => return Ok(event),
+                Some(Next::Finish) => self.want(Wanted::Finish),
+                Some(Next::Exited(reason)) => {
+                    self.end();
+                    self.exited = Some(reason);
+                }
+                None => return Ok(Event::Deadline),
+            }
+        }
+    }
+
+    fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error> {
+        if port >= self.ports {
+            return Err(Error::NoPort(port));
+        }
+        let first = self.threads.first().ok_or(Error::Gone { operation: "send" })?;
+        self.machine.devices.send(port, bytes)?;
+        signal::kick(first);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), Error> {
+        if self.threads.is_empty() {
+            return Err(Error::Gone { operation: "pause" });
+        }
+        if self.clock.is_none() && !self.machine.hub.has_ended() {
+            self.want(Wanted::Pause);
+            self.wait_parked("pause")?;
+            self.clock =
+                Some(self.machine.vm.get_clock().map_err(KvmError::ioctl("KVM_GET_CLOCK"))?);
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Error> {
+        if self.threads.is_empty() {
+            return Err(Error::Gone { operation: "resume" });
+        }
+        if let Some(clock) = self.clock.take() {
+            // The guest's clock goes on where it stopped.
+            let clock = kvm_clock_data { clock: clock.clock, ..kvm_clock_data::default() };
+            self.machine.vm.set_clock(&clock).map_err(KvmError::ioctl("KVM_SET_CLOCK"))?;
+            self.want(Wanted::Run);
+        }
+        Ok(())
+    }
+
+    fn registers(&mut self, cpu: usize) -> Result<Registers, Error> {
+        self.machine.hub.registers(cpu).ok_or(Error::NotPaused { cpu })
+    }
+
+    fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
+        self.machine.memory.read(gpa, buf)
+    }
+
+    fn stop(&mut self) -> Result<(), Error> {
+        self.machine.hub.end(ExitReason::Stopped);
+        self.end();
+        Ok(())
+    }
+}
+
+impl Drop for KvmVm {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

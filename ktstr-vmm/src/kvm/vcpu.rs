@@ -96,6 +96,11 @@ impl Vcpu {
         let mut is_running = self.attend();
         while is_running {
             let machine = Arc::clone(&self.machine);
+            if machine.devices.wants_service() {
+                machine.devices.service(&*machine);
+                is_running = self.attend();
+                continue;
+            }
             let end = match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
                     machine.devices.pio_write(port, data, &*machine).map(|power| match power {
@@ -156,9 +161,9 @@ impl Vcpu {
                 }
             }
         }
-        // One CPU is enough for what the caller has sent or made room for.
-        if self.index == 0 {
-            while self.machine.devices.service(&*self.machine) {}
+        // It may be the caller who made room, and kicked the first CPU to use it.
+        if self.index == 0 && self.machine.devices.wants_room() {
+            self.machine.devices.service(&*self.machine);
         }
         true
     }
@@ -167,7 +172,7 @@ impl Vcpu {
     fn hand_over(&self) {
         loop {
             while self.machine.devices.service(&*self.machine) {}
-            let is_drained = self.machine.devices.is_drained(&*self.machine);
+            let is_drained = self.machine.devices.is_drained();
             if is_drained || !self.machine.hub.wait_for_room() {
                 return;
             }

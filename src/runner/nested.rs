@@ -15,7 +15,7 @@ use ktstr_core::wire::{Order, ShellOrder};
 use super::initramfs::{Contents, MODULES};
 use super::shell::{self, Userland};
 use super::{Limits, Live, Prepared, Program, Wanted};
-use crate::provision::{Cache, KernelSpec, kernel};
+use crate::provision::{Cache, KernelSpec, find_program, kernel};
 use crate::report;
 
 /// `KTSTR_CACHE_DIR` in the machine.
@@ -105,8 +105,10 @@ impl Outer {
         let cache = Cache::from_env()?;
         let mut contents = Contents::from(Userland::of_host()?);
         contents.modules.push("kvm_amd");
+        // Reads compressed modules; busybox has one, with other options.
+        let xz = find_program("xz").map(|path| (path, "/bin/xz".to_owned()));
         // In front: of two files with one name, the first is taken.
-        contents.programs.splice(0..0, self.programs.iter().cloned());
+        contents.programs.splice(0..0, self.programs.iter().cloned().chain(xz));
         contents.files.extend(self.files.iter().cloned());
         for spec in &self.kernels {
             let kernel = kernel::resolve_spec(&cache, spec)?;

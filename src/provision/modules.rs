@@ -186,12 +186,12 @@ impl std::fmt::Debug for Module {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::provision::{Boot, BootFormat, KernelSpec};
 
     /// A relocatable ELF file with a `.modinfo` section.
-    fn module(depends: &str) -> Vec<u8> {
+    pub(in crate::provision) fn module(depends: &str) -> Vec<u8> {
         let modinfo = format!("license=GPL\0\0depends={depends}\0name=x\0");
         let names = b"\0.shstrtab\0.modinfo\0";
         let mut file = vec![0; 64];

@@ -15,7 +15,7 @@ use ktstr_core::wire::{Order, ShellOrder};
 use super::initramfs::{Contents, MODULES};
 use super::shell::{self, Userland};
 use super::{Limits, Live, Prepared, Program, Wanted};
-use crate::provision::{Cache, KernelSpec, kernel};
+use crate::provision::{Cache, KernelSpec, find_program, kernel};
 use crate::report;
 
 /// `KTSTR_CACHE_DIR` in the machine.
@@ -59,8 +59,20 @@ impl Outer {
         timeout: Duration,
         hear: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
     ) -> Result<u8> {
+        self.run_on(Program::this_program()?, argv, env, timeout, hear)
+    }
+
+    /// Does so in a machine whose PID 1 is `init`.
+    fn run_on(
+        &self,
+        init: Program,
+        argv: &[String],
+        env: &[(String, String)],
+        timeout: Duration,
+        hear: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+    ) -> Result<u8> {
         let prepared = Prepared::new(&Wanted {
-            program: Program::this_program()?,
+            program: init,
             kernel: Some(KERNEL),
             topology: TOPOLOGY,
             memory_mib: MEMORY_MIB,
@@ -85,7 +97,7 @@ impl Outer {
         let outcome = prepared.run(order, limits, &mut |live| watch.attend(began, &live));
         match watch.broken {
             Some(error) => Err(error),
-            None => shell::status(&outcome),
+            None => shell::status(&outcome).context("the machine with KVM failed"),
         }
     }
 
@@ -93,8 +105,10 @@ impl Outer {
         let cache = Cache::from_env()?;
         let mut contents = Contents::from(Userland::of_host()?);
         contents.modules.push("kvm_amd");
+        // Reads compressed modules; busybox has one, with other options.
+        let xz = find_program("xz").map(|path| (path, "/bin/xz".to_owned()));
         // In front: of two files with one name, the first is taken.
-        contents.programs.splice(0..0, self.programs.iter().cloned());
+        contents.programs.splice(0..0, self.programs.iter().cloned().chain(xz));
         contents.files.extend(self.files.iter().cloned());
         for spec in &self.kernels {
             let kernel = kernel::resolve_spec(&cache, spec)?;
@@ -138,5 +152,53 @@ impl Watch<'_> {
         }
         ensure!(started.elapsed() < self.timeout, "not finished after {:.0?}", self.timeout);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_program_finds_kvm_its_kernel_and_its_files() {
+        // Where everything runs on KVM, such as in this very machine, there may be no QEMU.
+        if std::env::var("KTSTR_ENGINE").is_ok_and(|engine| engine == "kvm") {
+            eprintln!("skipped: KTSTR_ENGINE=kvm");
+            return;
+        }
+        let script = tempfile::NamedTempFile::new().unwrap();
+        let commands = "#!/bin/sh\ncd $KTSTR_CACHE_DIR/kernels-1/*/ && test -s current || exit 1\n\
+                        test -c /dev/kvm && echo \"$1\" && cat >&2 && exit 7\n";
+        std::fs::write(script.path(), commands).unwrap();
+        script.as_file().set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+        let outer = Outer {
+            kernels: vec![KernelSpec::default_kernel()],
+            files: vec![(script.path().to_owned(), "/checks/all".to_owned())],
+            ..Outer::default()
+        };
+        let argv = ["/checks/all", "two words"].map(str::to_owned);
+        let mut said = Vec::new();
+        let mut hear = |stream, bytes: &[u8]| {
+            said.push((stream, String::from_utf8_lossy(bytes).into_owned()));
+            Ok(())
+        };
+        let init = Program::this_test_binary().unwrap();
+        let status = outer.run_on(init, &argv, &[], Duration::from_secs(60), &mut hear).unwrap();
+        assert_eq!((status, said), (7, vec![(Stream::Stdout, "two words\n".to_owned())]));
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_killed() {
+        let mut watch = Watch {
+            started: None,
+            timeout: Duration::ZERO,
+            hear: &mut |_, _| Ok(()),
+            broken: None,
+        };
+        assert_eq!(watch.attend(Instant::now(), &Live::Idle), Some(Order::Kill));
+        let error = watch.broken.unwrap().to_string();
+        assert!(error.contains("not finished after 0ns"), "{error}");
     }
 }

@@ -54,7 +54,7 @@ const KEEP: (Duration, usize) = (Duration::from_secs(3 * 24 * 3600), 48);
 const FOLDER: &str = "initramfs";
 
 /// Changes whenever the same input gives a different archive.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 1;
 
 /// The folder of all shared libraries, named to the loader by `LD_LIBRARY_PATH`.
 pub(crate) const LIBRARIES: &str = "/lib";

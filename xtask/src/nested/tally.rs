@@ -13,7 +13,6 @@ const RUNNING: &str = "     Running ";
 /// Results so far, and what comes next.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    binaries: u32,
     passed: u32,
     failed: u32,
     ignored: u32,
@@ -54,7 +53,6 @@ impl Tally {
     fn count(&mut self, line: &str) {
         let Some(result) = line.strip_prefix(RESULT) else { return };
         let counts = result.split_once(". ").map_or("", |(_, counts)| counts);
-        self.binaries += 1;
         for count in counts.split("; ") {
             let Some((number, what)) = count.split_once(' ') else { continue };
             let number: u32 = number.parse().unwrap_or(0);
@@ -70,8 +68,8 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { binaries, passed, failed, ignored, .. } = self;
-        write!(f, "{passed} passed, {failed} failed, {ignored} ignored in {binaries} runs")
+        let Self { passed, failed, ignored, .. } = self;
+        write!(f, "{passed} passed, {failed} failed, {ignored} ignored")
     }
 }
 
@@ -92,7 +90,7 @@ mod tests {
                 tally.hear(Stream::Stdout, piece);
                 tally.hear(Stream::Stderr, b"     Runn");
             }
-            assert_eq!(tally.to_string(), "5 passed, 7 failed, 1 ignored in 2 runs");
+            assert_eq!(tally.to_string(), "5 passed, 7 failed, 1 ignored");
             assert_eq!(tally.matched(), 13);
         }
     }

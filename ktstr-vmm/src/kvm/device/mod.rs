@@ -5,9 +5,13 @@
 //! there and then, a bounded part of it in each call; what remains is done by [`Devices::service`].
 //! The machine is seen through [`Board`] only, so all of this runs without KVM.
 
+#[cfg(test)]
+mod fake;
 mod pci;
 mod power;
 mod serial;
+#[cfg(test)]
+mod tests;
 mod virtio;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,3 +6,6 @@ mod cpu;
 mod cpus;
 mod device;
 mod layout;
+
+#[doc(hidden)]
+pub use device::fuzz_devices;

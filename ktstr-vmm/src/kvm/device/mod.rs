@@ -5,8 +5,8 @@
 //! there and then, a bounded part of it in each call; what remains is done by [`Devices::service`].
 //! The machine is seen through [`Board`] only, so all of this runs without KVM.
 
-#[cfg(test)]
 mod fake;
+mod fuzz;
 mod pci;
 mod power;
 mod serial;
@@ -22,6 +22,7 @@ use vm_memory::GuestMemoryMmap;
 use super::layout::COM1;
 use crate::Error;
 
+pub use fuzz::fuzz_devices;
 pub(in crate::kvm) use power::Power;
 pub(in crate::kvm) use virtio::MAX_PORTS;
 

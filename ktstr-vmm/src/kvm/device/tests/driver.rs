@@ -69,7 +69,8 @@ impl Guest {
     pub(super) fn new(ports: &[&str]) -> Self {
         Self {
             devices: Devices::new(&names(ports)),
-            board: FakeBoard::new(&[(0, MEMORY)]),
+            // Two nodes.
+            board: FakeBoard::new(&[(0, MEMORY / 2), (MEMORY as u64 / 2, MEMORY / 2)]),
             queues: Vec::new(),
             common: 0,
             isr: 0,
@@ -200,6 +201,7 @@ impl Guest {
         assert_eq!(self.config_byte(1, 0x0e), 0, "one function, an ordinary header");
         assert_eq!(self.config_byte(1, 0x3d), 0, "no interrupt line");
 
+        self.set_config_word(1, 4, 0);
         let first = self.config(1, 0x10);
         self.set_config(1, 0x10, !0);
         let mask = self.config(1, 0x10);
@@ -210,7 +212,7 @@ impl Guest {
             self.set_config(1, other, !0);
             assert_eq!(self.config(1, other), 0);
         }
-        assert_eq!(self.mmio_read(u64::from(first) + 0x12), [0xff; 2], "not decoded yet");
+        assert_eq!(self.mmio_read(u64::from(first) + 0x12), [0xff; 2], "not decoded");
         self.set_config(1, 0x10, BAR as u32);
         self.set_config_word(1, 4, 0b110);
 
@@ -233,7 +235,6 @@ impl Guest {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(self.mmio_read(self.msix_table + 12), 1_u32.to_le_bytes(), "masked at first");
     }
 
     // Virtio.

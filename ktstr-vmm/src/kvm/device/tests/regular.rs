@@ -185,6 +185,18 @@ fn a_masked_message_is_pending_until_it_is_unmasked() {
 }
 
 #[test]
+fn at_first_nothing_is_decoded_and_all_is_masked() {
+    let mut guest = Guest::new(&["a"]);
+    assert_eq!(guest.config(1, 0x10), 0xd000_0000, "as firmware would choose");
+    assert_eq!(guest.config(1, 4) & 0xffff, 0);
+    assert_eq!(guest.mmio_read(0xd000_0012), [0xff; 2]);
+    guest.enumerate();
+    for vector in 0..7 {
+        assert_eq!(guest.mmio_read(guest.msix_table + 16 * vector + 12), 1_u32.to_le_bytes());
+    }
+}
+
+#[test]
 fn without_msix_the_isr_status_tells_of_used_buffers() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
@@ -337,4 +349,18 @@ fn more_ports_than_there_can_be_are_not_there() {
     guest.write_port(30, &[b"the last"]);
     assert_eq!(*guest.board.output.borrow(), [(29, b"the last".to_vec())]);
     assert!(matches!(guest.devices.send(30, b""), Err(Error::NoPort(30))));
+}
+
+#[test]
+fn indices_wrap_and_buffers_may_lie_in_two_nodes() {
+    let mut guest = Guest::booted(&["a"]);
+    guest.open(1);
+    let address = MEMORY as u64 / 2 - 4;
+    guest.poke(address, u64::from_le_bytes(*b"in order"));
+    for _ in 0..70_000 {
+        guest.add_and_notify(5, &[Buffer { address, len: 8, flags: 0 }]);
+        assert!(guest.take_used(5).is_some());
+        assert_eq!(guest.board.output.take(), [(0, b"in order".to_vec())]);
+        assert_eq!(guest.take_interrupts(), [Some(5)]);
+    }
 }

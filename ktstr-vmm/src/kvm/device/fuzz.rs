@@ -19,6 +19,10 @@ const RINGS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
 
+/// Flags of a descriptor.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
 const NOTIFY: u64 = PCI_WINDOW + 0x3000;
 
 /// Runs devices against the guest that the bytes describe.
@@ -103,7 +107,7 @@ impl Guest<'_> {
                 let (port, (mut data, len)) = (self.port(), self.data());
                 self.devices.pio_read(port, &mut data[..len], &self.board);
             }
-            2 if self.byte() & 3 == 0 => {
+            2 if self.byte() & 1 == 0 => {
                 self.common(0x14, &[0]);
                 self.boot();
             }
@@ -135,8 +139,20 @@ impl Guest<'_> {
                 let (gpa, (data, len)) = (self.address(), self.data());
                 self.poke(gpa, &data[..len]);
             }
-            8 | 9 => self.describe(),
-            10 | 11 => self.publish(),
+            8 => {
+                let (queue, slot) = (self.byte(), self.byte());
+                self.describe(queue, slot);
+            }
+            9 => {
+                let (queue, head) = (self.byte(), self.byte());
+                self.publish(queue, head);
+            }
+            10 => {
+                let (queue, slot) = (self.byte(), self.byte() & 15);
+                self.describe(queue, slot);
+                self.publish(queue, slot);
+            }
+            11 => self.control(),
             12 => {
                 let queue = u16::from(self.byte());
                 self.notify(queue % (QUEUES + 1));
@@ -163,36 +179,55 @@ impl Guest<'_> {
         let _ = self.board.memory.write_slice(bytes, GuestAddress(gpa));
     }
 
-    /// Writes a descriptor.
-    fn describe(&mut self) {
-        let at = self.byte();
-        let ring = RINGS * (1 + u64::from(at >> 4 & 7)) + 16 * u64::from(at & 15);
+    /// Writes a descriptor: mostly one that is a chain of its own.
+    fn describe(&mut self, queue: u8, slot: u8) {
         let address = self.address();
         let len = match self.byte() {
             0 => u32::from_le_bytes(self.take()),
             1 => u32::from(self.word()),
-            // A control message.
-            2..128 => 8,
             len => u32::from(len),
         };
         let (flags, next) = (self.byte(), self.byte());
-        self.poke(ring, &address.to_le_bytes());
-        self.poke(ring + 8, &len.to_le_bytes());
-        self.poke(ring + 12, &u16::from(flags & 7).to_le_bytes());
-        self.poke(ring + 14, &u16::from(next).to_le_bytes());
+        let flags = match flags >> 4 {
+            0 => u16::from(flags),
+            1 => NEXT,
+            2 => NEXT | WRITE,
+            // What the device expects: every other queue is the driver's receive queue.
+            _ if queue & 1 == 0 => WRITE,
+            _ => 0,
+        };
+        self.set_descriptor(queue, slot, address, len, flags, next);
     }
 
-    /// Makes a chain available, and tells of it.
-    fn publish(&mut self) {
-        let (queue, head) = (self.byte() & 7, self.byte());
-        let ring = RINGS * (1 + u64::from(queue)) + AVAILABLE;
+    fn set_descriptor(&self, queue: u8, slot: u8, address: u64, len: u32, flags: u16, next: u8) {
+        let at = RINGS * (1 + u64::from(queue & 7)) + 16 * u64::from(slot & 15);
+        self.poke(at, &address.to_le_bytes());
+        self.poke(at + 8, &len.to_le_bytes());
+        self.poke(at + 12, &flags.to_le_bytes());
+        self.poke(at + 14, &u16::from(next).to_le_bytes());
+    }
+
+    /// Makes a chain available, and mostly tells of it.
+    fn publish(&self, queue: u8, head: u8) {
+        let ring = RINGS * (1 + u64::from(queue & 7)) + AVAILABLE;
         let index: u16 = self.board.memory.read_obj(GuestAddress(ring + 2)).unwrap_or(0);
         let slot = ring + 4 + 2 * u64::from(index % QUEUE_SIZE);
         self.poke(slot, &u16::from(head & 0x1f).to_le_bytes());
         self.poke(ring + 2, &index.wrapping_add(1).to_le_bytes());
         if head & 0x20 == 0 {
-            self.notify(u16::from(queue));
+            self.notify(u16::from(queue & 7));
         }
+    }
+
+    /// Sends a control message.
+    fn control(&mut self) {
+        const MESSAGE: u64 = 0x100;
+        let (id, event, value) = (self.byte(), self.byte(), self.byte());
+        self.poke(MESSAGE, &u32::from(id & 3).to_le_bytes());
+        self.poke(MESSAGE + 4, &u16::from(event & 7).to_le_bytes());
+        self.poke(MESSAGE + 6, &u16::from(value & 1).to_le_bytes());
+        self.set_descriptor(3, 0, MESSAGE, 8, 0, 0);
+        self.publish(3, 0);
     }
 
     fn notify(&self, queue: u16) {
@@ -228,6 +263,7 @@ impl Guest<'_> {
         self.common(0x14, &[3 | 8]);
         for queue in 0..QUEUES {
             let ring = RINGS as u32 * (1 + u32::from(queue));
+            self.poke(u64::from(ring), &[0; RINGS as usize]);
             self.common(0x16, &queue.to_le_bytes());
             self.common(0x18, &QUEUE_SIZE.to_le_bytes());
             self.common(0x1a, &(queue + 1).to_le_bytes());
@@ -268,13 +304,10 @@ mod tests {
     fn the_driver_of_the_fuzzer_gets_to_the_queues() {
         let board = FakeBoard::new(&MEMORY);
         let devices = Devices::new(&["a".to_owned(), "b".to_owned()]);
-        let mut guest = Guest { devices, board, rest: &[] };
+        let guest = Guest { devices, board, rest: &[] };
         guest.boot();
-        // Descriptor 0 of queue 5: 128 bytes at 0x100, to be read.
-        guest.rest = &[0x50, 2, 0, 1, 128, 0, 0];
-        guest.describe();
-        guest.rest = &[5, 0];
-        guest.publish();
+        guest.set_descriptor(5, 0, 0x100, 128, 0, 0);
+        guest.publish(5, 0);
         assert_eq!(*guest.board.output.borrow(), [(0, vec![0; 128])]);
         assert_eq!(guest.board.messages.borrow().len(), 1);
     }

@@ -364,3 +364,36 @@ fn indices_wrap_and_buffers_may_lie_in_two_nodes() {
         assert_eq!(guest.take_interrupts(), [Some(5)]);
     }
 }
+
+#[test]
+fn a_driver_without_buffers_is_asked_to_tell_of_the_next_one() {
+    for features in [ALL, ALL & !F_EVENT_IDX] {
+        let mut guest = Guest::booted_with(&["a"], features);
+        guest.open(1);
+        guest.devices.send(0, &[b'x'; 17 * 0x1000]).unwrap();
+        guest.service();
+        assert_eq!(guest.take_interrupts().last(), Some(&Some(4)));
+        // What the driver gives back is filled without anybody calling for service.
+        assert_eq!(guest.read_port(1).len(), 17 * 0x1000);
+    }
+}
+
+#[test]
+fn interrupts_come_when_the_driver_asked_for_them() {
+    let mut guest = Guest::booted(&["a"]);
+    guest.write_port(1, &[b"a"]);
+    guest.write_port(1, &[b"b"]);
+    guest.write_port(1, &[b"c"]);
+    assert_eq!(guest.take_interrupts(), [Some(5)], "it has not asked for a second one");
+    while guest.take_used(5).is_some() {}
+    guest.write_port(1, &[b"d"]);
+    assert_eq!(guest.take_interrupts(), [Some(5)]);
+}
+
+#[test]
+fn features_stay_as_they_were_agreed_on() {
+    let guest = Guest::booted(&["a"]);
+    guest.accept(0);
+    guest.set_common(8, &0_u32.to_le_bytes());
+    assert_eq!(guest.common(12), ((F_MULTIPORT | F_EVENT_IDX) as u32).to_le_bytes());
+}

@@ -14,6 +14,7 @@ pub mod cache;
 pub mod kernel;
 pub mod modules;
 pub mod qemu;
+pub mod tool;
 pub mod vmlinux;
 
 mod apt;

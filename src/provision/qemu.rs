@@ -19,6 +19,7 @@ use super::apt::{self, Package, Suite};
 use super::cache::{self, Cache};
 use super::image;
 use super::progress::{megabytes, say, seconds};
+use super::tool;
 use super::versions::Versions;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -156,20 +157,14 @@ fn current(cache: &Cache, why: &str) -> Result<Option<QemuProgram>> {
     Ok(Some(QemuProgram { argv: command_line(&folder), version, origin: Origin::Fetched, note }))
 }
 
-/// Runs QEMU by the loader it came with, so that no library of the machine gets in.
+/// Runs QEMU with its own files of firmware.
 fn command_line(folder: &Path) -> Vec<OsString> {
     let root = folder.join("root");
-    let at = |path: &str| root.join(path).into_os_string();
-    vec![
-        at("usr/lib64/ld-linux-x86-64.so.2"),
-        "--library-path".into(),
-        at("usr/lib/x86_64-linux-gnu"),
-        at("usr/bin/qemu-system-x86_64"),
-        "-L".into(),
-        at("usr/share/qemu"),
-        "-L".into(),
-        at("usr/share/seabios"),
-    ]
+    let mut argv = tool::command_line(&root, PROGRAM);
+    for data in ["usr/share/qemu", "usr/share/seabios"] {
+        argv.extend(["-L".into(), root.join(data).into_os_string()]);
+    }
+    argv
 }
 
 /// Keeps what [`command_line`] names, about half of what is unpacked.

@@ -1,7 +1,9 @@
-//! Tasks of the project itself: `cargo xtask bench boot`, `cargo xtask nested`, `cargo xtask soak`.
+//! Tasks of the project itself: `cargo xtask acpi`, `cargo xtask bench boot`, `cargo xtask nested`,
+//! `cargo xtask soak`.
 
 #![forbid(unsafe_code)]
 
+mod acpi;
 mod bench;
 mod nested;
 mod soak;
@@ -19,6 +21,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Has Intel's compiler read the ACPI tables of the KVM engine.
+    Acpi(acpi::Acpi),
     /// Measures.
     #[command(subcommand)]
     Bench(Bench),
@@ -37,6 +41,7 @@ enum Bench {
 fn main() -> anyhow::Result<ExitCode> {
     ktstr::runner::init_if_guest();
     match Arguments::parse().task {
+        Task::Acpi(acpi) => acpi.run()?,
         Task::Bench(Bench::Boot(boot)) => boot.run()?,
         Task::Nested(nested) => return nested.run(),
         Task::Soak(soak) => soak.run()?,

@@ -7,7 +7,6 @@
 //! process ends, nothing is left behind.
 //!
 //! Source: Linux 6.12, Documentation/virt/kvm/api.rst.
-#![allow(dead_code, reason = "in the making")]
 
 mod acpi;
 mod boot;
@@ -26,7 +25,11 @@ mod vm;
 use crate::probe::{self, KvmFacts, Unusable};
 use crate::{Engine, Vm, VmConfig};
 
+#[doc(hidden)]
+pub use acpi::acpi_tables;
 pub use boot::Error as BootError;
+#[doc(hidden)]
+pub use device::fuzz_devices;
 pub use error::Error;
 
 /// The KVM of this host.

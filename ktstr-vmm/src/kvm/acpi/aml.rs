@@ -27,9 +27,9 @@ pub(super) fn name(path: &[u8; 4], value: &[u8]) -> Vec<u8> {
     [&[0x08], &path[..], value].concat()
 }
 
-/// `Scope (path) { terms }` for a path from the root (20.2.5.1).
-pub(super) fn root_scope(path: &[u8; 4], terms: &[Vec<u8>]) -> Vec<u8> {
-    [&[0x10][..], &sized(&[b"\\", &path[..], &terms.concat()].concat())].concat()
+/// `Scope (path) { terms }` (20.2.5.1).
+pub(super) fn scope(path: &[u8; 4], terms: &[Vec<u8>]) -> Vec<u8> {
+    [&[0x10][..], &sized(&[&path[..], &terms.concat()].concat())].concat()
 }
 
 /// `Device (path) { terms }` (20.2.5.2).

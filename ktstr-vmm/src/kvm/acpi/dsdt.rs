@@ -12,7 +12,7 @@ const REVISION: u8 = 2;
 
 /// Writes the table.
 pub(super) fn dsdt() -> Vec<u8> {
-    let devices = aml::root_scope(b"_SB_", &[pci_root(), com1()]);
+    let devices = aml::scope(b"_SB_", &[pci_root(), com1()]);
     Table::new(b"DSDT", REVISION).bytes(&power_off()).bytes(&devices).finish()
 }
 

@@ -16,10 +16,12 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
+
 use super::cpus::Cpus;
 use super::layout;
-use super::memory::MemoryNode;
-use crate::Error;
+use super::memory::{self, MemoryNode};
+use crate::{Error, Topology, VmConfig};
 use table::{Table, checksum};
 
 /// Bytes of the RSDP.
@@ -56,6 +58,25 @@ pub(in crate::kvm) fn build(cpus: &Cpus, memory: &[MemoryNode]) -> Result<Vec<u8
             layout::ACPI_SIZE,
         ))),
     }
+}
+
+/// Writes the tables of a machine with `memory_mib` MiB, for a look at them without the machine.
+///
+/// # Errors
+///
+/// [`Error::Config`] if there can be no such machine.
+#[doc(hidden)]
+pub fn acpi_tables(topology: &Topology, memory_mib: u32) -> Result<Vec<u8>, Error> {
+    let config = VmConfig {
+        kernel: PathBuf::new(),
+        initramfs: PathBuf::new(),
+        cmdline: String::new(),
+        topology: *topology,
+        memory_mib,
+        ports: Vec::new(),
+    };
+    config.check()?;
+    build(&Cpus::new(topology)?, &memory::place(config.node_sizes_mib().map(|mib| mib << 20)))
 }
 
 /// Tables one behind the other, from [`layout::ACPI`] on.

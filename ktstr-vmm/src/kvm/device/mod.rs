@@ -5,9 +5,13 @@
 //! there and then, a bounded part of it in each call; what remains is done by [`Devices::service`].
 //! The machine is seen through [`Board`] only, so all of this runs without KVM.
 
+mod fake;
+mod fuzz;
 mod pci;
 mod power;
 mod serial;
+#[cfg(test)]
+mod tests;
 mod virtio;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +22,7 @@ use vm_memory::GuestMemoryMmap;
 use super::layout::COM1;
 use crate::Error;
 
+pub use fuzz::fuzz_devices;
 pub(in crate::kvm) use power::Power;
 pub(in crate::kvm) use virtio::MAX_PORTS;
 

@@ -302,3 +302,22 @@ fn caches_have_their_sizes_in_all_leaves() {
     assert_eq!(amd.leaf(0x8000_0006, 0)[2], 0x0200_6140);
     assert_eq!(amd.leaf(0x8000_0006, 0)[3], 0x0080_8140);
 }
+
+#[test]
+fn kvm_takes_it() -> Result<(), kvm_ioctls::Error> {
+    let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+        eprintln!("skipped: this user has no /dev/kvm");
+        return Ok(());
+    };
+    let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
+    let vm = kvm.create_vm()?;
+    vm.create_irq_chip()?;
+    let cpus = cpus([2, 4, 2, 2]);
+    for cpu_idx in [0, 15] {
+        let entries = cpuid(supported.as_slice(), &cpus, cpu_idx);
+        Cpu(entries.clone()).place();
+        let vcpu = vm.create_vcpu(cpus.list[cpu_idx].apic_id.into())?;
+        vcpu.set_cpuid2(&kvm_bindings::CpuId::from_entries(&entries).unwrap())?;
+    }
+    Ok(())
+}

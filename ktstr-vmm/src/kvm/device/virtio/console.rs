@@ -5,12 +5,11 @@
 //!
 //! Source: virtio 1.2, 5.3 ("Console Device").
 
-use std::collections::VecDeque;
-
 use vm_memory::GuestMemoryMmap;
 
 use super::super::{Backlog, Board};
-use super::control::{FromDriver, MESSAGE, ToDriver};
+use super::control::{FromDriver, MESSAGE};
+use super::port::Port;
 use super::queue::{Broken, Chain, Virtqueue};
 use crate::Error;
 
@@ -22,11 +21,7 @@ pub(super) const F_MULTIPORT: u64 = 1 << 1;
 
 /// Buffers of a queue. Linux gives a page to each of a receive queue, up to 32 KiB to each of a
 /// transmit queue.
-const QUEUE_SIZE: u16 = 64;
-/// The most that waits for the guest to read it, of each port.
-const MAX_UNREAD: usize = 64 << 20;
-/// The most that one step moves, of each queue.
-const STEP: usize = 256 << 10;
+pub(super) const QUEUE_SIZE: u16 = 64;
 
 const UNUSED_TRANSMIT: usize = 1;
 const CONTROL_RECEIVE: usize = 2;
@@ -40,18 +35,6 @@ pub(super) struct Console {
     ports: Vec<Port>,
     wants_service: bool,
     wants_room: bool,
-}
-
-#[derive(Debug)]
-struct Port {
-    name: String,
-    /// Whether the driver has its end open. Linux throws away what it receives before.
-    is_open: bool,
-    to_driver: ToDriver,
-    /// What the guest has yet to receive.
-    unread: VecDeque<u8>,
-    /// A chain of which a part is transmitted.
-    current: Option<Chain>,
 }
 
 impl Console {
@@ -77,22 +60,13 @@ impl Console {
 
     /// Forgets the driver; what it has not received waits for the next one.
     pub(super) fn reset(&mut self) {
-        for port in &mut self.ports {
-            let unread = std::mem::take(&mut port.unread);
-            *port = Port { unread, ..Port::new(std::mem::take(&mut port.name)) };
-        }
+        self.ports.iter_mut().for_each(Port::reset);
     }
 
     /// See [`Devices::send`](super::super::Devices::send).
     pub(super) fn send(&mut self, index: usize, bytes: &[u8]) -> Result<(), Error> {
         let port = self.ports.get_mut(index).ok_or(Error::NoPort(index))?;
-        if port.unread.len() + bytes.len() > MAX_UNREAD {
-            return Err(Error::Overflow {
-                limit_mib: MAX_UNREAD >> 20,
-                direction: "for the guest to read them",
-            });
-        }
-        port.unread.extend(bytes);
+        port.send(bytes)?;
         self.wants_service |= port.can_receive();
         Ok(())
     }
@@ -180,114 +154,6 @@ impl Console {
             queue.push(&chain, written, memory)?;
         }
         Ok(true)
-    }
-}
-
-impl Port {
-    fn new(name: String) -> Self {
-        Self {
-            name,
-            is_open: false,
-            to_driver: ToDriver::default(),
-            unread: VecDeque::new(),
-            current: None,
-        }
-    }
-
-    fn can_receive(&self) -> bool {
-        self.is_open && !self.unread.is_empty()
-    }
-
-    /// Fills the driver's buffers; true if there are more of them, and more to fill them with.
-    fn receive(&mut self, queue: &mut Virtqueue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
-        let mut left = STEP;
-        for _ in 0..QUEUE_SIZE {
-            if !self.can_receive() {
-                return Ok(false);
-            }
-            if left == 0 {
-                break;
-            }
-            let Some(mut chain) = queue.pop(memory)? else {
-                if queue.wait(memory)? {
-                    continue;
-                }
-                return Ok(false);
-            };
-            let written = self.fill(&mut chain, left, memory)?;
-            left -= written;
-            queue.push(&chain, written, memory)?;
-        }
-        Ok(true)
-    }
-
-    fn fill(
-        &mut self,
-        chain: &mut Chain,
-        limit: usize,
-        memory: &GuestMemoryMmap,
-    ) -> Result<usize, Broken> {
-        let (front, back) = self.unread.as_slices();
-        let front = &front[..front.len().min(limit)];
-        let mut written = chain.write(front, memory)?;
-        if written == front.len() {
-            written += chain.write(&back[..back.len().min(limit - written)], memory)?;
-        }
-        self.unread.drain(..written);
-        if self.unread.is_empty() {
-            // Not to keep the memory of the largest transfer for the machine's whole life.
-            self.unread = VecDeque::new();
-        }
-        Ok(written)
-    }
-
-    /// Hands over what the driver transmits, as far as there is room; true if there is more.
-    fn transmit(
-        &mut self,
-        index: usize,
-        queue: &mut Virtqueue,
-        board: &dyn Board,
-    ) -> Result<bool, Broken> {
-        if !queue.is_kicked {
-            return Ok(false);
-        }
-        let mut bytes = Vec::new();
-        let result = self.collect(&mut bytes, queue, board);
-        // What came before a broken chain counts: it may be the last words of the guest.
-        if !bytes.is_empty() {
-            board.port(index, bytes);
-        }
-        result.map(|()| queue.is_kicked)
-    }
-
-    fn collect(
-        &mut self,
-        bytes: &mut Vec<u8>,
-        queue: &mut Virtqueue,
-        board: &dyn Board,
-    ) -> Result<(), Broken> {
-        let memory = board.memory();
-        let limit = board.port_room().min(STEP);
-        for _ in 0..=QUEUE_SIZE {
-            let chain = match self.current.take() {
-                Some(chain) => Some(chain),
-                None => queue.pop(memory)?,
-            };
-            let Some(mut chain) = chain else {
-                queue.is_kicked = queue.wait(memory)?;
-                if queue.is_kicked {
-                    continue;
-                }
-                return Ok(());
-            };
-            chain.read(limit - bytes.len(), bytes, memory)?;
-            if !chain.is_read() {
-                self.current = Some(chain);
-                break;
-            }
-            queue.push(&chain, 0, memory)?;
-        }
-        Ok(())
     }
 }
 

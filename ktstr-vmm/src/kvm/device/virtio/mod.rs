@@ -8,11 +8,13 @@
 //! Source: virtio 1.2, chapters 2 ("Basic Facilities"), 4.1 ("Virtio Over PCI Bus") and 5.3
 //! ("Console Device").
 
+mod capabilities;
 mod common;
 mod console;
 mod control;
 mod interrupts;
 mod pci;
+mod port;
 mod queue;
 
 pub(in crate::kvm) use console::MAX_PORTS;

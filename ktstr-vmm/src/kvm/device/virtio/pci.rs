@@ -1,14 +1,17 @@
 //! The virtio console as a PCI function: its configuration space, and what is in its BAR.
 //!
-//! All structures are in BAR 0, a page to each. There is no interrupt line and no legacy interface.
+//! There is no interrupt line and no legacy interface.
 //!
 //! Source: virtio 1.2, 4.1 ("Virtio Over PCI Bus").
 
 use super::super::pci::{
     BAR0, COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Identity, MAX_VECTORS,
-    MSIX_CAPABILITY, Msix,
 };
 use super::super::{Backlog, Board, read_registers};
+use super::capabilities::{
+    BAR_SIZE, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, Window, add_msix, add_virtio,
+    is_in_bar, split,
+};
 use super::common::Common;
 use super::console::{Console, F_MULTIPORT};
 use super::interrupts::Interrupts;
@@ -19,26 +22,6 @@ use crate::kvm::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
 /// Red Hat's vendor ID and, from 0x1040 on, the device IDs of virtio 1: a console is number 3.
 const IDENTITY: Identity =
     Identity { vendor: 0x1af4, device: 0x1043, class: 0x07_8000, revision: 1, subsystem: 0x1100 };
-
-/// What is in BAR 0, page by page.
-const PAGE: u32 = 0x1000;
-const COMMON: u32 = 0;
-const ISR: u32 = 1;
-const DEVICE: u32 = 2;
-const NOTIFY: u32 = 3;
-const MSIX_TABLE: u32 = 4;
-const MSIX_PENDING: u32 = 5;
-/// Its size: a power of two.
-const BAR_SIZE: u32 = 8 * PAGE;
-
-/// The ID of capabilities that are the vendor's own: here, virtio's.
-const VENDOR_CAPABILITY: u8 = 9;
-/// Kinds of them.
-const COMMON_CFG: u8 = 1;
-const NOTIFY_CFG: u8 = 2;
-const ISR_CFG: u8 = 3;
-const DEVICE_CFG: u8 = 4;
-const PCI_CFG: u8 = 5;
 
 /// The function.
 #[derive(Debug)]
@@ -209,75 +192,4 @@ impl Function {
     fn is_running(&self) -> bool {
         self.common.is_live() && self.config.word(COMMAND) & COMMAND_MASTER != 0
     }
-}
-
-/// A window to the BAR for those who cannot reach it: they write here what to access, and find the
-/// data in the same capability.
-///
-/// Source: virtio 1.2, 4.1.4.9 ("PCI configuration access capability").
-#[derive(Debug)]
-struct Window {
-    offset: usize,
-    len: usize,
-}
-
-impl Window {
-    const BAR: usize = 4;
-    const OFFSET: usize = 8;
-    const LENGTH: usize = 12;
-    const DATA: usize = 16;
-
-    /// What is to be accessed, if it is a naturally aligned part of the BAR.
-    fn at(config: &ConfigSpace, capability: usize) -> Option<Self> {
-        let offset = config.dword(capability + Self::OFFSET) as usize;
-        let len = config.dword(capability + Self::LENGTH) as usize;
-        let is_bar0 = config.word(capability + Self::BAR) as u8 == 0;
-        let is_access = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
-        (is_bar0 && is_access && is_in_bar(offset, len)).then_some(Self { offset, len })
-    }
-}
-
-fn is_in_bar(offset: usize, len: usize) -> bool {
-    offset.checked_add(len).is_some_and(|end| end <= BAR_SIZE as usize)
-}
-
-/// The page of the BAR, and the offset in it.
-fn split(offset: usize) -> (u32, usize) {
-    (offset as u32 / PAGE, offset % PAGE as usize)
-}
-
-fn add_msix(config: &mut ConfigSpace, msix: &Msix) -> usize {
-    let (body, writable) = msix.capability(MSIX_TABLE * PAGE, MSIX_PENDING * PAGE);
-    config.add_capability(MSIX_CAPABILITY, &body, &writable)
-}
-
-/// Adds virtio's capabilities; returns where that of [`Window`] is, which comes last.
-///
-/// Source: virtio 1.2, 4.1.4 ("Virtio Structure PCI Capabilities").
-fn add_virtio(config: &mut ConfigSpace) -> usize {
-    for (kind, page, extra) in [
-        (COMMON_CFG, COMMON, &[][..]),
-        (ISR_CFG, ISR, &[]),
-        (DEVICE_CFG, DEVICE, &[]),
-        // `notify_off_multiplier`: all queues are notified at one place.
-        (NOTIFY_CFG, NOTIFY, &0_u32.to_le_bytes()),
-    ] {
-        config.add_capability(VENDOR_CAPABILITY, &body(kind, page, extra), &[]);
-    }
-    let mut writable = [0; 18];
-    // All but the capability's length and kind, its ID and the padding behind it.
-    writable[Window::BAR - 2] = 0xff;
-    writable[Window::OFFSET - 2..].fill(0xff);
-    let mut body = body(PCI_CFG, 0, &[0; 4]);
-    body[Window::LENGTH - 2..Window::DATA - 2].fill(0);
-    config.add_capability(VENDOR_CAPABILITY, &body, &writable)
-}
-
-/// A `struct virtio_pci_cap` without its first two bytes: a page of BAR 0.
-fn body(kind: u8, page: u32, extra: &[u8]) -> Vec<u8> {
-    let mut body = vec![(Window::DATA + extra.len()) as u8, kind, 0, 0, 0, 0];
-    body.extend((page * PAGE).to_le_bytes());
-    body.extend(PAGE.to_le_bytes());
-    body.extend(extra);
-    body
 }

@@ -1,0 +1,61 @@
+//! A machine that is only memory, and notes what devices do to it.
+
+use std::cell::{Cell, RefCell};
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::{Board, Msi};
+
+/// The machine of tests and of the fuzzer.
+#[derive(Debug)]
+pub(super) struct FakeBoard {
+    pub(super) memory: GuestMemoryMmap,
+    pub(super) room: Cell<usize>,
+    pub(super) messages: RefCell<Vec<Msi>>,
+    pub(super) irqs: RefCell<Vec<(u32, bool)>>,
+    pub(super) console: RefCell<Vec<u8>>,
+    pub(super) output: RefCell<Vec<(usize, Vec<u8>)>>,
+}
+
+impl FakeBoard {
+    /// Makes a machine with these ranges of memory and room for 1 GiB of output.
+    pub(super) fn new(ranges: &[(u64, usize)]) -> Self {
+        let ranges: Vec<_> = ranges.iter().map(|&(at, len)| (GuestAddress(at), len)).collect();
+        Self {
+            memory: GuestMemoryMmap::from_ranges(&ranges).expect("a few pages are to be had"),
+            room: Cell::new(1 << 30),
+            messages: RefCell::default(),
+            irqs: RefCell::default(),
+            console: RefCell::default(),
+            output: RefCell::default(),
+        }
+    }
+}
+
+impl Board for FakeBoard {
+    fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    fn signal_msi(&self, msi: Msi) {
+        self.messages.borrow_mut().push(msi);
+    }
+
+    fn set_irq(&self, irq: u32, is_active: bool) {
+        self.irqs.borrow_mut().push((irq, is_active));
+    }
+
+    fn console(&self, bytes: &[u8]) {
+        self.console.borrow_mut().extend(bytes);
+    }
+
+    fn port_room(&self) -> usize {
+        self.room.get()
+    }
+
+    fn port(&self, port: usize, bytes: Vec<u8>) {
+        assert!(!bytes.is_empty() && bytes.len() <= self.room.get());
+        self.room.set(self.room.get() - bytes.len());
+        self.output.borrow_mut().push((port, bytes));
+    }
+}

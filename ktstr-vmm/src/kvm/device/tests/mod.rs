@@ -1,0 +1,5 @@
+//! Devices and a driver for them, without a CPU.
+
+mod driver;
+mod hostile;
+mod regular;

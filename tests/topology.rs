@@ -44,19 +44,3 @@ fn shape(ctx: &Ctx, nodes: usize, llcs: usize, cores: usize, cpus: usize) -> Res
     ensure!(online == cpus, "{online} CPUs may be used");
     Ok(AssertResult::pass())
 }
-
-#[ktstr_test(llcs = 1, cores = 1, threads = 1)]
-fn zz_dmesg(_: &Ctx) -> Result<AssertResult> {
-    use std::io::Read;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut kmsg =
-        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
-    let mut buf = [0; 8192];
-    while let Ok(n) = kmsg.read(&mut buf) {
-        let s = String::from_utf8_lossy(&buf[..n]).into_owned();
-        let line = s.lines().next().unwrap_or("");
-        let (head, text) = line.split_once(';').unwrap_or(("", line));
-        println!("{:>10} {text}", head.split(',').nth(2).unwrap_or(""));
-    }
-    Ok(AssertResult::pass())
-}

@@ -181,7 +181,7 @@ impl Hub {
 
     /// The registers of a paused CPU.
     pub(super) fn registers(&self, cpu: usize) -> Option<Registers> {
-        self.lock().parked.get(cpu)?.clone()
+        *self.lock().parked.get(cpu)?
     }
 
     /// Whether the guest has ended.

@@ -108,12 +108,27 @@ impl Memory {
         })
     }
 
+    /// The bytes of a range of low memory, before anything else can reach them: the exclusive
+    /// reference says that no machine has this memory yet.
+    pub(super) fn bytes_mut(&mut self, gpa: u64, len: u64) -> Result<&mut [u8], Error> {
+        let failed = |reason: String| Error::Memory { operation: "reach", reason };
+        let slice = self
+            .mmap
+            .get_slice(GuestAddress(gpa), len as usize)
+            .map_err(|error| failed(format!("{len:#x} bytes at {gpa:#x}: {error}")))?;
+        // SAFETY: `slice` vouches that the range lies within one live mapping that `self.mmap`
+        // owns. Whoever else could reach it, a device or a VM, does it through a shared reference
+        // to `self`, and there is none while the result borrows `self` mutably.
+        Ok(unsafe { std::slice::from_raw_parts_mut(slice.ptr_guard_mut().as_ptr(), len as usize) })
+    }
+
     /// The value at `gpa`.
+    #[cfg(test)]
     pub(super) fn get<T: ByteValued>(&self, gpa: u64) -> Result<T, Error> {
-        self.mmap.read_obj(GuestAddress(gpa)).map_err(|error| Error::Memory {
-            operation: "read",
-            reason: format!("{} bytes at {gpa:#x}: {error}", size_of::<T>()),
-        })
+        let mut bytes = vec![0; size_of::<T>()];
+        self.read(gpa, &mut bytes)
+            .map_err(|error| Error::Memory { operation: "read", reason: error.to_string() })?;
+        Ok(*T::from_slice(&bytes).expect("the slice has its size"))
     }
 
     /// Writes a value at `gpa`.
@@ -126,7 +141,8 @@ impl Memory {
     /// Whole pages are mapped where the file's layout permits: the file must not change while the
     /// machine lives. The caller has checked that the range is low memory, and within the file.
     pub(super) fn load(&self, file: &File, offset: u64, gpa: u64, len: u64) -> Result<(), Error> {
-        let mapped = if offset % PAGE == 0 && gpa % PAGE == 0 { len - len % PAGE } else { 0 };
+        let is_aligned = offset.is_multiple_of(PAGE) && gpa.is_multiple_of(PAGE);
+        let mapped = if is_aligned { len - len % PAGE } else { 0 };
         if mapped > 0 {
             self.map(file, offset, gpa, mapped)?;
         }

@@ -60,8 +60,8 @@ impl KvmVm {
             }
         }
         let ranges = place(config.node_sizes_mib().map(|mib| mib << 20));
-        let memory = Memory::new(&ranges)?;
-        let entry = fill(config, &cpus, &ranges, &memory)?;
+        let mut memory = Memory::new(&ranges)?;
+        let entry = fill(config, &cpus, &ranges, &mut memory)?;
         let vm = create_vm(kvm, &memory)?;
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
         let machine = Arc::new(Machine {
@@ -136,9 +136,14 @@ impl KvmVm {
     /// Stops all threads and waits for them; returns the first error of one.
     fn end(&mut self) -> Option<KvmError> {
         self.want(Wanted::Stop);
-        let results = self.threads.drain(..).map(JoinHandle::join);
-        // A thread that panicked has told the hub.
-        results.filter_map(Result::ok).filter_map(Result::err).last()
+        let mut failed = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has told the hub.
+            if let Ok(Err(error)) = thread.join() {
+                failed.get_or_insert(error);
+            }
+        }
+        failed
     }
 }
 
@@ -147,7 +152,7 @@ fn fill(
     config: &VmConfig,
     cpus: &Cpus,
     ranges: &[MemoryNode],
-    memory: &Memory,
+    memory: &mut Memory,
 ) -> Result<u64, Error> {
     let entry = boot::load(config, &format!("{CMDLINE} {}", config.cmdline), memory, ranges)?;
     memory.write(ACPI, &acpi::build(cpus, ranges)?)?;

@@ -3,6 +3,7 @@
 use std::mem;
 
 /// Bytes of the header that all tables but the RSDP begin with.
+#[cfg(test)]
 pub(super) const HEADER: usize = 36;
 
 /// `OEMID`: six characters.

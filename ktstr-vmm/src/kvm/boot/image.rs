@@ -39,7 +39,7 @@ struct Image<'a> {
     path: &'a Path,
     file: &'a File,
     len: u64,
-    memory: &'a Memory,
+    memory: &'a mut Memory,
 }
 
 /// Loads the kernel in `file`. With `kaslr`, its virtual address is a random one.
@@ -47,11 +47,11 @@ pub(super) fn load(
     path: &Path,
     file: &File,
     kaslr: bool,
-    memory: &Memory,
+    memory: &mut Memory,
     params: &mut BootParams,
 ) -> Result<Loaded, super::super::Error> {
     let len = file.metadata().map_err(|source| read_error(path, source))?.len();
-    let image = Image { path, file, len, memory };
+    let mut image = Image { path, file, len, memory };
     let mut head = vec![0; len.min(4096) as usize];
     image.read(0, &mut head)?;
     if head.starts_with(b"\x7fELF") {
@@ -74,7 +74,7 @@ impl Image<'_> {
 
     /// Loads a vmlinux where it is linked to run; its entry is that of 64-bit kernels.
     fn load_elf(
-        &self,
+        &mut self,
         head: &[u8],
         kaslr: bool,
         params: &mut BootParams,
@@ -151,12 +151,12 @@ impl Image<'_> {
     /// Moves the kernel to a random virtual address, if it brings what that takes: `vmlinux` of a
     /// build tree does not.
     fn randomise(
-        &self,
+        &mut self,
         header: &FileHeader64<Endianness>,
         start: u64,
         end: u64,
         params: &mut BootParams,
-    ) -> Result<(), Error> {
+    ) -> Result<(), super::super::Error> {
         let e = Endianness::Little;
         let sections = u64::from(header.e_shnum.get(e)) * u64::from(header.e_shentsize.get(e));
         let elf_end = header.e_shoff.get(e).saturating_add(sections);
@@ -165,9 +165,8 @@ impl Image<'_> {
             return Ok(());
         }
         if trailer_len > MAX_RELOCATIONS {
-            return Err(
-                self.wrong(format!("{trailer_len} bytes of relocations behind the ELF file"))
-            );
+            let reason = format!("{trailer_len} bytes of relocations behind the ELF file");
+            return Err(self.wrong(reason).into());
         }
         let mut trailer = vec![0; trailer_len as usize];
         self.read(elf_end, &mut trailer)?;
@@ -179,7 +178,8 @@ impl Image<'_> {
         let mut random = [0; 8];
         getrandom(&mut random).map_err(|source| read_error(Path::new("/dev/urandom"), source))?;
         let delta = kaslr::random_delta(end - start, u64::from_ne_bytes(random));
-        relocations.apply(self.memory, start, end, delta).map_err(|reason| self.wrong(reason))?;
+        let kernel = self.memory.bytes_mut(start, end - start)?;
+        relocations.apply(kernel, start, delta).map_err(|reason| self.wrong(reason))?;
         params.set_kaslr();
         Ok(())
     }

@@ -9,7 +9,6 @@
 //! (`find_random_virt_addr`), arch/x86/tools/relocs.c (`emit_relocs`).
 
 use super::super::layout::{KERNEL, LARGE_PAGE};
-use super::super::memory::Memory;
 
 /// Where the kernel's image begins in its virtual memory: `__START_KERNEL_map`.
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
@@ -27,7 +26,7 @@ pub(super) struct Relocations {
 impl Relocations {
     /// Reads what follows the ELF file; nothing if the kernel was built without relocations.
     pub(super) fn parse(trailer: &[u8]) -> Result<Option<Self>, String> {
-        if trailer.len() % 4 != 0 {
+        if !trailer.len().is_multiple_of(4) {
             return Err(format!("{} bytes of relocations are no whole words", trailer.len()));
         }
         let words: Vec<u32> = trailer
@@ -52,39 +51,36 @@ impl Relocations {
         Ok(Some(Self { absolute_64, inverse_32, absolute_32 }))
     }
 
-    /// Adds `delta` to every address in the kernel that lies in `memory` from `start` to `end`.
-    pub(super) fn apply(
-        &self,
-        memory: &Memory,
-        start: u64,
-        end: u64,
-        delta: u64,
-    ) -> Result<(), String> {
-        let place = |word: u32, size: u64| {
-            // The word is the low half of an address in the kernel's map.
-            let gpa = (0xffff_ffff_0000_0000 | u64::from(word)).wrapping_sub(KERNEL_MAP);
-            match gpa >= start && gpa.saturating_add(size) <= end {
-                true => Ok(gpa),
-                false => Err(format!("relocation of {word:#x} lies outside of the kernel")),
-            }
-        };
-        let failed = |error: super::super::Error| error.to_string();
+    /// Adds `delta` to every address in `kernel`, the bytes of the kernel that lie at `start`.
+    pub(super) fn apply(&self, kernel: &mut [u8], start: u64, delta: u64) -> Result<(), String> {
         for word in &self.absolute_64 {
-            let gpa = place(*word, 8)?;
-            let value: u64 = memory.get(gpa).map_err(failed)?;
-            memory.set(gpa, value.wrapping_add(delta)).map_err(failed)?;
+            add(place(kernel, start, *word)?, delta);
         }
-        for (words, delta) in
-            [(&self.inverse_32, (delta as u32).wrapping_neg()), (&self.absolute_32, delta as u32)]
-        {
-            for word in words {
-                let gpa = place(*word, 4)?;
-                let value: u32 = memory.get(gpa).map_err(failed)?;
-                memory.set(gpa, value.wrapping_add(delta)).map_err(failed)?;
-            }
+        for word in &self.inverse_32 {
+            add_32(place(kernel, start, *word)?, (delta as u32).wrapping_neg());
+        }
+        for word in &self.absolute_32 {
+            add_32(place(kernel, start, *word)?, delta as u32);
         }
         Ok(())
     }
+}
+
+/// The `N` bytes that a relocation names: the low half of their address in the kernel's map.
+fn place<const N: usize>(kernel: &mut [u8], start: u64, word: u32) -> Result<&mut [u8; N], String> {
+    let address = 0xffff_ffff_0000_0000 | u64::from(word);
+    let offset = address.wrapping_sub(KERNEL_MAP).wrapping_sub(start);
+    let bytes =
+        usize::try_from(offset).ok().and_then(|offset| kernel.get_mut(offset..)?.first_chunk_mut());
+    bytes.ok_or_else(|| format!("relocation of {word:#x} lies outside of the kernel"))
+}
+
+fn add(bytes: &mut [u8; 8], delta: u64) {
+    *bytes = u64::from_le_bytes(*bytes).wrapping_add(delta).to_le_bytes();
+}
+
+fn add_32(bytes: &mut [u8; 4], delta: u32) {
+    *bytes = u32::from_le_bytes(*bytes).wrapping_add(delta).to_le_bytes();
 }
 
 /// A random distance for a kernel of `size` bytes from the address it was linked for.
@@ -95,7 +91,6 @@ pub(super) fn random_delta(size: u64, random: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::memory::place;
     use super::*;
 
     fn bytes(words: &[u32]) -> Vec<u8> {
@@ -122,24 +117,24 @@ mod tests {
 
     #[test]
     fn addresses_move_and_nothing_else_does() {
-        let memory = Memory::new(&place([32 << 20].into_iter())).unwrap();
-        let (start, end) = (KERNEL, KERNEL + 0x1000);
+        let mut kernel = vec![0; 0x1000];
         let relocations = Relocations {
             absolute_64: vec![0x8100_0010],
             inverse_32: vec![0x8100_0020],
             absolute_32: vec![0x8100_0030],
         };
-        memory.set(KERNEL + 0x10, 0xffff_ffff_8123_4567_u64).unwrap();
-        memory.set(KERNEL + 0x20, 0x1000_u32).unwrap();
-        memory.set(KERNEL + 0x30, 0x8123_4567_u32).unwrap();
-        relocations.apply(&memory, start, end, 0x20_0000).unwrap();
-        assert_eq!(memory.get::<u64>(KERNEL + 0x10).unwrap(), 0xffff_ffff_8143_4567);
-        assert_eq!(memory.get::<u32>(KERNEL + 0x20).unwrap(), 0xffe0_1000);
-        assert_eq!(memory.get::<u32>(KERNEL + 0x30).unwrap(), 0x8143_4567);
-        assert_eq!(memory.get::<u64>(KERNEL + 0x18).unwrap(), 0);
+        kernel[0x10..0x18].copy_from_slice(&0xffff_ffff_8123_4567_u64.to_le_bytes());
+        kernel[0x20..0x24].copy_from_slice(&0x1000_u32.to_le_bytes());
+        kernel[0x30..0x34].copy_from_slice(&0x8123_4567_u32.to_le_bytes());
+        let mut want = kernel.clone();
+        want[0x10..0x18].copy_from_slice(&0xffff_ffff_8143_4567_u64.to_le_bytes());
+        want[0x20..0x24].copy_from_slice(&0xffe0_1000_u32.to_le_bytes());
+        want[0x30..0x34].copy_from_slice(&0x8143_4567_u32.to_le_bytes());
+        relocations.apply(&mut kernel, KERNEL, 0x20_0000).unwrap();
+        assert!(kernel == want);
         for word in [0x8100_0ffd, 0x80ff_ffff, 0x1000, 0] {
             let relocations = Relocations { absolute_32: vec![word], ..Relocations::default() };
-            relocations.apply(&memory, start, end, 0).unwrap_err();
+            relocations.apply(&mut kernel, KERNEL, 0).unwrap_err();
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) struct Loaded {
 pub(super) fn load(
     config: &VmConfig,
     cmdline: &str,
-    memory: &Memory,
+    memory: &mut Memory,
     ranges: &[super::memory::MemoryNode],
 ) -> Result<u64, super::Error> {
     let kernel = open(&config.kernel)?;

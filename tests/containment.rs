@@ -1,4 +1,5 @@
-//! What is left when one of the processes of a run is killed: nothing.
+//! What is left when one of the processes of a run is killed: nothing. This is about QEMU, which is a
+//! process of its own; a machine on KVM is a part of the test's.
 //!
 //! Each test runs this binary again for one long test, and kills a part of it.
 
@@ -35,6 +36,7 @@ impl Drop for Runner {
 fn start() -> Result<(Runner, BufReader<impl Read>, Pid)> {
     let mut runner = Command::new(std::env::current_exe()?)
         .args(["--exact", "long_run", "--include-ignored", "--nocapture"])
+        .env("KTSTR_ENGINE", "qemu")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -96,6 +98,7 @@ fn a_killed_engine_is_no_verdict_on_the_test() -> Result<()> {
 fn an_engine_that_cannot_start_is_named() -> Result<()> {
     let output = Command::new(std::env::current_exe()?)
         .args(["--exact", "long_run", "--include-ignored"])
+        .env("KTSTR_ENGINE", "qemu")
         .env("KTSTR_QEMU", "/nonexistent/qemu-system-x86_64")
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -47,7 +47,7 @@ pub(crate) struct Nested {
     #[arg(long)]
     kernel: Vec<KernelSpec>,
     /// A test binary to run: a file of tests/, or `ktstr` and `ktstr_vmm` for the unit tests of
-    /// these; all but `macro_ui` if none is given.
+    /// these; all but `containment` and `macro_ui` if none is given.
     #[arg(long, conflicts_with = "exec")]
     test: Vec<String>,
     /// Run a program of this host instead: its path and arguments follow `--`.

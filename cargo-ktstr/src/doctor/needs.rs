@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use ktstr::provision::kernel::{self, Kernel, KernelStatus};
 use ktstr::provision::{Cache, KernelSpec, QemuProgram, qemu};
+use ktstr::runner::probe;
 
 use super::{Finding, Mark};
 use crate::cli::EngineName;
@@ -14,9 +15,15 @@ type Tools = Result<(), String>;
 /// QEMU, and the engine that tests get.
 pub(super) fn engines(cache: &Cache, tools: &Tools) -> Vec<Finding> {
     let found = qemu::find(cache);
+    let wanted = std::env::var("KTSTR_ENGINE");
+    let needs_qemu = match wanted.as_deref() {
+        Ok("kvm") => false,
+        Ok("qemu") => true,
+        _ => probe::kvm().is_err(),
+    };
     // Asking for the engine fetches a QEMU that is missing, if it can. Doctors do not.
-    let may_ask = !matches!(found, Ok(Err(_))) || tools.is_err();
-    let engine = match std::env::var("KTSTR_ENGINE") {
+    let may_ask = !needs_qemu || !matches!(found, Ok(Err(_))) || tools.is_err();
+    let engine = match wanted {
         Ok(name) if !is_engine(&name) => {
             let names = EngineName::value_variants().iter().map(|name| name.as_str());
             let names = names.collect::<Vec<_>>().join(", ");

@@ -96,7 +96,7 @@ impl Prepared {
             cmdline: cmdline(wanted)?,
             topology: ktstr_vmm::Topology {
                 numa_nodes: topology.numa_nodes,
-                llc_cores: vec![topology.cores_per_llc; topology.llcs as usize],
+                llc_cores: topology.llcs.cores().collect(),
                 threads_per_core: topology.threads_per_core,
             },
             memory_mib: wanted.memory_mib.max(needed),

@@ -23,7 +23,7 @@ pub use ktstr_macros::ktstr_test;
 pub mod __private {
     pub use ktstr_core::linkme;
     pub use ktstr_core::registry::{TESTS, TestEntry};
-    pub use ktstr_core::topology::Topology;
+    pub use ktstr_core::topology::{Llcs, Topology};
 
     pub use crate::report::Style;
     pub use crate::runner::{TestResult, run};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ktstr::__private::{TESTS, TestEntry, Topology};
+use ktstr::__private::{Llcs, TESTS, TestEntry, Topology};
 use ktstr::prelude::*;
 
 #[test]
@@ -40,7 +40,7 @@ fn accept(_: &VmResult) -> Result<()> {
 #[test]
 fn every_key_reaches_the_entry() {
     let entry = TESTS.iter().find(|entry| entry.name == "all_keys").expect("`all_keys` is linked");
-    let topology = Topology { numa_nodes: 2, llcs: 4, cores_per_llc: 1, threads_per_core: 2 };
+    let topology = Topology { numa_nodes: 2, llcs: Llcs::even(4, 1), threads_per_core: 2 };
     assert_eq!(entry.module_path, module_path!());
     assert_eq!(entry.topology, topology);
     assert_eq!(entry.memory_mib, 512);
@@ -52,11 +52,23 @@ fn every_key_reaches_the_entry() {
     assert!(entry.post_vm.is_some());
 }
 
+#[ktstr_test(cores = [4, 2], ignore = "only its entry is of interest")]
+fn list_of_cores(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[test]
+fn a_list_of_cores_reaches_the_entry() {
+    let mut entries = TESTS.iter().filter(|entry| entry.name == "list_of_cores");
+    let topology = Topology { llcs: Llcs::of(&[4, 2]), ..Topology::DEFAULT };
+    assert!(entries.next().is_some_and(|entry| entry.topology == topology));
+}
+
 /// The attribute checks keys against each other, and documents them, with these numbers.
 #[test]
 fn defaults_are_those_of_the_attribute() {
     let entry = TestEntry::DEFAULT;
-    let topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 2, threads_per_core: 1 };
+    let topology = Topology { numa_nodes: 1, llcs: Llcs::even(1, 2), threads_per_core: 1 };
     assert_eq!(entry.topology, topology);
     assert_eq!(entry.memory_mib, 256);
     assert_eq!(entry.duration, Duration::from_secs(5));

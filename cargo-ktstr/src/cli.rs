@@ -6,10 +6,10 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use ktstr::provision::KernelSpec;
 use ktstr::runner::shell::Shell;
-use ktstr::topology::Topology;
+use ktstr::topology::{Llcs, Topology};
 
 /// What the engines number: APIC IDs of eight bits, of which one stands for all CPUs.
-const MAX_CPUS: u32 = 255;
+const MAX_CPUS: u32 = Llcs::MAX_CORES;
 
 /// Runs Rust tests inside their own virtual machines.
 #[derive(Debug, Parser)]
@@ -99,12 +99,12 @@ pub(crate) struct ShellArgs {
     /// NUMA nodes
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=64))]
     numa_nodes: u32,
-    /// Last-level caches over all nodes
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=255))]
-    llcs: u32,
-    /// Cores below each last-level cache
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = value_parser!(u32).range(1..=255))]
-    cores: u32,
+    /// Last-level caches over all nodes [default: 1, or as many as `--cores` lists]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=255))]
+    llcs: Option<u32>,
+    /// Cores below each last-level cache: one number for all, or a list as in `4,2`
+    #[arg(long, value_name = "N,...", default_value = "2", value_delimiter = ',', value_parser = value_parser!(u32).range(1..=255))]
+    cores: Vec<u32>,
     /// SMT threads of each core
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=8))]
     threads: u32,
@@ -123,25 +123,30 @@ impl ShellArgs {
     /// What is to be run, if the numbers fit together.
     pub(crate) fn shell(self) -> Result<Shell> {
         let Self { numa_nodes, llcs, cores, threads, .. } = self;
+        let (llcs, cores) = match (llcs, &cores[..]) {
+            (llcs, [each]) => (llcs.unwrap_or(1), vec![*each; llcs.unwrap_or(1) as usize]),
+            (llcs, list) => (llcs.unwrap_or(list.len() as u32), cores),
+        };
+        ensure!(
+            llcs as usize == cores.len(),
+            "--cores lists {} last-level caches, but --llcs is {llcs}",
+            cores.len()
+        );
         ensure!(
             llcs.is_multiple_of(numa_nodes),
             "--llcs {llcs} is not a multiple of --numa-nodes {numa_nodes}: each node has as many; \
              --llcs {} fits",
             llcs.next_multiple_of(numa_nodes)
         );
-        let nr_cpus = llcs * cores * threads;
+        let nr_cores: u32 = cores.iter().sum();
+        let nr_cpus = nr_cores * threads;
         ensure!(
             nr_cpus <= MAX_CPUS,
-            "{llcs} LLCs * {cores} cores * {threads} threads are {nr_cpus} CPUs; \
+            "{llcs} LLCs with {nr_cores} cores * {threads} threads are {nr_cpus} CPUs; \
              a machine has at most {MAX_CPUS}"
         );
         Ok(Shell {
-            topology: Topology {
-                numa_nodes,
-                llcs,
-                cores_per_llc: cores,
-                threads_per_core: threads,
-            },
+            topology: Topology { numa_nodes, llcs: Llcs::of(&cores), threads_per_core: threads },
             memory_mib: self.memory_mib,
             kernel: self.kernel.map(|spec| spec.to_string()),
             command: self.exec,
@@ -221,6 +226,15 @@ mod tests {
         let found =
             shell("cargo-ktstr shell --numa-nodes 2 --llcs 4 --cores 3 --threads 2").unwrap();
         assert_eq!(found.topology.to_string(), "2n4l3c2t");
+        for (options, topology) in [
+            ("--llcs 2", "1n2l2c1t"),
+            ("--cores 3", "1n1l3c1t"),
+            ("--cores 4,2 --threads 2", "1n2l4+2c2t"),
+            ("--cores 1,3 --llcs 2 --numa-nodes 2", "2n2l1+3c1t"),
+        ] {
+            let found = shell(&format!("cargo-ktstr shell {options}")).unwrap();
+            assert_eq!(found.topology.to_string(), topology, "{options}");
+        }
         assert_eq!((found.memory_mib, found.command), (256, None));
         let found = shell("cargo-ktstr shell --exec -x --memory-mib 512 --kernel host").unwrap();
         assert_eq!(found.command.as_deref(), Some("-x"));
@@ -233,6 +247,12 @@ mod tests {
         for (options, why) in [
             ("--numa-nodes 2 --llcs 3", "--llcs 4 fits"),
             ("--llcs 16 --cores 16", "at most 255"),
+            ("--llcs 255 --cores 255 --threads 8", "at most 255"),
+            ("--cores 128,128", "at most 255"),
+            ("--llcs 3 --cores 4,2", "--cores lists 2 last-level caches, but --llcs is 3"),
+            ("--numa-nodes 2 --cores 4,2,1", "--llcs 3 is not a multiple"),
+            ("--cores 4,0", "0 is not in 1..=255"),
+            ("--cores 4,", "invalid"),
             ("--threads 9", "9 is not in 1..=8"),
             ("--memory-mib 1", "1 is not in 64..=1048576"),
             ("--kernel nonsense", "debian:trixie"),

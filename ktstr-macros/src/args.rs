@@ -3,10 +3,14 @@
 //! A mistake does not end the parse: it is noted on its token, and the parser goes on behind the
 //! next comma, so that one build reports them all.
 
+use std::ops::RangeInclusive;
+
 use proc_macro2::{Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
 use syn::parse::ParseStream;
-use syn::{Expr, ExprLit, ExprPath, ExprUnary, Ident, Lit, LitBool, LitInt, LitStr, Token, UnOp};
+use syn::{
+    Expr, ExprArray, ExprLit, ExprPath, ExprUnary, Ident, Lit, LitBool, LitInt, LitStr, Token, UnOp,
+};
 
 use crate::errors::Errors;
 use crate::keys::{self, KEYS, Key, Takes};
@@ -37,6 +41,8 @@ pub(crate) struct Arg {
 /// A value of the kind that its key takes.
 pub(crate) enum Value {
     Integer(u32, Span),
+    /// At least one, and the list's own brackets.
+    Integers(Vec<u32>, Span),
     Bool(bool),
     Text(LitStr),
     Function(ExprPath),
@@ -144,14 +150,51 @@ impl Parser<'_> {
     fn check_topology(&mut self) {
         let [numa_nodes, llcs, cores, threads, memory_mib] =
             ["numa_nodes", "llcs", "cores", "threads", "memory_mib"].map(|name| self.number(name));
-        if let (Some(numa_nodes), Some(llcs)) = (&numa_nodes, &llcs) {
+        let list = self.list_of_cores();
+        if let Some(list) = &list {
+            self.check_list(list, numa_nodes.as_ref(), llcs.as_ref());
+        } else if let (Some(numa_nodes), Some(llcs)) = (&numa_nodes, &llcs) {
             self.check_llcs(numa_nodes, llcs);
         }
         if let (Some(numa_nodes), Some(memory_mib)) = (&numa_nodes, &memory_mib) {
             self.check_memory(numa_nodes, memory_mib);
         }
-        if let (Some(llcs), Some(cores), Some(threads)) = (&llcs, &cores, &threads) {
-            self.check_cpus(llcs, cores, threads);
+        if let (Some(list), Some(threads)) = (&list, &threads) {
+            let (cores, threads) = (list.cores.iter().sum::<u32>(), threads.value);
+            let terms: Vec<_> = list.cores.iter().map(u32::to_string).collect();
+            let values = format!("({}) * {threads}", terms.join(" + "));
+            self.check_cpus(&["cores", "threads"], &values, cores * threads);
+        } else if let (Some(llcs), Some(cores), Some(threads)) = (&llcs, &cores, &threads) {
+            let (llcs, cores, threads) = (llcs.value, cores.value, threads.value);
+            let values = format!("{llcs} * {cores} * {threads}");
+            self.check_cpus(&["llcs", "cores", "threads"], &values, llcs * cores * threads);
+        }
+    }
+
+    /// A list stands for as many last-level caches as it has numbers.
+    fn check_list(&mut self, list: &List, numa_nodes: Option<&Number>, llcs: Option<&Number>) {
+        let count = list.cores.len() as u32;
+        if let Some(&Number { value: llcs, span: Some(_) }) = llcs
+            && llcs != count
+        {
+            self.errors.at(
+                list.span,
+                format!(
+                    "`cores` lists {count} last-level caches, but `llcs = {llcs}`: list {llcs}, \
+                     or remove `llcs`"
+                ),
+            );
+        } else if let Some(&Number { value: nodes, .. }) = numa_nodes
+            && !count.is_multiple_of(nodes)
+        {
+            let fits = count.next_multiple_of(nodes);
+            self.errors.at(
+                list.span,
+                format!(
+                    "`cores` lists {count} last-level caches, no multiple of `numa_nodes = \
+                     {nodes}`: list {fits} or change `numa_nodes`"
+                ),
+            );
         }
     }
 
@@ -187,24 +230,25 @@ impl Parser<'_> {
         }
     }
 
-    fn check_cpus(&mut self, llcs: &Number, cores: &Number, threads: &Number) {
+    fn check_cpus(&mut self, factors: &[&str], values: &str, nr_cpus: u32) {
         // The last one the author wrote: the factors before it may well be fine.
         let last = self.args.given.iter().rev().find_map(|arg| match arg.value {
-            Value::Integer(_, span) if ["llcs", "cores", "threads"].contains(&arg.key.name) => {
+            Value::Integer(_, span) | Value::Integers(_, span)
+                if factors.contains(&arg.key.name) =>
+            {
                 Some(span)
             }
             _ => None,
         });
-        let (llcs, cores, threads) = (llcs.value, cores.value, threads.value);
-        let nr_cpus = llcs * cores * threads;
         if let Some(span) = last
             && nr_cpus > MAX_CPUS
         {
             self.errors.at(
                 span,
                 format!(
-                    "llcs * cores * threads = {llcs} * {cores} * {threads} = {nr_cpus} CPUs: \
-                     lower one of them, a guest has at most {MAX_CPUS}"
+                    "{} = {values} = {nr_cpus} CPUs: lower one of them, a guest has at most \
+                     {MAX_CPUS}",
+                    factors.join(" * ")
                 ),
             );
         }
@@ -216,9 +260,19 @@ impl Parser<'_> {
             return Some(Number { value, span: Some(span) });
         }
         match keys::find(name)?.takes {
-            Takes::Integer { default, .. } if !self.has_seen(name) => {
+            Takes::Integer { default, .. } | Takes::Integers { default, .. }
+                if !self.has_seen(name) =>
+            {
                 Some(Number { value: default, span: None })
             }
+            _ => None,
+        }
+    }
+
+    /// The value of `cores`, if it is a list.
+    fn list_of_cores(&self) -> Option<List> {
+        match self.args.get("cores") {
+            Some(Value::Integers(cores, span)) => Some(List { cores: cores.clone(), span: *span }),
             _ => None,
         }
     }
@@ -232,6 +286,12 @@ impl Parser<'_> {
 struct Number {
     value: u32,
     span: Option<Span>,
+}
+
+/// The cores of each last-level cache, by the author.
+struct List {
+    cores: Vec<u32>,
+    span: Span,
 }
 
 fn unknown_key(ident: &Ident) -> String {
@@ -283,9 +343,11 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
     match (&key.takes, expr) {
         // A value that comes out of a `macro_rules!` metavariable.
         (_, Expr::Group(group)) => check_value(key, *group.expr),
-        (Takes::Integer { .. }, Expr::Lit(ExprLit { lit: Lit::Int(lit), .. })) => {
-            check_integer(key, &lit)
-        }
+        (
+            Takes::Integer { range, .. } | Takes::Integers { range, .. },
+            Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }),
+        ) => check_integer(key, range, &lit).map(|value| Value::Integer(value, lit.span())),
+        (Takes::Integers { range, .. }, Expr::Array(list)) => check_integers(key, range, &list),
         (Takes::Bool, Expr::Lit(ExprLit { lit: Lit::Bool(LitBool { value, .. }), .. })) => {
             Ok(Value::Bool(value))
         }
@@ -308,8 +370,34 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
     }
 }
 
-fn check_integer(key: &Key, lit: &LitInt) -> syn::Result<Value> {
-    let Takes::Integer { range, .. } = &key.takes else { unreachable!("an integer key") };
+/// Reports every number that is bad, not only the first.
+fn check_integers(key: &Key, range: &RangeInclusive<u32>, list: &ExprArray) -> syn::Result<Value> {
+    let (mut errors, mut values) = (Errors::default(), Vec::new());
+    if list.elems.is_empty() {
+        errors.on(list, format!("the list is empty: write `{key}`, or one number for each"));
+    }
+    for element in &list.elems {
+        let mut element = element;
+        while let Expr::Group(group) = element {
+            element = &group.expr;
+        }
+        match element {
+            Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) => {
+                values.extend(errors.take(check_integer(key, range, lit)));
+            }
+            other => {
+                let (min, max, found) = (range.start(), range.end(), describe(other));
+                let message =
+                    format!("expected an integer literal from {min} to {max}, found {found}");
+                errors.on(other, message);
+            }
+        }
+    }
+    errors.into_result()?;
+    Ok(Value::Integers(values, list.bracket_token.span.join()))
+}
+
+fn check_integer(key: &Key, range: &RangeInclusive<u32>, lit: &LitInt) -> syn::Result<u32> {
     let suffix = lit.suffix();
     if !(suffix.is_empty() || INTEGER_TYPES.contains(&suffix)) {
         let message = format!("remove `{suffix}`: the key takes {}", key.takes);
@@ -317,7 +405,7 @@ fn check_integer(key: &Key, lit: &LitInt) -> syn::Result<Value> {
     }
     // What does not fit is out of range as well.
     match lit.base10_parse::<u32>() {
-        Ok(value) if range.contains(&value) => Ok(Value::Integer(value, lit.span())),
+        Ok(value) if range.contains(&value) => Ok(value),
         _ => {
             let (name, min, max) = (key.name, range.start(), range.end());
             let message = format!("`{name} = {lit}` is out of range: write {min} to {max}");
@@ -341,6 +429,7 @@ fn describe(expr: &Expr) -> &'static str {
             "a negative number"
         }
         Expr::Path(_) => "a path",
+        Expr::Array(_) => "a list",
         Expr::Closure(_) => "a closure",
         _ => "an expression",
     }
@@ -377,6 +466,9 @@ mod tests {
             "llcs = 0x1f, cores = 0b100, threads = 0o2",
             "numa_nodes = 64, llcs = 64, memory_mib = 2_048u64",
             "llcs = 5, cores = 51, threads = 1",
+            "cores = [4,2]",
+            "cores = [0x4,2u8,], llcs = 2, threads = 8",
+            "numa_nodes = 2, cores = [128,127]",
             "memory_mib = 64, numa_nodes = 2, llcs = 4isize",
             "duration_s = 86400, watchdog_timeout_s = 86400",
             "expect_err, kaslr = false, auto_repro = true",
@@ -406,6 +498,15 @@ mod tests {
             // A value that is out of range by itself is not combined with others.
             ("threads = 9, llcs = 255, cores = 255", &["9"]),
             ("host_only = 1, cores = 1", &["1"]),
+            ("cores = [0, 4, 256, x, 2.0]", &["0", "256", "x", "2.0"]),
+            ("cores = [], llcs = [2]", &["[]", "[2]"]),
+            ("cores = [4; 2], threads = 9", &["[4; 2]", "9"]),
+            ("llcs = 3, cores = [4, 2]", &["[4, 2]"]),
+            ("cores = [4, 2, 1], numa_nodes = 2", &["[4, 2, 1]"]),
+            ("llcs = 2, cores = [100, 100], threads = 2, kaslr", &["2"]),
+            ("threads = 2, cores = [100, 100], numa_nodes = 2", &["[100, 100]"]),
+            // Not the third error, of too many CPUs.
+            ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),
         ] {
             let (_, errors) = parse_text(attr);
             let tokens: Vec<_> = errors.iter().map(|(token, _)| token.as_str()).collect();
@@ -420,6 +521,11 @@ mod tests {
             ("llcs = 127", true),
             ("llcs = 128", false),
             ("llcs = 255, cores = 255, threads = 8", false),
+            ("cores = [254, 1]", true),
+            ("cores = [254, 1, 1]", false),
+            ("llcs = 2, cores = [3, 1], numa_nodes = 2", true),
+            ("llcs = 1, cores = [3, 1]", false),
+            ("llcs = 3, cores = [3, 1]", false),
             ("numa_nodes = 3, llcs = 9", true),
             ("numa_nodes = 3, llcs = 10", false),
             ("numa_nodes = 8, llcs = 8", true),

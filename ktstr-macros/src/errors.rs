@@ -33,6 +33,11 @@ impl Errors {
         result.map_err(|error| self.add(error)).ok()
     }
 
+    /// All that was added, as one error.
+    pub(crate) fn into_result(self) -> syn::Result<()> {
+        self.0.map_or(Ok(()), Err)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_none()
     }

@@ -133,7 +133,8 @@ fn topology(args: &Args) -> TokenStream {
         }
         _ => None,
     };
-    let fields: Vec<_> = args.given.iter().filter_map(field).collect();
+    let mut fields: Vec<_> = args.given.iter().filter_map(field).collect();
+    fields.extend(llcs(args).map(|llcs| quote!(llcs: #llcs,)));
     if fields.is_empty() {
         return TokenStream::new();
     }
@@ -145,6 +146,26 @@ fn topology(args: &Args) -> TokenStream {
     }
 }
 
+/// The last-level caches, if a key about them was given; what was not is taken from the default.
+fn llcs(args: &Args) -> Option<TokenStream> {
+    let number = |value: &Value| match value {
+        Value::Integer(value, _) => Some(literal(*value)),
+        _ => None,
+    };
+    let default = quote!(::ktstr::__private::Topology::DEFAULT.llcs);
+    let (count, cores) = match (args.get("llcs"), args.get("cores")) {
+        (None, None) => return None,
+        (_, Some(Value::Integers(cores, _))) => {
+            let cores = cores.iter().map(|cores| literal(*cores));
+            return Some(quote!(::ktstr::__private::Llcs::of(&[#(#cores),*])));
+        }
+        (count, cores) => (count.and_then(number), cores.and_then(number)),
+    };
+    let count = count.unwrap_or_else(|| quote!(#default.count()));
+    let cores = cores.unwrap_or_else(|| quote!(#default.nr_cores() / #default.count()));
+    Some(quote!(::ktstr::__private::Llcs::even(#count, #cores)))
+}
+
 /// The field of `TestEntry` that `arg` sets, if it sets one of its own.
 fn field(arg: &Arg) -> Option<TokenStream> {
     let value = tokens(arg);
@@ -152,7 +173,7 @@ fn field(arg: &Arg) -> Option<TokenStream> {
         Target::Field(field) => (field, value),
         Target::Seconds(field) => (field, quote!(::core::time::Duration::from_secs(#value))),
         Target::Optional(field) => (field, optional(&arg.value, &value)),
-        Target::Topology(_) | Target::IgnoreAttribute => return None,
+        Target::Topology(_) | Target::Llcs | Target::IgnoreAttribute => return None,
     };
     let field = Ident::new(field, Span::call_site());
     Some(quote!(#field: #value))
@@ -169,13 +190,21 @@ fn optional(value: &Value, tokens: &TokenStream) -> TokenStream {
 
 fn tokens(arg: &Arg) -> TokenStream {
     match &arg.value {
-        // Not with the author's span: lints would read the digits as the author's.
-        Value::Integer(value, _) => Literal::u32_unsuffixed(*value).into_token_stream(),
+        Value::Integer(value, _) => literal(*value),
+        Value::Integers(values, _) => {
+            let values = values.iter().map(|value| literal(*value));
+            quote!([#(#values),*])
+        }
         Value::Bool(value) => value.into_token_stream(),
         Value::Text(text) => text.into_token_stream(),
         Value::Function(path) => path.into_token_stream(),
         Value::Nothing => TokenStream::new(),
     }
+}
+
+fn literal(value: u32) -> TokenStream {
+    // Not with the author's span: lints would read the digits as the author's.
+    Literal::u32_unsuffixed(value).into_token_stream()
 }
 
 /// A span for generated tokens that stand for the author's at `span`.
@@ -235,12 +264,27 @@ mod tests {
                 topology: ::ktstr::__private::Topology {
                     threads_per_core: 2,
                     numa_nodes: 2,
-                    llcs: 4,
-                    cores_per_llc: 3,
+                    llcs: ::ktstr::__private::Llcs::even(4, 3),
                     ..::ktstr::__private::Topology::DEFAULT
                 },
             },
         );
+    }
+
+    #[test]
+    fn llcs_take_what_is_missing_from_the_default() {
+        let default = quote!(::ktstr::__private::Topology::DEFAULT.llcs);
+        for (attr, want) in [
+            ("llcs = 2, cores = 3", quote!(even(2, 3))),
+            ("llcs = 2", quote!(even(2, #default.nr_cores() / #default.count()))),
+            ("cores = 3", quote!(even(#default.count(), 3))),
+            ("cores = [4, 2]", quote!(of(&[4, 2]))),
+            ("cores = [4, 0x2,], llcs = 2", quote!(of(&[4, 2]))),
+        ] {
+            let llcs = llcs(&parse_args(attr)).expect("a key about them was given");
+            assert_same(&llcs, &quote!(::ktstr::__private::Llcs::#want));
+        }
+        assert!(llcs(&parse_args("threads = 2")).is_none());
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub(crate) enum Takes {
     /// `default` repeats `TestEntry::DEFAULT` for checks that span several keys, and nothing else:
     /// a key that was not given is not written.
     Integer { range: RangeInclusive<u32>, default: u32 },
+    /// An integer literal, or a list of them in brackets.
+    Integers { range: RangeInclusive<u32>, default: u32 },
     /// Nothing, `true` or `false`.
     Bool,
     /// A string literal that passes `check`, which says what to do otherwise.
@@ -39,6 +41,8 @@ pub(crate) enum Takes {
 pub(crate) enum Target {
     /// A field of `Topology`.
     Topology(&'static str),
+    /// The field `llcs` of `Topology`, which several keys share.
+    Llcs,
     /// A field of `TestEntry`.
     Field(&'static str),
     /// A field of `TestEntry`, a `Duration` in seconds.
@@ -52,8 +56,8 @@ pub(crate) enum Target {
 /// Every key, in the order of the documentation.
 pub(crate) const KEYS: &[Key] = &[
     Key::new("numa_nodes", integer(1..=64, 1), Target::Topology("numa_nodes")).vm(),
-    Key::new("llcs", integer(1..=255, 1), Target::Topology("llcs")).vm(),
-    Key::new("cores", integer(1..=255, 2), Target::Topology("cores_per_llc")).vm(),
+    Key::new("llcs", integer(1..=255, 1), Target::Llcs).vm(),
+    Key::new("cores", Takes::Integers { range: 1..=255, default: 2 }, Target::Llcs).vm(),
     Key::new("threads", integer(1..=8, 1), Target::Topology("threads_per_core")).vm(),
     Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Field("memory_mib")).vm(),
     Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
@@ -116,6 +120,10 @@ impl fmt::Display for Takes {
             Self::Integer { range, .. } => {
                 write!(f, "an integer literal from {} to {}", range.start(), range.end())
             }
+            Self::Integers { range, .. } => {
+                let (min, max) = (range.start(), range.end());
+                write!(f, "an integer literal from {min} to {max} or a list of them")
+            }
             Self::Bool => f.write_str("`true` or `false`"),
             Self::Text { .. } | Self::Reason => f.write_str("a string literal"),
             Self::Function => f.write_str("the path of a function"),
@@ -128,7 +136,9 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, .. } = self;
         match &self.takes {
-            Takes::Integer { default, .. } => write!(f, "{name} = {default}"),
+            Takes::Integer { default, .. } | Takes::Integers { default, .. } => {
+                write!(f, "{name} = {default}")
+            }
             Takes::Bool => write!(f, "{name} = true"),
             Takes::Text { example, .. } => write!(f, "{name} = {example:?}"),
             Takes::Reason => write!(f, "{name} = \"reason\""),
@@ -199,6 +209,10 @@ mod tests {
             let start = match &key.takes {
                 Takes::Integer { range, default } => {
                     format!("`{}` | {} to {} | {default} |", key.name, range.start(), range.end())
+                }
+                Takes::Integers { range, default } => {
+                    let (min, max) = (range.start(), range.end());
+                    format!("`{}` | {min} to {max}, or a list | {default} |", key.name)
                 }
                 Takes::Bool => format!("`{}` | boolean |", key.name),
                 Takes::Text { .. } => format!("`{}` | string |", key.name),

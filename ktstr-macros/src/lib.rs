@@ -38,7 +38,7 @@ use proc_macro::TokenStream;
 /// |---|---|---|---|
 /// | `numa_nodes` | 1 to 64 | 1 | NUMA nodes of the guest |
 /// | `llcs` | 1 to 255 | 1 | last-level caches over all nodes, a multiple of `numa_nodes` |
-/// | `cores` | 1 to 255 | 2 | cores below each last-level cache |
+/// | `cores` | 1 to 255, or a list | 2 | cores below each last-level cache: `4`, or `[4, 2]` if they differ |
 /// | `threads` | 1 to 8 | 1 | SMT threads of each core |
 /// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB for each; raised to what the machine needs to boot |
 /// | `duration_s` | 1 to 86400 | 5 | how long the body means to run, in seconds |
@@ -52,7 +52,9 @@ use proc_macro::TokenStream;
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
 ///
-/// The product of `llcs`, `cores` and `threads` is at most 255. A `workload_root_cgroup` begins
+/// A list of `cores` has one number for each last-level cache, in the order of the nodes, and makes
+/// `llcs` superfluous. A guest has at most 255 CPUs: the product of `llcs`, `cores` and `threads`,
+/// or the sum of the list times `threads`. A `workload_root_cgroup` begins
 /// with `/`, is not `/` itself, and has no component that is empty or begins with a dot.
 /// `host_only` excludes every key that describes the virtual machine.
 ///

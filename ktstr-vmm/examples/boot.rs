@@ -21,8 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cmdline: cmdline.join(" "),
         topology: Topology {
             numa_nodes: 1,
-            llcs: llcs.parse()?,
-            cores_per_llc: cores.parse()?,
+            llc_cores: vec![cores.parse()?; llcs.parse()?],
             threads_per_core: threads.parse()?,
         },
         memory_mib: memory_mib.parse()?,

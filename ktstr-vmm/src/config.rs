@@ -37,19 +37,16 @@ impl VmConfig {
 
     /// Checks that this describes a machine at all.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let Topology { numa_nodes, llcs, cores_per_llc, threads_per_core } = self.topology;
-        let all = [numa_nodes, llcs, cores_per_llc, threads_per_core];
-        let complaint = if all.contains(&0) {
+        let Topology { numa_nodes, ref llc_cores, threads_per_core } = self.topology;
+        let llcs = llc_cores.len();
+        let is_empty = llcs == 0 || llc_cores.contains(&0);
+        let complaint = if is_empty || numa_nodes == 0 || threads_per_core == 0 {
             "every dimension of the topology must be at least 1".to_owned()
-        } else if llcs % numa_nodes != 0 {
+        } else if llcs % numa_nodes as usize != 0 {
             format!("{llcs} last-level caches cannot be spread evenly over {numa_nodes} nodes")
         } else if self.memory_mib < numa_nodes {
             format!("{} MiB of memory are too little for {numa_nodes} nodes", self.memory_mib)
-        } else if [llcs, cores_per_llc, threads_per_core]
-            .iter()
-            .try_fold(1_u32, |cpus, &n| cpus.checked_mul(n))
-            .is_none()
-        {
+        } else if self.topology.nr_cpus() > u64::from(u32::MAX) {
             "the topology has too many CPUs".to_owned()
         } else {
             return Ok(());
@@ -60,31 +57,54 @@ impl VmConfig {
 
 /// CPUs, caches and memory nodes.
 ///
-/// CPUs are numbered thread first, then core, then LLC, then node. All dimensions are at least 1
-/// and `llcs` is a multiple of `numa_nodes`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// CPUs are numbered thread first, then core, then LLC, then node. All dimensions are at least 1,
+/// and the number of LLCs is a multiple of `numa_nodes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
-    /// NUMA nodes.
+    /// NUMA nodes. Each has as many LLCs as the others, one behind the other.
     pub numa_nodes: u32,
-    /// Last-level caches, in total.
-    pub llcs: u32,
-    /// Cores that share one last-level cache.
-    pub cores_per_llc: u32,
+    /// The cores below each last-level cache of the machine.
+    pub llc_cores: Vec<u32>,
     /// SMT threads of one core.
     pub threads_per_core: u32,
+}
+
+impl Topology {
+    /// The number of CPUs.
+    pub(crate) fn nr_cpus(&self) -> u64 {
+        let cores: u64 = self.llc_cores.iter().map(|cores| u64::from(*cores)).sum();
+        cores * u64::from(self.threads_per_core)
+    }
+
+    /// The number of last-level caches of one node.
+    pub(crate) fn llcs_per_node(&self) -> u32 {
+        self.llc_cores.len() as u32 / self.numa_nodes
+    }
+
+    /// The cores below the largest last-level cache.
+    pub(crate) fn max_cores_per_llc(&self) -> u32 {
+        self.llc_cores.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// Nodes, last-level caches, cores of each of these, threads of each of those.
+#[cfg(test)]
+impl From<[u32; 4]> for Topology {
+    fn from([numa_nodes, llcs, cores, threads_per_core]: [u32; 4]) -> Self {
+        Self { numa_nodes, llc_cores: vec![cores; llcs as usize], threads_per_core }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config(topology: [u32; 4], memory_mib: u32) -> VmConfig {
-        let [numa_nodes, llcs, cores_per_llc, threads_per_core] = topology;
+    fn config(topology: Topology, memory_mib: u32) -> VmConfig {
         VmConfig {
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
             cmdline: String::new(),
-            topology: Topology { numa_nodes, llcs, cores_per_llc, threads_per_core },
+            topology,
             memory_mib,
             ports: Vec::new(),
         }
@@ -98,9 +118,24 @@ mod tests {
             ([4, 4, 1, 1], 3, "3 MiB of memory are too little for 4 nodes"),
             ([1, 1 << 16, 1 << 16, 1], 256, "the topology has too many CPUs"),
         ] {
-            let error = config(topology, memory_mib).check().unwrap_err();
+            let error = config(topology.into(), memory_mib).check().unwrap_err();
             assert_eq!(error.to_string(), format!("cannot build the machine: {want}"));
         }
-        config([2, 4, 2, 2], 256).check().unwrap();
+        config([2, 4, 2, 2].into(), 256).check().unwrap();
+    }
+
+    #[test]
+    fn last_level_caches_may_differ_but_none_is_empty() {
+        for (numa_nodes, llc_cores, is_machine) in [
+            (1, vec![3, 1], true),
+            (2, vec![1, 2, 3, 4], true),
+            (2, vec![1, 2, 3], false),
+            (1, vec![1, 0], false),
+            (1, vec![u32::MAX, 1], false),
+        ] {
+            let topology = Topology { numa_nodes, llc_cores, threads_per_core: 1 };
+            let config = config(topology, 256);
+            assert_eq!(config.check().is_ok(), is_machine, "{config:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ktstr_core::topology::Topology;
+use ktstr_core::topology::{Llcs, Topology};
 pub use ktstr_core::wire::Stream;
 use ktstr_core::wire::{Order, ShellOrder};
 
@@ -25,7 +25,7 @@ const CACHE: &str = "/cache";
 const KERNEL: &str = "debian:trixie";
 
 /// Two CPUs, which in QEMU's AMD machines share no cache.
-const TOPOLOGY: Topology = Topology { llcs: 2, cores_per_llc: 1, ..Topology::DEFAULT };
+const TOPOLOGY: Topology = Topology { llcs: Llcs::even(2, 1), ..Topology::DEFAULT };
 
 /// Enough for two guests of a gigabyte beside all that is unpacked.
 const MEMORY_MIB: u32 = 4096;

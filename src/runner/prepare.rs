@@ -96,8 +96,7 @@ impl Prepared {
             cmdline: cmdline(wanted)?,
             topology: ktstr_vmm::Topology {
                 numa_nodes: topology.numa_nodes,
-                llcs: topology.llcs,
-                cores_per_llc: topology.cores_per_llc,
+                llc_cores: topology.llcs.cores().collect(),
                 threads_per_core: topology.threads_per_core,
             },
             memory_mib: wanted.memory_mib.max(needed),

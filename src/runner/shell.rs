@@ -183,6 +183,7 @@ fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use ktstr_core::result::RunEnd;
+    use ktstr_core::topology::Llcs;
 
     use super::*;
 
@@ -220,7 +221,7 @@ mod tests {
             nests: false,
         };
         let prepared = Prepared::new(&wanted).unwrap();
-        shell.topology.llcs = 2;
+        shell.topology.llcs = Llcs::even(2, 2);
         let order = Order::Shell(shell.order(prepared.config.memory_mib + 64, None));
         let limits = Limits { duration: None, watchdog: WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |_| None);

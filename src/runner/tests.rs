@@ -102,7 +102,7 @@ fn too_little_memory_is_said() {
 #[test]
 fn a_machine_that_is_not_the_one_asked_for_is_refused() {
     let end = end_on(|prepared, _| {
-        prepared.config.topology.llcs = 2;
+        prepared.config.topology.llc_cores = vec![2, 2];
         prepared.config.memory_mib += 32;
     });
     let RunEnd::WrongTopology(differences) = end else { panic!("{end:?}") };

@@ -44,8 +44,9 @@ impl Acpi {
             let name = topology.map(|count| count.to_string()).join("-");
             let folder = folder.join(&name);
             fs::create_dir_all(&folder)?;
-            let [numa_nodes, llcs, cores_per_llc, threads_per_core] = topology;
-            let topology = Topology { numa_nodes, llcs, cores_per_llc, threads_per_core };
+            let [numa_nodes, llcs, cores, threads_per_core] = topology;
+            let llc_cores = vec![cores; llcs as usize];
+            let topology = Topology { numa_nodes, llc_cores, threads_per_core };
             let block = acpi_tables(&topology, memory_mib)?;
             let mut checked = Vec::new();
             for table in split(&block)? {

@@ -13,7 +13,7 @@ use ktstr::__private::TestEntry;
 use ktstr::prelude::*;
 use ktstr::provision::{self, Cache};
 use ktstr::runner::{self, Program};
-use ktstr::topology::Topology;
+use ktstr::topology::{Llcs, Topology};
 
 /// Arguments of the benchmark.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub(crate) struct Boot {
 static ENTRY: TestEntry = TestEntry {
     name: "bench_boot",
     module_path: module_path!(),
-    topology: Topology { cores_per_llc: 1, ..Topology::DEFAULT },
+    topology: Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT },
     body: |_| Ok(AssertResult::pass()),
     ..TestEntry::DEFAULT
 };

@@ -2,8 +2,9 @@
 //!
 //! An APIC ID holds the place of its CPU: from the highest bit down the node (which is the
 //! package), the last-level cache in it, the core in that, the thread in that. Each field has the
-//! bits its largest value needs, so IDs have gaps where a dimension is not a power of two; that is
-//! how hardware does it, and how kernels find out what shares what.
+//! bits its largest value needs, so IDs have gaps where a dimension is not a power of two, and where
+//! a cache has fewer cores than the largest; that is how hardware does it, with cores that were
+//! switched off in the factory too, and how kernels find out what shares what.
 //!
 //! Source: Intel SDM vol. 3A, 10.9.3 ("Hierarchical ID of Logical Processors").
 
@@ -25,7 +26,8 @@ pub(super) struct Cpus {
     /// In the order of their numbers.
     pub(super) list: Vec<Cpu>,
     pub(super) threads_per_core: u32,
-    pub(super) cores_per_llc: u32,
+    /// The cores of the largest last-level cache.
+    pub(super) max_cores_per_llc: u32,
     pub(super) llcs_per_node: u32,
     pub(super) nodes: u32,
 }
@@ -33,35 +35,31 @@ pub(super) struct Cpus {
 impl Cpus {
     /// Numbers the CPUs of `topology`: thread first, then core, then cache, then node.
     pub(super) fn new(topology: &Topology) -> Result<Self, Error> {
-        let Topology { numa_nodes, llcs, cores_per_llc, threads_per_core } = *topology;
-        let llcs_per_node = llcs / numa_nodes;
+        let Topology { numa_nodes, ref llc_cores, threads_per_core } = *topology;
+        let llcs_per_node = topology.llcs_per_node();
         let mut cpus = Self {
             list: Vec::new(),
             threads_per_core,
-            cores_per_llc,
+            max_cores_per_llc: topology.max_cores_per_llc(),
             llcs_per_node,
             nodes: numa_nodes,
         };
-        let highest = cpus.apic_id(
-            numa_nodes - 1,
-            llcs_per_node - 1,
-            cores_per_llc - 1,
-            threads_per_core - 1,
-        );
+        let last_core = llc_cores.last().map_or(0, |cores| cores - 1);
+        let highest =
+            cpus.apic_id(numa_nodes - 1, llcs_per_node - 1, last_core, threads_per_core - 1);
         if highest > u64::from(MAX_APIC_ID) {
             return Err(Error::Config(format!(
                 "{} CPUs need APIC IDs up to {highest}, of at most {MAX_APIC_ID}: each dimension \
-                 counts as the next power of two",
-                llcs * cores_per_llc * threads_per_core,
+                 counts as the next power of two, and each last-level cache as the largest",
+                topology.nr_cpus(),
             )));
         }
-        for node in 0..numa_nodes {
-            for llc in 0..llcs_per_node {
-                for core in 0..cores_per_llc {
-                    for thread in 0..threads_per_core {
-                        let apic_id = cpus.apic_id(node, llc, core, thread) as u32;
-                        cpus.list.push(Cpu { apic_id, node });
-                    }
+        for (index, cores) in (0..).zip(llc_cores) {
+            let (node, llc) = (index / llcs_per_node, index % llcs_per_node);
+            for core in 0..*cores {
+                for thread in 0..threads_per_core {
+                    let apic_id = cpus.apic_id(node, llc, core, thread) as u32;
+                    cpus.list.push(Cpu { apic_id, node });
                 }
             }
         }
@@ -82,7 +80,7 @@ impl Cpus {
 
     /// Bits below the number of the last-level cache: those of thread and core.
     pub(super) fn llc_shift(&self) -> u32 {
-        self.core_shift() + bits(self.cores_per_llc)
+        self.core_shift() + bits(self.max_cores_per_llc)
     }
 
     /// Bits below the number of the node: those of thread, core and last-level cache.
@@ -100,10 +98,12 @@ fn bits(count: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn apic_ids(topology: [u32; 4]) -> Result<Vec<u32>, Error> {
-        let [numa_nodes, llcs, cores_per_llc, threads_per_core] = topology;
-        let topology = Topology { numa_nodes, llcs, cores_per_llc, threads_per_core };
-        Ok(Cpus::new(&topology)?.list.iter().map(|cpu| cpu.apic_id).collect())
+    fn apic_ids(topology: impl Into<Topology>) -> Result<Vec<u32>, Error> {
+        Ok(Cpus::new(&topology.into())?.list.iter().map(|cpu| cpu.apic_id).collect())
+    }
+
+    fn uneven(numa_nodes: u32, llc_cores: &[u32], threads_per_core: u32) -> Topology {
+        Topology { numa_nodes, llc_cores: llc_cores.to_vec(), threads_per_core }
     }
 
     #[test]
@@ -121,8 +121,25 @@ mod tests {
     }
 
     #[test]
+    fn ids_have_gaps_behind_the_cores_of_a_smaller_cache() {
+        for (topology, ids, nodes) in [
+            (uneven(1, &[3, 1], 2), vec![0, 1, 2, 3, 4, 5, 8, 9], vec![0; 8]),
+            (uneven(1, &[1, 3], 1), vec![0, 4, 5, 6], vec![0; 4]),
+            (uneven(2, &[1, 2, 2, 1], 1), vec![0, 2, 3, 4, 5, 6], vec![0, 0, 0, 1, 1, 1]),
+            (uneven(2, &[4, 1], 1), vec![0, 1, 2, 3, 4], vec![0, 0, 0, 0, 1]),
+        ] {
+            let list = Cpus::new(&topology).unwrap().list;
+            assert!(list.iter().map(|cpu| cpu.apic_id).eq(ids), "{topology:?}: {list:?}");
+            assert!(list.iter().map(|cpu| cpu.node).eq(nodes), "{topology:?}: {list:?}");
+        }
+    }
+
+    #[test]
     fn there_are_255_cpus_and_no_more() {
         assert_eq!(apic_ids([1, 1, 255, 1]).unwrap().len(), 255);
+        assert_eq!(apic_ids(uneven(1, &[128, 127], 1)).unwrap().len(), 255);
+        // The third cache would begin at 256.
+        apic_ids(uneven(1, &[100, 1, 1], 1)).unwrap_err();
         for topology in
             [[1, 1, 256, 1], [1, 17, 9, 1], [9, 9, 9, 3], [1 << 15, 1 << 15, 1 << 15, 2]]
         {

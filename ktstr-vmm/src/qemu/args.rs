@@ -78,15 +78,9 @@ pub(super) fn build(
     args.0
 }
 
-/// CPUs, memory and nodes. A last-level cache is a socket: QEMU gives each socket an L3, while
-/// `dies=` aborts QEMU 10 with an Intel CPU.
+/// CPUs, memory and nodes.
 fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
-    let Topology { numa_nodes, llcs, cores_per_llc, threads_per_core } = config.topology;
-    let cpus = llcs * cores_per_llc * threads_per_core;
-    args.option(
-        "-smp",
-        format!("{cpus},sockets={llcs},cores={cores_per_llc},threads={threads_per_core}"),
-    );
+    add_cpus(args, &config.topology);
     args.option("-m", format!("{}M", config.memory_mib));
     for (node, (size_mib, fd)) in config.node_sizes_mib().zip(memfds).enumerate() {
         args.option(
@@ -98,12 +92,14 @@ fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
         );
     }
     // One node needs no tables: the kernel makes node 0 of whatever there is.
+    let numa_nodes = config.topology.numa_nodes;
     if numa_nodes == 1 {
         args.option("-machine", "pc,memory-backend=mem0");
         return;
     }
     args.option("-machine", "pc");
-    let per_node = cpus / numa_nodes;
+    // All that there is room for, whether or not it is there.
+    let per_node = config.topology.llcs_per_node() * cpus_per_socket(&config.topology);
     for node in 0..numa_nodes {
         let (first, last) = (node * per_node, (node + 1) * per_node - 1);
         args.option("-numa", format!("node,nodeid={node},cpus={first}-{last},memdev=mem{node}"));
@@ -113,6 +109,42 @@ fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
             args.option("-numa", format!("dist,src={src},dst={dst},val=20"));
         }
     }
+}
+
+/// The CPUs: a last-level cache is a socket, because QEMU gives each socket an L3, while `dies=`
+/// aborts QEMU 10 with an Intel CPU.
+///
+/// Sockets have room for the cores of the largest. QEMU itself fills them in order, up to the first
+/// one that has fewer; each CPU behind that gap is a device of its own, as `-cpu` describes it.
+fn add_cpus(args: &mut Args, topology: &Topology) {
+    let Topology { ref llc_cores, threads_per_core, .. } = *topology;
+    let max_cores = topology.max_cores_per_llc();
+    let full = llc_cores.iter().take_while(|cores| **cores == max_cores).count();
+    let (in_order, behind) = llc_cores.split_at(llc_cores.len().min(full + 1));
+    let cpus = in_order.iter().sum::<u32>() * threads_per_core;
+    let (sockets, max_cpus) = (llc_cores.len(), llc_cores.len() as u32 * cpus_per_socket(topology));
+    args.option(
+        "-smp",
+        format!(
+            "{cpus},maxcpus={max_cpus},sockets={sockets},cores={max_cores},\
+             threads={threads_per_core}"
+        ),
+    );
+    for (socket, cores) in (in_order.len()..).zip(behind) {
+        for core in 0..*cores {
+            for thread in 0..threads_per_core {
+                args.option(
+                    "-device",
+                    format!("max-x86_64-cpu,socket-id={socket},core-id={core},thread-id={thread}"),
+                );
+            }
+        }
+    }
+}
+
+/// CPUs that a socket has room for.
+fn cpus_per_socket(topology: &Topology) -> u32 {
+    topology.max_cores_per_llc() * topology.threads_per_core
 }
 
 /// QMP, the console and the ports.
@@ -160,13 +192,12 @@ impl Args {
 mod tests {
     use super::*;
 
-    fn config(topology: [u32; 4], memory_mib: u32, ports: &[&str]) -> VmConfig {
-        let [numa_nodes, llcs, cores_per_llc, threads_per_core] = topology;
+    fn config(topology: impl Into<Topology>, memory_mib: u32, ports: &[&str]) -> VmConfig {
         VmConfig {
             kernel: "/k/vm,linux".into(),
             initramfs: "/i".into(),
             cmdline: "quiet x=1,2".into(),
-            topology: Topology { numa_nodes, llcs, cores_per_llc, threads_per_core },
+            topology: topology.into(),
             memory_mib,
             ports: ports.iter().map(|&name| name.into()).collect(),
         }
@@ -193,13 +224,47 @@ mod tests {
     #[test]
     fn last_level_caches_are_sockets() {
         for (topology, want) in [
-            ([1, 1, 1, 1], "1,sockets=1,cores=1,threads=1"),
-            ([1, 2, 2, 2], "8,sockets=2,cores=2,threads=2"),
-            ([2, 4, 2, 1], "8,sockets=4,cores=2,threads=1"),
-            ([1, 3, 3, 1], "9,sockets=3,cores=3,threads=1"),
+            ([1, 1, 1, 1], "1,maxcpus=1,sockets=1,cores=1,threads=1"),
+            ([1, 2, 2, 2], "8,maxcpus=8,sockets=2,cores=2,threads=2"),
+            ([2, 4, 2, 1], "8,maxcpus=8,sockets=4,cores=2,threads=1"),
+            ([1, 3, 3, 1], "9,maxcpus=9,sockets=3,cores=3,threads=1"),
         ] {
-            assert_eq!(values(&built(&config(topology, 512, &[])), "-smp"), [want]);
+            let args = built(&config(topology, 512, &[]));
+            assert_eq!(values(&args, "-smp"), [want]);
+            assert_eq!(values(&args, "-device"), [""; 0]);
         }
+    }
+
+    #[test]
+    fn cpus_behind_a_smaller_cache_are_devices() {
+        for (llc_cores, threads_per_core, smp, devices) in [
+            (vec![3, 1], 2, "8,maxcpus=12,sockets=2,cores=3,threads=2", vec![]),
+            (vec![1, 2], 1, "1,maxcpus=4,sockets=2,cores=2,threads=1", vec![[1, 0, 0], [1, 1, 0]]),
+            (
+                vec![2, 1, 2, 1],
+                2,
+                "6,maxcpus=16,sockets=4,cores=2,threads=2",
+                vec![[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 1, 1], [3, 0, 0], [3, 0, 1]],
+            ),
+        ] {
+            let topology = Topology { numa_nodes: 1, llc_cores, threads_per_core };
+            let args = built(&config(topology, 512, &[]));
+            assert_eq!(values(&args, "-smp"), [smp]);
+            let devices = devices.iter().map(|[socket, core, thread]| {
+                format!("max-x86_64-cpu,socket-id={socket},core-id={core},thread-id={thread}")
+            });
+            assert_eq!(values(&args, "-device"), devices.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn nodes_have_the_places_of_cpus_that_are_not_there() {
+        let topology = Topology { numa_nodes: 2, llc_cores: vec![3, 1], threads_per_core: 2 };
+        let args = built(&config(topology, 512, &[]));
+        assert_eq!(
+            values(&args, "-numa")[..2],
+            ["node,nodeid=0,cpus=0-5,memdev=mem0", "node,nodeid=1,cpus=6-11,memdev=mem1"]
+        );
     }
 
     #[test]

@@ -105,16 +105,13 @@ mod tests {
     use rustix::io::pwrite;
 
     use super::*;
-    use crate::Topology;
 
     fn memory(numa_nodes: u32, memory_mib: u32) -> GuestMemory {
-        let topology =
-            Topology { numa_nodes, llcs: numa_nodes, cores_per_llc: 1, threads_per_core: 1 };
         GuestMemory::new(&VmConfig {
             kernel: "".into(),
             initramfs: "".into(),
             cmdline: String::new(),
-            topology,
+            topology: [numa_nodes, numa_nodes, 1, 1].into(),
             memory_mib,
             ports: Vec::new(),
         })

@@ -109,12 +109,7 @@ fn play(scenes: impl Into<VecDeque<Scene>>) -> Outcome {
         kernel: "kernel".into(),
         initramfs: "initramfs".into(),
         cmdline: String::new(),
-        topology: ktstr_vmm::Topology {
-            numa_nodes: 1,
-            llcs: 1,
-            cores_per_llc: 1,
-            threads_per_core: 1,
-        },
+        topology: ktstr_vmm::Topology { numa_nodes: 1, llc_cores: vec![1], threads_per_core: 1 },
         memory_mib: 256,
         ports: vec!["wire".to_owned()],
     };

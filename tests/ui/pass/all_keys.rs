@@ -40,6 +40,11 @@ pub fn bare_keys(ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(numa_nodes = 2, llcs = 4, cores = [4u32, 0x2, 1, 1,], threads = 2)]
+fn list_of_cores(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
 #[ktstr_test()]
 #[ignore = "not yet"]
 fn r#move(_: &'_ ktstr::prelude::Ctx) -> ktstr::prelude::Result<AssertResult> {
@@ -54,6 +59,17 @@ macro_rules! test {
         }
     };
 }
+
+macro_rules! uneven_test {
+    ($name:ident, $($cores:expr),*) => {
+        #[ktstr_test(cores = [$($cores),*])]
+        fn $name(_ctx: &Ctx) -> Result<AssertResult> {
+            Ok(AssertResult::pass())
+        }
+    };
+}
+
+uneven_test!(list_from_a_macro, 3, 1);
 
 test!(from_a_macro, 4, 512, host::check, &Ctx);
 

@@ -71,7 +71,7 @@ pub fn acpi_tables(topology: &Topology, memory_mib: u32) -> Result<Vec<u8>, Erro
         kernel: PathBuf::new(),
         initramfs: PathBuf::new(),
         cmdline: String::new(),
-        topology: *topology,
+        topology: topology.clone(),
         memory_mib,
         ports: Vec::new(),
     };

@@ -1,11 +1,10 @@
 use super::table::HEADER;
 use super::*;
-use crate::Topology;
 
 const MIB: u64 = 1 << 20;
 
-fn cpus([numa_nodes, llcs, cores_per_llc, threads_per_core]: [u32; 4]) -> Cpus {
-    Cpus::new(&Topology { numa_nodes, llcs, cores_per_llc, threads_per_core }).unwrap()
+fn cpus(topology: [u32; 4]) -> Cpus {
+    Cpus::new(&topology.into()).unwrap()
 }
 
 /// Nodes of 512 MiB, one after the other.
@@ -18,8 +17,10 @@ fn memory(nodes: u32) -> Vec<MemoryNode> {
 struct Memory(Vec<u8>);
 
 impl Memory {
-    fn of(topology: [u32; 4]) -> Self {
-        Self(build(&cpus(topology), &memory(topology[0])).unwrap())
+    fn of(topology: impl Into<Topology>) -> Self {
+        let topology = topology.into();
+        let cpus = Cpus::new(&topology).unwrap();
+        Self(build(&cpus, &memory(topology.numa_nodes)).unwrap())
     }
 
     fn number(&self, address: u64, len: usize) -> u64 {
@@ -125,8 +126,10 @@ fn the_dsdt_has_the_descriptors_of_the_specification() {
 
 #[test]
 fn the_madt_lists_cpus_in_order() {
-    for topology in [[1, 1, 1, 1], [1, 3, 3, 1], [3, 6, 3, 2], [1, 1, 255, 1]] {
-        let cpus = cpus(topology);
+    let uneven = Topology { numa_nodes: 2, llc_cores: vec![3, 1, 1, 2], threads_per_core: 2 };
+    let even = [[1, 1, 1, 1], [1, 3, 3, 1], [3, 6, 3, 2], [1, 1, 255, 1]].map(Topology::from);
+    for topology in even.into_iter().chain([uneven]) {
+        let cpus = Cpus::new(&topology).unwrap();
         let memory = Memory::of(topology);
         let madt = memory.find(b"APIC");
         assert_eq!(number(madt, 36, 4), 0xfee0_0000);
@@ -165,6 +168,14 @@ fn the_srat_places_cpus_and_memory() {
         assert_eq!((number(structure, 8, 8), number(structure, 16, 8)), (range.base, range.size));
         assert_eq!(number(structure, 28, 4), 1, "enabled");
     }
+}
+
+#[test]
+fn the_srat_places_cpus_of_uneven_nodes() {
+    let topology = Topology { numa_nodes: 2, llc_cores: vec![1, 2, 3, 1], threads_per_core: 1 };
+    let srat = srat::srat(&Cpus::new(&topology).unwrap(), &[]);
+    let places: Vec<_> = structures(&srat[48..]).iter().map(|cpu| (cpu[2], cpu[3])).collect();
+    assert_eq!(places, [(0, 0), (0, 4), (0, 5), (1, 8), (1, 9), (1, 10), (1, 12)]);
 }
 
 #[test]

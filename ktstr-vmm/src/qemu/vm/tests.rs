@@ -1,7 +1,6 @@
 //! The machine's side of the wires, against shell scripts that play QEMU.
 
 use super::*;
-use crate::Topology;
 
 /// `$qmp` and `$port` are the descriptors QEMU would use; `ok` answers one command, and what
 /// follows the two `ok` of the boot is the machine's life.
@@ -21,12 +20,11 @@ say '{"QMP": {}}'
 /// Boots a bash script in QEMU's place: dash has no descriptors above 9.
 fn boot(script: &str) -> Result<QemuVm, Error> {
     let argv = ["bash", "-c", &format!("{PRELUDE}{script}"), "qemu"].map(OsString::from);
-    let topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 1, threads_per_core: 1 };
     let config = VmConfig {
         kernel: "/k".into(),
         initramfs: "/i".into(),
         cmdline: String::new(),
-        topology,
+        topology: [1, 1, 1, 1].into(),
         memory_mib: 1,
         ports: vec!["wire".into()],
     };

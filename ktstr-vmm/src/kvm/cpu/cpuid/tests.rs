@@ -53,8 +53,8 @@ fn has_subleaves(function: u32) -> bool {
         || [0x8000_001d, 0x8000_001e, 0x8000_0026].contains(&function)
 }
 
-fn cpus([numa_nodes, llcs, cores_per_llc, threads_per_core]: [u32; 4]) -> Cpus {
-    Cpus::new(&Topology { numa_nodes, llcs, cores_per_llc, threads_per_core }).unwrap()
+fn cpus(topology: [u32; 4]) -> Cpus {
+    Cpus::new(&topology.into()).unwrap()
 }
 
 /// A CPU, asked as a guest's kernel asks it.
@@ -156,7 +156,7 @@ fn a_kernel_finds_the_topology() {
         (HYGON_GENUINE, NAPLES),
         (signature::words(b"  Shanghai  "), SAPPHIRE_RAPIDS),
     ] {
-        for topology in [
+        let even = [
             [1, 1, 1, 1],
             [1, 1, 1, 2],
             [1, 2, 4, 2],
@@ -168,21 +168,36 @@ fn a_kernel_finds_the_topology() {
             [8, 8, 1, 1],
             [1, 1, 255, 1],
             [127, 127, 1, 2],
-        ] {
-            let [nodes, llcs, cores_per_llc, threads_per_core] = topology;
-            let cpus = cpus(topology);
+        ]
+        .map(Topology::from);
+        let uneven = [
+            (1, vec![3, 1], 2),
+            (1, vec![1, 3], 1),
+            (1, vec![4, 2, 1, 3], 1),
+            (2, vec![1, 2, 5, 1], 2),
+            (2, vec![6, 1], 1),
+            (4, vec![1, 1, 1, 2], 8),
+        ]
+        .map(|(numa_nodes, llc_cores, threads_per_core)| Topology {
+            numa_nodes,
+            llc_cores,
+            threads_per_core,
+        });
+        for topology in even.into_iter().chain(uneven) {
+            let Topology { ref llc_cores, threads_per_core, .. } = topology;
+            let cpus = Cpus::new(&topology).unwrap();
             let supported = supported(vendor, signature);
             let places: Vec<_> = (0..cpus.list.len())
                 .map(|cpu| Cpu(cpuid(&supported, &cpus, cpu)).place())
                 .collect();
             let mut cpu = 0;
             let mut seen: [BTreeSet<u32>; 3] = Default::default();
-            for llc in 0..llcs {
-                for core in 0..cores_per_llc {
+            for (llc, cores) in (0..).zip(llc_cores) {
+                for core in 0..*cores {
                     let first = places[cpu];
                     assert!(seen[2].insert(first[2]), "core {core} of {llc}, {topology:?}");
                     assert_eq!(seen[1].insert(first[1]), core == 0, "LLC {llc}, {topology:?}");
-                    let is_new = core == 0 && llc % (llcs / nodes) == 0;
+                    let is_new = core == 0 && llc % topology.llcs_per_node() == 0;
                     assert_eq!(seen[0].insert(first[0]), is_new, "LLC {llc}, {topology:?}");
                     for _ in 0..threads_per_core {
                         assert_eq!(places[cpu][..3], first[..3], "CPU {cpu}, {topology:?}");

@@ -22,10 +22,13 @@ pub(super) struct Place<'a> {
     pub(super) node: u32,
 }
 
+/// Counts are those of a machine whose last-level caches are all as large as the largest, as CPUs
+/// say that left the factory with some cores switched off. By those of its first CPU Linux 6.1
+/// decides if any CPU shares anything (arch/x86/kernel/smpboot.c, `set_cpu_sibling_map`).
 impl Place<'_> {
     /// CPUs of one last-level cache.
     fn llc_cpus(&self) -> u32 {
-        self.cpus.threads_per_core * self.cpus.cores_per_llc
+        self.cpus.threads_per_core * self.cpus.max_cores_per_llc
     }
 
     /// CPUs of one node.

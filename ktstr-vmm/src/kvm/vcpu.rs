@@ -1,7 +1,7 @@
 //! The thread of one vCPU: runs the guest, and does what the guest's exits ask for.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
@@ -18,7 +18,9 @@ use crate::{ExitReason, Registers};
 /// What all threads of a machine share.
 #[derive(Debug)]
 pub(super) struct Machine {
-    // In the order in which they are to be dropped: KVM before the memory it uses.
+    // In the order in which they are to be dropped: KVM before the memory it uses. Each vCPU is its
+    // thread's for as long as that runs, but is closed here: a confined thread cannot close it.
+    pub(super) vcpus: Vec<Mutex<VcpuFd>>,
     pub(super) vm: VmFd,
     pub(super) memory: Memory,
     pub(super) devices: Devices,
@@ -58,66 +60,65 @@ impl Board for Machine {
     }
 }
 
-/// One CPU and its thread's view of the machine.
-#[derive(Debug)]
-pub(super) struct Vcpu {
-    pub(super) index: usize,
-    pub(super) fd: VcpuFd,
-    pub(super) machine: Arc<Machine>,
-}
-
 /// Tells the caller when the thread ends, however it does.
-struct Leave(Arc<Machine>, usize);
+struct Leave<'a>(&'a Hub, usize);
 
-impl Drop for Leave {
+impl Drop for Leave<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.hub.end(died(format!("the thread of vCPU {} panicked", self.1), String::new()));
+            self.0.end(died(format!("the thread of vCPU {} panicked", self.1), String::new()));
         }
-        self.0.hub.leave();
+        self.0.leave();
     }
 }
 
-impl Vcpu {
-    /// The thread: waits to be let go, runs the guest until it ends or is stopped.
-    pub(super) fn run(mut self, filter: &BpfProgram) -> Result<(), Error> {
-        let _leave = Leave(Arc::clone(&self.machine), self.index);
-        let failed =
-            |operation, reason: String| Error::Thread { operation, cpu: self.index, reason };
-        signal::block_all().map_err(|error| failed("block the signals of", error.to_string()))?;
-        signal::let_kick_through(&self.fd)
-            .map_err(|error| failed("set the signal mask of", error.to_string()))?;
-        seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
-        self.guest();
-        Ok(())
-    }
+/// The thread of a vCPU: waits to be let go, runs the guest until it ends or is stopped.
+pub(super) fn run(machine: &Machine, index: usize, filter: &BpfProgram) -> Result<(), Error> {
+    let _leave = Leave(&machine.hub, index);
+    let fd = &mut *machine.vcpus[index].lock().unwrap_or_else(PoisonError::into_inner);
+    let failed = |operation, reason: String| Error::Thread { operation, cpu: index, reason };
+    signal::let_kick_through(fd)
+        .map_err(|error| failed("set the signal mask of", error.to_string()))?;
+    seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
+    Vcpu { index, fd, machine }.guest();
+    Ok(())
+}
 
+/// One CPU and its thread's view of the machine.
+#[derive(Debug)]
+struct Vcpu<'a> {
+    index: usize,
+    fd: &'a mut VcpuFd,
+    machine: &'a Machine,
+}
+
+impl Vcpu<'_> {
     fn guest(&mut self) {
+        let machine = self.machine;
         let mut is_running = self.attend();
         while is_running {
-            let machine = Arc::clone(&self.machine);
             if machine.devices.wants_service() {
-                machine.devices.service(&*machine);
+                machine.devices.service(machine);
                 is_running = self.attend();
                 continue;
             }
             let end = match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
-                    machine.devices.pio_write(port, data, &*machine).map(|power| match power {
+                    machine.devices.pio_write(port, data, machine).map(|power| match power {
                         Power::Off => ExitReason::PowerOff,
                         Power::Reset => ExitReason::Reset,
                     })
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
-                    machine.devices.pio_read(port, data, &*machine);
+                    machine.devices.pio_read(port, data, machine);
                     None
                 }
                 Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                    machine.devices.mmio_write(gpa, data, &*machine);
+                    machine.devices.mmio_write(gpa, data, machine);
                     None
                 }
                 Ok(VcpuExit::MmioRead(gpa, data)) => {
-                    machine.devices.mmio_read(gpa, data, &*machine);
+                    machine.devices.mmio_read(gpa, data, machine);
                     None
                 }
                 // A triple fault, the last resort of a kernel that wants a reset.
@@ -163,7 +164,7 @@ impl Vcpu {
         }
         // It may be the caller who made room, and kicked the first CPU to use it.
         if self.index == 0 && self.machine.devices.wants_room() {
-            self.machine.devices.service(&*self.machine);
+            self.machine.devices.service(self.machine);
         }
         true
     }
@@ -171,7 +172,7 @@ impl Vcpu {
     /// Hands over what the guest wrote before its end, as the caller takes it.
     fn hand_over(&self) {
         loop {
-            while self.machine.devices.service(&*self.machine) {}
+            while self.machine.devices.service(self.machine) {}
             let is_drained = self.machine.devices.is_drained();
             if is_drained || !self.machine.hub.wait_for_room() {
                 return;

@@ -12,7 +12,7 @@ use super::device::{Board, Devices, Msi, Power};
 use super::error::Error;
 use super::hub::{Hub, Wanted};
 use super::memory::Memory;
-use super::{seccomp, signal};
+use super::{pio, seccomp, signal};
 use crate::{ExitReason, Registers};
 
 /// How often the devices are served after the guest's end. A guest that stands still has at most
@@ -108,14 +108,11 @@ impl Vcpu<'_> {
                 continue;
             }
             let end = match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    machine.devices.pio_write(port, data, machine).map(|power| match power {
-                        Power::Off => ExitReason::PowerOff,
-                        Power::Reset => ExitReason::Reset,
-                    })
-                }
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    machine.devices.pio_read(port, data, machine);
+                Ok(VcpuExit::IoOut(port, _)) => self.write_port(port),
+                Ok(VcpuExit::IoIn(port, _)) => {
+                    for data in pio::accesses(self.fd) {
+                        machine.devices.pio_read(port, data, machine);
+                    }
                     None
                 }
                 Ok(VcpuExit::MmioWrite(gpa, data)) => {
@@ -149,6 +146,16 @@ impl Vcpu<'_> {
                 return;
             }
         }
+    }
+
+    fn write_port(&mut self, port: u16) -> Option<ExitReason> {
+        let (devices, machine) = (&self.machine.devices, self.machine);
+        let power =
+            pio::accesses(self.fd).find_map(|data| devices.pio_write(port, data, machine))?;
+        Some(match power {
+            Power::Off => ExitReason::PowerOff,
+            Power::Reset => ExitReason::Reset,
+        })
     }
 
     /// Does what the caller wants; false if that is to leave.

@@ -5,7 +5,9 @@
 //! until the machine is gone. Nothing here knows of tests: any kernel, any initramfs.
 //!
 //! [`probe`] tells in milliseconds whether this host's KVM can serve.
+//! [`paging`] and [`btf`] help to read the memory of a kernel that is paused.
 
+pub mod btf;
 mod config;
 mod engine;
 mod error;

@@ -8,6 +8,8 @@ use crate::{Event, ExitReason, Registers};
 
 /// The most of a port's output that waits for the caller; then the guest's own queues fill up.
 const PORT_LIMIT: usize = 1 << 20;
+/// Output of a port is put together to pieces of this size at least, if the caller is slow.
+const PIECE: usize = 64 << 10;
 /// The most of the console's output that waits for the caller; what comes then is dropped, for
 /// hardware cannot make a kernel wait, and is counted.
 const CONSOLE_LIMIT: usize = 1 << 20;
@@ -112,7 +114,13 @@ impl Hub {
     pub(super) fn port(&self, port: usize, bytes: Vec<u8>) {
         let mut state = self.lock();
         state.port_bytes += bytes.len();
-        state.ports.push_back((port, bytes));
+        match state.ports.back_mut() {
+            // Not a piece for each byte of a guest that writes them one by one.
+            Some((last, before)) if *last == port && before.len() < PIECE => {
+                before.extend_from_slice(&bytes);
+            }
+            _ => state.ports.push_back((port, bytes)),
+        }
         self.caller.notify_one();
     }
 
@@ -142,11 +150,21 @@ impl Hub {
         state.wanted
     }
 
-    /// Waits, at the machine's end, until the caller has taken some of the output. False: it does
+    /// Waits, at the machine's end, until the caller has taken half of the output. False: it does
     /// not want any more.
     pub(super) fn wait_for_room(&self) -> bool {
+        self.wait_at_end(|state| state.port_bytes < PORT_LIMIT / 2)
+    }
+
+    /// Waits, at the machine's end, until no other vCPU runs: the caller makes them leave as soon
+    /// as it asks for events. False: it does not want any.
+    pub(super) fn wait_alone(&self) -> bool {
+        self.wait_at_end(|state| state.live == 1)
+    }
+
+    fn wait_at_end(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let mut state = self.lock();
-        while state.port_bytes >= PORT_LIMIT && state.wanted != Wanted::Stop {
+        while !is_done(&state) && state.wanted != Wanted::Stop {
             state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.wanted != Wanted::Stop
@@ -156,6 +174,7 @@ impl Hub {
     pub(super) fn leave(&self) {
         self.lock().live -= 1;
         self.caller.notify_one();
+        self.vcpus.notify_all();
     }
 
     // What the caller says.
@@ -166,11 +185,13 @@ impl Hub {
         self.vcpus.notify_all();
     }
 
-    /// Waits until all CPUs are parked or gone. False: they were not by `deadline`.
+    /// Waits until all CPUs are parked or gone, or the guest has ended. False: they were not by
+    /// `deadline`.
     pub(super) fn wait_parked(&self, deadline: Instant) -> bool {
         let mut state = self.lock();
         loop {
-            if state.parked.iter().flatten().count() >= state.live {
+            // The CPU that hands over is not parked before the caller has taken all.
+            if state.parked.iter().flatten().count() >= state.live || state.end.is_some() {
                 return true;
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
@@ -200,6 +221,10 @@ impl Hub {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
+            // Before anything else: CPUs that still run could write for ever.
+            if state.end.is_some() && matches!(state.wanted, Wanted::Run | Wanted::Pause) {
+                return (Some(Next::Finish), false);
+            }
             if let Some((port, bytes)) = state.ports.pop_front() {
                 state.port_bytes -= bytes.len();
                 let resumes = state.is_stalled && state.port_bytes < PORT_LIMIT / 2;
@@ -217,13 +242,10 @@ impl Hub {
                 }
                 until = until.min(state.console_due);
             }
-            if let Some(reason) = &state.end {
-                if state.live == 0 {
-                    return (Some(Next::Exited(reason.clone())), false);
-                }
-                if matches!(state.wanted, Wanted::Run | Wanted::Pause) {
-                    return (Some(Next::Finish), false);
-                }
+            if let Some(reason) = &state.end
+                && state.live == 0
+            {
+                return (Some(Next::Exited(reason.clone())), false);
             }
             if now >= deadline {
                 return (None, false);
@@ -244,5 +266,95 @@ impl State {
             self.console_lost = 0;
         }
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(cpus: usize) -> Hub {
+        let hub = Hub::new(cpus);
+        hub.want(Wanted::Run);
+        hub
+    }
+
+    fn next(hub: &Hub) -> Option<Next> {
+        hub.next(Instant::now()).0
+    }
+
+    #[test]
+    fn a_console_that_nobody_reads_is_bounded_and_says_what_is_lost() {
+        let hub = running(1);
+        (0..3 * CONSOLE_LIMIT / 64).for_each(|_| hub.console(&[b'x'; 64]));
+        let Some(Next::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
+        let text = String::from_utf8(bytes).unwrap();
+        let said = text.trim_start_matches('x');
+        assert_eq!(text.len() - said.len(), CONSOLE_LIMIT);
+        assert_eq!(said, format!("\n[{} bytes of console output were dropped]\n", 2 << 20));
+        hub.console(b"more");
+        hub.end(ExitReason::PowerOff);
+        hub.want(Wanted::Finish);
+        let Some(Next::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
+        assert_eq!(bytes, b"more");
+    }
+
+    #[test]
+    fn ports_of_single_bytes_come_in_few_pieces_and_in_order() {
+        let hub = running(1);
+        for index in 0..PORT_LIMIT {
+            assert!(hub.port_room() > 0);
+            hub.port(index / (PORT_LIMIT / 4) % 2, vec![index as u8]);
+        }
+        assert_eq!(hub.port_room(), 0);
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        let mut resumes = 0;
+        while let (Some(Next::Event(Event::Port { port, bytes: piece })), goes_on) =
+            hub.next(Instant::now())
+        {
+            assert!(piece.iter().enumerate().all(|(at, byte)| *byte == (bytes + at) as u8));
+            bytes += piece.len();
+            resumes += usize::from(goes_on);
+            pieces.push(port);
+        }
+        assert_eq!((bytes, pieces.len(), resumes), (PORT_LIMIT, PORT_LIMIT / PIECE, 1));
+        pieces.dedup();
+        assert_eq!(pieces, [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn the_end_comes_before_what_others_still_write() {
+        let hub = running(2);
+        hub.port(0, vec![1]);
+        hub.end(ExitReason::PowerOff);
+        hub.end(ExitReason::Reset);
+        assert!(matches!(next(&hub), Some(Next::Finish)));
+        hub.want(Wanted::Finish);
+        assert!(matches!(next(&hub), Some(Next::Event(Event::Port { .. }))));
+        assert!(next(&hub).is_none());
+        hub.leave();
+        assert!(hub.wait_alone());
+        hub.leave();
+        assert!(matches!(next(&hub), Some(Next::Exited(ExitReason::PowerOff))));
+    }
+
+    #[test]
+    fn a_pause_does_not_wait_for_a_guest_that_ends() {
+        let hub = running(2);
+        hub.want(Wanted::Pause);
+        assert!(!hub.wait_parked(Instant::now()));
+        hub.end(ExitReason::PowerOff);
+        assert!(hub.wait_parked(Instant::now()));
+    }
+
+    #[test]
+    fn whoever_hands_over_stops_when_told() {
+        let hub = running(2);
+        hub.port(0, vec![0; PORT_LIMIT]);
+        std::thread::scope(|scope| {
+            let waits = [scope.spawn(|| hub.wait_alone()), scope.spawn(|| hub.wait_for_room())];
+            hub.want(Wanted::Stop);
+            assert_eq!(waits.map(|thread| thread.join().unwrap()), [false; 2]);
+        });
     }
 }

@@ -17,6 +17,7 @@ mod error;
 mod hub;
 mod layout;
 mod memory;
+mod pio;
 mod seccomp;
 mod signal;
 mod vcpu;

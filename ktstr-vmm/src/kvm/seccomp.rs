@@ -8,8 +8,9 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// The system calls of a thread at work: locks, memory, its signals, the time, its end.
-const ALLOWED: [libc::c_long; 21] = [
+/// The system calls of a thread at work, whatever their arguments: locks, memory, its signals, the
+/// time, its end. Those that it may make with some arguments only are in [`filter`].
+const ALLOWED: [libc::c_long; 18] = [
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_exit,
@@ -19,8 +20,6 @@ const ALLOWED: [libc::c_long; 21] = [
     libc::SYS_getrandom,
     libc::SYS_gettid,
     libc::SYS_madvise,
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_restart_syscall,
@@ -30,7 +29,6 @@ const ALLOWED: [libc::c_long; 21] = [
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
-    libc::SYS_tgkill,
 ];
 
 /// The ioctls, by number: those of [`kvm_ioctls`] that this thread uses.
@@ -55,6 +53,15 @@ pub(super) fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     rules.push((libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?));
     // The message of a panic.
     rules.push((libc::SYS_write, vec![argument(0, SeccompCmpArgLen::Dword, 2)?]));
+    // Its end, which is no other process's.
+    let own = std::process::id().into();
+    rules.push((libc::SYS_tgkill, vec![argument(0, SeccompCmpArgLen::Dword, own)?]));
+    // Memory, but no code.
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        let is_code = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+        let condition = SeccompCondition::new(2, SeccompCmpArgLen::Dword, is_code, 0)?;
+        rules.push((call, vec![SeccompRule::new(vec![condition])?]));
+    }
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     SeccompFilter::new(
         rules.into_iter().collect(),
@@ -74,6 +81,26 @@ pub(super) fn confine(filter: &BpfProgram) -> Result<(), seccompiler::Error> {
 mod tests {
     use super::*;
 
+    fn executable_page() -> std::io::Result<()> {
+        let prot = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::EXEC;
+        let flags = rustix::mm::MapFlags::PRIVATE;
+        // SAFETY: without an address the mapping replaces none.
+        let page = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), 4096, prot, flags) };
+        Ok(page.map(drop)?)
+    }
+
+    #[test]
+    fn a_confined_thread_panics_as_any_other() {
+        let filter = filter().unwrap();
+        let thread = std::thread::spawn(move || {
+            confine(&filter).unwrap();
+            assert!(rustix::process::test_kill_process(rustix::process::Pid::INIT).is_err());
+            panic!("{}", String::from("a reason").repeat(1000));
+        });
+        let payload = thread.join().unwrap_err();
+        assert!(payload.downcast::<String>().unwrap().starts_with("a reason"));
+    }
+
     #[test]
     fn a_confined_thread_works_and_does_nothing_else() {
         let filter = filter().unwrap();
@@ -85,6 +112,7 @@ mod tests {
                 std::fs::File::open("/dev/null").map(drop),
                 std::net::UdpSocket::bind("127.0.0.1:0").map(drop),
                 std::process::Command::new("/bin/true").spawn().map(drop),
+                executable_page(),
             ] {
                 assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EPERM));
             }

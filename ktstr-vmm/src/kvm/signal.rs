@@ -1,19 +1,24 @@
 //! The signal that gets a vCPU out of the guest.
 //!
-//! Every thread of a vCPU blocks all signals; `KVM_RUN` alone lets this one through. So it is never
-//! delivered (it needs no handler, and the process keeps its own), and it cannot be lost: sent
-//! before the thread enters the guest, it stays pending and `KVM_RUN` returns at once.
+//! Every thread of a vCPU blocks all signals from its beginning; `KVM_RUN` alone lets this one
+//! through. So it is never delivered (it needs no handler, and the process keeps its own), and it
+//! cannot be lost: sent before the thread enters the guest, it stays pending and `KVM_RUN` returns
+//! at once. It is none of the real-time signals: those are queued, which takes room that other
+//! processes of the user may have used up.
 //!
 //! Source: Linux 6.12, Documentation/virt/kvm/api.rst, 4.20 (`KVM_SET_SIGNAL_MASK`).
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
+use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
+/// The signal: one that neither the kernel nor anybody else sends.
+const KICK: libc::c_int = libc::SIGSTKFLT;
 /// Bytes of the kernel's `sigset_t`; that of libc is longer.
 const KERNEL_SIGSET: usize = 8;
 /// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`
@@ -26,21 +31,27 @@ struct SignalMask {
     sigset: [u8; KERNEL_SIGSET],
 }
 
-/// Blocks all signals in the calling thread.
-pub(super) fn block_all() -> io::Result<()> {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: `sigfillset` initialises the set it is given, and `pthread_sigmask` reads it; neither
-    // keeps the pointer. A null pointer means that the old mask is not wanted.
-    let error = unsafe {
-        libc::sigfillset(set.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut())
-    };
-    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+/// Does something while all signals are blocked in the calling thread: threads that it starts
+/// meanwhile never have them otherwise.
+pub(super) fn while_blocked<T>(action: impl FnOnce() -> T) -> T {
+    let mut all = MaybeUninit::uninit();
+    let mut old = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigfillset` initialises the set it is given, `pthread_sigmask` reads that and writes
+    // the other; neither keeps a pointer. It cannot fail: the operation is one that there is.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), old.as_mut_ptr());
+    }
+    let result = action();
+    // SAFETY: the set was written by the call above, and a null pointer means that the mask of now
+    // is not wanted.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old.as_ptr(), ptr::null_mut()) };
+    result
 }
 
 /// Has `KVM_RUN` of this vCPU return when the kick is pending, and for no other signal.
 pub(super) fn let_kick_through(vcpu: &VcpuFd) -> io::Result<()> {
-    let bits = !(1_u64 << (SIGRTMIN() - 1));
+    let bits = !(1_u64 << (KICK - 1));
     let mask = SignalMask { len: KERNEL_SIGSET as u32, sigset: bits.to_ne_bytes() };
     // SAFETY: the ioctl reads the struct of this layout, `len` bytes of the set included, and does
     // not keep the pointer.
@@ -49,9 +60,10 @@ pub(super) fn let_kick_through(vcpu: &VcpuFd) -> io::Result<()> {
 }
 
 /// Gets the vCPU of `thread` out of the guest, now or as soon as it enters it.
-pub(super) fn kick(thread: &impl Killable) {
-    // It only fails for a thread that has ended, which needs no kick.
-    let _ = thread.kill(SIGRTMIN());
+pub(super) fn kick<T>(thread: &JoinHandle<T>) {
+    // SAFETY: the handle of a thread that was not joined, which takes the handle, is valid. It only
+    // fails for one that has ended, which needs no kick.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK) };
 }
 
 /// Takes the kicks that are pending for this thread.
@@ -62,29 +74,60 @@ pub(super) fn take_kicks() {
     // the calls, and a null pointer means that no details are wanted.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), SIGRTMIN());
+        libc::sigaddset(set.as_mut_ptr(), KICK);
         while libc::sigtimedwait(set.as_ptr(), ptr::null_mut(), &raw const now) > 0 {}
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     use super::*;
 
+    fn pending() -> bool {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: the set is written before it is read.
+        unsafe {
+            libc::sigpending(set.as_mut_ptr());
+            libc::sigismember(set.as_ptr(), KICK) == 1
+        }
+    }
+
     #[test]
-    fn a_kick_waits_until_it_is_taken() {
-        let (ready, wait) = std::sync::mpsc::channel();
-        let (go, gone) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            block_all().unwrap();
-            ready.send(()).unwrap();
-            gone.recv().unwrap();
-            take_kicks();
+    fn a_kick_waits_until_it_is_taken_however_little_can_be_queued() {
+        let limit = getrlimit(Resource::Sigpending);
+        setrlimit(Resource::Sigpending, Rlimit { current: Some(0), ..limit }).unwrap();
+        let (go, gone) = channel();
+        // Kicked before it has done anything at all.
+        let thread = while_blocked(|| {
+            std::thread::spawn(move || {
+                gone.recv().unwrap();
+                let before = pending();
+                take_kicks();
+                (before, pending())
+            })
         });
-        wait.recv().unwrap();
-        kick(&thread);
-        kick(&thread);
+        (0..100_000).for_each(|_| kick(&thread));
         go.send(()).unwrap();
-        thread.join().unwrap();
+        assert_eq!(thread.join().unwrap(), (true, false));
+        setrlimit(Resource::Sigpending, limit).unwrap();
+    }
+
+    #[test]
+    fn the_callers_own_signals_stay_as_they_were() {
+        let mask = || {
+            let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+            // SAFETY: a null pointer changes nothing, the set is written before it is read.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), set.as_mut_ptr());
+                (1..32).map(|signal| libc::sigismember(set.as_ptr(), signal)).collect::<Vec<_>>()
+            }
+        };
+        let before = mask();
+        assert_ne!(while_blocked(mask), before);
+        assert_eq!(mask(), before);
     }
 }

@@ -1,7 +1,7 @@
 //! The thread of one vCPU: runs the guest, and does what the guest's exits ask for.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
@@ -12,13 +12,20 @@ use super::device::{Board, Devices, Msi, Power};
 use super::error::Error;
 use super::hub::{Hub, Wanted};
 use super::memory::Memory;
-use super::{seccomp, signal};
+use super::{pio, seccomp, signal};
 use crate::{ExitReason, Registers};
+
+/// How often the devices are served after the guest's end. A guest that stands still has at most
+/// some MiB in its queues, of which one turn takes a quarter, unless the caller has less room; one
+/// that has made up more of it shall not be handed over for ever.
+const LAST_TURNS: u32 = 1024;
 
 /// What all threads of a machine share.
 #[derive(Debug)]
 pub(super) struct Machine {
-    // In the order in which they are to be dropped: KVM before the memory it uses.
+    // In the order in which they are to be dropped: KVM before the memory it uses. Each vCPU is its
+    // thread's for as long as that runs, but is closed here: a confined thread cannot close it.
+    pub(super) vcpus: Vec<Mutex<VcpuFd>>,
     pub(super) vm: VmFd,
     pub(super) memory: Memory,
     pub(super) devices: Devices,
@@ -58,66 +65,62 @@ impl Board for Machine {
     }
 }
 
-/// One CPU and its thread's view of the machine.
-#[derive(Debug)]
-pub(super) struct Vcpu {
-    pub(super) index: usize,
-    pub(super) fd: VcpuFd,
-    pub(super) machine: Arc<Machine>,
-}
-
 /// Tells the caller when the thread ends, however it does.
-struct Leave(Arc<Machine>, usize);
+struct Leave<'a>(&'a Hub, usize);
 
-impl Drop for Leave {
+impl Drop for Leave<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.hub.end(died(format!("the thread of vCPU {} panicked", self.1), String::new()));
+            self.0.end(died(format!("the thread of vCPU {} panicked", self.1), String::new()));
         }
-        self.0.hub.leave();
+        self.0.leave();
     }
 }
 
-impl Vcpu {
-    /// The thread: waits to be let go, runs the guest until it ends or is stopped.
-    pub(super) fn run(mut self, filter: &BpfProgram) -> Result<(), Error> {
-        let _leave = Leave(Arc::clone(&self.machine), self.index);
-        let failed =
-            |operation, reason: String| Error::Thread { operation, cpu: self.index, reason };
-        signal::block_all().map_err(|error| failed("block the signals of", error.to_string()))?;
-        signal::let_kick_through(&self.fd)
-            .map_err(|error| failed("set the signal mask of", error.to_string()))?;
-        seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
-        self.guest();
-        Ok(())
-    }
+/// The thread of a vCPU: waits to be let go, runs the guest until it ends or is stopped.
+pub(super) fn run(machine: &Machine, index: usize, filter: &BpfProgram) -> Result<(), Error> {
+    let _leave = Leave(&machine.hub, index);
+    let fd = &mut *machine.vcpus[index].lock().unwrap_or_else(PoisonError::into_inner);
+    let failed = |operation, reason: String| Error::Thread { operation, cpu: index, reason };
+    signal::let_kick_through(fd)
+        .map_err(|error| failed("set the signal mask of", error.to_string()))?;
+    seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
+    Vcpu { index, fd, machine }.guest();
+    Ok(())
+}
 
+/// One CPU and its thread's view of the machine.
+#[derive(Debug)]
+struct Vcpu<'a> {
+    index: usize,
+    fd: &'a mut VcpuFd,
+    machine: &'a Machine,
+}
+
+impl Vcpu<'_> {
     fn guest(&mut self) {
+        let machine = self.machine;
         let mut is_running = self.attend();
         while is_running {
-            let machine = Arc::clone(&self.machine);
             if machine.devices.wants_service() {
-                machine.devices.service(&*machine);
+                machine.devices.service(machine);
                 is_running = self.attend();
                 continue;
             }
             let end = match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    machine.devices.pio_write(port, data, &*machine).map(|power| match power {
-                        Power::Off => ExitReason::PowerOff,
-                        Power::Reset => ExitReason::Reset,
-                    })
-                }
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    machine.devices.pio_read(port, data, &*machine);
+                Ok(VcpuExit::IoOut(port, _)) => self.write_port(port),
+                Ok(VcpuExit::IoIn(port, _)) => {
+                    for data in pio::accesses(self.fd) {
+                        machine.devices.pio_read(port, data, machine);
+                    }
                     None
                 }
                 Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                    machine.devices.mmio_write(gpa, data, &*machine);
+                    machine.devices.mmio_write(gpa, data, machine);
                     None
                 }
                 Ok(VcpuExit::MmioRead(gpa, data)) => {
-                    machine.devices.mmio_read(gpa, data, &*machine);
+                    machine.devices.mmio_read(gpa, data, machine);
                     None
                 }
                 // A triple fault, the last resort of a kernel that wants a reset.
@@ -145,6 +148,16 @@ impl Vcpu {
         }
     }
 
+    fn write_port(&mut self, port: u16) -> Option<ExitReason> {
+        let (devices, machine) = (&self.machine.devices, self.machine);
+        let power =
+            pio::accesses(self.fd).find_map(|data| devices.pio_write(port, data, machine))?;
+        Some(match power {
+            Power::Off => ExitReason::PowerOff,
+            Power::Reset => ExitReason::Reset,
+        })
+    }
+
     /// Does what the caller wants; false if that is to leave.
     fn attend(&mut self) -> bool {
         signal::take_kicks();
@@ -163,17 +176,25 @@ impl Vcpu {
         }
         // It may be the caller who made room, and kicked the first CPU to use it.
         if self.index == 0 && self.machine.devices.wants_room() {
-            self.machine.devices.service(&*self.machine);
+            self.machine.devices.service(self.machine);
         }
         true
     }
 
     /// Hands over what the guest wrote before its end, as the caller takes it.
     fn hand_over(&self) {
-        loop {
-            while self.machine.devices.service(&*self.machine) {}
-            let is_drained = self.machine.devices.is_drained();
-            if is_drained || !self.machine.hub.wait_for_room() {
+        let Machine { devices, hub, .. } = self.machine;
+        // The others could add to it for ever.
+        if !hub.wait_alone() {
+            return;
+        }
+        for _ in 0..LAST_TURNS {
+            let is_more = devices.service(self.machine);
+            let goes_on = match is_more || devices.is_drained() {
+                true => is_more && hub.wanted() != Wanted::Stop,
+                false => hub.wait_for_room(),
+            };
+            if !goes_on {
                 return;
             }
         }

@@ -1,6 +1,6 @@
 //! A machine that KVM runs, seen by its owner.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::error::Error as KvmError;
 use super::hub::{Hub, Next, Wanted};
 use super::layout::{ACPI, KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::{Memory, MemoryNode, place};
-use super::vcpu::{Machine, Vcpu};
+use super::vcpu::{self, Machine};
 use super::{acpi, boot, seccomp, signal};
 use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
 
@@ -65,10 +65,11 @@ impl KvmVm {
         let vm = create_vm(kvm, &memory)?;
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
         let machine = Arc::new(Machine {
+            hub: Hub::new(vcpus.len()),
+            vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             vm,
             memory,
             devices: Devices::new(&config.ports),
-            hub: Hub::new(vcpus.len()),
         });
         let mut this = Self {
             machine,
@@ -77,25 +78,25 @@ impl KvmVm {
             clock: None,
             exited: None,
         };
-        this.start(vcpus)?;
+        this.start()?;
         Ok(this)
     }
 
     /// Starts a thread for each vCPU, and lets them go when all are there.
-    fn start(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), Error> {
+    fn start(&mut self) -> Result<(), Error> {
         let thread_error =
             |operation, cpu| move |reason: String| KvmError::Thread { operation, cpu, reason };
         let filter =
             seccomp::filter().map_err(|error| thread_error("confine", 0)(error.to_string()))?;
         let filter = Arc::new(filter);
-        let count = vcpus.len();
-        for (index, fd) in vcpus.into_iter().enumerate() {
-            let vcpu = Vcpu { index, fd, machine: Arc::clone(&self.machine) };
-            let filter = Arc::clone(&filter);
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .stack_size(STACK_SIZE)
-                .spawn(move || vcpu.run(&filter));
+        let count = self.machine.vcpus.len();
+        for index in 0..count {
+            let (machine, filter) = (Arc::clone(&self.machine), Arc::clone(&filter));
+            let thread =
+                std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_SIZE);
+            // A kick that found a thread with its signals on would be the end of this process.
+            let thread =
+                signal::while_blocked(|| thread.spawn(move || vcpu::run(&machine, index, &filter)));
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => {
@@ -251,9 +252,11 @@ impl Vm for KvmVm {
         }
         if self.clock.is_none() && !self.machine.hub.has_ended() {
             self.want(Wanted::Pause);
-            self.wait_parked("pause")?;
-            self.clock =
-                Some(self.machine.vm.get_clock().map_err(KvmError::ioctl("KVM_GET_CLOCK"))?);
+            let clock = self.wait_parked("pause").and_then(|()| {
+                Ok(self.machine.vm.get_clock().map_err(KvmError::ioctl("KVM_GET_CLOCK"))?)
+            });
+            // A machine that is not paused runs.
+            self.clock = Some(clock.inspect_err(|_| self.machine.hub.want(Wanted::Run))?);
         }
         Ok(())
     }
@@ -262,11 +265,12 @@ impl Vm for KvmVm {
         if self.threads.is_empty() {
             return Err(Error::Gone { operation: "resume" });
         }
-        if let Some(clock) = self.clock.take() {
+        if let Some(clock) = self.clock {
             // The guest's clock goes on where it stopped.
             let clock = kvm_clock_data { clock: clock.clock, ..kvm_clock_data::default() };
             self.machine.vm.set_clock(&clock).map_err(KvmError::ioctl("KVM_SET_CLOCK"))?;
-            self.want(Wanted::Run);
+            self.clock = None;
+            self.machine.hub.want(Wanted::Run);
         }
         Ok(())
     }

@@ -1,0 +1,264 @@
+//! Where the members of a kernel's structures are, by its own type information (BTF).
+//!
+//! A kernel has it in its memory between `__start_BTF` and `__stop_BTF`, and shows it in
+//! `/sys/kernel/btf/vmlinux`. A guest may have changed it, so nothing in it is trusted.
+//!
+//! Source: Linux 6.12, Documentation/bpf/btf.rst, 2 ("BTF Type and String Encoding").
+
+use std::fmt;
+
+const MAGIC: u16 = 0xeb9f;
+/// Bytes of `struct btf_header` as of its first version, and of `struct btf_type`.
+const HEADER: usize = 24;
+const TYPE: usize = 12;
+/// Bytes of `struct btf_member`.
+const MEMBER: usize = 12;
+
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+
+/// Anonymous structures in each other; kernels have a handful.
+const MAX_DEPTH: u32 = 16;
+
+/// Why the type information does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It is none, or is cut off or damaged.
+    #[error("the BTF is damaged: {0}")]
+    Damaged(String),
+    /// There is no such structure with such a member.
+    #[error("the BTF knows no `{0}`")]
+    Unknown(String),
+    /// The member has no address.
+    #[error("`{0}` is a bit-field")]
+    BitField(String),
+}
+
+/// The type information of a kernel.
+#[derive(Clone)]
+pub struct Btf<'a> {
+    /// Each type's record, the one with ID 1 first.
+    types: Vec<&'a [u8]>,
+    strings: &'a [u8],
+}
+
+impl fmt::Debug for Btf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Btf").field("types", &self.types.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Btf<'a> {
+    /// Finds the types in `bytes`, which may be longer than the information.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is none, or holds a kind of type that came up after Linux 6.12.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+        let cut_off = |what: &str| Error::Damaged(format!("its {what} is cut off"));
+        if bytes.len() < HEADER {
+            return Err(cut_off("header"));
+        }
+        if u16::from_le_bytes([bytes[0], bytes[1]]) != MAGIC || bytes[2] != 1 {
+            let reason = format!("it begins with {:02x?}, no header of version 1", &bytes[..3]);
+            return Err(Error::Damaged(reason));
+        }
+        let section = |at: usize| {
+            let [start, len] = [at, at + 4].map(|at| dword(bytes, at) as usize);
+            let start = start.checked_add(dword(bytes, 4) as usize)?;
+            bytes.get(start..start.checked_add(len)?)
+        };
+        let strings = section(16).ok_or_else(|| cut_off("string section"))?;
+        let mut rest = section(8).ok_or_else(|| cut_off("type section"))?;
+        let mut types = Vec::new();
+        while !rest.is_empty() {
+            let id = types.len() + 1;
+            if rest.len() < TYPE {
+                return Err(cut_off("last type"));
+            }
+            let len = record_len(rest)
+                .ok_or_else(|| Error::Damaged(format!("type {id} is of kind {}", kind(rest))))?;
+            let (record, others) =
+                rest.split_at_checked(len).ok_or_else(|| cut_off("last type"))?;
+            types.push(record);
+            rest = others;
+        }
+        Ok(Self { types, strings })
+    }
+
+    /// The offset in bytes of `member` in `struct name` or `union name`. Members of anonymous
+    /// structures and unions count as those of the one around them, as in C.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unknown`] if there is none, [`Error::BitField`] if it has no address.
+    pub fn member_offset(&self, name: &str, member: &str) -> Result<u64, Error> {
+        let path = || format!("{name}.{member}");
+        let structures = self.types.iter().filter(|record| is_structure(record));
+        let mut named = structures.filter(|record| self.is_named(dword(record, 0), name));
+        let found = named.find_map(|record| self.find(record, member, MAX_DEPTH));
+        match found.ok_or_else(|| Error::Unknown(path()))? {
+            Place { bits, is_bit_field: false } if bits % 8 == 0 => Ok(bits / 8),
+            _ => Err(Error::BitField(path())),
+        }
+    }
+
+    fn find(&self, structure: &[u8], wanted: &str, depth: u32) -> Option<Place> {
+        let has_bit_fields = dword(structure, 4) >> 31 == 1;
+        structure[TYPE..].chunks_exact(MEMBER).find_map(|member| {
+            let [name, id, offset] = [0, 4, 8].map(|at| dword(member, at));
+            // With the flag, the highest byte is the size of a bit-field, or 0.
+            let (bits, size) =
+                if has_bit_fields { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
+            let place = Place { bits: bits.into(), is_bit_field: size != 0 };
+            if self.is_named(name, wanted) {
+                return Some(place);
+            }
+            let inner = self.types.get((id as usize).checked_sub(1)?)?;
+            if !self.is_named(name, "") || !is_structure(inner) || depth == 0 {
+                return None;
+            }
+            let within = self.find(inner, wanted, depth - 1)?;
+            Some(Place { bits: place.bits + within.bits, ..within })
+        })
+    }
+
+    /// Whether the string at this offset is `name`.
+    fn is_named(&self, offset: u32, name: &str) -> bool {
+        let text = self.strings.get(offset as usize..).unwrap_or_default();
+        text.strip_prefix(name.as_bytes()).is_some_and(|end| end.first() == Some(&0))
+    }
+}
+
+/// Where a member is.
+#[derive(Debug)]
+struct Place {
+    bits: u64,
+    is_bit_field: bool,
+}
+
+fn is_structure(record: &[u8]) -> bool {
+    [KIND_STRUCT, KIND_UNION].contains(&kind(record))
+}
+
+fn kind(record: &[u8]) -> u32 {
+    dword(record, 4) >> 24 & 0x1f
+}
+
+/// Bytes of a type with what follows it, by its kind; `None` if that is not known.
+fn record_len(record: &[u8]) -> Option<usize> {
+    let vlen = (dword(record, 4) & 0xffff) as usize;
+    let more = match kind(record) {
+        // Pointers, forward declarations, typedefs, qualifiers, functions, floats, type tags.
+        2 | 7..=12 | 16 | 18 => 0,
+        // Integers, variables, declaration tags.
+        1 | 14 | 17 => 4,
+        // Arrays.
+        3 => 12,
+        KIND_STRUCT | KIND_UNION => MEMBER * vlen,
+        // Enumerations, prototypes.
+        6 | 13 => 8 * vlen,
+        // Sections, enumerations of 64 bits.
+        15 | 19 => 12 * vlen,
+        _ => return None,
+    };
+    Some(TYPE + more)
+}
+
+/// A field of 32 bits; the caller has seen that it is there.
+fn dword(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRINGS: &[u8] = b"\0task\0comm\0pid\0flags\0u\0";
+    const TASK: u32 = 1;
+    const COMM: u32 = 6;
+    const PID: u32 = 11;
+    const FLAGS: u32 = 15;
+    const U: u32 = 21;
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    fn blob(types: &[u8]) -> Vec<u8> {
+        let (types_len, strings_len) = (types.len() as u32, STRINGS.len() as u32);
+        // The magic, version 1, no flags; the strings come first.
+        let header = words(&[0x0001_eb9f, 24, strings_len, types_len, 0, strings_len]);
+        [&header, STRINGS, types].concat()
+    }
+
+    fn info(kind: u32, vlen: u32) -> u32 {
+        kind << 24 | vlen
+    }
+
+    /// An int, a pointer, an enumeration; a structure with bit-fields, and one around it.
+    fn kernel() -> Vec<u8> {
+        blob(&words(
+            &[
+                // 1 and 2.
+                &[PID, info(1, 0), 4, 0x0100_0020][..],
+                &[0, info(2, 0), 1],
+                // 3: enum { 2 of them }
+                &[0, info(6, 2), 4, PID, 0, COMM, 1],
+                // 4: union { int pid; struct task *comm; }
+                &[0, info(5, 2), 8, PID, 1, 0, COMM, 2, 0],
+                // 5: struct u { int flags : 3; int pid; }
+                &[U, info(4, 2) | 1 << 31, 8, FLAGS, 1, 3 << 24, PID, 1, 32],
+                // 6: a forward declaration of struct task
+                &[TASK, info(7, 0), 0],
+                // 7: struct task { struct u flags; union { .. }; }
+                &[TASK, info(4, 2), 16, FLAGS, 5, 0, 0, 4, 64],
+            ]
+            .concat(),
+        ))
+    }
+
+    #[test]
+    fn members_are_found_in_anonymous_ones_too() {
+        let bytes = kernel();
+        let btf = Btf::parse(&bytes).unwrap();
+        for (name, member, want) in
+            [("task", "flags", 0), ("task", "pid", 8), ("task", "comm", 8), ("u", "pid", 4)]
+        {
+            assert_eq!(btf.member_offset(name, member), Ok(want), "{name}.{member}");
+        }
+        assert_eq!(btf.member_offset("u", "flags"), Err(Error::BitField("u.flags".into())));
+        for (name, member) in [("task", "u"), ("tas", "pid"), ("task", "pi"), ("pid", "pid")] {
+            assert!(matches!(btf.member_offset(name, member), Err(Error::Unknown(_))));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_or_strange_is_refused() {
+        let bytes = kernel();
+        for len in 0..bytes.len() {
+            assert!(matches!(Btf::parse(&bytes[..len]), Err(Error::Damaged(_))), "{len} bytes");
+        }
+        assert!(Btf::parse(&[&bytes[..], &[0; 7]].concat()).is_ok());
+        let stranger = blob(&words(&[0, info(31, 0), 0]));
+        assert!(Btf::parse(&stranger).unwrap_err().to_string().ends_with("of kind 31"));
+        for at in 0..bytes.len() {
+            for value in [0, 0x7f, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] = value;
+                if let Ok(btf) = Btf::parse(&damaged) {
+                    let _ = btf.member_offset("task", "comm");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_structure_in_itself_comes_to_an_end() {
+        // struct task { struct task; struct task; }
+        let bytes = blob(&words(&[TASK, info(4, 2), 0, 0, 1, 0, 0, 1, 0]));
+        let btf = Btf::parse(&bytes).unwrap();
+        assert!(matches!(btf.member_offset("task", "pid"), Err(Error::Unknown(_))));
+    }
+}

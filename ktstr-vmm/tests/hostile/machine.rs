@@ -78,8 +78,7 @@ impl Guest {
             cmdline: String::new(),
             topology: Topology {
                 numa_nodes: 1,
-                llcs: 1,
-                cores_per_llc: 1 + self.others,
+                llc_cores: vec![1 + self.others],
                 threads_per_core: 1,
             },
             memory_mib: MEMORY >> 20,

@@ -1,5 +1,7 @@
 //! Machines that cannot work, and what the host says of them. Each boots for real.
 
+mod freeze;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -16,10 +18,14 @@ fn subject(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// Runs `subject` on a machine that `spoil` has changed after it was prepared.
-fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
-    let name = concat!(module_path!(), "::subject").split_once("::").unwrap().1;
-    let entry = registry::find(name).expect("the attribute has registered it");
+/// The test at this path, as libtest names it.
+fn test_name(path: &str) -> String {
+    path.split_once("::").expect("a path begins with its crate").1.to_owned()
+}
+
+/// The machine of the test at this path.
+fn prepare(path: &str) -> Prepared {
+    let entry = registry::find(&test_name(path)).expect("the attribute has registered it");
     let wanted = Wanted {
         program: Program::this_test_binary().unwrap(),
         kernel: None,
@@ -29,12 +35,20 @@ fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
         contents: Contents::default(),
         nests: false,
     };
-    let mut prepared = Prepared::new(&wanted).unwrap();
+    Prepared::new(&wanted).unwrap()
+}
+
+/// Runs `subject` on a machine that `spoil` has changed after it was prepared.
+fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
+    let path = concat!(module_path!(), "::subject");
+    let test = test_name(path);
+    let entry = registry::find(&test).expect("the attribute has registered it");
+    let mut prepared = prepare(path);
     let memory_mib = prepared.config.memory_mib;
     let folder = tempfile::tempdir().unwrap();
     spoil(&mut prepared, folder.path());
     let limits = Limits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
-    let order = RunOrder { test: name.to_owned(), memory_mib, env: Vec::new() };
+    let order = RunOrder { test, memory_mib, env: Vec::new() };
     prepared.run(Order::Run(order), limits, &mut |_| None).end
 }
 

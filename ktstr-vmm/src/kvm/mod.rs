@@ -20,6 +20,7 @@ mod memory;
 mod pio;
 mod seccomp;
 mod signal;
+mod tsc;
 mod vcpu;
 mod vm;
 

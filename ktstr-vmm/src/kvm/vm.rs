@@ -1,12 +1,11 @@
 //! A machine that KVM runs, seen by its owner.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_clock_data, kvm_userspace_memory_region,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use super::cpu::{cpuid, regs};
@@ -16,6 +15,7 @@ use super::error::Error as KvmError;
 use super::hub::{Hub, Next, Wanted};
 use super::layout::{ACPI, KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::{Memory, MemoryNode, place};
+use super::tsc::{self, Moment};
 use super::vcpu::{self, Machine};
 use super::{acpi, boot, seccomp, signal};
 use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
@@ -45,8 +45,12 @@ pub(super) struct KvmVm {
     machine: Arc<Machine>,
     threads: Vec<JoinHandle<Result<(), KvmError>>>,
     ports: usize,
-    /// The guest's clock, while it is paused.
-    clock: Option<kvm_clock_data>,
+    /// The machine's descriptors of its vCPUs, which their threads have for themselves.
+    vcpus: Vec<RawFd>,
+    /// How fast their time-stamp counters run.
+    tsc_khz: u32,
+    /// When the guest was paused, while it is.
+    paused: Option<Moment>,
     exited: Option<ExitReason>,
 }
 
@@ -64,6 +68,8 @@ impl KvmVm {
         let entry = fill(config, &cpus, &ranges, &mut memory)?;
         let vm = create_vm(kvm, &memory)?;
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
+        let tsc_khz = vcpus[0].get_tsc_khz().map_err(KvmError::ioctl("KVM_GET_TSC_KHZ"))?;
+        let descriptors = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
         let machine = Arc::new(Machine {
             hub: Hub::new(vcpus.len()),
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
@@ -75,7 +81,9 @@ impl KvmVm {
             machine,
             threads: Vec::new(),
             ports: config.ports.len(),
-            clock: None,
+            vcpus: descriptors,
+            tsc_khz,
+            paused: None,
             exited: None,
         };
         this.start()?;
@@ -127,6 +135,10 @@ impl KvmVm {
             true => Ok(()),
             false => Err(Error::Timeout { command, seconds: PAUSE_TIMEOUT.as_secs() }),
         }
+    }
+
+    fn moment(&self) -> Result<Moment, Error> {
+        Ok(Moment::now(&self.machine.vm).map_err(KvmError::ioctl("KVM_GET_CLOCK"))?)
     }
 
     fn want(&self, wanted: Wanted) {
@@ -250,13 +262,11 @@ impl Vm for KvmVm {
         if self.threads.is_empty() {
             return Err(Error::Gone { operation: "pause" });
         }
-        if self.clock.is_none() && !self.machine.hub.has_ended() {
+        if self.paused.is_none() && !self.machine.hub.has_ended() {
             self.want(Wanted::Pause);
-            let clock = self.wait_parked("pause").and_then(|()| {
-                Ok(self.machine.vm.get_clock().map_err(KvmError::ioctl("KVM_GET_CLOCK"))?)
-            });
+            let paused = self.wait_parked("pause").and_then(|()| self.moment());
             // A machine that is not paused runs.
-            self.clock = Some(clock.inspect_err(|_| self.machine.hub.want(Wanted::Run))?);
+            self.paused = Some(paused.inspect_err(|_| self.machine.hub.want(Wanted::Run))?);
         }
         Ok(())
     }
@@ -265,11 +275,17 @@ impl Vm for KvmVm {
         if self.threads.is_empty() {
             return Err(Error::Gone { operation: "resume" });
         }
-        if let Some(clock) = self.clock {
-            // The guest's clock goes on where it stopped.
-            let clock = kvm_clock_data { clock: clock.clock, ..kvm_clock_data::default() };
+        if let Some(paused) = self.paused {
+            // The guest's time goes on where it stopped, and the counters with it: all are set back
+            // by the same amount.
+            let clock = paused.clock();
             self.machine.vm.set_clock(&clock).map_err(KvmError::ioctl("KVM_SET_CLOCK"))?;
-            self.clock = None;
+            let ahead = self.moment()?.ahead_since(&paused, self.tsc_khz);
+            for vcpu in &self.vcpus {
+                // An old KVM cannot: its guests have to live with counters that ran on.
+                let _ = tsc::set_back(vcpu, ahead);
+            }
+            self.paused = None;
             self.machine.hub.want(Wanted::Run);
         }
         Ok(())

@@ -1,0 +1,109 @@
+//! The time-stamp counters of a machine that was paused: they go on where they stopped, as its
+//! clock does. A kernel compares the two, and calls a counter unstable that ran on.
+//!
+//! Source: Linux 6.12, Documentation/virt/kvm/devices/vcpu.rst, 4 (`KVM_VCPU_TSC_CTRL`), and
+//! api.rst, 4.29 (`KVM_GET_CLOCK`).
+
+use std::arch::x86_64::_rdtsc;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{
+    KVM_CLOCK_HOST_TSC, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data, kvm_device_attr,
+};
+use kvm_ioctls::VmFd;
+
+/// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` and `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`
+const KVM_SET_DEVICE_ATTR: libc::Ioctl = 0x4018_aee1;
+const KVM_GET_DEVICE_ATTR: libc::Ioctl = 0x4018_aee2;
+
+/// How often the two are read to be sure that nothing came between.
+const READS: u32 = 8;
+
+/// The guest's clock, and what the host's counter showed then; those of guests run as fast, since
+/// nobody here scales them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    clock_ns: u64,
+    tsc: u64,
+}
+
+impl Moment {
+    /// This moment.
+    pub(super) fn now(vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
+        let mut best = None;
+        for _ in 0..READS {
+            let before = rdtsc();
+            let clock = vm.get_clock()?;
+            let width = rdtsc().wrapping_sub(before);
+            if clock.flags & KVM_CLOCK_HOST_TSC != 0 {
+                return Ok(Self { clock_ns: clock.clock, tsc: clock.host_tsc });
+            }
+            let moment = Self { clock_ns: clock.clock, tsc: before.wrapping_add(width / 2) };
+            if best.is_none_or(|(least, _)| width < least) {
+                best = Some((width, moment));
+            }
+        }
+        Ok(best.expect("it was read more than once").1)
+    }
+
+    /// What makes the guest's clock go on from this moment.
+    pub(super) fn clock(&self) -> kvm_clock_data {
+        kvm_clock_data { clock: self.clock_ns, ..kvm_clock_data::default() }
+    }
+
+    /// How far the counter, which runs at so many kHz, has run ahead of the clock since `earlier`.
+    pub(super) fn ahead_since(&self, earlier: &Self, khz: u32) -> u64 {
+        let clock_ns = u128::from(self.clock_ns.saturating_sub(earlier.clock_ns));
+        let counted = (clock_ns * u128::from(khz) / 1_000_000) as u64;
+        self.tsc.wrapping_sub(earlier.tsc).wrapping_sub(counted)
+    }
+}
+
+fn rdtsc() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction, and no kernel that has KVM forbids it.
+    unsafe { _rdtsc() }
+}
+
+/// Sets the counter of a vCPU back by `count`.
+///
+/// # Errors
+///
+/// `ENXIO` of a KVM before Linux 5.16: the counter then runs on.
+pub(super) fn set_back(vcpu: &impl AsRawFd, count: u64) -> io::Result<()> {
+    let mut offset = 0_u64;
+    access(vcpu, KVM_GET_DEVICE_ATTR, &mut offset)?;
+    offset = offset.wrapping_sub(count);
+    access(vcpu, KVM_SET_DEVICE_ATTR, &mut offset)
+}
+
+fn access(vcpu: &impl AsRawFd, ioctl: libc::Ioctl, offset: &mut u64) -> io::Result<()> {
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: std::ptr::from_mut(offset) as u64,
+    };
+    // SAFETY: the ioctl reads the struct and, at the address in it, reads or writes the 64 bits of
+    // this attribute; it keeps neither pointer.
+    let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), ioctl, &raw const attribute) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_clock_counted_is_not_ahead() {
+        let earlier = Moment { clock_ns: 5_000_000_000, tsc: 100 };
+        let khz = 2_000_000;
+        for (clock_ns, tsc, want) in [
+            (5_000_000_000, 6_000_000_100, 6_000_000_000),
+            (5_000_001_500, 6_000_003_100, 6_000_000_000),
+            (6_000_000_000, 2_000_000_100, 0),
+        ] {
+            assert_eq!(Moment { clock_ns, tsc }.ahead_since(&earlier, khz), want);
+        }
+    }
+}

@@ -25,6 +25,14 @@ const FIRST_LINE: &str = "Linux version";
 const INIT: &str = "Run /init as init process";
 const HELLO: &str = "hello from user space";
 
+/// What KVM calls its counters.
+const COUNTERS: [(Row, &str); 4] = [
+    (Row::Exits, "exits"),
+    (Row::IoExits, "io_exits"),
+    (Row::MmioExits, "mmio_exits"),
+    (Row::PageFaults, "pf_taken"),
+];
+
 /// How often QEMU is looked at for its first exit: it takes a hundred times as long to get there.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -157,9 +165,7 @@ fn read_console(
         } else if line.contains(INIT) {
             let cpu = millis(process.cpu_time()?);
             values.extend([(Row::Init, elapsed), (Row::CpuInit, cpu)]);
-            for (row, counter) in
-                [(Row::Exits, "exits"), (Row::IoExits, "io_exits"), (Row::MmioExits, "mmio_exits")]
-            {
+            for (row, counter) in COUNTERS {
                 values.push((row, process.counter(counter)? as f64));
             }
             let rss = process.rss_beside(MEMORY_MIB << 10)?;

@@ -45,12 +45,13 @@ pub(super) enum Row {
     Exits,
     IoExits,
     MmioExits,
+    PageFaults,
     Rss,
     Freeze,
 }
 
 impl Row {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::FirstRun,
         Self::FirstLine,
         Self::Init,
@@ -60,6 +61,7 @@ impl Row {
         Self::Exits,
         Self::IoExits,
         Self::MmioExits,
+        Self::PageFaults,
         Self::Rss,
         Self::Freeze,
     ];
@@ -75,6 +77,7 @@ impl Row {
             Self::Exits => "exits until /init",
             Self::IoExits => "  of port I/O",
             Self::MmioExits => "  of MMIO",
+            Self::PageFaults => "  of memory not mapped yet",
             Self::Rss => "RSS beside the guest's, MiB",
             Self::Freeze => "freeze, read 64 KiB, resume, ms",
         }
@@ -194,7 +197,8 @@ fn ratio(one: Option<&BTreeMap<u32, f64>>, other: Option<&BTreeMap<u32, f64>>) -
 fn spread<'a>(values: impl Iterator<Item = &'a f64>) -> Option<[f64; 3]> {
     let mut values: Vec<f64> = values.copied().collect();
     values.sort_by(f64::total_cmp);
-    Some([*values.first()?, values[values.len() / 2], *values.last()?])
+    let (low, high) = (values.get((values.len().max(1) - 1) / 2)?, values[values.len() / 2]);
+    Some([*values.first()?, f64::midpoint(*low, high), *values.last()?])
 }
 
 /// With three digits, or all before the point.

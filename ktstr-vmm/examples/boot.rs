@@ -1,20 +1,32 @@
 //! Boots a kernel on KVM and prints its console: the engine without any test.
 //!
-//! `boot KERNEL INITRAMFS MEMORY_MIB LLCS CORES THREADS [CMDLINE]`, until the guest ends. Times on
-//! standard error are milliseconds since the start of this process.
+//! `boot KERNEL INITRAMFS MEMORY_MIB LLCS CORES THREADS [CMDLINE]`, until the guest ends. Standard
+//! error tells the wall and CPU time of this process in milliseconds.
+//!
+//! With `FREEZE_AT=TEXT` in the environment it only goes on until TEXT is on the console. Then it
+//! freezes the guest a hundred times, reads 64 KiB of its memory each time, and tells how long the
+//! guest stood still.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use ktstr_vmm::kvm::Kvm;
-use ktstr_vmm::{Engine, Event, Topology, VmConfig};
+use ktstr_vmm::{Engine, Event, Topology, Vm, VmConfig};
+use rustix::time::{ClockId, clock_gettime};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const FREEZES: usize = 100;
+/// Where the kernel is, which all kernels have memory behind.
+const READ_AT: u64 = 16 << 20;
+
+fn main() -> Result<()> {
     let began = Instant::now();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kernel, initramfs, memory_mib, llcs, cores, threads, cmdline @ ..] = &arguments[..] else {
         return Err("boot KERNEL INITRAMFS MEMORY_MIB LLCS CORES THREADS [CMDLINE]".into());
     };
+    let freeze_at = std::env::var("FREEZE_AT").ok();
     let config = VmConfig {
         kernel: kernel.into(),
         initramfs: initramfs.into(),
@@ -27,24 +39,61 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         memory_mib: memory_mib.parse()?,
         ports: vec!["a port".to_owned()],
     };
+    report("started", began)?;
     let kvm = Kvm::open()?;
-    eprintln!("probed {} ms", began.elapsed().as_millis());
+    report("probed", began)?;
     let mut vm = kvm.boot(&config)?;
-    eprintln!("booted {} ms", began.elapsed().as_millis());
-    let mut is_first = true;
+    report("booted", began)?;
+    let mut console = Vec::new();
     loop {
         match vm.next_event(Instant::now() + Duration::from_secs(3600))? {
             Event::Console(bytes) => {
-                if std::mem::take(&mut is_first) {
-                    eprintln!("first console byte {} ms", began.elapsed().as_millis());
-                }
                 std::io::stdout().write_all(&bytes)?;
+                std::io::stdout().flush()?;
+                console.extend_from_slice(&bytes);
+                if let Some(text) = &freeze_at
+                    && String::from_utf8_lossy(&console).contains(text)
+                {
+                    return freeze(&mut *vm);
+                }
+                // What was searched and is no beginning of a line that matters.
+                let line = console.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+                console.drain(..line);
             }
             Event::Port { .. } | Event::Deadline => {}
             Event::Exited(reason) => {
-                eprintln!("{reason}, {} ms", began.elapsed().as_millis());
+                report(&reason.to_string(), began)?;
                 return Ok(());
             }
         }
     }
+}
+
+/// Says when something happened, and the CPU time of all threads until then.
+fn report(what: &str, began: Instant) -> Result<()> {
+    let wall = began.elapsed();
+    let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime))?;
+    eprintln!("{what}: {:.3} ms, CPU {:.3} ms", millis(wall), millis(cpu));
+    Ok(())
+}
+
+fn freeze(vm: &mut dyn Vm) -> Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut times = Vec::new();
+    for _ in 0..FREEZES {
+        let began = Instant::now();
+        vm.pause()?;
+        vm.read_memory(READ_AT, &mut buffer)?;
+        vm.resume()?;
+        times.push(began.elapsed());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    times.sort();
+    let (median, longest) = (times[FREEZES / 2], times[FREEZES - 1]);
+    eprintln!("frozen: {:.3} ms, at most {:.3} ms", millis(median), millis(longest));
+    Ok(())
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

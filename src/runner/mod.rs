@@ -25,6 +25,8 @@ use crate::provision::cache::Cache;
 use crate::report::{self, Failure};
 use artifacts::Artifacts;
 use initramfs::Contents;
+#[doc(hidden)]
+pub use initramfs::bare as bare_initramfs;
 pub use ktstr_vmm::probe;
 pub use prepare::Program;
 pub(crate) use prepare::{Prepared, Wanted};

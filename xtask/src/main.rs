@@ -1,5 +1,5 @@
-//! Tasks of the project itself: `cargo xtask acpi`, `cargo xtask bench boot`, `cargo xtask nested`,
-//! `cargo xtask soak`.
+//! Tasks of the project itself: `cargo xtask acpi`, `cargo xtask bench boot`, `cargo xtask bench
+//! vmm`, `cargo xtask nested`, `cargo xtask soak`.
 
 #![forbid(unsafe_code)]
 
@@ -25,24 +25,18 @@ enum Task {
     Acpi(acpi::Acpi),
     /// Measures.
     #[command(subcommand)]
-    Bench(Bench),
+    Bench(bench::Bench),
     /// Runs the suite, or a program, in a machine that has a KVM.
     Nested(nested::Nested),
     /// Runs the VM suite many times in a row.
     Soak(soak::Soak),
 }
 
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// How long each phase of a run takes, beside a plain QEMU with the same kernel and initramfs.
-    Boot(bench::Boot),
-}
-
 fn main() -> anyhow::Result<ExitCode> {
     ktstr::runner::init_if_guest();
     match Arguments::parse().task {
         Task::Acpi(acpi) => acpi.run()?,
-        Task::Bench(Bench::Boot(boot)) => boot.run()?,
+        Task::Bench(bench) => bench.run()?,
         Task::Nested(nested) => return nested.run(),
         Task::Soak(soak) => soak.run()?,
     }

@@ -1,0 +1,29 @@
+//! What the project measures about itself.
+
+mod boot;
+mod vmm;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Measures.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// How long each phase of a run takes, beside a plain QEMU with the same kernel and initramfs.
+    Boot(boot::Boot),
+    /// The KVM engine beside QEMU's machines, all on the KVM of one nested machine.
+    Vmm(vmm::Vmm),
+    /// What `vmm` runs in that machine.
+    #[command(hide = true)]
+    VmmInside(vmm::Inside),
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<()> {
+        match self {
+            Self::Boot(boot) => boot.run(),
+            Self::Vmm(vmm) => vmm.run(),
+            Self::VmmInside(inside) => inside.run(),
+        }
+    }
+}

@@ -75,9 +75,11 @@ fn parse(smaps: &str) -> Option<Vec<Mapping>> {
 }
 
 /// The pages of all mappings but those which together are the guest's memory: neighbours, for
-/// files may be mapped into it, and exactly as large.
+/// files may be mapped into it, and exactly as large. Reserved heaps of threads can be that, too, but
+/// are hardly filled.
 fn beside(mappings: &[Mapping], guest_kib: u64) -> Option<u64> {
     let rss = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.rss_kib).sum::<u64>();
+    let mut guest = None;
     for first in 0..mappings.len() {
         let mut end = mappings[first].start;
         for (count, mapping) in (1..).zip(&mappings[first..]) {
@@ -86,11 +88,11 @@ fn beside(mappings: &[Mapping], guest_kib: u64) -> Option<u64> {
             }
             end = mapping.end;
             if end - mappings[first].start == guest_kib << 10 {
-                return Some(rss(mappings) - rss(&mappings[first..first + count]));
+                guest = guest.max(Some(rss(&mappings[first..first + count])));
             }
         }
     }
-    None
+    Some(rss(mappings) - guest?)
 }
 
 #[cfg(test)]
@@ -102,6 +104,8 @@ mod tests {
 Size:               1024 kB
 Rss:                 700 kB
 VmFlags: rd ex mr mw me
+7e0000000000-7e0001001000 ---p 00000000 00:00 0
+Rss:                   0 kB
 7f0000000000-7f0000800000 rw-p 00000000 00:00 0
 Rss:                  96 kB
 7f0000800000-7f0001000000 rw-p 00200000 00:02 43      /cache/vmlinux
@@ -115,8 +119,8 @@ Rss:                  20 kB
     #[test]
     fn memory_of_the_guest_is_not_the_vmms() {
         let mappings = parse(SMAPS).unwrap();
-        assert_eq!(mappings.len(), 5);
-        assert_eq!(beside(&mappings, 16 << 10), Some(724));
+        assert_eq!(mappings.len(), 6);
+        assert_eq!(beside(&mappings, (16 << 10) + 4), Some(720));
         assert_eq!(beside(&mappings, 17 << 10), None);
     }
 }

@@ -7,8 +7,7 @@ use crate::Error;
 /// A machine to boot.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
-    /// A bzImage, or an uncompressed `vmlinux` with a PVH note. Like the initramfs it may be mapped
-    /// into the guest, so neither file may change while the machine lives.
+    /// A bzImage, or an uncompressed `vmlinux` with a PVH note.
     pub kernel: PathBuf,
     /// The initramfs, in any form the kernel unpacks.
     pub initramfs: PathBuf,

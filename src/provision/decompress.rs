@@ -1,10 +1,14 @@
 //! The compressions kernels and modules come in, with a bound on what they may grow to.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// More than any kernel unpacks to; an image that wants more is damaged or hostile.
-pub(super) const LIMIT: usize = 512 << 20;
+///
+/// A fuzzer is to try many images, not to fill memory with one.
+pub(super) const LIMIT: usize = if cfg!(fuzzing) { 1 << 20 } else { 512 << 20 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
@@ -80,11 +84,38 @@ fn unpack_xz(data: &[u8]) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Reads a file that is no larger than any kernel or module.
+///
+/// # Errors
+///
+/// `FileTooLarge` if it has more than [`LIMIT`] bytes, whatever of them are on disk.
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() > LIMIT as u64 {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 512 MiB"));
+    }
+    read_bounded(file)
+}
+
 fn read_bounded(decoder: impl Read) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     decoder.take(LIMIT as u64 + 1).read_to_end(&mut out)?;
     match out.len() {
         0..=LIMIT => Ok(out),
         _ => Err(io::Error::new(io::ErrorKind::FileTooLarge, "unpacks to more than 512 MiB")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_larger_than_any_kernel_are_not_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(LIMIT as u64 + 1).unwrap();
+        assert_eq!(read_file(file.path()).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        file.as_file().set_len(10).unwrap();
+        assert_eq!(read_file(file.path()).unwrap(), [0; 10]);
     }
 }

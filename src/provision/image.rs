@@ -14,6 +14,7 @@ use object::ReadCache;
 use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
+use super::decompress::{LIMIT, read_file};
 use super::kernel::{Boot, BootFormat};
 use super::versions::Versions;
 use super::vmlinux;
@@ -42,6 +43,10 @@ enum Format {
 pub(super) fn inspect(image: &Path, vmlinux: &Path) -> Result<Facts> {
     let mut start = Vec::new();
     let mut open = || -> io::Result<File> {
+        // A pipe would be waited for, and a device may have no end.
+        if !fs::metadata(image)?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
         let mut file = File::open(image)?;
         file.by_ref().take(1024).read_to_end(&mut start)?;
         Ok(file)
@@ -53,7 +58,8 @@ pub(super) fn inspect(image: &Path, vmlinux: &Path) -> Result<Facts> {
     if !vmlinux::is_bzimage(&start) {
         bail!("`{}` is neither a bzImage nor an ELF vmlinux for x86-64", image.display());
     }
-    let image = fs::read(image).with_context(|| format!("failed to read `{}`", image.display()))?;
+    let image =
+        read_file(image).with_context(|| format!("failed to read `{}`", image.display()))?;
     Ok(Facts {
         release: vmlinux::bzimage_release(&image)?,
         format: Format::BzImage,
@@ -132,7 +138,9 @@ fn inspect_elf(file: File) -> Result<Facts> {
     let has_entry = vmlinux::has_pvh_entry(&ReadCache::new(&file));
     let why_not_elf =
         (!has_entry).then(|| "it has no PVH entry (CONFIG_PVH), which QEMU asks for".to_owned());
-    let release = find_banner(io::Seek::rewind(&mut &file).map(|()| &file)?)?
+    io::Seek::rewind(&mut &file)?;
+    // What is loaded comes first, and debug information behind it.
+    let release = find_banner(file.take(LIMIT as u64))?
         .context("there is no `Linux version` banner in this ELF file: not a kernel")?;
     Ok(Facts { release, format: Format::Elf, why_not_elf })
 }
@@ -214,6 +222,7 @@ mod tests {
                 assert!(boot.note.is_some_and(|note| note.contains("PVH")));
             }
         }
+        assert!(inspect_cached(&cache, Path::new("/dev/zero")).is_err());
         fs::write(&image, "#!/bin/sh")?;
         assert!(inspect_cached(&cache, &image).is_err());
         Ok(())

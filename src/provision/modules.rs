@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
 
-use super::decompress::Format;
+use super::decompress::{Format, read_file};
 use super::kernel::Kernel;
 
 /// A module, ready for `init_module(2)`.
@@ -155,7 +155,7 @@ fn walk(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
 
 fn read(file: &Path) -> Result<Vec<u8>> {
     let context = || format!("failed to read the module `{}`", file.display());
-    let bytes = fs::read(file).with_context(context)?;
+    let bytes = read_file(file).with_context(context)?;
     match Format::of(&bytes) {
         Some(format) => format.unpack(&bytes).with_context(context),
         None => Ok(bytes),

@@ -1,10 +1,12 @@
 //! Tasks of the project itself: `cargo xtask acpi`, `cargo xtask bench boot`, `cargo xtask bench
-//! vmm`, `cargo xtask nested`, `cargo xtask soak`.
+//! vmm`, `cargo xtask fuzz`, `cargo xtask mutate`, `cargo xtask nested`, `cargo xtask soak`.
 
 #![forbid(unsafe_code)]
 
 mod acpi;
 mod bench;
+mod fuzz;
+mod mutate;
 mod nested;
 mod soak;
 
@@ -26,6 +28,10 @@ enum Task {
     /// Measures.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Fuzzes what reads bytes of guests and of files.
+    Fuzz(fuzz::Fuzz),
+    /// Gives damaged kernels and initramfs files to what loads them.
+    Mutate(mutate::Mutate),
     /// Runs the suite, or a program, in a machine that has a KVM.
     Nested(nested::Nested),
     /// Runs the VM suite many times in a row.
@@ -37,6 +43,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Acpi(acpi) => acpi.run()?,
         Task::Bench(bench) => bench.run()?,
+        Task::Fuzz(fuzz) => fuzz.run()?,
+        Task::Mutate(mutate) => mutate.run()?,
         Task::Nested(nested) => return nested.run(),
         Task::Soak(soak) => soak.run()?,
     }

@@ -123,8 +123,12 @@ impl Decoder {
         if found != number {
             return Err(Error::OutOfOrder { expected: number, found });
         }
-        let message = postcard::from_bytes(payload)
-            .map_err(|error| Error::NoMessage { number, cause: error.to_string() })?;
+        let no_message = |cause| Error::NoMessage { number, cause };
+        let (message, rest) =
+            postcard::take_from_bytes(payload).map_err(|error| no_message(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(no_message(format!("{} bytes follow it", rest.len())));
+        }
         self.number = number.wrapping_add(1);
         self.consumed += HEADER + length;
         Ok(Some(message))
@@ -207,6 +211,13 @@ mod tests {
         let doubled = [&f[0][..], &f[0]].concat();
         assert_eq!(decode(&lost), Err(Error::OutOfOrder { expected: 1, found: 2 }));
         assert_eq!(decode(&doubled), Err(Error::OutOfOrder { expected: 1, found: 0 }));
+    }
+
+    #[test]
+    fn a_payload_is_one_message_and_nothing_else() {
+        let two = Encoder::default().encode(&("hi", 1_u8)).unwrap();
+        let cause = "1 bytes follow it".to_owned();
+        assert_eq!(decode(&two), Err(Error::NoMessage { number: 0, cause }));
     }
 
     #[test]

@@ -91,7 +91,8 @@ impl Cpus {
 
 /// How many bits tell `count` things apart.
 fn bits(count: u32) -> u32 {
-    count.next_power_of_two().trailing_zeros()
+    // The next power of two would be one bit too long for the largest counts.
+    u32::BITS - (count - 1).leading_zeros()
 }
 
 #[cfg(test)]
@@ -140,9 +141,13 @@ mod tests {
         assert_eq!(apic_ids(uneven(1, &[128, 127], 1)).unwrap().len(), 255);
         // The third cache would begin at 256.
         apic_ids(uneven(1, &[100, 1, 1], 1)).unwrap_err();
-        for topology in
-            [[1, 1, 256, 1], [1, 17, 9, 1], [9, 9, 9, 3], [1 << 15, 1 << 15, 1 << 15, 2]]
-        {
+        for topology in [
+            [1, 1, 256, 1],
+            [1, 17, 9, 1],
+            [9, 9, 9, 3],
+            [1 << 15, 1 << 15, 1 << 15, 2],
+            [1, 1, u32::MAX, 1],
+        ] {
             assert!(matches!(apic_ids(topology), Err(Error::Config(_))), "{topology:?}");
         }
     }

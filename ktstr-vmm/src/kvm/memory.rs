@@ -1,16 +1,19 @@
-//! Guest memory: anonymous pages, and pages of files mapped over them, copied when first written.
+//! Guest memory.
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::ptr;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 use super::error::Error;
-use super::layout::{HOLE, HOLE_END, PAGE};
+use super::layout::{HOLE, HOLE_END, LARGE_PAGE};
 
 /// A range of memory that belongs to one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +48,53 @@ pub(super) fn place(sizes: impl Iterator<Item = u64>) -> Vec<MemoryNode> {
 /// The memory of one machine. It stays as the guest left it until this is dropped.
 #[derive(Debug)]
 pub(super) struct Memory {
+    // Dropped first: it points into the reservations.
     mmap: GuestMemoryMmap,
+    _reservations: Vec<Reservation>,
+}
+
+/// Anonymous memory that begins at the boundary of a large page, as its guest-physical addresses
+/// do. Only so can KVM map it by large pages: a guest that boots touches some hundred of them, and
+/// would touch twenty thousand small ones, each an exit.
+#[derive(Debug)]
+struct Reservation {
+    mapping: *mut c_void,
+    len: usize,
+}
+
+// SAFETY: it is a range of addresses, which is the same for all threads, and has no methods that
+// change it but `drop`.
+unsafe impl Send for Reservation {}
+// SAFETY: see above.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    fn new(size: usize) -> rustix::io::Result<Self> {
+        let len = size.checked_add(LARGE_PAGE as usize).ok_or(Errno::NOMEM)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping, at an address that the kernel chooses, touches nobody's memory.
+        let mapping = unsafe { mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
+        let this = Self { mapping, len };
+        // SAFETY: the range lies within the mapping, and the advice does not change what it holds.
+        // A kernel without large pages says no, which costs time and nothing else.
+        let _ = unsafe { madvise(this.start().cast(), size, Advice::LinuxHugepage) };
+        Ok(this)
+    }
+
+    /// The first boundary of a large page.
+    fn start(&self) -> *mut u8 {
+        let offset = self.mapping.align_offset(LARGE_PAGE as usize);
+        self.mapping.cast::<u8>().wrapping_add(offset)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and its owner drops what points into it first.
+        // It only fails for a range that is none.
+        let _ = unsafe { munmap(self.mapping, self.len) };
+    }
 }
 
 impl Memory {
@@ -61,9 +110,23 @@ impl Memory {
         if let Some(high) = end(&|range| range.base >= HOLE_END) {
             regions.push((GuestAddress(HOLE_END), (high - HOLE_END) as usize));
         }
-        let mmap = GuestMemoryMmap::from_ranges(&regions)
-            .map_err(|error| Error::Memory { operation: "reserve", reason: error.to_string() })?;
-        Ok(Self { mmap })
+        let failed = |reason: String| Error::Memory { operation: "reserve", reason };
+        let reservations = regions
+            .iter()
+            .map(|(_, size)| Reservation::new(*size))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|errno| failed(errno.to_string()))?;
+        let regions = regions.iter().zip(&reservations).map(|((base, size), reservation)| {
+            let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+            // SAFETY: the range is mapped so, and stays it for as long as `Memory` lives, which owns
+            // both the region and the reservation and hands out references only.
+            let region = unsafe { MmapRegion::build_raw(reservation.start(), *size, prot, flags) };
+            let region = region.map_err(|error| failed(error.to_string()))?;
+            GuestRegionMmap::new(region, *base).ok_or_else(|| failed("it wraps around".to_owned()))
+        });
+        let mmap = GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Self { mmap, _reservations: reservations })
     }
 
     /// The memory as devices see it.
@@ -111,6 +174,9 @@ impl Memory {
     /// The bytes of a range of low memory, before anything else can reach them: the exclusive
     /// reference says that no machine has this memory yet.
     pub(super) fn bytes_mut(&mut self, gpa: u64, len: u64) -> Result<&mut [u8], Error> {
+        if len == 0 {
+            return Ok(&mut []);
+        }
         let failed = |reason: String| Error::Memory { operation: "reach", reason };
         let slice = self
             .mmap
@@ -138,44 +204,20 @@ impl Memory {
 
     /// Puts `len` bytes of `file` from `offset` on at `gpa`.
     ///
-    /// Whole pages are mapped where the file's layout permits: the file must not change while the
-    /// machine lives. The caller has checked that the range is low memory, and within the file.
-    pub(super) fn load(&self, file: &File, offset: u64, gpa: u64, len: u64) -> Result<(), Error> {
-        let is_aligned = offset.is_multiple_of(PAGE) && gpa.is_multiple_of(PAGE);
-        let mapped = if is_aligned { len - len % PAGE } else { 0 };
-        if mapped > 0 {
-            self.map(file, offset, gpa, mapped)?;
-        }
-        let mut rest = vec![0; (len - mapped) as usize];
-        file.read_exact_at(&mut rest, offset + mapped).map_err(|error| Error::Memory {
+    /// They are copied. Mapped pages of a file would share the host's page cache, but are small
+    /// ones: all that is saved here, and more, is spent when the guest touches each of them.
+    pub(super) fn load(
+        &mut self,
+        file: &File,
+        offset: u64,
+        gpa: u64,
+        len: u64,
+    ) -> Result<(), Error> {
+        let bytes = self.bytes_mut(gpa, len)?;
+        file.read_exact_at(bytes, offset).map_err(|error| Error::Memory {
             operation: "fill",
-            reason: format!("{:#x} bytes at offset {:#x}: {error}", rest.len(), offset + mapped),
-        })?;
-        self.write(gpa + mapped, &rest)
-    }
-
-    fn map(&self, file: &File, offset: u64, gpa: u64, len: u64) -> Result<(), Error> {
-        let failed = |reason: String| Error::Memory { operation: "map a file into", reason };
-        let range = || format!("{len:#x} bytes at {gpa:#x}");
-        let slice = self
-            .mmap
-            .get_slice(GuestAddress(gpa), len as usize)
-            .map_err(|error| failed(format!("{}: {error}", range())))?;
-        let hva = slice.ptr_guard_mut().as_ptr().cast();
-        // SAFETY: `slice` vouches that the range lies within one mapping that `self.mmap` owns, and
-        // both ends are page boundaries. Nobody has a reference into guest memory: all access is
-        // by volatile copies. The owner's munmap covers what is mapped here.
-        let result = unsafe {
-            mmap(
-                hva,
-                len as usize,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-                file,
-                offset,
-            )
-        };
-        result.map(drop).map_err(|errno| failed(format!("{}: {errno}", range())))
+            reason: format!("{len:#x} bytes from offset {offset:#x} of a file: {error}"),
+        })
     }
 }
 
@@ -205,22 +247,30 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_mapped_and_never_written() {
+    fn a_file_is_copied_to_any_address() {
         let mut file = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..3 * PAGE + 7).map(|i| i as u8).collect();
+        let bytes: Vec<u8> = (0..3 * 4096 + 7).map(|i| i as u8).collect();
         std::io::Write::write_all(&mut file, &bytes).unwrap();
-        let memory = Memory::new(&place([MIB].into_iter())).unwrap();
-        for (offset, gpa) in [(0, 0x4000), (PAGE, 0x1_0000), (5, 0x2_0000), (0, 0x3_0001)] {
+        let mut memory = Memory::new(&place([MIB].into_iter())).unwrap();
+        for (offset, gpa) in [(0, 0x4000), (4096, 0x1_0000), (5, 0x2_0000), (0, 0x3_0001)] {
             let len = bytes.len() as u64 - offset;
             memory.load(&file, offset, gpa, len).unwrap();
             let mut read = vec![0; len as usize];
             memory.read(gpa, &mut read).unwrap();
             assert!(read == bytes[offset as usize..], "offset {offset} at {gpa:#x}");
-            memory.write(gpa, &[0xff; 64]).unwrap();
         }
-        let mut now = vec![0; bytes.len()];
-        file.read_exact_at(&mut now, 0).unwrap();
-        assert!(now == bytes);
+        memory.load(&file, 8, 0, bytes.len() as u64).unwrap_err();
+        memory.load(&file, 0, MIB - 8, 9).unwrap_err();
+    }
+
+    #[test]
+    fn memory_begins_where_a_large_page_does() {
+        for sizes in [vec![MIB], vec![257 * MIB], vec![3072 * MIB, 5 * MIB]] {
+            let memory = Memory::new(&place(sizes.into_iter())).unwrap();
+            for (gpa, hva, _) in memory.regions() {
+                assert_eq!((gpa % LARGE_PAGE, hva % LARGE_PAGE), (0, 0));
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod acpi;
 mod boot;
+mod contents;
 mod cpu;
 mod cpus;
 mod device;
@@ -31,7 +32,10 @@ use crate::{Engine, Vm, VmConfig};
 pub use acpi::acpi_tables;
 pub use boot::Error as BootError;
 #[doc(hidden)]
-pub use device::fuzz_devices;
+pub use contents::Contents;
+#[doc(hidden)]
+#[cfg(any(test, fuzzing))]
+pub use device::{fuzz_queues, fuzz_registers};
 pub use error::Error;
 
 /// The KVM of this host.

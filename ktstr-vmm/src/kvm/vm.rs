@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use super::contents::Contents;
 use super::cpu::{cpuid, regs};
 use super::cpus::Cpus;
 use super::device::Devices;
 use super::error::Error as KvmError;
 use super::hub::{Hub, Next, Wanted};
-use super::layout::{ACPI, KVM_IDENTITY_MAP, KVM_TSS};
-use super::memory::{Memory, MemoryNode, place};
+use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::memory::Memory;
 use super::tsc::{self, Moment};
 use super::vcpu::{self, Machine};
-use super::{acpi, boot, seccomp, signal};
+use super::{seccomp, signal};
 use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
 
 /// How long CPUs may take to leave the guest; they do in microseconds unless the host is
@@ -56,16 +57,13 @@ pub(super) struct KvmVm {
 
 impl KvmVm {
     pub(super) fn boot(kvm: &Kvm, config: &VmConfig) -> Result<Self, Error> {
-        config.check()?;
-        let cpus = Cpus::new(&config.topology)?;
         for (cap, capability, needed_for) in CAPABILITIES {
             if !kvm.check_extension(cap) {
                 return Err(KvmError::Capability { capability, needed_for }.into());
             }
         }
-        let ranges = place(config.node_sizes_mib().map(|mib| mib << 20));
-        let mut memory = Memory::new(&ranges)?;
-        let entry = fill(config, &cpus, &ranges, &mut memory)?;
+        let Contents { cpus, memory, entry } =
+            Contents::new(config, &format!("{CMDLINE} {}", config.cmdline))?;
         let vm = create_vm(kvm, &memory)?;
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(KvmError::ioctl("KVM_GET_TSC_KHZ"))?;
@@ -158,19 +156,6 @@ impl KvmVm {
         }
         failed
     }
-}
-
-/// Puts all into memory that the guest finds there; returns the address of its first instruction.
-fn fill(
-    config: &VmConfig,
-    cpus: &Cpus,
-    ranges: &[MemoryNode],
-    memory: &mut Memory,
-) -> Result<u64, Error> {
-    let entry = boot::load(config, &format!("{CMDLINE} {}", config.cmdline), memory, ranges)?;
-    memory.write(ACPI, &acpi::build(cpus, ranges)?)?;
-    regs::write_tables(memory)?;
-    Ok(entry)
 }
 
 fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {

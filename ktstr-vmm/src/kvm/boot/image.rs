@@ -186,7 +186,7 @@ impl Image<'_> {
 
     /// Loads a bzImage at the address it prefers. It unpacks, and randomises, itself.
     fn load_bz_image(
-        &self,
+        &mut self,
         head: &[u8],
         params: &mut BootParams,
     ) -> Result<Loaded, super::super::Error> {
@@ -222,12 +222,12 @@ impl Image<'_> {
         if !self.memory.is_low(base, size) {
             return Err(no_room("a kernel", base.saturating_add(size), self.memory).into());
         }
-        self.memory.load(self.file, offset, base, code)?;
         let header_end = JUMP_TARGET + 1 + field(JUMP_TARGET, 1)? as usize;
         let header = head
             .get(SETUP_HEADER..header_end)
             .ok_or_else(|| self.wrong("the setup header is cut off"))?;
         params.set_header(header);
+        self.memory.load(self.file, offset, base, code)?;
         Ok(Loaded { entry: base + ENTRY_64, end: base + size })
     }
 }

@@ -7,7 +7,7 @@ mod image;
 mod kaslr;
 mod params;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -88,14 +88,19 @@ pub(super) fn load(
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|source| Error::Read { path: path.to_owned(), source })
+    let read_error = |source| Error::Read { path: path.to_owned(), source };
+    // A pipe would be waited for, and a device has no size.
+    if !fs::metadata(path).map_err(read_error)?.is_file() {
+        return Err(read_error(io::Error::other("not a regular file")));
+    }
+    File::open(path).map_err(read_error)
 }
 
 /// Puts the initramfs at the top of low memory; returns its address and size.
 fn load_initramfs(
     path: &Path,
     kernel_end: u64,
-    memory: &Memory,
+    memory: &mut Memory,
 ) -> Result<(u64, u64), super::Error> {
     let file = open(path)?;
     let size =

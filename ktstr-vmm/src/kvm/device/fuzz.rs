@@ -24,28 +24,37 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
 const NOTIFY: u64 = PCI_WINDOW + 0x3000;
+const BAR_SIZE: u32 = 0x8000;
 
-/// Runs devices against the guest that the bytes describe.
+/// Runs devices against the guest that the bytes describe: one whose driver is ready, mostly, and
+/// then does to the queues what it likes.
 ///
 /// # Panics
 ///
 /// If the devices do, or hand over more than there is room for.
-pub fn fuzz_devices(data: &[u8]) {
-    let names = ["a".to_owned(), "b".to_owned()];
-    assert_eq!(names.len(), PORTS);
-    let mut guest =
-        Guest { devices: Devices::new(&names), board: FakeBoard::new(&MEMORY), rest: data };
+pub fn fuzz_queues(data: &[u8]) {
+    let mut guest = Guest::new(data);
     if guest.byte() & 1 == 0 {
         guest.boot();
     }
-    while !guest.rest.is_empty() {
-        guest.step();
-        guest.board.messages.take();
-        guest.board.irqs.take();
-        guest.board.output.take();
-        guest.board.console.take();
-    }
-    guest.devices.is_drained();
+    guest.run(|guest| {
+        let kind = guest.byte() & 15;
+        guest.step(kind);
+    });
+}
+
+/// Runs devices against the guest that the bytes describe: one that accesses ports and registers.
+///
+/// # Panics
+///
+/// If the devices do, or if a register holds what no guest can have put there.
+pub fn fuzz_registers(data: &[u8]) {
+    let mut guest = Guest::new(data);
+    guest.run(|guest| {
+        let kind = guest.byte() % 7;
+        guest.step(kind);
+    });
+    guest.check_config();
 }
 
 struct Guest<'a> {
@@ -54,7 +63,25 @@ struct Guest<'a> {
     rest: &'a [u8],
 }
 
-impl Guest<'_> {
+impl<'a> Guest<'a> {
+    fn new(data: &'a [u8]) -> Self {
+        let names = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(names.len(), PORTS);
+        Self { devices: Devices::new(&names), board: FakeBoard::new(&MEMORY), rest: data }
+    }
+
+    /// Takes steps until there are no more bytes.
+    fn run(&mut self, step: impl Fn(&mut Self)) {
+        while !self.rest.is_empty() {
+            step(self);
+            self.board.messages.take();
+            self.board.irqs.take();
+            self.board.output.take();
+            self.board.console.take();
+        }
+        self.devices.is_drained();
+    }
+
     fn byte(&mut self) -> u8 {
         self.take::<1>()[0]
     }
@@ -97,8 +124,9 @@ impl Guest<'_> {
         }
     }
 
-    fn step(&mut self) {
-        match self.byte() & 15 {
+    /// Does one of 16 things; the first seven are accesses to ports and registers.
+    fn step(&mut self, kind: u8) {
+        match kind {
             0 => {
                 let (port, (data, len)) = (self.port(), self.data());
                 self.devices.pio_write(port, &data[..len], &self.board);
@@ -242,6 +270,31 @@ impl Guest<'_> {
         self.devices.mmio_write(PCI_WINDOW + offset, data, &self.board);
     }
 
+    /// Checks that the functions are still what they were: a guest sets a few bits, no more.
+    fn check_config(&self) {
+        for (function, id) in [(0, 0x0008_1b36), (0x800, 0x1043_1af4)] {
+            assert_eq!(self.config(function), id, "vendor and device");
+            assert_eq!(self.config(function + 4) & 0xfff9, 0, "command");
+        }
+        let bar = self.config(0x810);
+        assert_eq!(bar % BAR_SIZE, 0, "BAR at {bar:#x}");
+        let mut next = self.config(0x834) & 0xff;
+        let mut capabilities = Vec::new();
+        while next != 0 {
+            capabilities.push(next);
+            assert!(capabilities.len() < 16, "capabilities at {capabilities:x?}");
+            next = self.config(0x800 + next) >> 8 & 0xff;
+        }
+        assert_eq!(capabilities.len(), 6, "capabilities at {capabilities:x?}");
+    }
+
+    fn config(&self, register: u32) -> u32 {
+        self.outl(PCI_ADDRESS, 0x8000_0000 | register);
+        let mut value = [0; 4];
+        self.devices.pio_read(PCI_DATA, &mut value, &self.board);
+        u32::from_le_bytes(value)
+    }
+
     /// Does what a driver does until it is ready.
     fn boot(&self) {
         self.outl(PCI_ADDRESS, 0x8000_0804);
@@ -296,15 +349,14 @@ mod tests {
     fn random_guests_do_no_harm() {
         // About 5 bytes make an operation.
         for seed in 0..1000 {
-            fuzz_devices(&bytes(seed, 1200));
+            fuzz_queues(&bytes(seed, 1200));
+            fuzz_registers(&bytes(seed, 300));
         }
     }
 
     #[test]
     fn the_driver_of_the_fuzzer_gets_to_the_queues() {
-        let board = FakeBoard::new(&MEMORY);
-        let devices = Devices::new(&["a".to_owned(), "b".to_owned()]);
-        let guest = Guest { devices, board, rest: &[] };
+        let guest = Guest::new(&[]);
         guest.boot();
         guest.set_descriptor(5, 0, 0x100, 128, 0, 0);
         guest.publish(5, 0);

@@ -5,7 +5,9 @@
 //! there and then, a bounded part of it in each call; what remains is done by [`Devices::service`].
 //! The machine is seen through [`Board`] only, so all of this runs without KVM.
 
+#[cfg(any(test, fuzzing))]
 mod fake;
+#[cfg(any(test, fuzzing))]
 mod fuzz;
 mod pci;
 mod power;
@@ -22,7 +24,8 @@ use vm_memory::GuestMemoryMmap;
 use super::layout::COM1;
 use crate::Error;
 
-pub use fuzz::fuzz_devices;
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_queues, fuzz_registers};
 pub(in crate::kvm) use power::Power;
 pub(in crate::kvm) use virtio::MAX_PORTS;
 

@@ -1,0 +1,97 @@
+//! What one side of the wire makes of the other's bytes.
+//!
+//! The first byte says which side reads, the second into pieces of which size the stream breaks,
+//! and whether the frames are to be made up around their payloads: a checksum is not guessed.
+
+#![no_main]
+
+use std::fmt::Debug;
+
+use ktstr_core::wire::{Decoder, Encoder, Order, Report};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let [side, pieces, stream @ ..] = data else { return };
+    let stream = if pieces & 1 == 0 { framed(stream) } else { stream.to_vec() };
+    let piece = usize::from(pieces >> 1) + 1;
+    match side & 1 {
+        0 => read(&stream, piece, |decoder| decoder.next::<Report>()),
+        _ => read(&stream, piece, |decoder| decoder.next::<Order>()),
+    }
+});
+
+/// Puts headers around payloads, whose length is their first byte.
+fn framed(mut payloads: &[u8]) -> Vec<u8> {
+    let mut frames = Vec::new();
+    let mut number = 0_u32;
+    while let [len, rest @ ..] = payloads {
+        let (payload, rest) = rest.split_at(rest.len().min(usize::from(*len)));
+        let head = [(payload.len() as u32).to_le_bytes(), number.to_le_bytes()].concat();
+        let checksum = crc32(head.iter().chain(payload)).to_le_bytes();
+        frames.extend([&head, &checksum[..], payload].concat());
+        (payloads, number) = (rest, number + 1);
+    }
+    frames
+}
+
+/// CRC-32 (IEEE 802.3), bit by bit.
+fn crc32<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
+    !bytes.fold(!0, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            sum >> 1 ^ if sum & 1 == 1 { 0xedb8_8320 } else { 0 }
+        })
+    })
+}
+
+/// Reads all messages: each has to survive being sent again, and the pieces must not matter.
+fn read<T, E>(stream: &[u8], piece: usize, next: impl Fn(&mut Decoder) -> Result<Option<T>, E>)
+where
+    T: Debug + PartialEq + Sendable,
+    E: Debug + PartialEq,
+{
+    let collect = |size: usize| {
+        let (mut decoder, mut messages) = (Decoder::default(), Vec::new());
+        for bytes in stream.chunks(size) {
+            decoder.push(bytes);
+            loop {
+                match next(&mut decoder) {
+                    Ok(Some(message)) => messages.push(message),
+                    Ok(None) => break,
+                    Err(error) => return (messages, Some(error)),
+                }
+            }
+        }
+        assert!(decoder.unread() <= stream.len());
+        (messages, None)
+    };
+    let whole = collect(stream.len().max(1));
+    assert_eq!(whole, collect(piece), "pieces of {piece} bytes");
+    let mut encoder = Encoder::default();
+    let again: Vec<u8> = whole.0.iter().flat_map(|message| message.send(&mut encoder)).collect();
+    let mut decoder = Decoder::default();
+    decoder.push(&again);
+    for message in &whole.0 {
+        let read = next(&mut decoder).expect("what was encoded is sound");
+        assert_eq!(read.as_ref(), Some(message));
+    }
+    assert_eq!(decoder.unread(), 0);
+    if whole.1.is_none() {
+        assert!(again.len() <= stream.len(), "the encoder takes more than there was");
+    }
+}
+
+trait Sendable {
+    fn send(&self, encoder: &mut Encoder) -> Vec<u8>;
+}
+
+impl Sendable for Report {
+    fn send(&self, encoder: &mut Encoder) -> Vec<u8> {
+        encoder.encode(self).expect("it fitted into a frame")
+    }
+}
+
+impl Sendable for Order {
+    fn send(&self, encoder: &mut Encoder) -> Vec<u8> {
+        encoder.encode(self).expect("it fitted into a frame")
+    }
+}

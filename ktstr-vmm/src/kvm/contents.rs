@@ -1,0 +1,125 @@
+//! The memory of a machine as its first instruction finds it.
+
+use super::cpu::regs;
+use super::cpus::Cpus;
+use super::layout::ACPI;
+use super::memory::{Memory, place};
+use super::{acpi, boot};
+use crate::{Error, VmConfig};
+
+/// Memory that was filled from a [`VmConfig`]. It takes no KVM, so that what is refused, and what
+/// is made of a kernel, can be looked at anywhere.
+#[derive(Debug)]
+pub struct Contents {
+    pub(super) cpus: Cpus,
+    pub(super) memory: Memory,
+    pub(super) entry: u64,
+}
+
+impl Contents {
+    /// Loads all that `config` names, with `cmdline` in place of its command line.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if there can be no such machine, and whatever is wrong with the files.
+    pub fn new(config: &VmConfig, cmdline: &str) -> Result<Self, Error> {
+        config.check()?;
+        let cpus = Cpus::new(&config.topology)?;
+        let ranges = place(config.node_sizes_mib().map(|mib| mib << 20));
+        let mut memory = Memory::new(&ranges)?;
+        let entry = boot::load(config, cmdline, &mut memory, &ranges)?;
+        memory.write(ACPI, &acpi::build(&cpus, &ranges)?)?;
+        regs::write_tables(&memory)?;
+        Ok(Self { cpus, memory, entry })
+    }
+
+    /// The address of the first instruction.
+    pub fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// Fills `buf` from guest-physical address `gpa`, all of it or nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutsideMemory`] if there is no memory at a part of the range.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
+        self.memory.read(gpa, buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::error::Error as KvmError;
+    use super::*;
+    use crate::Topology;
+    use crate::kvm::BootError;
+
+    /// An ELF file of one segment, at 16 MiB.
+    fn kernel() -> Vec<u8> {
+        let mut file = vec![0; 4096];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
+        put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
+        put(32, &64_u64.to_le_bytes()); // e_phoff
+        put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
+        put(64, &[1]); // PT_LOAD
+        for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
+            put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
+        }
+        file
+    }
+
+    fn contents(kernel: &Path, initramfs: &Path) -> Result<Contents, Error> {
+        let config = VmConfig {
+            kernel: kernel.to_owned(),
+            initramfs: initramfs.to_owned(),
+            cmdline: String::new(),
+            topology: Topology { numa_nodes: 1, llc_cores: vec![1], threads_per_core: 1 },
+            memory_mib: 32,
+            ports: Vec::new(),
+        };
+        Contents::new(&config, "")
+    }
+
+    #[test]
+    fn an_initramfs_may_have_any_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, initramfs) = (folder.path().join("kernel"), folder.path().join("initramfs"));
+        std::fs::write(&image, kernel()).unwrap();
+        for size in [0, 1, 4095, 4096, 4097, 8192] {
+            std::fs::write(&initramfs, vec![7; size]).unwrap();
+            let contents = contents(&image, &initramfs).unwrap();
+            assert_eq!(contents.entry(), 0x100_0000);
+            let base = ((32 << 20) - size) / 4096 * 4096;
+            let mut bytes = vec![0; size];
+            contents.read(base as u64, &mut bytes).unwrap();
+            assert!(bytes == vec![7; size], "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, pipe) = (folder.path().join("kernel"), folder.path().join("pipe"));
+        std::fs::write(&image, kernel()).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        for other in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+            for (kernel, initramfs) in [(other, image.as_path()), (&image, other)] {
+                let error = contents(kernel, initramfs).unwrap_err();
+                let is_read = matches!(error, Error::Kvm(KvmError::Boot(BootError::Read { .. })));
+                assert!(is_read && error.to_string().contains("not a regular file"), "{error}");
+            }
+        }
+    }
+}

@@ -22,6 +22,9 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMma
 const TURNS: u16 = 4_000;
 /// Seven times the slowest good KVM met, a third of the fastest bad one.
 const LIMIT: Duration = Duration::from_micros(700);
+/// How often a KVM that was too slow is tried again: one that is emulated itself, on a busy host, may
+/// be so several times in a row.
+const RETRIES: u32 = 4;
 const CODE: GuestAddress = GuestAddress(0x1000);
 const MEMORY: usize = 0x2000;
 
@@ -102,8 +105,11 @@ pub(crate) fn open() -> Result<(Kvm, KvmFacts), Unusable> {
     }
     let module = module();
     let mut loop_time = run_loop(&kvm, &module)?;
-    if loop_time > LIMIT {
-        // Something else, such as a host page fault, may have cost the first run its time.
+    for _ in 0..RETRIES {
+        if loop_time <= LIMIT {
+            break;
+        }
+        // Something else, such as a host page fault, may have cost the run its time.
         loop_time = loop_time.min(run_loop(&kvm, &module)?);
     }
     judge(module, loop_time).map(|facts| (kvm, facts))

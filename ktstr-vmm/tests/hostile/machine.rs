@@ -1,7 +1,7 @@
 //! Hostile guests as machines: a few bytes of code in an ELF file, booted through the public API.
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ktstr_vmm::kvm::Kvm;
@@ -70,8 +70,9 @@ impl Guest {
         let (kernel, initramfs) = (folder.path().join("kernel"), folder.path().join("initramfs"));
         fs::write(&kernel, self.elf()).unwrap();
         fs::write(&initramfs, "").unwrap();
+        static KVM: LazyLock<Kvm> = LazyLock::new(|| Kvm::open().unwrap());
+        let kvm = &*KVM;
         let resources = Resources::now();
-        let kvm = Kvm::open().unwrap();
         let config = VmConfig {
             kernel,
             initramfs,
@@ -146,7 +147,7 @@ impl Machine {
     }
 
     /// Pauses, resumes and stops a guest that is busy with whatever it does.
-    pub(crate) fn is_governed(mut self) {
+    pub(crate) fn prove_governed(mut self) {
         for _ in 0..3 {
             self.watch(Duration::from_millis(300));
             self.promptly(|vm| vm.pause().unwrap());

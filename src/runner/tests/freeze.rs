@@ -24,8 +24,8 @@ const GOES_ON: &str = "KTSTR_TICKS";
 const FREEZE: Duration = Duration::from_secs(3);
 const UNNOTICED: Duration = Duration::from_millis(1500);
 
-/// How long it does after that, and how long between: a kernel compares its clocks twice a second,
-/// but only if it was not late for it itself.
+/// How long it does after that: a kernel compares its clocks twice a second, and does not count
+/// what took much longer.
 const SHORT_FREEZES: [Duration; 3] = [Duration::from_millis(500); 3];
 
 /// How long anything may take on the slowest machine of all.
@@ -197,7 +197,10 @@ fn a_frozen_guest_is_read_and_does_not_notice() {
     guest.tick();
     guest.vm.stop().unwrap();
     let said = String::from_utf8_lossy(&guest.console[said_before..]).to_lowercase();
-    for complaint in ["lockup", "clocksource", "stall", "hung", "blocked for"] {
+    // Not all that is said of a clocksource: 7.2 says so, too, when the other CPU was slow to answer,
+    // which on a busy host it is.
+    for complaint in ["lockup", "unstable", "skew", "long readout", "stall", "hung", "blocked for"]
+    {
         assert!(!said.contains(complaint), "{said}");
     }
 }

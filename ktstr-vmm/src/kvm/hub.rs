@@ -202,7 +202,9 @@ impl Hub {
 
     /// The registers of a paused CPU.
     pub(super) fn registers(&self, cpu: usize) -> Option<Registers> {
-        *self.lock().parked.get(cpu)?
+        let state = self.lock();
+        // A CPU that may go on is not paused, even if it has not noticed yet.
+        (state.wanted == Wanted::Pause).then_some(*state.parked.get(cpu)?)?
     }
 
     /// Whether the guest has ended.
@@ -345,6 +347,20 @@ mod tests {
         assert!(!hub.wait_parked(Instant::now()));
         hub.end(ExitReason::PowerOff);
         assert!(hub.wait_parked(Instant::now()));
+    }
+
+    #[test]
+    fn a_cpu_that_may_go_on_has_no_registers_to_show() {
+        let hub = Hub::new(1);
+        let registers = Registers { rip: 1, ..Registers::default() };
+        std::thread::scope(|scope| {
+            let parked = scope.spawn(|| hub.park(0, registers));
+            while !hub.wait_parked(Instant::now()) {}
+            assert_eq!((hub.registers(0), hub.registers(1)), (Some(registers), None));
+            hub.want(Wanted::Run);
+            assert_eq!(hub.registers(0), None);
+            assert_eq!(parked.join().unwrap(), Wanted::Run);
+        });
     }
 
     #[test]

@@ -48,13 +48,37 @@ impl Format {
     pub(super) fn unpack(self, data: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip => read_bounded(flate2::read::GzDecoder::new(data)),
-            Self::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(data)),
+            Self::Lz4 => unpack_lz4(data),
             Self::Xz => unpack_xz(data),
             Self::Zstd => read_bounded(
                 ruzstd::decoding::StreamingDecoder::new(data).map_err(io::Error::other)?,
             ),
         }
     }
+}
+
+/// The legacy frame: a magic number, then blocks of at most 8 MiB, each behind its packed length.
+///
+/// Source: lz4_Frame_format.md 1.6.4 ("Legacy frame").
+fn unpack_lz4(data: &[u8]) -> io::Result<Vec<u8>> {
+    const MAGIC: usize = 4;
+    const BLOCK: usize = 8 << 20;
+    let mut out = Vec::new();
+    let mut rest = data.get(MAGIC..).unwrap_or_default();
+    while !rest.is_empty() {
+        let (len, blocks) = rest.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let len = u32::from_le_bytes(*len) as usize;
+        let (block, blocks) = blocks.split_at_checked(len).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let begin = out.len();
+        out.resize(begin + BLOCK, 0);
+        let unpacked = lz4_flex::block::decompress_into(block, &mut out[begin..]);
+        out.truncate(begin + unpacked.map_err(io::Error::other)?);
+        if out.len() > LIMIT {
+            return Err(too_large());
+        }
+        rest = blocks;
+    }
+    Ok(out)
 }
 
 /// By the program: a library for it would be a sixth of what a user's tests have to build, and only
@@ -102,13 +126,36 @@ fn read_bounded(decoder: impl Read) -> io::Result<Vec<u8>> {
     decoder.take(LIMIT as u64 + 1).read_to_end(&mut out)?;
     match out.len() {
         0..=LIMIT => Ok(out),
-        _ => Err(io::Error::new(io::ErrorKind::FileTooLarge, "unpacks to more than 512 MiB")),
+        _ => Err(too_large()),
     }
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, "unpacks to more than 512 MiB")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_lz4_follow_each_other() {
+        let mut packed = vec![0x02, 0x21, 0x4c, 0x18];
+        for text in ["one ", "two"] {
+            let block = lz4_flex::block::compress(text.as_bytes());
+            packed.extend((block.len() as u32).to_le_bytes());
+            packed.extend(block);
+        }
+        assert_eq!(Format::Lz4.unpack(&packed).unwrap(), b"one two");
+        assert_eq!(Format::Lz4.unpack(&packed[..4]).unwrap(), b"");
+        for cut in [5, 9, packed.len() - 1] {
+            Format::Lz4.unpack(&packed[..cut]).unwrap_err();
+        }
+        for len in [0, u32::MAX] {
+            packed[4..8].copy_from_slice(&len.to_le_bytes());
+            Format::Lz4.unpack(&packed).unwrap_err();
+        }
+    }
 
     #[test]
     fn files_larger_than_any_kernel_are_not_read() {

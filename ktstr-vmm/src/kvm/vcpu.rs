@@ -111,7 +111,7 @@ impl Vcpu<'_> {
                 Ok(VcpuExit::IoOut(port, _)) => self.write_port(port),
                 Ok(VcpuExit::IoIn(port, _)) => {
                     for data in pio::accesses(self.fd) {
-                        machine.devices.pio_read(port, data, machine);
+                        machine.devices.pio_read(port, data);
                     }
                     None
                 }
@@ -120,7 +120,7 @@ impl Vcpu<'_> {
                     None
                 }
                 Ok(VcpuExit::MmioRead(gpa, data)) => {
-                    machine.devices.mmio_read(gpa, data, machine);
+                    machine.devices.mmio_read(gpa, data);
                     None
                 }
                 // A triple fault, the last resort of a kernel that wants a reset.

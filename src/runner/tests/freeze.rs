@@ -159,6 +159,7 @@ fn is_in_kernel(registers: &Registers) -> bool {
 }
 
 #[test]
+#[ignore = "QEMU does not tell registers: cargo xtask nested"]
 fn a_frozen_guest_is_read_and_does_not_notice() {
     let prepared = super::prepare(concat!(module_path!(), "::ticking"));
     let mut guest = Guest::boot(&prepared);

@@ -133,7 +133,7 @@ impl<'a> Guest<'a> {
             }
             1 => {
                 let (port, (mut data, len)) = (self.port(), self.data());
-                self.devices.pio_read(port, &mut data[..len], &self.board);
+                self.devices.pio_read(port, &mut data[..len]);
             }
             2 if self.byte() & 1 == 0 => {
                 self.common(0x14, &[0]);
@@ -151,7 +151,7 @@ impl<'a> Guest<'a> {
             4 => {
                 let gpa = PCI_WINDOW + u64::from(self.word());
                 let (mut data, len) = self.data();
-                self.devices.mmio_read(gpa, &mut data[..len], &self.board);
+                self.devices.mmio_read(gpa, &mut data[..len]);
             }
             5 => {
                 // The registers that matter most.
@@ -291,7 +291,7 @@ impl<'a> Guest<'a> {
     fn config(&self, register: u32) -> u32 {
         self.outl(PCI_ADDRESS, 0x8000_0000 | register);
         let mut value = [0; 4];
-        self.devices.pio_read(PCI_DATA, &mut value, &self.board);
+        self.devices.pio_read(PCI_DATA, &mut value);
         u32::from_le_bytes(value)
     }
 

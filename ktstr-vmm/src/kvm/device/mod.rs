@@ -79,10 +79,10 @@ impl Devices {
     ///
     /// A port that nobody claims reads as 0, not as all ones as on a PC: kernels then take absent
     /// devices (a PS/2 controller, an RTC) for idle ones and do not wait for them.
-    pub(in crate::kvm) fn pio_read(&self, port: u16, data: &mut [u8], board: &dyn Board) {
+    pub(in crate::kvm) fn pio_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = serial_offset(port) {
-            lock(&self.serial).read(offset, data, board);
+            lock(&self.serial).read(offset, data);
         } else if pci::claims(port) {
             lock(&self.bus).pio_read(port, data);
         }
@@ -109,7 +109,7 @@ impl Devices {
     ///
     /// Where nothing is, it reads as all ones: on PCI that is what drivers take for a device that
     /// is gone, and 0 for one that is there and idle.
-    pub(in crate::kvm) fn mmio_read(&self, gpa: u64, data: &mut [u8], _board: &dyn Board) {
+    pub(in crate::kvm) fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
         data.fill(0xff);
         lock(&self.bus).mmio_read(gpa, data);
     }

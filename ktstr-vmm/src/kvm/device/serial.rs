@@ -2,66 +2,125 @@
 //!
 //! The kernel's own messages are written with polling, those of a tty by interrupts: the line is an
 //! edge-triggered one of the ISA bus, so an interrupt is a pulse.
-
-use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use vm_superio::Trigger;
-use vm_superio::serial::NoEvents;
+//!
+//! Source: Texas Instruments PC16550D data sheet, 8 ("Registers").
 
 use super::Board;
 use crate::kvm::layout::COM1_IRQ;
 
-/// A 16550.
-#[derive(Debug)]
-pub(super) struct Serial(vm_superio::Serial<Pulse, NoEvents, Vec<u8>>);
+const DATA: u8 = 0;
+const INTERRUPT_ENABLE: u8 = 1;
+/// Reads as what interrupts, writes as the FIFO's control, which changes nothing here.
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+const LINE_CONTROL: u8 = 3;
+const MODEM_CONTROL: u8 = 4;
+const LINE_STATUS: u8 = 5;
+const MODEM_STATUS: u8 = 6;
+const SCRATCH: u8 = 7;
 
-impl Default for Serial {
-    fn default() -> Self {
-        Self(vm_superio::Serial::new(Pulse::default(), Vec::new()))
-    }
+/// The interrupts that can be enabled.
+const INTERRUPTS: u8 = 0x0f;
+const TRANSMITTER_EMPTY_INTERRUPT: u8 = 1 << 1;
+/// `IIR`: the FIFOs are on, as drivers expect of a 16550.
+const FIFOS: u8 = 0b11 << 6;
+const NO_INTERRUPT: u8 = 1 << 0;
+const TRANSMITTER_EMPTY: u8 = 1 << 1;
+/// `LCR`: the first two registers are the divisor of the bit rate.
+const DIVISOR_LATCH: u8 = 1 << 7;
+/// `MCR`: its outputs are wired to the modem status, and nothing is sent.
+const LOOPBACK: u8 = 1 << 4;
+const MODEM_CONTROLS: u8 = 0x1f;
+/// `LSR`: there is room, and nothing is under way.
+const IDLE: u8 = 0b11 << 5;
+/// `MSR`: carrier, data set ready, clear to send.
+const CONNECTED: u8 = 0xb0;
+
+/// A 16550 whose line is infinitely fast.
+#[derive(Debug, Default)]
+pub(super) struct Serial {
+    interrupt_enable: u8,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+    divisor: [u8; 2],
+    /// The driver has not been told yet that it may write.
+    is_empty_news: bool,
 }
 
 impl Serial {
     /// Reads a register. They are bytes: other sizes read as zeros.
-    pub(super) fn read(&mut self, offset: u8, data: &mut [u8], board: &dyn Board) {
+    pub(super) fn read(&mut self, offset: u8, data: &mut [u8]) {
         if let [byte] = data {
-            *byte = self.0.read(offset);
-            self.pass_on(board);
+            *byte = self.register(offset);
+        }
+    }
+
+    fn register(&mut self, offset: u8) -> u8 {
+        match offset {
+            DATA | INTERRUPT_ENABLE if self.is_divisor() => self.divisor[usize::from(offset)],
+            INTERRUPT_ENABLE => self.interrupt_enable,
+            INTERRUPT_IDENTIFICATION => match std::mem::take(&mut self.is_empty_news) {
+                true => FIFOS | TRANSMITTER_EMPTY,
+                false => FIFOS | NO_INTERRUPT,
+            },
+            LINE_CONTROL => self.line_control,
+            MODEM_CONTROL => self.modem_control,
+            LINE_STATUS => IDLE,
+            MODEM_STATUS => self.modem_status(),
+            SCRATCH => self.scratch,
+            // Nothing was received.
+            _ => 0,
         }
     }
 
     /// Writes a register.
     pub(super) fn write(&mut self, offset: u8, data: &[u8], board: &dyn Board) {
-        if let [byte] = *data {
-            // Neither a `Vec` nor `Pulse` ever fails.
-            let _ = self.0.write(offset, byte);
-            self.pass_on(board);
+        let [byte] = *data else { return };
+        match offset {
+            DATA | INTERRUPT_ENABLE if self.is_divisor() => {
+                self.divisor[usize::from(offset)] = byte
+            }
+            DATA => {
+                if self.modem_control & LOOPBACK == 0 {
+                    board.console(&[byte]);
+                }
+                self.tell_empty(board);
+            }
+            INTERRUPT_ENABLE => {
+                let added = byte & !self.interrupt_enable;
+                self.interrupt_enable = byte & INTERRUPTS;
+                if added & TRANSMITTER_EMPTY_INTERRUPT != 0 {
+                    self.tell_empty(board);
+                } else if byte & TRANSMITTER_EMPTY_INTERRUPT == 0 {
+                    self.is_empty_news = false;
+                }
+            }
+            LINE_CONTROL => self.line_control = byte,
+            MODEM_CONTROL => self.modem_control = byte & MODEM_CONTROLS,
+            SCRATCH => self.scratch = byte,
+            _ => {}
         }
     }
 
-    fn pass_on(&mut self, board: &dyn Board) {
-        let output = self.0.writer_mut();
-        if !output.is_empty() {
-            board.console(output);
-            output.clear();
+    fn is_divisor(&self) -> bool {
+        self.line_control & DIVISOR_LATCH != 0
+    }
+
+    /// In a loop, the modem's answers are what the driver has set: RTS is CTS, DTR is DSR.
+    fn modem_status(&self) -> u8 {
+        if self.modem_control & LOOPBACK == 0 {
+            return CONNECTED;
         }
-        if self.0.interrupt_evt().0.swap(false, Ordering::Relaxed) {
+        let set = |bit: u8, answer: u8| if self.modem_control & bit != 0 { answer } else { 0 };
+        set(1 << 0, 1 << 5) | set(1 << 1, 1 << 4) | set(1 << 2, 1 << 6) | set(1 << 3, 1 << 7)
+    }
+
+    fn tell_empty(&mut self, board: &dyn Board) {
+        let is_enabled = self.interrupt_enable & TRANSMITTER_EMPTY_INTERRUPT != 0;
+        if is_enabled && !self.is_empty_news {
+            self.is_empty_news = true;
             board.set_irq(COM1_IRQ, true);
             board.set_irq(COM1_IRQ, false);
         }
-    }
-}
-
-/// Notes that an interrupt is due. The [`Board`] is at hand only while an access is handled.
-#[derive(Debug, Default)]
-struct Pulse(AtomicBool);
-
-impl Trigger for Pulse {
-    type E = Infallible;
-
-    fn trigger(&self) -> Result<(), Infallible> {
-        self.0.store(true, Ordering::Relaxed);
-        Ok(())
     }
 }

@@ -105,7 +105,7 @@ impl Guest {
 
     pub(super) fn inb(&self, port: u16) -> u8 {
         let mut data = [0x5a];
-        self.devices.pio_read(port, &mut data, &self.board);
+        self.devices.pio_read(port, &mut data);
         data[0]
     }
 
@@ -115,13 +115,13 @@ impl Guest {
 
     pub(super) fn inl(&self, port: u16) -> u32 {
         let mut data = [0x5a; 4];
-        self.devices.pio_read(port, &mut data, &self.board);
+        self.devices.pio_read(port, &mut data);
         u32::from_le_bytes(data)
     }
 
     pub(super) fn mmio_read<const N: usize>(&self, gpa: u64) -> [u8; N] {
         let mut data = [0x5a; N];
-        self.devices.mmio_read(gpa, &mut data, &self.board);
+        self.devices.mmio_read(gpa, &mut data);
         data
     }
 

@@ -146,6 +146,15 @@ impl Machine {
         }
     }
 
+    /// Lets the guest run until it has counted something at `at`, however slow this host is.
+    pub(crate) fn watch_count(&mut self, at: u32) {
+        let deadline = Instant::now() + SOON;
+        while self.read32(at) == 0 {
+            assert!(Instant::now() < deadline, "nothing was counted at {at:#x}");
+            self.watch(Duration::from_millis(50));
+        }
+    }
+
     /// Pauses, resumes and stops a guest that is busy with whatever it does.
     pub(crate) fn prove_governed(mut self) {
         for _ in 0..3 {

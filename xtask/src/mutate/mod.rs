@@ -11,17 +11,16 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::time::{ClockId, clock_gettime};
 
 use damage::Random;
 use probe::{Probe, Probes};
 
-/// What a single file may take.
+/// The CPU time that a single file may take.
 const SLOWEST: Duration = Duration::from_secs(2);
-/// How often a file is tried that takes longer.
-const TRIES: u32 = 3;
 /// What takes so long will not end at all.
 const HANG: Duration = Duration::from_secs(60);
 /// What all of it may take; an image of the largest size that is unpacked takes half of it.
@@ -50,9 +49,7 @@ struct Outcome {
     file: &'static str,
     /// An error's kind, or that it was taken; nothing after a panic.
     verdict: Option<&'static str>,
-    /// How long the first try took.
-    first: Duration,
-    /// How long the shortest try took.
+    /// CPU time that it took.
     took: Duration,
 }
 
@@ -76,13 +73,6 @@ impl Mutate {
             outcomes.len(),
             peak_mib()?
         );
-        let again: Vec<_> = outcomes.iter().filter(|outcome| outcome.first > SLOWEST).collect();
-        if let Some(longest) = again.iter().map(|outcome| outcome.first).max() {
-            println!(
-                "{} of them took longer at first, up to {longest:.2?}, and were tried again",
-                again.len()
-            );
-        }
         check(&outcomes)?;
         ensure!(*took <= SLOWEST, "number {number} took longer than {SLOWEST:?}");
         Ok(())
@@ -118,15 +108,7 @@ fn work(
     sender: &SyncSender<Outcome>,
 ) -> Result<()> {
     for number in numbers {
-        let mut outcome = give(probes, seed, number)?;
-        let first = outcome.took;
-        // A busy host makes anything slow once in a while; a file that is slow always is.
-        for _ in 1..TRIES {
-            if outcome.took > SLOWEST {
-                outcome.took = outcome.took.min(give(probes, seed, number)?.took);
-            }
-        }
-        outcome.first = first;
+        let outcome = give(probes, seed, number)?;
         if sender.send(outcome).is_err() {
             break;
         }
@@ -141,11 +123,16 @@ fn give(probes: &mut Probes, seed: u32, number: u32) -> Result<Outcome> {
     let (probe, index) = Probes::pick(number);
     let (file, victim) = probes.victim(index);
     let undo = victim.damage(&mut random)?;
-    let began = Instant::now();
+    let began = cpu_time();
     let verdict = catch_unwind(AssertUnwindSafe(|| probes.run(probe, index))).ok();
-    let took = began.elapsed();
+    let took = cpu_time() - began;
     probes.victim(index).1.restore(undo)?;
-    Ok(Outcome { number, probe, file, verdict, first: took, took })
+    Ok(Outcome { number, probe, file, verdict, took })
+}
+
+/// CPU time of this thread: how long a file takes, however busy the host is.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("CPU time is not negative")
 }
 
 fn check(outcomes: &[Outcome]) -> Result<()> {

@@ -42,7 +42,14 @@ fn sixteen_cpus_with_smt(ctx: &Ctx) -> Result<AssertResult> {
     shape(ctx, 1, 2, 8, 16)
 }
 
-#[ktstr_test(numa_nodes = 2, llcs = 4, cores = 4, threads = 2, memory_mib = 1024)]
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 4,
+    cores = 4,
+    threads = 2,
+    memory_mib = 1024,
+    ignore = "QEMU loses a race with a kernel that patches itself on so many CPUs: cargo xtask nested"
+)]
 fn thirty_two_cpus_with_smt_on_two_nodes(ctx: &Ctx) -> Result<AssertResult> {
     shape(ctx, 2, 4, 16, 32)
 }

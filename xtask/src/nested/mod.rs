@@ -26,8 +26,8 @@ const PASSED_ON: [&str; 5] =
 const FOLDER: &str = "/tests";
 
 /// Runs `$kernels` times `$tests` binaries with the arguments; says which one it is at, and which
-/// have failed. What `hostile` and `ktstr` ignore elsewhere needs this machine; the other binaries
-/// ignore what fails on purpose.
+/// have failed. What `hostile`, `ktstr` and `topology` ignore elsewhere needs this machine; the other
+/// binaries ignore what fails on purpose.
 const SCRIPT: &str = r#"
 cd /
 failed=
@@ -35,7 +35,7 @@ for KTSTR_KERNEL in $kernels; do
     export KTSTR_KERNEL
     for test in $tests; do
         echo "     Running $test on $KTSTR_KERNEL" >&2
-        case $test in hostile|ktstr) ignored=--include-ignored ;; *) ignored= ;; esac
+        case $test in hostile|ktstr|topology) ignored=--include-ignored ;; *) ignored= ;; esac
         /tests/$test $ignored "$@" || failed="$failed, $test on $KTSTR_KERNEL (status $?)"
     done
 done

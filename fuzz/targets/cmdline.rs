@@ -6,7 +6,7 @@ mod machine;
 
 use ktstr::provision::KernelSpec;
 use ktstr_vmm::Error;
-use ktstr_vmm::kvm::{BootError, Contents, Error as KvmError};
+use ktstr_vmm::kvm::{BootError, Contents, Error as KvmError, tiny_kernel};
 use libfuzzer_sys::fuzz_target;
 use machine::{File, machine};
 
@@ -16,7 +16,7 @@ const CMD_LINE_PTR: u64 = 0x7000 + 0x228;
 const COMMAND_LINE_SIZE: usize = 2048;
 
 thread_local! {
-    static KERNEL: File = File::new(&kernel());
+    static KERNEL: File = File::new(&tiny_kernel());
     static INITRAMFS: File = File::new(b"initramfs");
 }
 
@@ -45,20 +45,4 @@ fn found(contents: &Contents) -> Vec<u8> {
     let end = bytes.iter().position(|byte| *byte == 0).expect("it has an end");
     bytes.truncate(end);
     bytes
-}
-
-/// An ELF file of one segment at 16 MiB, which nobody runs.
-fn kernel() -> Vec<u8> {
-    let mut file = vec![0; 4096];
-    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, b"\x7fELF\x02\x01\x01");
-    put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
-    put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
-    put(32, &64_u64.to_le_bytes()); // e_phoff
-    put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
-    put(64, &[1]); // PT_LOAD
-    for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
-        put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
-    }
-    file
 }

@@ -25,6 +25,9 @@ pub struct VmConfig {
     pub ports: Vec<String>,
 }
 
+/// The most ports of a machine: QEMU's virtio-serial has as many, beside one for a console.
+pub(crate) const MAX_PORTS: usize = 30;
+
 impl VmConfig {
     /// The size of each node in MiB: equal shares, and the remainder for the last.
     pub(crate) fn node_sizes_mib(&self) -> impl Iterator<Item = u64> {
@@ -47,6 +50,8 @@ impl VmConfig {
             format!("{} MiB of memory are too little for {numa_nodes} nodes", self.memory_mib)
         } else if self.topology.nr_cpus() > u64::from(u32::MAX) {
             "the topology has too many CPUs".to_owned()
+        } else if self.ports.len() > MAX_PORTS {
+            format!("{} ports are more than {MAX_PORTS}", self.ports.len())
         } else {
             return Ok(());
         };
@@ -136,5 +141,18 @@ mod tests {
             let config = config(topology, 256);
             assert_eq!(config.check().is_ok(), is_machine, "{config:?}");
         }
+    }
+
+    #[test]
+    fn a_port_too_many_is_refused() {
+        let ports = vec!["port".to_owned(); MAX_PORTS];
+        let mut config = VmConfig {
+            ports,
+            ..config(Topology { numa_nodes: 1, llc_cores: vec![1], threads_per_core: 1 }, 256)
+        };
+        config.check().unwrap();
+        config.ports.push("one too many".to_owned());
+        let error = config.check().unwrap_err();
+        assert_eq!(error.to_string(), "cannot build the machine: 31 ports are more than 30");
     }
 }

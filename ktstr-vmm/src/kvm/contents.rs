@@ -48,6 +48,23 @@ impl Contents {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+/// An ELF file of one segment at 16 MiB, which nobody runs.
+pub fn tiny_kernel() -> Vec<u8> {
+    let mut file = vec![0; 4096];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
+    put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
+    put(32, &64_u64.to_le_bytes()); // e_phoff
+    put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
+    put(64, &[1]); // PT_LOAD
+    for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
+        put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
+    }
+    file
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -56,22 +73,6 @@ mod tests {
     use super::*;
     use crate::Topology;
     use crate::kvm::BootError;
-
-    /// An ELF file of one segment, at 16 MiB.
-    fn kernel() -> Vec<u8> {
-        let mut file = vec![0; 4096];
-        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, b"\x7fELF\x02\x01\x01");
-        put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
-        put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
-        put(32, &64_u64.to_le_bytes()); // e_phoff
-        put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
-        put(64, &[1]); // PT_LOAD
-        for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
-            put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
-        }
-        file
-    }
 
     fn contents(kernel: &Path, initramfs: &Path) -> Result<Contents, Error> {
         let config = VmConfig {
@@ -89,7 +90,7 @@ mod tests {
     fn an_initramfs_may_have_any_size() {
         let folder = tempfile::tempdir().unwrap();
         let (image, initramfs) = (folder.path().join("kernel"), folder.path().join("initramfs"));
-        std::fs::write(&image, kernel()).unwrap();
+        std::fs::write(&image, tiny_kernel()).unwrap();
         for size in [0, 1, 4095, 4096, 4097, 8192] {
             std::fs::write(&initramfs, vec![7; size]).unwrap();
             let contents = contents(&image, &initramfs).unwrap();
@@ -105,7 +106,7 @@ mod tests {
     fn what_is_no_file_is_refused_and_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let (image, pipe) = (folder.path().join("kernel"), folder.path().join("pipe"));
-        std::fs::write(&image, kernel()).unwrap();
+        std::fs::write(&image, tiny_kernel()).unwrap();
         rustix::fs::mknodat(
             rustix::fs::CWD,
             &pipe,

@@ -35,6 +35,9 @@ pub use boot::Error as BootError;
 pub use contents::Contents;
 #[doc(hidden)]
 #[cfg(any(test, fuzzing))]
+pub use contents::tiny_kernel;
+#[doc(hidden)]
+#[cfg(any(test, fuzzing))]
 pub use device::{fuzz_queues, fuzz_registers};
 pub use error::Error;
 

@@ -38,6 +38,23 @@ fn cpus_that_spin_without_interrupts_are_governed() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
+fn the_threads_of_cpus_are_confined_and_no_others() {
+    let mut guest = Guest::new(|code| code.start_others(&[0xeb, 0xfe]).spin());
+    guest.others = 1;
+    let _machine = guest.boot();
+    let mut confined = 0;
+    for thread in std::fs::read_dir("/proc/self/task").unwrap() {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let is_cpu = status.starts_with("Name:\tvcpu");
+        // 2: a filter is on.
+        assert_eq!(status.contains("\nSeccomp:\t2\n"), is_cpu, "{status}");
+        confined += usize::from(is_cpu);
+    }
+    assert_eq!(confined, 2);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
 fn a_paused_machine_can_be_stopped_or_dropped() {
     for stops in [true, false] {
         let mut guest = Guest::new(|code| code.start_others(&[0xeb, 0xfe]).spin());

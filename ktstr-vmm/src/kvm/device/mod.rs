@@ -27,7 +27,6 @@ use crate::Error;
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_queues, fuzz_registers};
 pub(in crate::kvm) use power::Power;
-pub(in crate::kvm) use virtio::MAX_PORTS;
 
 /// What devices need of the machine around them. Nothing here ever blocks.
 pub(super) trait Board {
@@ -64,12 +63,11 @@ pub(in crate::kvm) struct Devices {
 impl Devices {
     /// Makes the devices of a machine whose virtio-console has these ports.
     ///
-    /// `ports[i]` is number i + 1 in the guest, as with QEMU. There are at most [`MAX_PORTS`]:
-    /// what is behind them is not there.
+    /// `ports[i]` is number i + 1 in the guest, as with QEMU.
     pub(in crate::kvm) fn new(ports: &[String]) -> Self {
         Self {
             serial: Mutex::default(),
-            bus: Mutex::new(pci::Bus::new(&ports[..ports.len().min(MAX_PORTS)])),
+            bus: Mutex::new(pci::Bus::new(ports)),
             wants_service: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
         }

@@ -341,17 +341,6 @@ fn nothing_is_there_elsewhere() {
 }
 
 #[test]
-fn more_ports_than_there_can_be_are_not_there() {
-    let many = vec!["x"; 40];
-    let mut guest = Guest::booted(&many);
-    assert_eq!(guest.max_nr_ports(), 31);
-    guest.open(30);
-    guest.write_port(30, &[b"the last"]);
-    assert_eq!(*guest.board.output.borrow(), [(29, b"the last".to_vec())]);
-    assert!(matches!(guest.devices.send(30, b""), Err(Error::NoPort(30))));
-}
-
-#[test]
 fn indices_wrap_and_buffers_may_lie_in_two_nodes() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);

@@ -13,9 +13,6 @@ use super::port::Port;
 use super::queue::{Broken, Chain, Virtqueue};
 use crate::Error;
 
-/// The most ports there can be: as many as QEMU's console has if it is not told otherwise.
-pub(in crate::kvm) const MAX_PORTS: usize = 30;
-
 /// `VIRTIO_CONSOLE_F_MULTIPORT`.
 pub(super) const F_MULTIPORT: u64 = 1 << 1;
 
@@ -38,7 +35,7 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Makes a console with these ports, at most [`MAX_PORTS`].
+    /// Makes a console with these ports.
     pub(super) fn new(names: &[String]) -> Self {
         let ports = names.iter().map(|name| Port::new(name.clone())).collect();
         Self { ports, wants_service: false, wants_room: false }

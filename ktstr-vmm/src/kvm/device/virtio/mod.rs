@@ -17,5 +17,4 @@ mod pci;
 mod port;
 mod queue;
 
-pub(in crate::kvm) use console::MAX_PORTS;
 pub(super) use pci::Function;

@@ -161,6 +161,10 @@ fn cmdline(wanted: &Wanted<'_>) -> Result<String> {
         "cryptomgr.notests".to_owned(),
         "initcall_blacklist=jent_mod_init".to_owned(),
     ];
+    if wanted.nests {
+        // Fewer timers, for each may have QEMU repeat an interrupt (docs/decisions/0006).
+        words.extend(["highres=off", "nohz=off"].map(str::to_owned));
+    }
     if !wanted.kaslr {
         words.push("nokaslr".to_owned());
     }

@@ -87,7 +87,7 @@ impl Nested {
         argv.extend(self.args);
         let own = [
             ("KTSTR_ENGINE", "kvm".to_owned()),
-            // Guests side by side starve each other on two emulated CPUs, and are no faster.
+            // Guests side by side starve each other on one emulated CPU.
             ("RUST_TEST_THREADS", "1".to_owned()),
             ("kernels", kernels.join(" ")),
             ("tests", names.join(" ")),

@@ -5,12 +5,13 @@ use super::Leaves;
 /// A register of a leaf.
 #[derive(Debug, Clone, Copy)]
 enum Register {
+    Eax,
     Ebx,
     Ecx,
     Edx,
 }
 
-use Register::{Ebx, Ecx, Edx};
+use Register::{Eax, Ebx, Ecx, Edx};
 
 /// Leaves that are hidden as a whole.
 const LEAVES: [u32; 24] = [
@@ -53,7 +54,7 @@ const LEAVES: [u32; 24] = [
 ];
 
 /// Bits that are hidden in leaves that stay: leaf, subleaf, register, bits.
-const BITS: [(u32, u32, Register, &[u32]); 7] = [
+const BITS: [(u32, u32, Register, &[u32]); 9] = [
     // DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, PDCM, DCA; OSXSAVE follows the guest's CR4.
     (0x1, 0, Ecx, &[2, 3, 4, 5, 6, 7, 8, 15, 18, 27]),
     // DS, ACPI (thermal and clock control), TM, PBE.
@@ -64,8 +65,12 @@ const BITS: [(u32, u32, Register, &[u32]); 7] = [
     (0x7, 0, Ecx, &[4, 30]),
     // Hybrid, PCONFIG, architectural LBR, AMX-BF16, AMX-TILE, AMX-INT8.
     (0x7, 0, Edx, &[15, 18, 19, 22, 24, 25]),
+    // Performance monitoring's extension, AMX-FP16.
+    (0x7, 1, Eax, &[8, 21]),
     // AMX-COMPLEX.
     (0x7, 1, Edx, &[8]),
+    // PV EOI, see `hide`.
+    (0x4000_0001, 0, Eax, &[6]),
     // SVM, IBS, SKINIT, WDT, LWP, PERFCTR_CORE, PERFCTR_NB, PTSC, PERFCTR_LLC.
     (0x8000_0001, 0, Ecx, &[2, 10, 12, 13, 15, 23, 24, 27, 28]),
 ];
@@ -74,6 +79,9 @@ const BITS: [(u32, u32, Register, &[u32]); 7] = [
 ///
 /// Without the invariant TSC a kernel keeps time by kvmclock, the one clock that a machine that was
 /// stopped can be told about (Linux 6.12, arch/x86/kernel/kvmclock.c, `kvmclock_init`).
+///
+/// Without PV EOI a guest's interrupt handlers begin with an exit, unless the host's APICs are virtual.
+/// That keeps guests alive on the SVM that QEMU emulates (docs/decisions/0006).
 pub(super) fn hide(leaves: &mut Leaves) {
     for function in LEAVES {
         leaves.remove(function);
@@ -86,14 +94,11 @@ pub(super) fn hide(leaves: &mut Leaves) {
     for (function, index, register, bits) in BITS {
         let Some(entry) = leaves.entries.get_mut(&(function, index)) else { continue };
         let value = match register {
+            Eax => &mut entry.eax,
             Ebx => &mut entry.ebx,
             Ecx => &mut entry.ecx,
             Edx => &mut entry.edx,
         };
         *value &= !bits.iter().fold(0, |mask, bit| mask | 1 << bit);
-    }
-    // AMX-FP16 and the extension of performance monitoring.
-    if let Some(entry) = leaves.entries.get_mut(&(0x7, 1)) {
-        entry.eax &= !(1 << 21 | 1 << 8);
     }
 }

@@ -260,7 +260,7 @@ fn read_list(path: &Path) -> anyhow::Result<Vec<u32>> {
 /// Parses the kernel's list format: `0-3,5`, or nothing.
 ///
 /// Source: Linux 6.12, admin-guide/kernel-parameters.rst ("cpu lists").
-fn parse_list(text: &str) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn parse_list(text: &str) -> anyhow::Result<Vec<u32>> {
     let mut list = Vec::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -1,32 +1,99 @@
 //! The manager on cgroupfs.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use super::writer::{Operation, Writer};
+use super::{CgroupOps, CgroupStats, Controller, Error, Knob, MOUNT, controllers, names};
 
-use super::{CgroupOps, Error, names};
-
-/// How long a group may take to empty after its processes were killed or told to go.
-const EMPTY_WITHIN: Duration = Duration::from_secs(2);
+/// Names the group that was delegated to this process, for tests that run on the host.
+pub const WALK_ROOT_VARIABLE: &str = "KTSTR_CGROUP_WALK_ROOT";
 
 /// Manages the groups below one parent group.
 #[derive(Debug)]
 pub struct CgroupManager {
-    parent: PathBuf,
+    pub(super) parent: PathBuf,
+    pub(super) walk_root: PathBuf,
+    /// The walk root was named: it is the caller's to rearrange.
+    pub(super) delegated: bool,
+    /// What `setup` has enabled below the parent.
+    pub(super) enabled: Mutex<BTreeSet<Controller>>,
+    /// Groups that could not be removed.
+    pub(super) outstanding: Mutex<BTreeSet<PathBuf>>,
+    writer: Writer,
 }
 
 impl CgroupManager {
     /// A manager for the groups below `parent`, a folder of cgroupfs. Touches nothing yet.
     pub fn new(parent: impl Into<PathBuf>) -> Self {
-        Self { parent: parent.into() }
+        Self {
+            parent: parent.into(),
+            walk_root: PathBuf::from(MOUNT),
+            delegated: false,
+            enabled: Mutex::default(),
+            outstanding: Mutex::default(),
+            writer: Writer::default(),
+        }
     }
 
-    fn path(&self, name: &str) -> Result<PathBuf, Error> {
+    /// Has controllers enabled from `walk_root` on instead of the root of the hierarchy, and says
+    /// that this group was delegated: its processes may be moved to a leaf of it. Touches nothing.
+    ///
+    /// # Errors
+    ///
+    /// If a path holds `..`, or the parent is not at or below `walk_root`.
+    pub fn with_walk_root(mut self, walk_root: impl Into<PathBuf>) -> Result<Self, Error> {
+        self.walk_root = walk_root.into();
+        controllers::check_walk_root(&self.walk_root, &self.parent)?;
+        self.delegated = true;
+        Ok(self)
+    }
+
+    /// The manager of a test whose groups are below `workload_root`: in the delegated group that
+    /// `KTSTR_CGROUP_WALK_ROOT` names, else in the root of the hierarchy (`/sys/fs/cgroup/ktstr`).
+    ///
+    /// # Errors
+    ///
+    /// If the variable holds `..`.
+    pub fn for_test(workload_root: &str) -> Result<Self, Error> {
+        let below = workload_root.trim_start_matches('/');
+        match std::env::var_os(WALK_ROOT_VARIABLE).filter(|root| !root.is_empty()) {
+            Some(root) => Self::new(Path::new(&root).join(below)).with_walk_root(root),
+            None => Ok(Self::new(Path::new(MOUNT).join(below))),
+        }
+    }
+
+    pub(super) fn path(&self, name: &str) -> Result<PathBuf, Error> {
         names::check(name)?;
         Ok(self.parent.join(name))
+    }
+
+    pub(super) fn write(&self, path: &Path, value: &str) -> Result<(), Error> {
+        self.writer.run(path, Operation::Write(value.to_owned()))
+    }
+
+    /// Makes one group; one that is there is fine.
+    pub(super) fn make_group(&self, path: &Path) -> Result<(), Error> {
+        match self.writer.run(path, Operation::Create) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && path.is_dir() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes one group; one that is gone is fine.
+    pub(super) fn remove_group(&self, path: &Path) -> Result<(), Error> {
+        match self.writer.run(path, Operation::Remove) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
+        self.writer.check_read(path)
     }
 }
 
@@ -35,116 +102,110 @@ impl CgroupOps for CgroupManager {
         &self.parent
     }
 
+    fn walk_root(&self) -> &Path {
+        &self.walk_root
+    }
+
+    fn outstanding_removes(&self) -> usize {
+        self.count_outstanding().len()
+    }
+
+    fn setup(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
+        self.set_up(controllers)
+    }
+
     fn create_cgroup(&self, name: &str) -> Result<(), Error> {
-        let path = self.path(name)?;
-        fs::create_dir_all(&path).map_err(Error::io("create cgroup", path))
+        self.create(&self.path(name)?)
     }
 
     fn remove_cgroup(&self, name: &str) -> Result<(), Error> {
-        remove(&self.path(name)?)
+        self.remove(&self.path(name)?)
     }
 
-    fn move_task(&self, name: &str, pid: i32) -> Result<(), Error> {
-        write(&self.path(name)?.join("cgroup.procs"), &pid.to_string())
+    fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error> {
+        let group = self.path(name)?;
+        self.write(&group.join(knob.file()), knob.value()).map_err(|error| match knob.file() {
+            "cpuset.cpus" => error.with_snapshot(&snapshot(&group)),
+            _ => error,
+        })
+    }
+
+    fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error> {
+        self.freeze(&self.path(name)?, frozen)
+    }
+
+    fn kill_cgroup(&self, name: &str) -> Result<(), Error> {
+        self.kill(&self.path(name)?)
+    }
+
+    fn move_tasks(&self, name: &str, pids: &[i32]) -> Result<(), Error> {
+        self.move_all(&self.path(name)?, pids)
+    }
+
+    fn place_task_during_handshake(&self, name: &str, pid: i32) -> Result<(), Error> {
+        self.move_one(&self.path(name)?, pid)
+    }
+
+    fn clear_subtree_control(&self, name: &str) -> Result<(), Error> {
+        self.clear_controllers(&self.path(name)?)
+    }
+
+    fn add_parent_subtree_controller(&self, controller: Controller) -> Result<(), Error> {
+        self.enable(&self.parent, &BTreeSet::from([controller]))?;
+        lock(&self.enabled).insert(controller);
+        Ok(())
+    }
+
+    fn drain_tasks(&self, name: &str) -> Result<(), Error> {
+        self.drain(&self.path(name)?, "drain")
     }
 
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
-        read_procs(&self.path(name)?)
+        let group = self.path(name)?;
+        self.check_read(&group.join("cgroup.procs"))?;
+        super::tasks::read_procs(&group)
     }
 
-    fn cleanup_all(&self) -> Result<(), Error> {
-        if !self.parent.exists() {
-            return Ok(());
-        }
-        write(&self.parent.join("cgroup.kill"), "1")?;
-        remove_tree(&self.parent)
+    fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
+        CgroupStats::read(&self.path(name)?)
     }
-}
 
-fn remove_tree(path: &Path) -> Result<(), Error> {
-    let entries = fs::read_dir(path).map_err(Error::io("list", path))?;
-    for entry in entries {
-        let entry = entry.map_err(Error::io("list", path))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
-    }
-    remove(path)
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    if !path.exists() {
-        return Ok(());
-    }
-    if !wait_until_empty(path)? {
-        return Err(Error::Populated { path: path.to_owned(), pids: read_procs(path)? });
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove cgroup", path)(error))
-        }
-        _ => Ok(()),
+    fn cleanup_all(&self) {
+        self.clean_up();
     }
 }
 
-/// Waits for `populated 0`; false if that takes too long.
-///
-/// The kernel reports a change of `cgroup.events` by POLLPRI, but only to a descriptor that has
-/// been read since the change before.
-fn wait_until_empty(path: &Path) -> Result<bool, Error> {
-    let events_path = path.join("cgroup.events");
-    let mut events = File::open(&events_path).map_err(Error::io("open", &events_path))?;
-    let deadline = Instant::now() + EMPTY_WITHIN;
-    loop {
-        let mut text = String::new();
-        events
-            .rewind()
-            .and_then(|()| events.read_to_string(&mut text))
-            .map_err(Error::io("read", &events_path))?;
-        if text.lines().any(|line| line == "populated 0") {
-            return Ok(true);
+/// What decides whether a cpuset is taken, of the group and of the one above it.
+fn snapshot(group: &Path) -> String {
+    let mut text = String::new();
+    for level in [Some(group), group.parent()].into_iter().flatten() {
+        let _ = writeln!(text, "{}:", level.display());
+        for file in [
+            "cgroup.controllers",
+            "cgroup.subtree_control",
+            "cpuset.cpus",
+            "cpuset.cpus.effective",
+            "cpuset.mems.effective",
+        ] {
+            let content = fs::read_to_string(level.join(file));
+            let content = content.map_or_else(|error| super::errno::describe(&error), |text| text);
+            let _ = writeln!(text, "  {file}: {}", content.trim());
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let timeout = left.try_into().expect("two seconds fit a timespec");
-        match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(Error::io("wait for", &events_path)(errno.into())),
-        }
+        let entries = fs::read_dir(level).into_iter().flatten().flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort_unstable();
+        let _ = writeln!(text, "  holds: {}", names.join(" "));
     }
+    text.truncate(text.trim_end().len());
+    text
 }
 
-fn read_procs(path: &Path) -> Result<Vec<i32>, Error> {
-    let procs = path.join("cgroup.procs");
-    let text = fs::read_to_string(&procs).map_err(Error::io("read", &procs))?;
-    text.lines()
-        .map(|line| line.parse().map_err(io::Error::other).map_err(Error::io("parse", &procs)))
-        .collect()
+pub(super) fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|cause: io::Error| Error::io("read", path, None, cause))
 }
 
-fn write(path: &Path, value: &str) -> Result<(), Error> {
-    // Not `fs::write`: opened with O_CREAT, a missing file of cgroupfs answers EACCES, not ENOENT.
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(Error::io(format!("write {value} to"), path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_name_file_and_fix() {
-        let manager = CgroupManager::new("/nonexistent/ktstr");
-        let error = manager.move_task("cg", 1).unwrap_err().to_string();
-        assert!(error.contains("write 1 to /nonexistent/ktstr/cg/cgroup.procs"), "{error}");
-        assert!(error.contains("no such group"), "{error}");
-        assert!(manager.remove_cgroup("cg").is_ok(), "removing a missing group is fine");
-        assert!(manager.cleanup_all().is_ok(), "a missing parent has nothing to clean");
-        assert!(matches!(manager.create_cgroup("../x"), Err(Error::Name { .. })));
-    }
+/// A panic while the lock was held leaves nothing half done here.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
 }

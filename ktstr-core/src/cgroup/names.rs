@@ -2,7 +2,7 @@
 
 use super::Error;
 
-/// Refuses names that are empty, leave the parent, or could hide one of cgroupfs's own files.
+/// Refuses names that are empty, leave the parent, or that the kernel would not take.
 pub(super) fn check(name: &str) -> Result<(), Error> {
     let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
     if name.is_empty() {
@@ -14,10 +14,17 @@ pub(super) fn check(name: &str) -> Result<(), Error> {
     if name.contains('\0') {
         return refuse("it holds a NUL byte");
     }
+    // The kernel refuses it, too: it would make /proc/PID/cgroup ambiguous.
+    if name.contains('\n') {
+        return refuse("it holds a line break");
+    }
+    // First of all: `..` is the dot that does harm, whatever else is wrong with the name.
+    if name.split('/').any(|component| component == "..") {
+        return refuse("`..` would leave the parent group");
+    }
     for component in name.split('/') {
         match component {
             "" => return refuse("it has an empty component"),
-            ".." => return refuse("`..` would leave the parent group"),
             component if component.starts_with('.') => {
                 return refuse("a component starts with a dot");
             }
@@ -40,10 +47,12 @@ mod tests {
             ("", "empty"),
             ("/a", "starts with `/`"),
             ("a\0", "NUL"),
+            ("a\nb", "line break"),
             ("a//b", "empty component"),
             ("a/", "empty component"),
             ("..", "leave the parent"),
             ("a/../b", "leave the parent"),
+            (".a/..", "leave the parent"),
             (".", "dot"),
             ("a/.hidden", "dot"),
         ] {

@@ -6,12 +6,11 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
-use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::child::{Child, output_pipe, set_nonblocking};
-use crate::cgroup::{self, CgroupManager};
+use crate::cgroup::CgroupManager;
 use crate::registry::TestEntry;
 use crate::scenario::Ctx;
 use crate::topology::TestTopology;
@@ -87,8 +86,10 @@ fn shortened(mut end: End) -> End {
 
 /// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
 pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> End {
-    let parent = Path::new(cgroup::MOUNT).join(entry.workload_root_cgroup.trim_start_matches('/'));
-    let cgroups = CgroupManager::new(parent);
+    let cgroups = match CgroupManager::for_test(entry.workload_root_cgroup) {
+        Ok(cgroups) => cgroups,
+        Err(error) => return End::Error(error.to_string()),
+    };
     let test_name = entry.test_name();
     let ctx = Ctx::new(&cgroups, topo, entry.duration, &test_name, report);
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {

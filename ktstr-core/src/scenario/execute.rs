@@ -118,7 +118,7 @@ impl Scenario<'_> {
         let mut workers = Vec::new();
         for _ in 0..work.workers {
             let worker = Worker::fork(work).context("cannot fork a worker")?;
-            self.ctx.cgroups.move_task(cgroup, worker.pid())?;
+            self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
             workers.push(worker);
         }
         for mut worker in workers {

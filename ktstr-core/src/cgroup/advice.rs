@@ -1,0 +1,122 @@
+//! What to do about an answer of cgroupfs, told from the state of the group it concerns.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// What to do about `cause`, which `operation` on `path` met.
+pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::Error) -> String {
+    let knob = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_group = operation.ends_with("cgroup");
+    let group = if is_group { path } else { path.parent().unwrap_or(path) };
+    match cause.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV) => missing(group, knob, is_group),
+        Some(libc::EACCES | libc::EPERM) if knob == "cgroup.procs" => {
+            "the caller must be able to write cgroup.procs of the group a process leaves, of the \
+             one it enters and of the first one above both: run as root, or stay in one delegated \
+             group"
+                .to_owned()
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            "the caller must own this group: run as root, or have it delegated \
+             (docs/guide/delegation.md)"
+                .to_owned()
+        }
+        Some(libc::EROFS) => {
+            "cgroupfs is mounted read-only here, as in many containers: run the container with a \
+             writable one (docs/guide/delegation.md)"
+                .to_owned()
+        }
+        Some(libc::EBUSY) if knob == "cgroup.subtree_control" => format!(
+            "the group holds processes (cgroup.procs: {}) or a group below still uses the \
+             controller: move the processes to a leaf, or clear the groups below first",
+            shown(&group.join("cgroup.procs"))
+        ),
+        Some(libc::EBUSY) if knob == "cgroup.procs" => format!(
+            "a group with domain controllers enabled for its children cannot hold processes \
+             (cgroup.subtree_control: {}): use a leaf; a sched_ext scheduler may also say no for \
+             a moment",
+            shown(&group.join("cgroup.subtree_control"))
+        ),
+        Some(libc::EBUSY | libc::ENOTEMPTY) => {
+            "the group still holds processes or other groups: empty it first".to_owned()
+        }
+        Some(libc::EOPNOTSUPP) => threaded(group, value),
+        Some(libc::ERANGE) => {
+            "no such CPU or node here, or the group above has not got it: compare with \
+             cpuset.cpus.effective and cpuset.mems.effective of the group above"
+                .to_owned()
+        }
+        Some(libc::ENOSPC) => {
+            "processes would be left without a CPU or a node: look at cpuset.cpus.effective and \
+             cpuset.mems.effective"
+                .to_owned()
+        }
+        Some(libc::ESRCH) => "there is no such process: it has ended".to_owned(),
+        Some(libc::EEXIST) => "a file of that name is there: choose another name".to_owned(),
+        Some(libc::EAGAIN) => {
+            "a limit was met: look at cgroup.max.descendants, cgroup.max.depth and pids.max of the \
+             groups above"
+                .to_owned()
+        }
+        Some(libc::ENAMETOOLONG) => "shorten the name: 255 bytes a component".to_owned(),
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (RLIMIT_NOFILE)".into(),
+        Some(libc::EINVAL) => {
+            "the kernel does not take this value: see admin-guide/cgroup-v2.rst".to_owned()
+        }
+        _ => "see admin-guide/cgroup-v2.rst".to_owned(),
+    }
+}
+
+fn missing(group: &Path, knob: &str, is_group: bool) -> String {
+    if is_group || !group.is_dir() {
+        return format!(
+            "there is no such group: create it first; if {} is not there either, no cgroup v2 \
+             hierarchy is mounted",
+            super::MOUNT
+        );
+    }
+    let controller = knob.split('.').next().unwrap_or_default();
+    if controller == "cgroup" {
+        return "this kernel has no such file, or this is no cgroup".to_owned();
+    }
+    let enabled = read(&group.join("cgroup.controllers"));
+    if enabled.split(' ').any(|enabled| enabled == controller) {
+        return format!("controller `{controller}` is enabled, but this kernel has no {knob}");
+    }
+    let above = group.parent().map(|above| shown(&above.join("cgroup.subtree_control")));
+    format!(
+        "controller `{controller}` is not enabled for this group (cgroup.subtree_control of the \
+         group above: {}): name it in `setup` before the group is made",
+        above.unwrap_or_default()
+    )
+}
+
+fn threaded(group: &Path, value: Option<&str>) -> String {
+    let kind = read(&group.join("cgroup.type"));
+    let above = group.parent().map(|above| read(&above.join("cgroup.type"))).unwrap_or_default();
+    if [&*kind, &*above].iter().any(|kind| ["domain threaded", "domain invalid"].contains(kind)) {
+        return format!(
+            "this is the threaded-domain trap (cgroup.type: `{kind}`, of the group above: \
+             `{above}`): cpu, cpuset or pids were enabled in a group that held processes, which \
+             made it the root of threads. Disable them there, move its processes to a leaf, and \
+             enable them again"
+        );
+    }
+    match value {
+        _ if kind == "threaded" => "the group is threaded: it takes threads (cgroup.threads) of \
+                                    one process, no processes"
+            .to_owned(),
+        _ => format!("the group does not support this (cgroup.type: `{kind}`)"),
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+/// The words of a file in backquotes, or that there are none.
+fn shown(path: &Path) -> String {
+    let words: Vec<_> = read(path).split_whitespace().map(str::to_owned).collect();
+    if words.is_empty() { "empty".to_owned() } else { format!("`{}`", words.join(" ")) }
+}

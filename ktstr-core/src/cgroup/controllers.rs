@@ -1,0 +1,184 @@
+//! Controllers: which there are, and enabling them level by level.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::manager::{CgroupManager, lock, read};
+use super::{Error, MOUNT, tasks};
+
+/// A controller of cgroup v2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Controller {
+    /// CPUs and memory nodes.
+    Cpuset,
+    /// CPU time.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// The number of processes.
+    Pids,
+    /// Block devices.
+    Io,
+}
+
+impl Controller {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Cpuset, Self::Cpu, Self::Memory, Self::Pids, Self::Io];
+
+    /// The kernel's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpuset => "cpuset",
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Io => "io",
+        }
+    }
+}
+
+impl fmt::Display for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `+cpu +memory`: the controllers by name, each after `sign`.
+pub(super) fn line(sign: &str, controllers: &BTreeSet<Controller>) -> String {
+    let mut words: Vec<_> = controllers.iter().map(|name| format!("{sign}{name}")).collect();
+    words.sort_unstable();
+    words.join(" ")
+}
+
+/// Checks the two paths of a manager against each other.
+pub(super) fn check_walk_root(walk_root: &Path, parent: &Path) -> Result<(), Error> {
+    let climbs = |path: &Path| path.components().any(|part| part.as_os_str() == "..");
+    let reason = match (climbs(walk_root) || climbs(parent), parent.starts_with(walk_root)) {
+        (true, _) => "a path holds `..`; give both without it",
+        (false, false) => "the parent is not at or below the walk root",
+        (false, true) => return Ok(()),
+    };
+    Err(Error::WalkRoot { parent: parent.to_owned(), walk_root: walk_root.to_owned(), reason })
+}
+
+impl CgroupManager {
+    pub(super) fn set_up(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
+        if controllers.is_empty() {
+            return Ok(());
+        }
+        check_walk_root(&self.walk_root, &self.parent)?;
+        let uid = rustix::process::geteuid();
+        if self.walk_root == Path::new(MOUNT) && !self.delegated && !uid.is_root() {
+            return Err(Error::NotPrivileged {
+                walk_root: self.walk_root.clone(),
+                controllers: line("", controllers),
+                uid: uid.as_raw(),
+            });
+        }
+        self.check_available(controllers)?;
+        self.make(&self.parent)?;
+        for level in self.levels(&self.parent) {
+            self.enable(&level, controllers)?;
+        }
+        lock(&self.enabled).extend(controllers);
+        Ok(())
+    }
+
+    fn check_available(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
+        let path = self.walk_root.join("cgroup.controllers");
+        let text = read(&path)?;
+        let there: Vec<_> = text.split_whitespace().collect();
+        let missing = controllers.iter().filter(|wanted| !there.contains(&wanted.as_str()));
+        let missing: BTreeSet<_> = missing.copied().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unavailable {
+            path,
+            missing: line("", &missing),
+            available: text.trim().to_owned(),
+        })
+    }
+
+    /// The groups from the walk root to `group`, both included.
+    fn levels(&self, group: &Path) -> Vec<PathBuf> {
+        let below = group.ancestors().take_while(|level| level.starts_with(&self.walk_root));
+        let mut levels: Vec<_> = below.map(Path::to_owned).collect();
+        levels.reverse();
+        levels
+    }
+
+    /// Makes a group below the parent, and gives it every controller that `set_up` has enabled.
+    pub(super) fn create(&self, group: &Path) -> Result<(), Error> {
+        self.make(&self.parent)?;
+        let enabled = lock(&self.enabled).clone();
+        let mut level = self.parent.clone();
+        let below = group.strip_prefix(&self.parent).expect("names are relative to the parent");
+        for component in below {
+            // The parent has them since `set_up`.
+            if level != self.parent && !enabled.is_empty() {
+                self.enable(&level, &enabled)?;
+            }
+            level.push(component);
+            self.make(&level)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a group and those above it as needed.
+    pub(super) fn make(&self, group: &Path) -> Result<(), Error> {
+        if group.is_dir() {
+            return Ok(());
+        }
+        if let Some(above) = group.parent() {
+            self.make(above)?;
+        }
+        self.make_group(group)
+    }
+
+    /// Enables controllers for the children of `group`.
+    pub(super) fn enable(
+        &self,
+        group: &Path,
+        controllers: &BTreeSet<Controller>,
+    ) -> Result<(), Error> {
+        let value = line("+", controllers);
+        if !is_hierarchy_root(group) {
+            self.make_room(group, &value)?;
+        }
+        self.write(&group.join("cgroup.subtree_control"), &value)
+    }
+
+    /// Sees to it that no process is in a group whose children are to get controllers.
+    ///
+    /// Only a walk root that was named by the caller is known to be the caller's to rearrange, as
+    /// whoever is delegated a group finds itself in it.
+    fn make_room(&self, group: &Path, value: &str) -> Result<(), Error> {
+        let pids = match tasks::read_procs(group) {
+            Ok(pids) => pids,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        if pids.is_empty() {
+            return Ok(());
+        }
+        if self.delegated && group == self.walk_root {
+            return self.drain(group, "enable controllers in");
+        }
+        Err(Error::Occupied { path: group.to_owned(), value: value.to_owned(), pids })
+    }
+
+    pub(super) fn clear_controllers(&self, group: &Path) -> Result<(), Error> {
+        let path = group.join("cgroup.subtree_control");
+        let text = read(&path)?;
+        let words: Vec<_> = text.split_whitespace().map(|name| format!("-{name}")).collect();
+        if words.is_empty() { Ok(()) } else { self.write(&path, &words.join(" ")) }
+    }
+}
+
+/// Whether this is the root of the whole hierarchy, to which the rules for delegated groups do
+/// not apply: it alone has no `cgroup.type`. The root of a cgroup namespace has one.
+pub(super) fn is_hierarchy_root(group: &Path) -> bool {
+    !group.join("cgroup.type").exists()
+}

@@ -1,0 +1,204 @@
+//! Processes: finding, moving, freezing, killing.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use super::manager::{CgroupManager, read};
+use super::teardown::children;
+use super::{Error, controllers, events};
+
+/// How long a group may take to freeze, to thaw or to get empty.
+pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a destination answers while a sched_ext scheduler's `cgroup_prep_move` says no.
+const EBUSY_RETRIES: u32 = 3;
+const EBUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where processes go that have to leave a group of a delegated tree. No caller can name it: names
+/// do not start with a dot.
+const REFUGE: &str = ".ktstr-refuge";
+
+/// The processes in one group.
+pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
+    let path = group.join("cgroup.procs");
+    let text = read(&path)?;
+    let pids = text.lines().filter_map(|line| match line.parse() {
+        // 0 is a process of another pid namespace, and would be this one if it was written.
+        Ok(pid) if pid > 0 => Some(pid),
+        _ => {
+            tracing::warn!("{}: skipped `{line}`, which is no pid here", path.display());
+            None
+        }
+    });
+    Ok(pids.collect())
+}
+
+/// The processes in a group and all groups below it, as far as they can be read.
+pub(super) fn read_tree(group: &Path) -> Vec<i32> {
+    let mut pids = read_procs(group).unwrap_or_default();
+    for child in children(group).unwrap_or_default() {
+        pids.extend(read_tree(&child));
+    }
+    pids
+}
+
+impl CgroupManager {
+    pub(super) fn move_all(&self, group: &Path, pids: &[i32]) -> Result<(), Error> {
+        if pids.is_empty() {
+            return Ok(());
+        }
+        check_mems(group)?;
+        let mut gone = 0;
+        for &pid in pids {
+            match self.move_one(group, pid) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    tracing::warn!("process {pid} ended before it could move: {error}");
+                    gone += 1;
+                }
+                other => other?,
+            }
+        }
+        if gone == pids.len() {
+            return Err(Error::AllGone { path: group.to_owned(), pids: pids.to_vec() });
+        }
+        Ok(())
+    }
+
+    pub(super) fn move_one(&self, group: &Path, pid: i32) -> Result<(), Error> {
+        if pid <= 0 {
+            let reason = "pids are positive; 0 would be whoever writes it";
+            let operation = format!("move process {pid} to");
+            return Err(Error::Process { operation, path: group.to_owned(), reason });
+        }
+        let (path, value) = (group.join("cgroup.procs"), pid.to_string());
+        for _ in 0..EBUSY_RETRIES {
+            match self.write(&path, &value) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    std::thread::sleep(EBUSY_PAUSE);
+                }
+                other => return other,
+            }
+        }
+        self.write(&path, &value)
+    }
+
+    /// Moves all processes of `group` out of it until there are none.
+    pub(super) fn drain(&self, group: &Path, operation: &'static str) -> Result<(), Error> {
+        self.check_read(&group.join("cgroup.procs"))?;
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        let mut before = Vec::new();
+        loop {
+            let pids = read_procs(group)?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let (path, within) = (group.to_owned(), SETTLE_WITHIN);
+                return Err(Error::Populated { operation, path, pids, within });
+            }
+            if pids == before {
+                // They are dying: moving them does nothing, and they are listed until they have.
+                events::wait_for(group, "populated 0", Duration::from_millis(50))?;
+            }
+            let refuge = self.refuge()?;
+            for &pid in &pids {
+                match self.move_one(&refuge, pid) {
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    other => other?,
+                }
+            }
+            before = pids;
+        }
+    }
+
+    /// A group that may hold processes, whatever controllers are enabled: the root of the
+    /// hierarchy, or else a leaf made for the purpose.
+    fn refuge(&self) -> Result<PathBuf, Error> {
+        let root = self.refuge_root();
+        if controllers::is_hierarchy_root(root) {
+            return Ok(root.to_owned());
+        }
+        let leaf = root.join(REFUGE);
+        self.make_group(&leaf)?;
+        Ok(leaf)
+    }
+
+    /// A parent elsewhere than below the walk root is a root of its own.
+    fn refuge_root(&self) -> &Path {
+        if self.parent.starts_with(&self.walk_root) { &self.walk_root } else { &self.parent }
+    }
+
+    /// The leaf that `drain` may have made.
+    pub(super) fn refuge_leaf(&self) -> PathBuf {
+        self.refuge_root().join(REFUGE)
+    }
+
+    pub(super) fn freeze(&self, group: &Path, frozen: bool) -> Result<(), Error> {
+        let (operation, value, wanted) =
+            if frozen { ("freeze", "1", "frozen 1") } else { ("thaw", "0", "frozen 0") };
+        self.write(&group.join("cgroup.freeze"), value)?;
+        match events::wait_for(group, wanted, SETTLE_WITHIN)? {
+            true => Ok(()),
+            false => Err(Error::NotSettled {
+                operation,
+                path: group.to_owned(),
+                wanted,
+                within: SETTLE_WITHIN,
+            }),
+        }
+    }
+
+    pub(super) fn kill(&self, group: &Path) -> Result<(), Error> {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        if read_tree(group).contains(&own) {
+            let reason = "the caller is in it; move it to another group first";
+            let operation = "kill the processes of".to_owned();
+            return Err(Error::Process { operation, path: group.to_owned(), reason });
+        }
+        match self.write(&group.join("cgroup.kill"), "1") {
+            // Linux before 5.14. Without a group there is nothing to fall back to.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && group.is_dir() => {
+                self.kill_one_by_one(group)?;
+            }
+            other => other?,
+        }
+        if events::wait_for(group, "populated 0", SETTLE_WITHIN)? {
+            return Ok(());
+        }
+        Err(Error::Populated {
+            operation: "kill the processes of",
+            path: group.to_owned(),
+            pids: read_tree(group),
+            within: SETTLE_WITHIN,
+        })
+    }
+
+    /// Frozen processes cannot fork, and SIGKILL reaches them all the same.
+    fn kill_one_by_one(&self, group: &Path) -> Result<(), Error> {
+        self.freeze(group, true)?;
+        for pid in read_tree(group) {
+            // One that has ended by itself is as dead as it should be.
+            let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
+        }
+        self.freeze(group, false)
+    }
+}
+
+/// Refuses a group whose CPUs are chosen while it has no memory nodes.
+fn check_mems(group: &Path) -> Result<(), Error> {
+    let content = |file: &str| {
+        let mut text = String::new();
+        let opened = std::fs::File::open(group.join(file));
+        opened.and_then(|mut file| file.read_to_string(&mut text)).ok()?;
+        Some(text.trim().to_owned())
+    };
+    match (content("cpuset.cpus"), content("cpuset.mems.effective")) {
+        (Some(cpus), Some(mems)) if !cpus.is_empty() && mems.is_empty() => {
+            Err(Error::EmptyMems { path: group.to_owned(), cpus })
+        }
+        _ => Ok(()),
+    }
+}

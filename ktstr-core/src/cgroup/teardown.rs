@@ -1,0 +1,128 @@
+//! Removing groups, and keeping count of those that would not go.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::manager::{CgroupManager, lock};
+use super::tasks::{SETTLE_WITHIN, read_tree};
+use super::{Error, events};
+
+/// With more groups than this that could not be removed, something is wrong with all of them.
+pub(super) const MOST_OUTSTANDING: usize = 10;
+
+impl CgroupManager {
+    /// The groups that could not be removed, without those that have gone by now.
+    pub(super) fn count_outstanding(&self) -> Vec<PathBuf> {
+        let mut outstanding = lock(&self.outstanding);
+        outstanding.retain(|group| group.exists());
+        outstanding.iter().cloned().collect()
+    }
+
+    pub(super) fn remove(&self, group: &Path) -> Result<(), Error> {
+        if !group.exists() {
+            return Ok(());
+        }
+        let outstanding = self.count_outstanding();
+        // A group that is counted already may be tried again, or the count could never fall.
+        if outstanding.len() > MOST_OUTSTANDING && !outstanding.iter().any(|one| one == group) {
+            return Err(Error::TooManyOutstanding { path: group.to_owned(), outstanding });
+        }
+        self.take_down_and_count(group)
+    }
+
+    fn take_down_and_count(&self, group: &Path) -> Result<(), Error> {
+        let taken = self.take_down(group);
+        let mut outstanding: std::sync::MutexGuard<'_, BTreeSet<_>> = lock(&self.outstanding);
+        match &taken {
+            Ok(()) => outstanding.remove(group),
+            Err(_) => outstanding.insert(group.to_owned()),
+        };
+        taken
+    }
+
+    fn take_down(&self, group: &Path) -> Result<(), Error> {
+        match self.empty(group) {
+            Ok(()) => {}
+            // Somebody else was faster.
+            Err(_) if !group.exists() => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        match self.remove_group(group) {
+            // A process came in after the last look.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                self.empty(group)?;
+                self.remove_group(group)
+            }
+            other => other,
+        }
+    }
+
+    /// Thaws a group and moves its processes out.
+    fn empty(&self, group: &Path) -> Result<(), Error> {
+        let below = children(group)?;
+        if !below.is_empty() {
+            let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into());
+            let children = below.iter().filter_map(name).collect();
+            return Err(Error::HasChildren { path: group.to_owned(), children });
+        }
+        let freeze = group.join("cgroup.freeze");
+        if fs::read_to_string(&freeze).is_ok_and(|text| text.trim() == "1") {
+            self.write(&freeze, "0")?;
+        }
+        if group.join("cgroup.procs").exists() {
+            self.drain(group, "remove cgroup")?;
+        }
+        if events::wait_for(group, "populated 0", SETTLE_WITHIN)? {
+            return Ok(());
+        }
+        Err(Error::Populated {
+            operation: "remove cgroup",
+            path: group.to_owned(),
+            pids: read_tree(group),
+            within: SETTLE_WITHIN,
+        })
+    }
+
+    pub(super) fn clean_up(&self) {
+        let refuge = self.refuge_leaf();
+        let below = |group: &Path| children(group).unwrap_or_default().into_iter();
+        for group in below(&self.parent).filter(|group| *group != refuge) {
+            self.clean_up_tree(&group);
+        }
+        if self.parent != self.walk_root && self.parent.exists() {
+            // Only a walk root that is not ours to remove holds the refuge; see `refuge_root`.
+            let _ = fs::remove_dir(self.parent.join(refuge.file_name().expect("it has a name")));
+            self.take_down_or_warn(&self.parent);
+        }
+        // What was drained may live on in there, and it goes with the delegated group.
+        let _ = fs::remove_dir(refuge);
+    }
+
+    fn clean_up_tree(&self, group: &Path) {
+        for child in children(group).unwrap_or_default() {
+            self.clean_up_tree(&child);
+        }
+        self.take_down_or_warn(group);
+    }
+
+    fn take_down_or_warn(&self, group: &Path) {
+        if let Err(error) = self.take_down_and_count(group) {
+            tracing::warn!("left behind: {error}");
+        }
+    }
+}
+
+/// The groups directly in `group`.
+pub(super) fn children(group: &Path) -> Result<Vec<PathBuf>, Error> {
+    let fail = |cause| Error::io("list cgroup", group, None, cause);
+    let mut children = Vec::new();
+    for entry in fs::read_dir(group).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            children.push(entry.path());
+        }
+    }
+    children.sort_unstable();
+    Ok(children)
+}

@@ -1,0 +1,226 @@
+//! The manager on temporary folders, where only what it writes and answers can be seen.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+/// A folder that looks like the root of a hierarchy with these controllers.
+fn hierarchy() -> (tempfile::TempDir, CgroupManager) {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+    fs::create_dir(root.path().join("ktstr")).unwrap();
+    for level in ["", "ktstr"] {
+        fs::write(root.path().join(level).join("cgroup.subtree_control"), "").unwrap();
+    }
+    let manager = CgroupManager::new(root.path().join("ktstr")).with_walk_root(root.path());
+    (root, manager.unwrap())
+}
+
+fn group(root: &Path, name: &str, files: &[(&str, &str)]) {
+    let path = root.join("ktstr").join(name);
+    fs::create_dir_all(&path).unwrap();
+    for (file, text) in files {
+        fs::write(path.join(file), text).unwrap();
+    }
+}
+
+#[test]
+fn making_a_manager_touches_nothing() {
+    let manager = CgroupManager::new("/nonexistent/ktstr");
+    assert_eq!(manager.parent_path(), Path::new("/nonexistent/ktstr"));
+    assert_eq!(manager.walk_root(), Path::new("/sys/fs/cgroup"));
+    manager.setup(&BTreeSet::new()).expect("an empty set does nothing");
+    manager.remove_cgroup("cg").expect("a missing group is fine");
+    assert_eq!(manager.outstanding_removes(), 0);
+    manager.cleanup_all();
+}
+
+#[test]
+fn walk_roots_that_cannot_be_are_refused_by_name() {
+    for (parent, root, reason) in [
+        ("/a/b", "/a/c", "not at or below"),
+        ("/ab", "/a", "not at or below"),
+        ("/a/../b", "/a", "holds `..`"),
+        ("/a/b", "/a/../a", "holds `..`"),
+    ] {
+        let error = CgroupManager::new(parent).with_walk_root(root).unwrap_err().to_string();
+        for part in [parent, root, reason] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    CgroupManager::new("/a").with_walk_root("/a").expect("the parent may be the walk root");
+}
+
+#[test]
+fn setup_writes_one_sorted_line_at_every_level() {
+    let (root, manager) = hierarchy();
+    manager
+        .setup(&BTreeSet::from([Controller::Pids, Controller::Cpu, Controller::Cpuset]))
+        .unwrap();
+    for level in ["", "ktstr"] {
+        let path = root.path().join(level).join("cgroup.subtree_control");
+        assert_eq!(fs::read_to_string(path).unwrap(), "+cpu +cpuset +pids");
+    }
+}
+
+#[test]
+fn setup_lists_what_is_available() {
+    let (root, manager) = hierarchy();
+    fs::write(root.path().join("cgroup.controllers"), "cpu pids\n").unwrap();
+    let wanted = BTreeSet::from([Controller::Memory, Controller::Io, Controller::Cpu]);
+    let error = manager.setup(&wanted).unwrap_err().to_string();
+    assert!(error.contains("`io memory` are not available"), "{error}");
+    assert!(error.contains("lists `cpu pids`"), "{error}");
+    let path = root.path().join("cgroup.subtree_control");
+    assert_eq!(fs::read_to_string(path).unwrap(), "", "nothing is written");
+}
+
+#[test]
+fn setup_fails_at_the_level_that_refuses() {
+    let (root, manager) = hierarchy();
+    fs::remove_file(root.path().join("ktstr/cgroup.subtree_control")).unwrap();
+    let error = manager.setup(&BTreeSet::from([Controller::Cpu])).unwrap_err().to_string();
+    assert!(error.contains("write `+cpu` to "), "{error}");
+    assert!(error.contains("ktstr/cgroup.subtree_control: ENOENT ("), "{error}");
+    assert!(!root.path().join("ktstr/cgroup.subtree_control").exists(), "nothing is created");
+}
+
+#[test]
+fn controllers_are_not_enabled_in_a_group_that_holds_processes() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "", &[("cgroup.procs", "1\n"), ("cgroup.type", "domain\n")]);
+    let error = manager.setup(&BTreeSet::from([Controller::Pids])).unwrap_err().to_string();
+    assert!(error.contains("holds processes [1]"), "{error}");
+    assert!(error.contains("threaded domain"), "{error}");
+}
+
+#[test]
+fn a_missing_knob_names_its_controller() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "cg", &[("cgroup.controllers", "cpu\n")]);
+    let error = manager.set_memory_max("cg", Some(4096)).unwrap_err().to_string();
+    assert!(error.contains("write `4096` to "), "{error}");
+    assert!(error.contains("cg/memory.max: ENOENT (No such file or directory)"), "{error}");
+    assert!(error.contains("controller `memory` is not enabled for this group"), "{error}");
+    let error = manager.set_cpu_weight("cg", 100).unwrap_err().to_string();
+    assert!(error.contains("this kernel has no cpu.weight"), "{error}");
+    let error = manager.set_cpu_weight("none", 100).unwrap_err().to_string();
+    assert!(error.contains("there is no such group"), "{error}");
+}
+
+#[test]
+fn a_failed_cpuset_carries_a_snapshot() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "cg", &[("cgroup.controllers", "cpu\n"), ("cpuset.mems.effective", "0\n")]);
+    let error = manager.set_cpuset("cg", &BTreeSet::from([0, 1])).unwrap_err().to_string();
+    for part in [
+        "write `0-1` to ",
+        "controller `cpuset` is not enabled",
+        "cgroup.controllers: cpu",
+        "cpuset.mems.effective: 0",
+        "cpuset.cpus.effective: ENOENT",
+        "holds: cgroup.controllers cpuset.mems.effective",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_group_with_cpus_and_no_nodes_takes_no_process_but_at_its_birth() {
+    let (root, manager) = hierarchy();
+    let files = [("cpuset.cpus", "0\n"), ("cpuset.mems.effective", "\n"), ("cgroup.procs", "")];
+    group(root.path(), "cg", &files);
+    let error = manager.move_task("cg", 4711).unwrap_err().to_string();
+    assert!(error.contains("cpuset.cpus is `0` and cpuset.mems.effective is empty"), "{error}");
+    manager.move_tasks("cg", &[]).expect("nothing to move is fine");
+    manager.place_task_during_handshake("cg", 4711).unwrap();
+    assert_eq!(manager.read_procs("cg").unwrap(), [4711]);
+}
+
+#[test]
+fn pids_that_would_move_somebody_else_are_refused() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "cg", &[("cgroup.procs", "")]);
+    for pid in [0, -1, i32::MIN] {
+        let error = manager.move_task("cg", pid).unwrap_err().to_string();
+        assert!(error.contains("pids are positive"), "{error}");
+    }
+    assert_eq!(manager.read_procs("cg").unwrap(), []);
+}
+
+#[test]
+fn malformed_lines_are_skipped_and_missing_groups_are_errors() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "cg", &[("cgroup.procs", "12\nabc\n0\n\n34\n")]);
+    assert_eq!(manager.read_procs("cg").unwrap(), [12, 34]);
+    let error = manager.read_procs("none").unwrap_err().to_string();
+    assert!(error.contains("read ") && error.contains("there is no such group"), "{error}");
+}
+
+#[test]
+fn the_cap_on_failed_removals_rises_and_recovers() {
+    let (root, manager) = hierarchy();
+    let name = |number: usize| format!("cg{number}");
+    for number in 0..12 {
+        group(root.path(), &name(number), &[("stuck", "")]);
+    }
+    for number in 0..11 {
+        let error = manager.remove_cgroup(&name(number)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTEMPTY), "{error}");
+        assert_eq!(manager.outstanding_removes(), number + 1);
+    }
+    let refused = manager.remove_cgroup(&name(11)).unwrap_err();
+    assert!(matches!(refused, Error::TooManyOutstanding { .. }), "{refused}");
+    manager.remove_cgroup("missing").expect("a missing group is never refused");
+    assert_eq!(manager.outstanding_removes(), 11, "neither is counted");
+
+    fs::remove_file(root.path().join("ktstr/cg0/stuck")).unwrap();
+    manager.remove_cgroup(&name(0)).expect("a counted group may be tried again");
+    let error = manager.remove_cgroup(&name(11)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTEMPTY), "tried again, not refused: {error}");
+
+    for number in 1..12 {
+        fs::remove_file(root.path().join("ktstr").join(name(number)).join("stuck")).unwrap();
+    }
+    manager.cleanup_all();
+    assert_eq!(manager.outstanding_removes(), 1, "the parent holds a file here");
+}
+
+/// Without `cgroup.kill`, as before Linux 5.14.
+#[test]
+fn processes_are_killed_one_by_one_where_they_must() {
+    let (root, manager) = hierarchy();
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id().to_string();
+    group(root.path(), "cg/below", &[("cgroup.procs", &pid)]);
+    group(root.path(), "cg", &[("cgroup.procs", ""), ("cgroup.freeze", "")]);
+    manager.kill_cgroup("cg").unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
+    let freeze = fs::read_to_string(root.path().join("ktstr/cg/cgroup.freeze")).unwrap();
+    assert_eq!(freeze, "0", "thawed in the end");
+}
+
+#[test]
+fn a_group_with_the_caller_in_it_is_not_killed() {
+    let (root, manager) = hierarchy();
+    let own = format!("{}\n", std::process::id());
+    group(root.path(), "cg", &[("cgroup.procs", &own), ("cgroup.kill", "")]);
+    let error = manager.kill_cgroup("cg").unwrap_err().to_string();
+    assert!(error.contains("the caller is in it"), "{error}");
+    assert_eq!(fs::read_to_string(root.path().join("ktstr/cg/cgroup.kill")).unwrap(), "");
+}
+
+#[test]
+fn controllers_are_cleared_and_added() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "cg", &[("cgroup.subtree_control", "cpu memory\n")]);
+    manager.clear_subtree_control("cg").unwrap();
+    let path = root.path().join("ktstr/cg/cgroup.subtree_control");
+    assert_eq!(fs::read_to_string(path).unwrap(), "-cpu -memory");
+    manager.add_parent_subtree_controller(Controller::Io).unwrap();
+    let path = root.path().join("ktstr/cgroup.subtree_control");
+    assert_eq!(fs::read_to_string(path).unwrap(), "+io");
+}

@@ -1,0 +1,289 @@
+//! Operations on cgroupfs that cannot hang their caller.
+//!
+//! A task that waits for `cgroup_mutex` cannot be interrupted, so only another thread can bear
+//! the wait. One thread per manager does it, kept from one operation to the next: starting one
+//! costs several times what a write does. A thread that is stuck is left behind with its operation.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::manager::lock;
+
+/// How long an operation may take.
+pub(super) const WITHIN: Duration = Duration::from_secs(2);
+
+/// Something to do to one path.
+#[derive(Debug, Clone)]
+pub(super) enum Operation {
+    Write(String),
+    Create,
+    Remove,
+}
+
+impl Operation {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Write(_) => "write",
+            Self::Create => "create cgroup",
+            Self::Remove => "remove cgroup",
+        }
+    }
+
+    fn value(&self) -> Option<&str> {
+        match self {
+            Self::Write(value) => Some(value),
+            Self::Create | Self::Remove => None,
+        }
+    }
+
+    fn run(&self, path: &Path) -> io::Result<()> {
+        match self {
+            // Not `fs::write`: with O_CREAT, a missing file of cgroupfs answers EACCES, not ENOENT.
+            // The kernel takes one write as one value, so it must not be split.
+            Self::Write(value) => OpenOptions::new()
+                .write(true)
+                .truncate(true)
+                .open(path)
+                .and_then(|mut file| file.write(value.as_bytes()))
+                .map(drop),
+            Self::Create => fs::create_dir(path),
+            Self::Remove => fs::remove_dir(path),
+        }
+    }
+}
+
+/// Carries operations out, one at a time, each within [`WITHIN`].
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    thread: Option<Thread>,
+    /// Operations that timed out, by their path.
+    doubts: BTreeMap<PathBuf, Doubt>,
+}
+
+#[derive(Debug)]
+struct Doubt {
+    operation: Operation,
+    began: Instant,
+    slot: Arc<Slot>,
+}
+
+impl Writer {
+    /// Carries `operation` out on `path`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answered; [`Error::TimedOut`] if it did not; [`Error::InDoubt`] if an
+    /// earlier operation on this path may still happen.
+    pub(super) fn run(&self, path: &Path, operation: Operation) -> Result<(), Error> {
+        let mut state = lock(&self.state);
+        state.refuse_if_in_doubt(path, operation.name(), operation.value())?;
+        let fail = |cause: io::Error| Error::io(operation.name(), path, operation.value(), cause);
+        let slot = state.thread().map_err(fail)?;
+        let began = Instant::now();
+        match slot.hand_over(path, &operation) {
+            Some(result) => result.map_err(fail),
+            None => {
+                state.thread = None;
+                let (name, value) = (operation.name(), operation.value().map(str::to_owned));
+                state.doubts.insert(path.to_owned(), Doubt { operation, began, slot });
+                Err(Error::TimedOut {
+                    operation: name,
+                    path: path.to_owned(),
+                    value,
+                    within: WITHIN,
+                })
+            }
+        }
+    }
+
+    /// Refuses to read what an operation that timed out may still change.
+    pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
+        lock(&self.state).refuse_if_in_doubt(path, "read", None)
+    }
+}
+
+impl State {
+    fn refuse_if_in_doubt(
+        &mut self,
+        path: &Path,
+        operation: &'static str,
+        value: Option<&str>,
+    ) -> Result<(), Error> {
+        let Some(doubt) = self.doubts.get(path) else { return Ok(()) };
+        let told = match &doubt.operation {
+            Operation::Write(value) => format!("the write of `{}`", value.trim_end()),
+            other => format!("the operation `{}`", other.name()),
+        };
+        let since = doubt.began.elapsed();
+        if let Some(ended) = doubt.slot.ended() {
+            tracing::warn!(
+                "{}: {told}, begun {since:.1?} ago, had timed out; it has ended since: {ended}",
+                path.display()
+            );
+            self.doubts.remove(path);
+            return Ok(());
+        }
+        Err(Error::InDoubt {
+            operation,
+            path: path.to_owned(),
+            value: value.map(str::to_owned),
+            doubt: told,
+            since,
+        })
+    }
+
+    /// The thread that waits for work; the first of this process, or one after it got stuck.
+    fn thread(&mut self) -> io::Result<Arc<Slot>> {
+        let pid = rustix::process::getpid();
+        if let Some(other) = self.thread.take_if(|thread| thread.pid != pid) {
+            // Threads do not survive a fork, and what they hold stays locked in the child.
+            std::mem::forget(other);
+        }
+        if self.thread.is_none() {
+            let slot = Arc::new(Slot::default());
+            let theirs = Arc::clone(&slot);
+            let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
+            thread.spawn(move || theirs.serve())?;
+            self.thread = Some(Thread { pid, slot });
+        }
+        Ok(Arc::clone(&self.thread.as_ref().expect("it was just made").slot))
+    }
+}
+
+#[derive(Debug)]
+struct Thread {
+    pid: rustix::process::Pid,
+    slot: Arc<Slot>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        lock(&self.slot.work).closed = true;
+        self.slot.changed.notify_all();
+    }
+}
+
+/// Where one caller and one thread meet.
+#[derive(Debug, Default)]
+struct Slot {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    todo: Option<(PathBuf, Operation)>,
+    done: Option<io::Result<()>>,
+    closed: bool,
+}
+
+impl Slot {
+    /// The thread's side.
+    fn serve(&self) {
+        let mut work = lock(&self.work);
+        loop {
+            if let Some((path, operation)) = work.todo.take() {
+                drop(work);
+                let result = operation.run(&path);
+                work = lock(&self.work);
+                work.done = Some(result);
+                self.changed.notify_all();
+            } else if work.closed {
+                return;
+            } else {
+                work = self.changed.wait(work).unwrap_or_else(|poison| poison.into_inner());
+            }
+        }
+    }
+
+    /// The caller's side; `None` if the answer did not come in time.
+    fn hand_over(&self, path: &Path, operation: &Operation) -> Option<io::Result<()>> {
+        let mut work = lock(&self.work);
+        work.todo = Some((path.to_owned(), operation.clone()));
+        self.changed.notify_all();
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            if let Some(done) = work.done.take() {
+                return Some(done);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.changed.wait_timeout(work, left);
+            work = waited.unwrap_or_else(|poison| poison.into_inner()).0;
+        }
+    }
+
+    /// How an operation that timed out has ended since.
+    fn ended(&self) -> Option<String> {
+        match lock(&self.work).done.as_ref()? {
+            Ok(()) => Some("it did happen".to_owned()),
+            Err(error) => Some(super::errno::describe(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
+    use super::*;
+
+    fn write(value: &str) -> Operation {
+        Operation::Write(value.to_owned())
+    }
+
+    /// Opening a FIFO for writing waits for a reader, in the kernel, for ever.
+    #[test]
+    fn a_stuck_write_times_out_stays_in_doubt_and_is_forgotten_once_it_landed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, file) = (folder.path().join("fifo"), folder.path().join("file"));
+        mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        fs::write(&file, "").unwrap();
+        let writer = Writer::default();
+        let began = Instant::now();
+        let error = writer.run(&fifo, write("5")).unwrap_err().to_string();
+        assert!(began.elapsed() >= WITHIN, "{:?}", began.elapsed());
+        assert!(error.contains("write `5` to") && error.contains("ETIMEDOUT"), "{error}");
+        for error in [writer.run(&fifo, write("6")), writer.check_read(&fifo)] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("the write of `5` was begun"), "{error}");
+        }
+        writer.run(&file, write("7")).expect("other files are not in doubt");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "7");
+        assert_eq!(fs::read_to_string(&fifo).unwrap(), "5", "the late write lands");
+        while writer.check_read(&fifo).is_err() {
+            std::thread::yield_now();
+        }
+        let reader = std::thread::spawn(move || fs::read_to_string(fifo).unwrap());
+        let path = folder.path().join("fifo");
+        writer.run(&path, write("8")).expect("no longer in doubt");
+        assert_eq!(reader.join().unwrap(), "8");
+    }
+
+    #[test]
+    fn one_thread_serves_all_writes_and_ends_with_the_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let writer = Writer::default();
+        writer.run(&file, write("1")).unwrap();
+        let slot = Arc::clone(&writer.state.lock().unwrap().thread.as_ref().unwrap().slot);
+        writer.run(&file, write("2")).unwrap();
+        let same = &writer.state.lock().unwrap().thread.as_ref().unwrap().slot.clone();
+        assert!(Arc::ptr_eq(&slot, same));
+        drop(writer);
+        assert!(lock(&slot.work).closed);
+    }
+}

@@ -1,5 +1,5 @@
 //! Tasks of the project itself: `cargo xtask acpi`, `cargo xtask bench boot`, `cargo xtask bench
-//! vmm`, `cargo xtask fuzz`, `cargo xtask mutate`, `cargo xtask nested`, `cargo xtask soak`.
+//! cgroup`, `cargo xtask bench vmm`, `cargo xtask fuzz`, `cargo xtask mutate`, `cargo xtask nested`, `cargo xtask soak`.
 
 #![forbid(unsafe_code)]
 

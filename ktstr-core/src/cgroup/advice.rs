@@ -77,6 +77,13 @@ fn missing(group: &Path, knob: &str, is_group: bool) -> String {
         );
     }
     let controller = knob.split('.').next().unwrap_or_default();
+    if knob == "cgroup.subtree_control" {
+        return format!(
+            "a controller is not available in this group (cgroup.controllers: {}): enable it in \
+             the group above first; if the file is missing, this is no cgroup",
+            shown(&group.join("cgroup.controllers"))
+        );
+    }
     if controller == "cgroup" {
         return "this kernel has no such file, or this is no cgroup".to_owned();
     }

@@ -188,7 +188,7 @@ fn snapshot(group: &Path) -> String {
             "cpuset.mems.effective",
         ] {
             let content = fs::read_to_string(level.join(file));
-            let content = content.map_or_else(|error| super::errno::describe(&error), |text| text);
+            let content = content.unwrap_or_else(|error| super::errno::describe(&error));
             let _ = writeln!(text, "  {file}: {}", content.trim());
         }
         let entries = fs::read_dir(level).into_iter().flatten().flatten();

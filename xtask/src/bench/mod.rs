@@ -1,6 +1,7 @@
 //! What the project measures about itself.
 
 mod boot;
+mod cgroup;
 mod vmm;
 
 use anyhow::Result;
@@ -11,6 +12,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// How long each phase of a run takes, beside a plain QEMU with the same kernel and initramfs.
     Boot(boot::Boot),
+    /// What writing a knob costs in the guest, beside a bare write and a thread per write.
+    Cgroup(cgroup::Cgroup),
     /// The KVM engine beside QEMU's machines, all on the KVM of one nested machine.
     Vmm(vmm::Vmm),
     /// What `vmm` runs in that machine.
@@ -22,6 +25,7 @@ impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             Self::Boot(boot) => boot.run(),
+            Self::Cgroup(cgroup) => cgroup.run(),
             Self::Vmm(vmm) => vmm.run(),
             Self::VmmInside(inside) => inside.run(),
         }

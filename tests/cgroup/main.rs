@@ -1,4 +1,11 @@
-//! Cgroups in the guest.
+//! Cgroups in the guest, on the kernel's own cgroupfs.
+
+mod children;
+mod churn;
+mod delegation;
+mod knobs;
+mod limits;
+mod tasks;
 
 use std::time::Duration;
 

@@ -1,0 +1,91 @@
+//! Processes for cgroups to hold, and waiting for what they do.
+
+use std::time::{Duration, Instant};
+
+use ktstr::prelude::*;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+
+/// A forked process, killed and reaped when it is dropped.
+pub struct Child {
+    pid: Option<Pid>,
+}
+
+impl Child {
+    /// Forks a process that ends with the status `run` returns.
+    pub fn fork(run: impl FnOnce() -> i32) -> Result<Self> {
+        // SAFETY: only this thread goes on in the child; glibc keeps its allocator usable, and the
+        // closures of this suite take no lock that another thread of a body may hold.
+        match unsafe { libc::fork() } {
+            -1 => Err(std::io::Error::last_os_error()).context("cannot fork"),
+            0 => {
+                let run = std::panic::AssertUnwindSafe(run);
+                let status = std::panic::catch_unwind(run).unwrap_or(101);
+                // SAFETY: ends the child without running anything of its parent's.
+                unsafe { libc::_exit(status) }
+            }
+            pid => Ok(Self { pid: Pid::from_raw(pid) }),
+        }
+    }
+
+    /// Forks a process that begins with `run` once it is in a cgroup.
+    pub fn fork_in(
+        cgroups: &dyn CgroupOps,
+        cgroup: &str,
+        run: impl FnOnce() -> i32,
+    ) -> Result<Self> {
+        let (gate, opener) = rustix::pipe::pipe()?;
+        let child = Self::fork(|| match rustix::io::read(&gate, &mut [0_u8; 1]) {
+            Ok(1) => run(),
+            _ => 102,
+        })?;
+        cgroups.place_task_during_handshake(cgroup, child.pid())?;
+        rustix::io::write(&opener, &[1])?;
+        Ok(child)
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid.map_or(0, |pid| pid.as_raw_nonzero().get())
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait(mut self) -> Result<WaitStatus> {
+        let pid = self.pid.take();
+        Ok(waitpid(pid, WaitOptions::empty())?.context("it was waited for without NOHANG")?.1)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid.take() {
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+}
+
+pub fn spin() -> i32 {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+pub fn pause() -> i32 {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Waits for what the kernel counts, which no event tells.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !is_so()? {
+        ensure!(began.elapsed() < Duration::from_secs(30), "30 s went by without: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// All controllers the manager knows.
+pub fn all() -> std::collections::BTreeSet<Controller> {
+    Controller::ALL.into()
+}

@@ -1,0 +1,105 @@
+//! Freezing, killing, moving and draining real processes.
+
+use std::time::Duration;
+
+use ktstr::cgroup::Error;
+use ktstr::prelude::*;
+
+use crate::children::{Child, all, eventually, pause, spin};
+
+#[ktstr_test(cores = 1, duration_s = 20)]
+fn a_frozen_group_stands_still(ctx: &Ctx) -> Result<AssertResult> {
+    ctx.cgroups.create_cgroup("cg")?;
+    let spinner = Child::fork_in(ctx.cgroups, "cg", spin)?;
+    let usage = || anyhow::Ok(ctx.cgroups.stats("cg")?.cpu.usage_usec);
+    eventually("the spinner runs", || Ok(usage()? > 0))?;
+    ctx.cgroups.set_freeze("cg", true)?;
+    ensure!(ctx.cgroups.stats("cg")?.frozen);
+    let before = usage()?;
+    std::thread::sleep(Duration::from_millis(300));
+    let used = usage()? - before;
+    ensure!(used < 1000, "frozen, it used {used} us");
+    ctx.cgroups.set_freeze("cg", false)?;
+    eventually("it runs again", || Ok(usage()? > before + 10_000))?;
+    ctx.cgroups.set_freeze("cg", true)?;
+    ctx.cgroups.remove_cgroup("cg").context("a frozen group can be removed")?;
+    ensure!(!ctx.cgroups.parent_path().join("cg").exists());
+    drop(spinner);
+    Ok(AssertResult::pass())
+}
+
+/// 200 processes that fork all the time, so that no list of them is ever complete.
+#[ktstr_test(cores = 2, memory_mib = 1024, duration_s = 60)]
+fn kill_empties_a_group_of_200_forking_processes(ctx: &Ctx) -> Result<AssertResult> {
+    ctx.cgroups.setup(&all())?;
+    ctx.cgroups.create_cgroup("cg")?;
+    let (gate, opener) = rustix::pipe::pipe()?;
+    let root = Child::fork_in(ctx.cgroups, "cg", || {
+        for _ in 0..200 {
+            std::mem::forget(Child::fork(|| {
+                let _ = rustix::io::read(&gate, &mut [0_u8; 1]);
+                loop {
+                    let _ = Child::fork(|| 0).and_then(Child::wait);
+                }
+            }));
+        }
+        pause()
+    })?;
+    eventually("200 processes", || Ok(ctx.cgroups.read_procs("cg")?.len() > 200))?;
+    rustix::io::write(&opener, &[0; 200])?;
+    eventually("one has forked", || Ok(ctx.cgroups.read_procs("cg")?.len() > 201))?;
+    ctx.cgroups.kill_cgroup("cg")?;
+    ensure!(!ctx.cgroups.stats("cg")?.populated);
+    ensure!(ctx.cgroups.read_procs("cg")?.is_empty());
+    ensure!(root.wait()?.terminating_signal() == Some(9), "its root is dead, too");
+    ctx.cgroups.remove_cgroup("cg")?;
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, duration_s = 20)]
+fn processes_move_and_drain(ctx: &Ctx) -> Result<AssertResult> {
+    let cgroups = ctx.cgroups;
+    cgroups.setup(&all())?;
+    cgroups.create_cgroup("from")?;
+    cgroups.create_cgroup("to")?;
+    let children = (0..3).map(|_| Child::fork_in(cgroups, "from", pause));
+    let children = children.collect::<Result<Vec<_>>>()?;
+    let mut pids: Vec<_> = children.iter().map(Child::pid).collect();
+    let gone = Child::fork(|| 0)?;
+    let gone_pid = gone.pid();
+    gone.wait()?;
+    pids.push(gone_pid);
+    cgroups.move_tasks("to", &pids).context("one that has ended is skipped")?;
+    pids.pop();
+    ensure!(cgroups.read_procs("to")? == pids && cgroups.read_procs("from")?.is_empty());
+    let error = cgroups.move_tasks("from", &[gone_pid]).unwrap_err();
+    ensure!(matches!(error, Error::AllGone { .. }), "{error}");
+    cgroups.drain_tasks("to")?;
+    ensure!(cgroups.read_procs("to")?.is_empty());
+    let own = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
+    ensure!(own(pids[0])? == "0::/\n", "drained to the root of the hierarchy");
+    cgroups.move_task("from", pids[0])?;
+    cgroups.remove_cgroup("from").context("a group with processes can be removed")?;
+    ensure!(own(pids[0])? == "0::/\n", "and they live on");
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1)]
+fn the_caller_is_not_killed_and_a_group_removes_itself(ctx: &Ctx) -> Result<AssertResult> {
+    let cgroups = ctx.cgroups;
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    cgroups.setup(&all())?;
+    {
+        let mut group = CgroupGroup::new(cgroups);
+        group.add_cgroup("a", &[0].into())?;
+        group.add_cgroup_no_cpuset("b/leaf")?;
+        cgroups.move_task("b/leaf", own)?;
+        let error = cgroups.kill_cgroup("b").unwrap_err().to_string();
+        ensure!(error.contains("the caller is in it"), "{error}");
+    }
+    let left = std::fs::read_dir(cgroups.parent_path())?.flatten();
+    let left: Vec<_> = left.filter(|entry| entry.path().is_dir()).collect();
+    ensure!(left.is_empty(), "{left:?}");
+    ensure!(std::fs::read_to_string("/proc/self/cgroup")? == "0::/\n");
+    Ok(AssertResult::pass())
+}

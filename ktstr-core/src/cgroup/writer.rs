@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use rustix::thread::futex;
 
 use super::Error;
 use super::manager::lock;
@@ -168,61 +171,77 @@ struct Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        lock(&self.slot.work).closed = true;
-        self.slot.changed.notify_all();
+        self.slot.set_turn(CLOSED);
     }
 }
 
 /// Where one caller and one thread meet.
+///
+/// One futex word says whose turn it is, and only the other one waits for it to change. A mutex
+/// with a condition variable would wake each of them twice: for the change, and for the lock.
 #[derive(Debug, Default)]
 struct Slot {
+    turn: AtomicU32,
     work: Mutex<Work>,
-    changed: Condvar,
 }
+
+const THREADS_TURN: u32 = 1;
+const CALLERS_TURN: u32 = 2;
+const CLOSED: u32 = 3;
 
 #[derive(Debug, Default)]
 struct Work {
     todo: Option<(PathBuf, Operation)>,
     done: Option<io::Result<()>>,
-    closed: bool,
 }
 
 impl Slot {
     /// The thread's side.
     fn serve(&self) {
-        let mut work = lock(&self.work);
         loop {
-            if let Some((path, operation)) = work.todo.take() {
-                drop(work);
+            let turn = self.turn.load(Ordering::Acquire);
+            let todo = lock(&self.work).todo.take();
+            if let Some((path, operation)) = todo {
                 let result = operation.run(&path);
-                work = lock(&self.work);
-                work.done = Some(result);
-                self.changed.notify_all();
-            } else if work.closed {
+                lock(&self.work).done = Some(result);
+                // It fails if the caller has given up, and then nobody waits.
+                let _ = self.turn.compare_exchange(
+                    THREADS_TURN,
+                    CALLERS_TURN,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
+                let _ = futex::wake(&self.turn, futex::Flags::PRIVATE, 1);
+            } else if turn == CLOSED {
                 return;
             } else {
-                work = self.changed.wait(work).unwrap_or_else(|poison| poison.into_inner());
+                // Whatever ends the wait, the word is looked at again.
+                let _ = futex::wait(&self.turn, futex::Flags::PRIVATE, turn, None);
             }
         }
     }
 
     /// The caller's side; `None` if the answer did not come in time.
     fn hand_over(&self, path: &Path, operation: &Operation) -> Option<io::Result<()>> {
-        let mut work = lock(&self.work);
-        work.todo = Some((path.to_owned(), operation.clone()));
-        self.changed.notify_all();
+        lock(&self.work).todo = Some((path.to_owned(), operation.clone()));
+        self.set_turn(THREADS_TURN);
         let deadline = Instant::now() + WITHIN;
         loop {
-            if let Some(done) = work.done.take() {
-                return Some(done);
+            if self.turn.load(Ordering::Acquire) != THREADS_TURN {
+                return lock(&self.work).done.take();
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
             }
-            let waited = self.changed.wait_timeout(work, left);
-            work = waited.unwrap_or_else(|poison| poison.into_inner()).0;
+            let timeout = left.try_into().expect("seconds fit a timespec");
+            let _ = futex::wait(&self.turn, futex::Flags::PRIVATE, THREADS_TURN, Some(&timeout));
         }
+    }
+
+    fn set_turn(&self, turn: u32) {
+        self.turn.store(turn, Ordering::Release);
+        let _ = futex::wake(&self.turn, futex::Flags::PRIVATE, 1);
     }
 
     /// How an operation that timed out has ended since.
@@ -281,9 +300,10 @@ mod tests {
         writer.run(&file, write("1")).unwrap();
         let slot = Arc::clone(&writer.state.lock().unwrap().thread.as_ref().unwrap().slot);
         writer.run(&file, write("2")).unwrap();
-        let same = &writer.state.lock().unwrap().thread.as_ref().unwrap().slot.clone();
-        assert!(Arc::ptr_eq(&slot, same));
+        assert!(Arc::ptr_eq(&slot, &writer.state.lock().unwrap().thread.as_ref().unwrap().slot));
         drop(writer);
-        assert!(lock(&slot.work).closed);
+        while Arc::strong_count(&slot) > 1 {
+            std::thread::yield_now();
+        }
     }
 }

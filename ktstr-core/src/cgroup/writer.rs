@@ -8,17 +8,22 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::thread::futex;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, futex, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use super::Error;
 use super::manager::lock;
 
 /// How long an operation may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the thread is kept to its caller's CPU. A CPU that is taken by something more urgent
+/// must not pass for a cgroupfs that is stuck.
+const KEPT_FOR: Duration = Duration::from_millis(20);
 
 /// Something to do to one path.
 #[derive(Debug, Clone)]
@@ -165,7 +170,7 @@ impl State {
 
 #[derive(Debug)]
 struct Thread {
-    pid: rustix::process::Pid,
+    pid: Pid,
     slot: Arc<Slot>,
 }
 
@@ -183,6 +188,10 @@ impl Drop for Thread {
 struct Slot {
     turn: AtomicU32,
     work: Mutex<Work>,
+    /// The thread, once it runs.
+    tid: AtomicI32,
+    /// The CPU the thread is kept to, counted from 1; 0 for none.
+    cpu: AtomicU32,
 }
 
 const THREADS_TURN: u32 = 1;
@@ -198,9 +207,12 @@ struct Work {
 impl Slot {
     /// The thread's side.
     fn serve(&self) {
+        self.tid.store(gettid().as_raw_nonzero().get(), Ordering::Release);
         loop {
             let turn = self.turn.load(Ordering::Acquire);
-            let todo = lock(&self.work).todo.take();
+            // Before its turn, the caller may still be about to say so.
+            let due = turn == THREADS_TURN || turn == CLOSED;
+            let todo = if due { lock(&self.work).todo.take() } else { None };
             if let Some((path, operation)) = todo {
                 let result = operation.run(&path);
                 lock(&self.work).done = Some(result);
@@ -224,6 +236,7 @@ impl Slot {
     /// The caller's side; `None` if the answer did not come in time.
     fn hand_over(&self, path: &Path, operation: &Operation) -> Option<io::Result<()>> {
         lock(&self.work).todo = Some((path.to_owned(), operation.clone()));
+        self.come_to_cpu();
         self.set_turn(THREADS_TURN);
         let deadline = Instant::now() + WITHIN;
         loop {
@@ -234,8 +247,43 @@ impl Slot {
             if left.is_zero() {
                 return None;
             }
-            let timeout = left.try_into().expect("seconds fit a timespec");
+            let until_free = KEPT_FOR.saturating_sub(WITHIN - left);
+            if until_free.is_zero() {
+                self.leave_cpu();
+            }
+            let wait = if until_free.is_zero() { left } else { until_free };
+            let timeout = wait.try_into().expect("seconds fit a timespec");
             let _ = futex::wait(&self.turn, futex::Flags::PRIVATE, THREADS_TURN, Some(&timeout));
+        }
+    }
+
+    /// Brings the thread to the caller's CPU, where waking it is a switch of tasks; waking one on an
+    /// idle CPU takes an interrupt there, and costs several times what the operation does.
+    fn come_to_cpu(&self) {
+        let cpu = sched_getcpu();
+        let here = cpu as u32 + 1;
+        if cpu < CpuSet::MAX_CPU && self.cpu.swap(here, Ordering::Relaxed) != here {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            self.set_cpus(&only);
+        }
+    }
+
+    /// Lets the thread run wherever the caller may.
+    fn leave_cpu(&self) {
+        if self.cpu.swap(0, Ordering::Relaxed) != 0 {
+            if let Ok(cpus) = sched_getaffinity(None) {
+                self.set_cpus(&cpus);
+            }
+        }
+    }
+
+    /// Best effort: the kernel may refuse, and then the thread runs where it did.
+    fn set_cpus(&self, cpus: &CpuSet) {
+        match Pid::from_raw(self.tid.load(Ordering::Acquire)) {
+            Some(thread) => drop(sched_setaffinity(Some(thread), cpus)),
+            // It has not begun; the next operation tries again.
+            None => self.cpu.store(0, Ordering::Relaxed),
         }
     }
 

@@ -6,13 +6,13 @@ use ktstr::prelude::*;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 /// A forked process, killed and reaped when it is dropped.
-pub struct Child {
+pub(crate) struct Child {
     pid: Option<Pid>,
 }
 
 impl Child {
     /// Forks a process that ends with the status `run` returns.
-    pub fn fork(run: impl FnOnce() -> i32) -> Result<Self> {
+    pub(crate) fn fork(run: impl FnOnce() -> i32) -> Result<Self> {
         // SAFETY: only this thread goes on in the child; glibc keeps its allocator usable, and the
         // closures of this suite take no lock that another thread of a body may hold.
         match unsafe { libc::fork() } {
@@ -28,7 +28,7 @@ impl Child {
     }
 
     /// Forks a process that begins with `run` once it is in a cgroup.
-    pub fn fork_in(
+    pub(crate) fn fork_in(
         cgroups: &dyn CgroupOps,
         cgroup: &str,
         run: impl FnOnce() -> i32,
@@ -43,12 +43,12 @@ impl Child {
         Ok(child)
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid.map_or(0, |pid| pid.as_raw_nonzero().get())
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait(mut self) -> Result<WaitStatus> {
+    pub(crate) fn wait(mut self) -> Result<WaitStatus> {
         let pid = self.pid.take();
         Ok(waitpid(pid, WaitOptions::empty())?.context("it was waited for without NOHANG")?.1)
     }
@@ -63,20 +63,20 @@ impl Drop for Child {
     }
 }
 
-pub fn spin() -> i32 {
+pub(crate) fn spin() -> i32 {
     loop {
         std::hint::spin_loop();
     }
 }
 
-pub fn pause() -> i32 {
+pub(crate) fn pause() -> i32 {
     loop {
         std::thread::park();
     }
 }
 
 /// Waits for what the kernel counts, which no event tells.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !is_so()? {
         ensure!(began.elapsed() < Duration::from_secs(30), "30 s went by without: {what}");
@@ -86,6 +86,6 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result
 }
 
 /// All controllers the manager knows.
-pub fn all() -> std::collections::BTreeSet<Controller> {
+pub(crate) fn all() -> std::collections::BTreeSet<Controller> {
     Controller::ALL.into()
 }

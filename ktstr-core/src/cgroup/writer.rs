@@ -271,10 +271,10 @@ impl Slot {
 
     /// Lets the thread run wherever the caller may.
     fn leave_cpu(&self) {
-        if self.cpu.swap(0, Ordering::Relaxed) != 0 {
-            if let Ok(cpus) = sched_getaffinity(None) {
-                self.set_cpus(&cpus);
-            }
+        if self.cpu.swap(0, Ordering::Relaxed) != 0
+            && let Ok(cpus) = sched_getaffinity(None)
+        {
+            self.set_cpus(&cpus);
         }
     }
 

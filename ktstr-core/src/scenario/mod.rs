@@ -2,6 +2,8 @@
 
 mod execute;
 pub mod ops;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::time::Duration;

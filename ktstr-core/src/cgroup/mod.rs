@@ -12,6 +12,7 @@ mod errno;
 mod error;
 mod events;
 mod group;
+mod handover;
 mod knobs;
 mod list;
 mod manager;

@@ -90,13 +90,18 @@ impl CgroupManager {
         for group in below(&self.parent).filter(|group| *group != refuge) {
             self.clean_up_tree(&group);
         }
+        self.remove_refuge(&refuge);
         if self.parent != self.walk_root && self.parent.exists() {
-            // Only a walk root that is not ours to remove holds the refuge; see `refuge_root`.
-            let _ = fs::remove_dir(self.parent.join(refuge.file_name().expect("it has a name")));
             self.take_down_or_warn(&self.parent);
+            self.remove_refuge(&refuge);
         }
-        // What was drained may live on in there, and it goes with the delegated group.
-        let _ = fs::remove_dir(refuge);
+    }
+
+    /// What was drained may live on in there; then it stays, and goes with the delegated group.
+    fn remove_refuge(&self, refuge: &Path) {
+        if refuge.exists() {
+            let _ = self.remove_group(refuge);
+        }
     }
 
     fn clean_up_tree(&self, group: &Path) {

@@ -1,6 +1,7 @@
 //! The manager on cgroupfs.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -60,8 +61,12 @@ impl CgroupManager {
     ///
     /// If the variable holds `..`.
     pub fn for_test(workload_root: &str) -> Result<Self, Error> {
+        Self::below(std::env::var_os(WALK_ROOT_VARIABLE), workload_root)
+    }
+
+    pub(super) fn below(named: Option<OsString>, workload_root: &str) -> Result<Self, Error> {
         let below = workload_root.trim_start_matches('/');
-        match std::env::var_os(WALK_ROOT_VARIABLE).filter(|root| !root.is_empty()) {
+        match named.filter(|root| !root.is_empty()) {
             Some(root) => Self::new(Path::new(&root).join(below)).with_walk_root(root),
             None => Ok(Self::new(Path::new(MOUNT).join(below))),
         }

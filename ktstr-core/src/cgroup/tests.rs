@@ -54,6 +54,20 @@ fn walk_roots_that_cannot_be_are_refused_by_name() {
 }
 
 #[test]
+fn the_environment_names_what_was_delegated() {
+    let paths = |named: Option<&str>| {
+        let manager = CgroupManager::below(named.map(Into::into), "/ktstr/suite").unwrap();
+        (manager.parent_path().to_owned(), manager.walk_root().to_owned())
+    };
+    let default = ("/sys/fs/cgroup/ktstr/suite".into(), "/sys/fs/cgroup".into());
+    assert_eq!(paths(None), default);
+    assert_eq!(paths(Some("")), default);
+    assert_eq!(paths(Some("/cg/mine")), ("/cg/mine/ktstr/suite".into(), "/cg/mine".into()));
+    let error = CgroupManager::below(Some("/cg/../mine".into()), "/ktstr").unwrap_err();
+    assert!(error.to_string().contains("holds `..`"), "{error}");
+}
+
+#[test]
 fn setup_writes_one_sorted_line_at_every_level() {
     let (root, manager) = hierarchy();
     manager

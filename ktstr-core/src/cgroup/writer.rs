@@ -50,7 +50,6 @@ impl Operation {
             // The kernel takes one write as one value, so it must not be split.
             Self::Write(value) => OpenOptions::new()
                 .write(true)
-                .truncate(true)
                 .open(path)
                 .and_then(|mut file| file.write(value.as_bytes()))
                 .map(drop),

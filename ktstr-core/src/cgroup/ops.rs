@@ -40,7 +40,8 @@ pub trait CgroupOps: fmt::Debug {
     /// # Errors
     ///
     /// If it has groups below it or does not get empty. Failures are counted: while more than ten
-    /// such groups are there, others are refused. Removing one of them again is always tried.
+    /// such groups are there, others are refused. Removing one of them again, or a group below
+    /// one, is always tried.
     fn remove_cgroup(&self, name: &str) -> Result<(), Error>;
 
     /// Writes a value to a file of the group; the methods below do it by name.

@@ -24,8 +24,10 @@ impl CgroupManager {
             return Ok(());
         }
         let outstanding = self.count_outstanding();
-        // A group that is counted already may be tried again, or the count could never fall.
-        if outstanding.len() > MOST_OUTSTANDING && !outstanding.iter().any(|one| one == group) {
+        // A group that is counted already may be tried again, and so may those below it, which may
+        // be why it is counted; or the count could never fall.
+        let counted = outstanding.iter().any(|one| group.starts_with(one));
+        if outstanding.len() > MOST_OUTSTANDING && !counted {
             return Err(Error::TooManyOutstanding { path: group.to_owned(), outstanding });
         }
         self.take_down_and_count(group)

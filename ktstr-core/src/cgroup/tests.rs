@@ -202,6 +202,20 @@ fn the_cap_on_failed_removals_rises_and_recovers() {
     assert_eq!(manager.outstanding_removes(), 1, "the parent holds a file here");
 }
 
+#[test]
+fn groups_below_a_counted_one_are_removed_whatever_the_count() {
+    let (root, manager) = hierarchy();
+    let name = |number: usize| format!("cg{number}");
+    for number in 0..11 {
+        group(root.path(), &format!("{}/below", name(number)), &[]);
+        manager.remove_cgroup(&name(number)).unwrap_err();
+    }
+    assert_eq!(manager.outstanding_removes(), 11);
+    manager.remove_cgroup("cg0/below").unwrap();
+    manager.remove_cgroup("cg0").unwrap();
+    assert_eq!(manager.outstanding_removes(), 10);
+}
+
 /// Without `cgroup.kill`, as before Linux 5.14.
 #[test]
 fn processes_are_killed_one_by_one_where_they_must() {

@@ -15,12 +15,13 @@ impl CgroupManager {
     /// The groups that could not be removed, without those that have gone by now.
     pub(super) fn count_outstanding(&self) -> Vec<PathBuf> {
         let mut outstanding = lock(&self.outstanding);
-        outstanding.retain(|group| group.exists());
+        outstanding.retain(|group| group.is_dir());
         outstanding.iter().cloned().collect()
     }
 
     pub(super) fn remove(&self, group: &Path) -> Result<(), Error> {
-        if !group.exists() {
+        // A file of cgroupfs is no group, and could never leave the count.
+        if !group.is_dir() {
             return Ok(());
         }
         let outstanding = self.count_outstanding();

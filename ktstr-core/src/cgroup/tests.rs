@@ -203,6 +203,22 @@ fn the_cap_on_failed_removals_rises_and_recovers() {
 }
 
 #[test]
+fn files_are_no_groups() {
+    let (root, manager) = hierarchy();
+    group(root.path(), "", &[("cgroup.procs", "")]);
+    manager.remove_cgroup("cgroup.procs").expect("there is no such group");
+    assert_eq!(manager.outstanding_removes(), 0);
+    assert!(root.path().join("ktstr/cgroup.procs").exists());
+    for error in [
+        manager.create_cgroup("cgroup.procs").unwrap_err(),
+        manager.create_cgroup("cgroup.procs/leaf").unwrap_err(),
+        manager.set_cpu_weight("cgroup.procs", 1).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("a file of that name is there"), "{error}");
+    }
+}
+
+#[test]
 fn groups_below_a_counted_one_are_removed_whatever_the_count() {
     let (root, manager) = hierarchy();
     let name = |number: usize| format!("cg{number}");

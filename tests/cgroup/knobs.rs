@@ -58,6 +58,8 @@ fn every_knob_reads_as_it_was_written(ctx: &Ctx) -> Result<AssertResult> {
     cgroups.remove_cgroup("cg")?;
     cgroups.cleanup_all();
     ensure!(!cgroups.parent_path().exists(), "cleanup_all removes the parent, too");
+    cgroups.create_cgroup("a/again").context("it is made again")?;
+    cgroups.set_pids_max("a/again", Some(9)).context("with what setup enabled")?;
     Ok(AssertResult::pass())
 }
 

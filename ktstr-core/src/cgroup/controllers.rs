@@ -111,8 +111,12 @@ impl CgroupManager {
 
     /// Makes a group below the parent, and gives it every controller that `set_up` has enabled.
     pub(super) fn create(&self, group: &Path) -> Result<(), Error> {
-        self.make(&self.parent)?;
         let enabled = lock(&self.enabled).clone();
+        if !self.parent.is_dir() {
+            // `cleanup_all` has removed it since `set_up`.
+            self.set_up(&enabled)?;
+            self.make(&self.parent)?;
+        }
         let mut level = self.parent.clone();
         let below = group.strip_prefix(&self.parent).expect("names are relative to the parent");
         for component in below {

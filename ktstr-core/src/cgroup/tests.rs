@@ -80,6 +80,19 @@ fn setup_writes_one_sorted_line_at_every_level() {
 }
 
 #[test]
+fn a_parent_that_was_removed_is_set_up_again() {
+    let (root, manager) = hierarchy();
+    let (level, parent) = (root.path().join("cgroup.subtree_control"), root.path().join("ktstr"));
+    manager.setup(&BTreeSet::from([Controller::Cpu])).unwrap();
+    fs::remove_dir_all(&parent).unwrap();
+    fs::write(&level, "").unwrap();
+    // A folder has no files but those that are put there.
+    let error = manager.create_cgroup("cg").unwrap_err().to_string();
+    assert!(error.contains("write `+cpu` to ") && error.contains("ktstr/cgroup.sub"), "{error}");
+    assert_eq!(fs::read_to_string(level).unwrap(), "+cpu");
+}
+
+#[test]
 fn setup_lists_what_is_available() {
     let (root, manager) = hierarchy();
     fs::write(root.path().join("cgroup.controllers"), "cpu pids\n").unwrap();

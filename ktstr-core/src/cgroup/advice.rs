@@ -53,7 +53,9 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
                 .to_owned()
         }
         Some(libc::ESRCH) => "there is no such process: it has ended".to_owned(),
-        Some(libc::EEXIST | libc::ENOTDIR) => "a file of that name is there: choose another name".to_owned(),
+        Some(libc::EEXIST | libc::ENOTDIR) => {
+            "a file of that name is there: choose another name".to_owned()
+        }
         Some(libc::EAGAIN) => {
             "a limit was met: look at cgroup.max.descendants, cgroup.max.depth and pids.max of the \
              groups above"

@@ -132,13 +132,13 @@ impl CgroupManager {
 
     /// Makes a group and those above it as needed.
     pub(super) fn make(&self, group: &Path) -> Result<(), Error> {
-        if group.is_dir() {
-            return Ok(());
+        match (self.make_group(group), group.parent()) {
+            (Err(error), Some(above)) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.make(above)?;
+                self.make_group(group)
+            }
+            (made, _) => made,
         }
-        if let Some(above) = group.parent() {
-            self.make(above)?;
-        }
-        self.make_group(group)
     }
 
     /// Enables controllers for the children of `group`.
@@ -175,6 +175,7 @@ impl CgroupManager {
 
     pub(super) fn clear_controllers(&self, group: &Path) -> Result<(), Error> {
         let path = group.join("cgroup.subtree_control");
+        self.check_read(&path)?;
         let text = read(&path)?;
         let words: Vec<_> = text.split_whitespace().map(|name| format!("-{name}")).collect();
         if words.is_empty() { Ok(()) } else { self.write(&path, &words.join(" ")) }

@@ -100,6 +100,15 @@ impl CgroupManager {
     pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
         self.writer.check_read(path)
     }
+
+    pub(super) fn check_folder(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        folder: &Path,
+    ) -> Result<(), Error> {
+        self.writer.check_folder(operation, path, folder)
+    }
 }
 
 impl CgroupOps for CgroupManager {
@@ -172,7 +181,12 @@ impl CgroupOps for CgroupManager {
     }
 
     fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
-        CgroupStats::read(&self.path(name)?)
+        let group = self.path(name)?;
+        // What it says of processes depends on these.
+        for file in ["cgroup.freeze", "cgroup.kill", "cgroup.procs"] {
+            self.check_read(&group.join(file))?;
+        }
+        CgroupStats::read(&group)
     }
 
     fn cleanup_all(&self) {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use super::manager::{CgroupManager, read};
-use super::teardown::children;
 use super::{Error, controllers, events};
 
 /// How long a group may take to freeze, to thaw or to get empty.
@@ -36,20 +35,21 @@ pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
     Ok(pids.collect())
 }
 
-/// The processes in a group and all groups below it, as far as they can be read.
-pub(super) fn read_tree(group: &Path) -> Vec<i32> {
-    let mut pids = read_procs(group).unwrap_or_default();
-    for child in children(group).unwrap_or_default() {
-        pids.extend(read_tree(&child));
-    }
-    pids
-}
-
 impl CgroupManager {
+    /// The processes in a group and all groups below it, as far as they can be read.
+    pub(super) fn read_tree(&self, group: &Path) -> Vec<i32> {
+        let mut pids = read_procs(group).unwrap_or_default();
+        for child in self.children(group).unwrap_or_default() {
+            pids.extend(self.read_tree(&child));
+        }
+        pids
+    }
+
     pub(super) fn move_all(&self, group: &Path, pids: &[i32]) -> Result<(), Error> {
         if pids.is_empty() {
             return Ok(());
         }
+        self.check_read(&group.join("cpuset.cpus"))?;
         check_mems(group)?;
         let mut gone = 0;
         for &pid in pids {
@@ -153,7 +153,7 @@ impl CgroupManager {
 
     pub(super) fn kill(&self, group: &Path) -> Result<(), Error> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        if read_tree(group).contains(&own) {
+        if self.read_tree(group).contains(&own) {
             let reason = "the caller is in it; move it to another group first";
             let operation = "kill the processes of".to_owned();
             return Err(Error::Process { operation, path: group.to_owned(), reason });
@@ -171,7 +171,7 @@ impl CgroupManager {
         Err(Error::Populated {
             operation: "kill the processes of",
             path: group.to_owned(),
-            pids: read_tree(group),
+            pids: self.read_tree(group),
             within: SETTLE_WITHIN,
         })
     }
@@ -179,7 +179,7 @@ impl CgroupManager {
     /// Frozen processes cannot fork, and SIGKILL reaches them all the same.
     fn kill_one_by_one(&self, group: &Path) -> Result<(), Error> {
         self.freeze(group, true)?;
-        for pid in read_tree(group) {
+        for pid in self.read_tree(group) {
             // One that has ended by itself is as dead as it should be.
             let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::manager::{CgroupManager, lock};
-use super::tasks::{SETTLE_WITHIN, read_tree};
+use super::tasks::SETTLE_WITHIN;
 use super::{Error, events};
 
 /// With more groups than this that could not be removed, something is wrong with all of them.
@@ -20,6 +20,7 @@ impl CgroupManager {
     }
 
     pub(super) fn remove(&self, group: &Path) -> Result<(), Error> {
+        self.check_folder("remove cgroup", group, group.parent().unwrap_or(group))?;
         // A file of cgroupfs is no group, and could never leave the count.
         if !group.is_dir() {
             return Ok(());
@@ -63,7 +64,7 @@ impl CgroupManager {
 
     /// Thaws a group and moves its processes out.
     fn empty(&self, group: &Path) -> Result<(), Error> {
-        let below = children(group)?;
+        let below = self.children(group)?;
         if !below.is_empty() {
             let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into());
             let children = below.iter().filter_map(name).collect();
@@ -82,16 +83,17 @@ impl CgroupManager {
         Err(Error::Populated {
             operation: "remove cgroup",
             path: group.to_owned(),
-            pids: read_tree(group),
+            pids: self.read_tree(group),
             within: SETTLE_WITHIN,
         })
     }
 
     pub(super) fn clean_up(&self) {
         let refuge = self.refuge_leaf();
-        let below = |group: &Path| children(group).unwrap_or_default().into_iter();
-        for group in below(&self.parent).filter(|group| *group != refuge) {
-            self.clean_up_tree(&group);
+        for group in self.children_or_warn(&self.parent) {
+            if group != refuge {
+                self.clean_up_tree(&group);
+            }
         }
         self.remove_refuge(&refuge);
         if self.parent != self.walk_root && self.parent.exists() {
@@ -108,10 +110,20 @@ impl CgroupManager {
     }
 
     fn clean_up_tree(&self, group: &Path) {
-        for child in children(group).unwrap_or_default() {
+        for child in self.children_or_warn(group) {
             self.clean_up_tree(&child);
         }
         self.take_down_or_warn(group);
+    }
+
+    fn children_or_warn(&self, group: &Path) -> Vec<PathBuf> {
+        match self.children(group) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                tracing::warn!("left behind: {error}");
+                Vec::new()
+            }
+            children => children.unwrap_or_default(),
+        }
     }
 
     fn take_down_or_warn(&self, group: &Path) {
@@ -119,18 +131,19 @@ impl CgroupManager {
             tracing::warn!("left behind: {error}");
         }
     }
-}
 
-/// The groups directly in `group`.
-pub(super) fn children(group: &Path) -> Result<Vec<PathBuf>, Error> {
-    let fail = |cause| Error::io("list cgroup", group, None, cause);
-    let mut children = Vec::new();
-    for entry in fs::read_dir(group).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            children.push(entry.path());
+    /// The groups directly in `group`.
+    pub(super) fn children(&self, group: &Path) -> Result<Vec<PathBuf>, Error> {
+        self.check_folder("list cgroup", group, group)?;
+        let fail = |cause| Error::io("list cgroup", group, None, cause);
+        let mut children = Vec::new();
+        for entry in fs::read_dir(group).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                children.push(entry.path());
+            }
         }
+        children.sort_unstable();
+        Ok(children)
     }
-    children.sort_unstable();
-    Ok(children)
 }

@@ -2,9 +2,9 @@
 //!
 //! A task that waits for `cgroup_mutex` cannot be interrupted, so only another thread can bear
 //! the wait. One thread per manager does it, kept from one operation to the next: starting one
-//! costs several times what a write does. A thread that is stuck is left behind with its operation.
+//! costs several times what a write does. A thread that is stuck is left behind with its operation,
+//! and callers at the same time have one each.
 
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,11 @@ impl Operation {
         }
     }
 
+    /// Making and removing a group, the kernel keeps the folder locked in which it is.
+    fn locks_folder(&self) -> bool {
+        !matches!(self, Self::Write(_))
+    }
+
     pub(super) fn run(&self, path: &Path) -> io::Result<()> {
         match self {
             // Not `fs::write`: with O_CREAT, a missing file of cgroupfs answers EACCES, not ENOENT.
@@ -59,7 +64,7 @@ impl Operation {
     }
 }
 
-/// Carries operations out, one at a time, each within [`WITHIN`].
+/// Carries operations out, each within [`WITHIN`].
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     state: Mutex<State>,
@@ -67,16 +72,10 @@ pub(super) struct Writer {
 
 #[derive(Debug, Default)]
 struct State {
-    thread: Option<Thread>,
-    /// Operations that timed out, by their path.
-    doubts: BTreeMap<PathBuf, Doubt>,
-}
-
-#[derive(Debug)]
-struct Doubt {
-    operation: Operation,
-    began: Instant,
-    slot: Arc<Slot>,
+    /// A thread that waits for work. One that works is with its caller.
+    idle: Option<Thread>,
+    /// Operations that timed out.
+    doubts: Vec<Doubt>,
 }
 
 impl Writer {
@@ -85,80 +84,126 @@ impl Writer {
     /// # Errors
     ///
     /// What the kernel answered; [`Error::TimedOut`] if it did not; [`Error::InDoubt`] if an
-    /// earlier operation on this path may still happen.
+    /// earlier operation may still change what this one meets.
     pub(super) fn run(&self, path: &Path, operation: Operation) -> Result<(), Error> {
-        let mut state = lock(&self.state);
-        state.refuse_if_in_doubt(path, operation.name(), operation.value())?;
-        let fail = |cause: io::Error| Error::io(operation.name(), path, operation.value(), cause);
-        let slot = state.thread().map_err(fail)?;
+        let (name, value) = (operation.name(), operation.value());
+        let fail = |cause: io::Error| Error::io(name, path, value, cause);
+        let folder = path.parent().filter(|_| operation.locks_folder());
+        let thread = {
+            let mut state = lock(&self.state);
+            state.refuse_if_in_doubt(name, path, value, |doubt| {
+                doubt.concerns(path) || folder.is_some_and(|folder| doubt.locks(folder))
+            })?;
+            state.idle_thread().map_err(fail)?
+        };
         let began = Instant::now();
-        match slot.hand_over(path, &operation) {
-            Some(result) => result.map_err(fail),
+        // Not under the lock: nobody waits for another one's operation, and a fork finds it open.
+        match thread.slot.hand_over(path, &operation) {
+            Some(result) => {
+                lock(&self.state).idle = Some(thread);
+                result.map_err(fail)
+            }
             None => {
-                state.thread = None;
-                let (name, value) = (operation.name(), operation.value().map(str::to_owned));
-                state.doubts.insert(path.to_owned(), Doubt { operation, began, slot });
-                Err(Error::TimedOut {
-                    operation: name,
-                    path: path.to_owned(),
-                    value,
-                    within: WITHIN,
-                })
+                let (path, value) = (path.to_owned(), value.map(str::to_owned));
+                let slot = Arc::clone(&thread.slot);
+                let doubt = Doubt { path: path.clone(), operation, began, slot };
+                lock(&self.state).doubts.push(doubt);
+                Err(Error::TimedOut { operation: name, path, value, within: WITHIN })
             }
         }
     }
 
     /// Refuses to read what an operation that timed out may still change.
     pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
-        lock(&self.state).refuse_if_in_doubt(path, "read", None)
+        lock(&self.state).refuse_if_in_doubt("read", path, None, |doubt| doubt.concerns(path))
+    }
+
+    /// Refuses to look into a folder that an operation which timed out keeps locked.
+    pub(super) fn check_folder(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        folder: &Path,
+    ) -> Result<(), Error> {
+        lock(&self.state).refuse_if_in_doubt(operation, path, None, |doubt| {
+            doubt.concerns(path) || doubt.locks(folder)
+        })
     }
 }
 
 impl State {
     fn refuse_if_in_doubt(
         &mut self,
-        path: &Path,
         operation: &'static str,
+        path: &Path,
         value: Option<&str>,
+        met: impl Fn(&Doubt) -> bool,
     ) -> Result<(), Error> {
-        let Some(doubt) = self.doubts.get(path) else { return Ok(()) };
-        let told = match &doubt.operation {
-            Operation::Write(value) => format!("the write of `{}`", value.trim_end()),
-            other => format!("the operation `{}`", other.name()),
-        };
-        let since = doubt.began.elapsed();
-        if let Some(ended) = doubt.slot.ended() {
-            tracing::warn!(
-                "{}: {told}, begun {since:.1?} ago, had timed out; it has ended since: {ended}",
-                path.display()
-            );
-            self.doubts.remove(path);
-            return Ok(());
+        self.doubts.retain(|doubt| !met(doubt) || !doubt.has_ended());
+        match self.doubts.iter().find(|doubt| met(doubt)) {
+            None => Ok(()),
+            Some(doubt) => Err(Error::InDoubt {
+                operation,
+                path: path.to_owned(),
+                value: value.map(str::to_owned),
+                doubt: doubt.told(),
+                since: doubt.began.elapsed(),
+            }),
         }
-        Err(Error::InDoubt {
-            operation,
-            path: path.to_owned(),
-            value: value.map(str::to_owned),
-            doubt: told,
-            since,
-        })
     }
 
-    /// The thread that waits for work; the first of this process, or one after it got stuck.
-    fn thread(&mut self) -> io::Result<Arc<Slot>> {
+    /// A thread that waits for work: the last one to have ended its work, or a new one.
+    fn idle_thread(&mut self) -> io::Result<Thread> {
         let pid = rustix::process::getpid();
-        if let Some(other) = self.thread.take_if(|thread| thread.pid != pid) {
+        match self.idle.take() {
+            Some(thread) if thread.pid == pid => return Ok(thread),
             // Threads do not survive a fork, and what they hold stays locked in the child.
-            std::mem::forget(other);
+            other => std::mem::forget(other),
         }
-        if self.thread.is_none() {
-            let slot = Arc::new(Slot::default());
-            let theirs = Arc::clone(&slot);
-            let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
-            thread.spawn(move || theirs.serve())?;
-            self.thread = Some(Thread { pid, slot });
+        let slot = Arc::new(Slot::default());
+        let theirs = Arc::clone(&slot);
+        let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
+        thread.spawn(move || theirs.serve())?;
+        Ok(Thread { pid, slot })
+    }
+}
+
+/// An operation that timed out.
+#[derive(Debug)]
+struct Doubt {
+    path: PathBuf,
+    operation: Operation,
+    began: Instant,
+    slot: Arc<Slot>,
+}
+
+impl Doubt {
+    /// Whether `path`, or a group it is in, is what the operation may still change.
+    fn concerns(&self, path: &Path) -> bool {
+        path.starts_with(&self.path)
+    }
+
+    /// Whether the operation keeps `folder` locked. Who lists it, or looks for a name there that
+    /// the kernel does not have at hand, waits with it, and for ever.
+    fn locks(&self, folder: &Path) -> bool {
+        self.operation.locks_folder() && self.path.parent() == Some(folder)
+    }
+
+    /// Whether it has ended by now, which is told.
+    fn has_ended(&self) -> bool {
+        let Some(ended) = self.slot.ended() else { return false };
+        let (told, since) = (self.told(), self.began.elapsed());
+        tracing::warn!("{told}, begun {since:.1?} ago, had timed out; it has ended since: {ended}");
+        true
+    }
+
+    fn told(&self) -> String {
+        match &self.operation {
+            Operation::Write(value) => {
+                format!("the write of `{}` to {}", value.trim_end(), self.path.display())
+            }
+            other => format!("the operation `{}` on {}", other.name(), self.path.display()),
         }
-        Ok(Arc::clone(&self.thread.as_ref().expect("it was just made").slot))
     }
 }
 
@@ -198,7 +243,8 @@ mod tests {
         assert!(error.contains("write `5` to") && error.contains("ETIMEDOUT"), "{error}");
         for error in [writer.run(&fifo, write("6")), writer.check_read(&fifo)] {
             let error = error.unwrap_err().to_string();
-            assert!(error.contains("the write of `5` was begun"), "{error}");
+            assert!(error.contains("the write of `5` to /"), "{error}");
+            assert!(error.contains("/fifo was begun"), "{error}");
         }
         writer.run(&file, write("7")).expect("other files are not in doubt");
         assert_eq!(fs::read_to_string(&file).unwrap(), "7");
@@ -212,6 +258,59 @@ mod tests {
         assert_eq!(reader.join().unwrap(), "8");
     }
 
+    /// A writer on which `operation` on `path` timed out and does not end.
+    fn in_doubt(path: &Path, operation: Operation) -> Writer {
+        let writer = Writer::default();
+        let (path, began, slot) = (path.to_owned(), Instant::now(), Arc::default());
+        writer.state.lock().unwrap().doubts.push(Doubt { path, operation, began, slot });
+        writer
+    }
+
+    #[test]
+    fn a_group_that_may_still_come_or_go_is_left_alone_and_so_is_its_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let (parent, group) = (parent.path(), parent.path().join("cg"));
+        for operation in [Operation::Create, Operation::Remove] {
+            let writer = in_doubt(&group, operation.clone());
+            for refused in [
+                writer.run(&group, Operation::Create),
+                writer.run(&parent.join("other"), Operation::Create),
+                writer.run(&group.join("cpu.max"), write("5")),
+                writer.check_read(&group.join("cgroup.procs")),
+                writer.check_folder("list cgroup", parent, parent),
+                writer.check_folder("list cgroup", &group, &group),
+                writer.check_folder("remove cgroup", &parent.join("other"), parent),
+            ] {
+                let error = refused.unwrap_err().to_string();
+                let told = format!("`{}` on {} was begun", operation.name(), group.display());
+                assert!(error.contains(&told), "{error}");
+            }
+            writer.check_read(&parent.join("cgroup.procs")).expect("files need no lock");
+            writer
+                .check_folder("list cgroup", &parent.join("other"), &parent.join("other"))
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_the_operation_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fifo, file) = (folder.path().join("fifo"), folder.path().join("file"));
+        mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        fs::write(&file, "").unwrap();
+        let writer = Writer::default();
+        writer.run(&file, write("1")).unwrap();
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| writer.run(&fifo, write("2")));
+            while writer.state.lock().unwrap().idle.is_some() {
+                std::thread::yield_now();
+            }
+            writer.run(&file, write("3")).unwrap();
+            assert_eq!(fs::read_to_string(&fifo).unwrap(), "2");
+            other.join().unwrap().expect("it was still waited for");
+        });
+    }
+
     #[test]
     fn one_thread_serves_all_writes_and_ends_with_the_writer() {
         let folder = tempfile::tempdir().unwrap();
@@ -219,9 +318,9 @@ mod tests {
         fs::write(&file, "").unwrap();
         let writer = Writer::default();
         writer.run(&file, write("1")).unwrap();
-        let slot = Arc::clone(&writer.state.lock().unwrap().thread.as_ref().unwrap().slot);
+        let slot = Arc::clone(&writer.state.lock().unwrap().idle.as_ref().unwrap().slot);
         writer.run(&file, write("2")).unwrap();
-        assert!(Arc::ptr_eq(&slot, &writer.state.lock().unwrap().thread.as_ref().unwrap().slot));
+        assert!(Arc::ptr_eq(&slot, &writer.state.lock().unwrap().idle.as_ref().unwrap().slot));
         drop(writer);
         while Arc::strong_count(&slot) > 1 {
             std::thread::yield_now();

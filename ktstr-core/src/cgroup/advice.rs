@@ -10,6 +10,11 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
     let is_group = operation.ends_with("cgroup");
     let group = if is_group { path } else { path.parent().unwrap_or(path) };
     match cause.raw_os_error() {
+        Some(libc::ENOENT) if knob == "cgroup.procs" && value.is_some() && path.exists() => {
+            "the process is in a group outside of the caller's cgroup namespace, and cgroupfs is \
+             mounted with nsdelegate: move it from outside, or start it in a group inside"
+                .to_owned()
+        }
         Some(libc::ENOENT | libc::ENODEV) => missing(group, knob, is_group),
         Some(libc::EACCES | libc::EPERM) if knob == "cgroup.procs" => {
             "the caller must be able to write cgroup.procs of the group a process leaves, of the \
@@ -42,9 +47,19 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
             "the group still holds processes or other groups: empty it first".to_owned()
         }
         Some(libc::EOPNOTSUPP) => threaded(group, value),
-        Some(libc::ERANGE) => {
+        Some(libc::EMFILE | libc::ENOSPC) if operation == "wait for" => {
+            "inotify is used up: end programs that watch files, or raise \
+             fs.inotify.max_user_instances and fs.inotify.max_user_watches"
+                .to_owned()
+        }
+        Some(libc::ERANGE | libc::EINVAL) if knob.starts_with("cpuset.") => {
             "no such CPU or node here, or the group above has not got it: compare with \
              cpuset.cpus.effective and cpuset.mems.effective of the group above"
+                .to_owned()
+        }
+        Some(libc::ENOSPC) if is_group => {
+            "the kernel has ids for 65535 memory groups, and removed ones keep theirs while memory \
+             is charged to them: look at nr_dying_descendants in cgroup.stat"
                 .to_owned()
         }
         Some(libc::ENOSPC) => {
@@ -63,6 +78,11 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
         }
         Some(libc::ENAMETOOLONG) => "shorten the name: 255 bytes a component".to_owned(),
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (RLIMIT_NOFILE)".into(),
+        Some(libc::EINVAL) if ["cgroup.procs", "cgroup.subtree_control"].contains(&knob) => {
+            "kernel threads do not move, and with CONFIG_RT_GROUP_SCHED real-time processes stay \
+             out of groups that have the cpu controller"
+                .to_owned()
+        }
         Some(libc::EINVAL) => {
             "the kernel does not take this value: see admin-guide/cgroup-v2.rst".to_owned()
         }
@@ -128,4 +148,31 @@ fn read(path: &Path) -> String {
 fn shown(path: &Path) -> String {
     let words: Vec<_> = read(path).split_whitespace().map(str::to_owned).collect();
     if words.is_empty() { "empty".to_owned() } else { format!("`{}`", words.join(" ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_means_different_things_to_different_files() {
+        let group = tempfile::tempdir().unwrap();
+        fs::write(group.path().join("cgroup.procs"), "").unwrap();
+        for (operation, file, number, told) in [
+            ("write", "cgroup.procs", libc::ENOENT, "nsdelegate"),
+            ("write", "memory.max", libc::ENOENT, "controller `memory` is not enabled"),
+            ("wait for", "cgroup.events", libc::EMFILE, "max_user_instances"),
+            ("wait for", "cgroup.events", libc::ENOSPC, "max_user_watches"),
+            ("write", "cpu.max", libc::EMFILE, "RLIMIT_NOFILE"),
+            ("write", "cgroup.procs", libc::ENOSPC, "without a CPU or a node"),
+            ("create cgroup", "cg", libc::ENOSPC, "nr_dying_descendants"),
+            ("write", "cpuset.mems", libc::EINVAL, "no such CPU or node"),
+            ("write", "cgroup.procs", libc::EINVAL, "kernel threads do not move"),
+            ("write", "cpu.max", libc::EINVAL, "does not take this value"),
+        ] {
+            let cause = io::Error::from_raw_os_error(number);
+            let advice = on(operation, &group.path().join(file), Some("1"), &cause);
+            assert!(advice.contains(told), "{operation} {file}: {advice}");
+        }
+    }
 }

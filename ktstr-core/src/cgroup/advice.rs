@@ -17,14 +17,14 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
         }
         Some(libc::ENOENT | libc::ENODEV) => missing(group, knob, is_group),
         Some(libc::EACCES | libc::EPERM) if knob == "cgroup.procs" => {
-            "the caller must be able to write cgroup.procs of the group a process leaves, of the \
-             one it enters and of the first one above both: run as root, or stay in one delegated \
-             group"
+            "the caller must be able to write cgroup.procs of the group a process enters and of \
+             the first one above both that and the one it leaves: run as root, or stay in one \
+             delegated group"
                 .to_owned()
         }
         Some(libc::EACCES | libc::EPERM) => {
-            "the caller must own this group: run as root, or have it delegated \
-             (docs/guide/delegation.md)"
+            "the caller must own this group, or the one above to make or remove it: run as root, or \
+             have it delegated (docs/guide/delegation.md)"
                 .to_owned()
         }
         Some(libc::EROFS) => {

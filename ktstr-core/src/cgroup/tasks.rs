@@ -176,14 +176,19 @@ impl CgroupManager {
         })
     }
 
-    /// Frozen processes cannot fork, and SIGKILL reaches them all the same.
+    /// Frozen processes cannot fork, and SIGKILL reaches them all the same. One that does not
+    /// freeze keeps neither the others alive nor the group frozen.
     fn kill_one_by_one(&self, group: &Path) -> Result<(), Error> {
-        self.freeze(group, true)?;
+        let freeze = group.join("cgroup.freeze");
+        self.write(&freeze, "1")?;
+        let frozen = events::wait_for(group, "frozen 1", SETTLE_WITHIN);
         for pid in self.read_tree(group) {
             // One that has ended by itself is as dead as it should be.
             let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
         }
-        self.freeze(group, false)
+        // Nothing waits for the thaw: below a frozen group it would not come.
+        self.write(&freeze, "0")?;
+        frozen.map(drop)
     }
 }
 

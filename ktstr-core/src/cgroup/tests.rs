@@ -261,6 +261,20 @@ fn processes_are_killed_one_by_one_where_they_must() {
 }
 
 #[test]
+fn what_does_not_freeze_is_killed_and_thawed_all_the_same() {
+    let (root, manager) = hierarchy();
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id().to_string();
+    group(root.path(), "cg/cgroup.events", &[]);
+    group(root.path(), "cg", &[("cgroup.procs", &pid), ("cgroup.freeze", "")]);
+    let error = manager.kill_cgroup("cg").unwrap_err().to_string();
+    assert!(error.contains("wait for ") && error.contains("EISDIR"), "{error}");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+    let freeze = fs::read_to_string(root.path().join("ktstr/cg/cgroup.freeze")).unwrap();
+    assert_eq!(freeze, "0");
+}
+
+#[test]
 fn a_group_with_the_caller_in_it_is_not_killed() {
     let (root, manager) = hierarchy();
     let own = format!("{}\n", std::process::id());

@@ -114,6 +114,10 @@ pub trait CgroupOps: fmt::Debug {
     }
 
     /// Freezes or thaws a group and all below it; returns when `cgroup.events` says so.
+    ///
+    /// # Errors
+    ///
+    /// If the caller is in a group to freeze, or it takes more than ten seconds.
     fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error>;
 
     /// Kills every process in a group and below it; returns when the last one is gone.

@@ -139,6 +139,9 @@ impl CgroupManager {
     pub(super) fn freeze(&self, group: &Path, frozen: bool) -> Result<(), Error> {
         let (operation, value, wanted) =
             if frozen { ("freeze", "1", "frozen 1") } else { ("thaw", "0", "frozen 0") };
+        if frozen {
+            self.refuse_with_caller(group, "freeze")?;
+        }
         self.write(&group.join("cgroup.freeze"), value)?;
         match events::wait_for(group, wanted, SETTLE_WITHIN)? {
             true => Ok(()),
@@ -152,12 +155,7 @@ impl CgroupManager {
     }
 
     pub(super) fn kill(&self, group: &Path) -> Result<(), Error> {
-        let own = rustix::process::getpid().as_raw_nonzero().get();
-        if self.read_tree(group).contains(&own) {
-            let reason = "the caller is in it; move it to another group first";
-            let operation = "kill the processes of".to_owned();
-            return Err(Error::Process { operation, path: group.to_owned(), reason });
-        }
+        self.refuse_with_caller(group, "kill the processes of")?;
         match self.write(&group.join("cgroup.kill"), "1") {
             // Linux before 5.14. Without a group there is nothing to fall back to.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && group.is_dir() => {
@@ -174,6 +172,16 @@ impl CgroupManager {
             pids: self.read_tree(group),
             within: SETTLE_WITHIN,
         })
+    }
+
+    /// Nobody could thaw a frozen caller, or tell what a dead one did.
+    fn refuse_with_caller(&self, group: &Path, operation: &str) -> Result<(), Error> {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        if !self.read_tree(group).contains(&own) {
+            return Ok(());
+        }
+        let reason = "the caller is in it; move it to another group first";
+        Err(Error::Process { operation: operation.to_owned(), path: group.to_owned(), reason })
     }
 
     /// Frozen processes cannot fork, and SIGKILL reaches them all the same. One that does not

@@ -275,13 +275,19 @@ fn what_does_not_freeze_is_killed_and_thawed_all_the_same() {
 }
 
 #[test]
-fn a_group_with_the_caller_in_it_is_not_killed() {
+fn a_group_with_the_caller_in_it_is_neither_killed_nor_frozen() {
     let (root, manager) = hierarchy();
     let own = format!("{}\n", std::process::id());
-    group(root.path(), "cg", &[("cgroup.procs", &own), ("cgroup.kill", "")]);
-    let error = manager.kill_cgroup("cg").unwrap_err().to_string();
-    assert!(error.contains("the caller is in it"), "{error}");
-    assert_eq!(fs::read_to_string(root.path().join("ktstr/cg/cgroup.kill")).unwrap(), "");
+    let files = ["cgroup.kill", "cgroup.freeze"];
+    group(root.path(), "cg", &[("cgroup.procs", &own), (files[0], ""), (files[1], "")]);
+    for refused in [manager.kill_cgroup("cg"), manager.set_freeze("cg", true)] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("the caller is in it"), "{error}");
+    }
+    for file in files {
+        assert_eq!(fs::read_to_string(root.path().join("ktstr/cg").join(file)).unwrap(), "");
+    }
+    manager.set_freeze("cg", false).expect("somebody else may have frozen it");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::manager::lock;
-use super::{CgroupOps, CgroupStats, Controller, Error, Knob, controllers, names};
+use super::{CgroupOps, CgroupStats, Controller, Error, Knob, controllers, names, tasks};
 
 /// One call that changes something, as [`RecordingCgroups`] saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +19,9 @@ pub struct Call {
     pub value: String,
 }
 
-/// Cgroups in memory. Names and values are checked as the manager does; calls are recorded, also
-/// those that fail; any of them can be made to fail.
+/// Cgroups in memory. Names, pids and values are checked as the manager does; calls that change
+/// something are recorded, also those that fail; any can be made to fail, `read_procs` and `stats`
+/// included.
 ///
 /// ```
 /// use ktstr_core::cgroup::{CgroupOps, RecordingCgroups};
@@ -99,11 +100,20 @@ impl RecordingCgroups {
         if !name.is_empty() {
             names::check(name)?;
         }
-        let mut state = lock(&self.state);
-        let cgroup = name.to_owned();
-        state.calls.push(Call { operation, cgroup, value: value.clone() });
+        let call = Call { operation, cgroup: name.to_owned(), value: value.clone() };
+        lock(&self.state).calls.push(call);
+        self.fail_as_told(operation, name, value)
+    }
+
+    fn fail_as_told(
+        &self,
+        operation: &'static str,
+        name: &str,
+        value: String,
+    ) -> Result<(), Error> {
         let planned =
             |(planned, cgroup, _): &(&str, String, i32)| *planned == operation && cgroup == name;
+        let mut state = lock(&self.state);
         match state.failures.iter().position(planned) {
             Some(index) => {
                 let errno = state.failures.remove(index).2;
@@ -133,6 +143,7 @@ impl RecordingCgroups {
 
     fn place(&self, name: &str, pids: &[i32]) -> Result<(), Error> {
         self.group(name, |_| ())?;
+        pids.iter().try_for_each(|pid| tasks::check_pid(&self.parent.join(name), *pid))?;
         let mut state = lock(&self.state);
         for group in state.groups.values_mut() {
             group.pids.retain(|pid| !pids.contains(pid));
@@ -175,7 +186,14 @@ impl CgroupOps for RecordingCgroups {
 
     fn remove_cgroup(&self, name: &str) -> Result<(), Error> {
         self.record("remove_cgroup", name, String::new())?;
-        lock(&self.state).groups.remove(name);
+        let groups = &mut lock(&self.state).groups;
+        let below = groups.keys().filter_map(|group| group.strip_prefix(name)?.strip_prefix('/'));
+        let children: Vec<_> =
+            below.filter(|below| !below.contains('/')).map(str::to_owned).collect();
+        if !children.is_empty() {
+            return Err(Error::HasChildren { path: self.parent.join(name), children });
+        }
+        groups.remove(name);
         Ok(())
     }
 
@@ -196,7 +214,7 @@ impl CgroupOps for RecordingCgroups {
 
     fn move_tasks(&self, name: &str, pids: &[i32]) -> Result<(), Error> {
         self.record("move_tasks", name, words(pids))?;
-        self.place(name, pids)
+        if pids.is_empty() { Ok(()) } else { self.place(name, pids) }
     }
 
     fn place_task_during_handshake(&self, name: &str, pid: i32) -> Result<(), Error> {
@@ -219,10 +237,12 @@ impl CgroupOps for RecordingCgroups {
     }
 
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
+        self.fail_as_told("read_procs", name, String::new())?;
         self.group(name, |group| group.pids.clone())
     }
 
     fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
+        self.fail_as_told("stats", name, String::new())?;
         self.group(name, |group| group.stats.clone())
     }
 
@@ -231,5 +251,26 @@ impl CgroupOps for RecordingCgroups {
         let call = Call { operation: "cleanup_all", cgroup: String::new(), value: String::new() };
         state.calls.push(call);
         state.groups.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_refuses_what_the_manager_refuses() {
+        let cgroups = RecordingCgroups::new();
+        cgroups.move_tasks("none", &[]).expect("nothing to move is fine");
+        cgroups.create_cgroup("a/b/c").unwrap();
+        cgroups.create_cgroup("ab").unwrap();
+        let error = cgroups.remove_cgroup("a").unwrap_err().to_string();
+        assert!(error.contains(r#"it has groups ["b"]"#), "{error}");
+        let error = cgroups.move_tasks("a", &[0]).unwrap_err().to_string();
+        assert!(error.contains("pids are positive"), "{error}");
+        cgroups.fail("stats", "a", libc::EIO);
+        let error = cgroups.stats("a").unwrap_err().to_string();
+        assert!(error.contains("EIO"), "{error}");
+        cgroups.stats("a").expect("it fails once");
     }
 }

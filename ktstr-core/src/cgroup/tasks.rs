@@ -68,11 +68,7 @@ impl CgroupManager {
     }
 
     pub(super) fn move_one(&self, group: &Path, pid: i32) -> Result<(), Error> {
-        if pid <= 0 {
-            let reason = "pids are positive; 0 would be whoever writes it";
-            let operation = format!("move process {pid} to");
-            return Err(Error::Process { operation, path: group.to_owned(), reason });
-        }
+        check_pid(group, pid)?;
         let (path, value) = (group.join("cgroup.procs"), pid.to_string());
         for _ in 0..EBUSY_RETRIES {
             match self.write(&path, &value) {
@@ -198,6 +194,18 @@ impl CgroupManager {
         self.write(&freeze, "0")?;
         frozen.map(drop)
     }
+}
+
+pub(super) fn check_pid(group: &Path, pid: i32) -> Result<(), Error> {
+    if pid > 0 {
+        return Ok(());
+    }
+    let reason = "pids are positive; 0 would be whoever writes it";
+    Err(Error::Process {
+        operation: format!("move process {pid} to"),
+        path: group.to_owned(),
+        reason,
+    })
 }
 
 /// Refuses a group whose CPUs are chosen while it has no memory nodes.

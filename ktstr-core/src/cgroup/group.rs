@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{CgroupOps, Error};
+use super::{CgroupOps, Error, names};
 
 /// A list of groups. Dropping it removes them in reverse order, also while a panic unwinds.
 #[derive(Debug)]
@@ -27,9 +27,12 @@ impl<'a> CgroupGroup<'a> {
 
     /// Makes a group that runs where the group above it does.
     pub fn add_cgroup_no_cpuset(&mut self, name: &str) -> Result<(), Error> {
+        names::check(name)?;
         for (end, _) in name.match_indices('/') {
             let above = &name[..end];
-            if !above.is_empty() && self.cgroups.read_procs(above).is_err() {
+            // Only what was not there is to be removed; one that cannot be read is.
+            let read = self.cgroups.read_procs(above);
+            if read.is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT)) {
                 self.made.push(above.to_owned());
             }
         }
@@ -75,5 +78,17 @@ mod tests {
         let removed: Vec<_> = cgroups.calls_of("remove_cgroup");
         assert_eq!(removed, ["there/b/c", "there/b", "a"]);
         assert_eq!(cgroups.groups(), ["there"]);
+    }
+
+    #[test]
+    fn only_what_was_made_is_removed() {
+        let cgroups = RecordingCgroups::new();
+        cgroups.create_cgroup("there").unwrap();
+        cgroups.fail("read_procs", "there", libc::EOPNOTSUPP);
+        let mut group = CgroupGroup::new(&cgroups);
+        group.add_cgroup_no_cpuset("there/b").unwrap();
+        group.add_cgroup_no_cpuset("there/../b").unwrap_err();
+        drop(group);
+        assert_eq!(cgroups.calls_of("remove_cgroup"), ["there/b"]);
     }
 }

@@ -95,9 +95,11 @@ impl CgroupManager {
                 let (path, within) = (group.to_owned(), SETTLE_WITHIN);
                 return Err(Error::Populated { operation, path, pids, within });
             }
-            if pids == before {
-                // They are dying: moving them does nothing, and they are listed until they have.
-                events::wait_for(group, "populated 0", Duration::from_millis(50))?;
+            // They are dying: moving them does nothing, and they are listed until they have. One
+            // whose first thread has ended stays listed though its other threads have moved.
+            let pause = Duration::from_millis(50);
+            if pids == before && events::wait_for(group, "populated 0", pause)? {
+                return Ok(());
             }
             let refuge = self.refuge()?;
             for &pid in &pids {

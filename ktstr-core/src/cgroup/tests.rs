@@ -245,6 +245,16 @@ fn groups_below_a_counted_one_are_removed_whatever_the_count() {
     assert_eq!(manager.outstanding_removes(), 10);
 }
 
+/// Its first thread has ended, and the others have moved: it is listed, and in no one's way.
+#[test]
+fn a_process_that_stays_listed_in_an_empty_group_is_drained() {
+    let (root, manager) = hierarchy();
+    fs::write(root.path().join("cgroup.procs"), "").unwrap();
+    group(root.path(), "cg", &[("cgroup.procs", "4711\n"), ("cgroup.events", "populated 0\n")]);
+    manager.drain_tasks("cg").unwrap();
+    assert_eq!(fs::read_to_string(root.path().join("cgroup.procs")).unwrap(), "4711");
+}
+
 /// Without `cgroup.kill`, as before Linux 5.14.
 #[test]
 fn processes_are_killed_one_by_one_where_they_must() {

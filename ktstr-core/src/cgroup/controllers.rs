@@ -54,10 +54,14 @@ pub(super) fn line(sign: &str, controllers: &BTreeSet<Controller>) -> String {
 /// Checks the two paths of a manager against each other.
 pub(super) fn check_walk_root(walk_root: &Path, parent: &Path) -> Result<(), Error> {
     let climbs = |path: &Path| path.components().any(|part| part.as_os_str() == "..");
-    let reason = match (climbs(walk_root) || climbs(parent), parent.starts_with(walk_root)) {
-        (true, _) => "a path holds `..`; give both without it",
-        (false, false) => "the parent is not at or below the walk root",
-        (false, true) => return Ok(()),
+    let reason = if climbs(walk_root) || climbs(parent) {
+        "a path holds `..`; give both without it"
+    } else if !walk_root.is_absolute() {
+        "the walk root does not begin with `/`"
+    } else if !parent.starts_with(walk_root) {
+        "the parent is not at or below the walk root"
+    } else {
+        return Ok(());
     };
     Err(Error::WalkRoot { parent: parent.to_owned(), walk_root: walk_root.to_owned(), reason })
 }
@@ -148,10 +152,15 @@ impl CgroupManager {
         controllers: &BTreeSet<Controller>,
     ) -> Result<(), Error> {
         let value = line("+", controllers);
-        if !is_hierarchy_root(group) {
-            self.make_room(group, &value)?;
+        let file = group.join("cgroup.subtree_control");
+        if is_hierarchy_root(group) {
+            return self.write(&file, &value);
         }
-        self.write(&group.join("cgroup.subtree_control"), &value)
+        self.make_room(group, &value)?;
+        self.write(&file, &value)?;
+        // Who came in before the write makes this a threaded domain until it leaves again: the
+        // kernel takes threaded controllers from an occupied group.
+        self.make_room(group, &value)
     }
 
     /// Sees to it that no process is in a group whose children are to get controllers.

@@ -46,7 +46,7 @@ impl CgroupManager {
     ///
     /// # Errors
     ///
-    /// If a path holds `..`, or the parent is not at or below `walk_root`.
+    /// If a path holds `..`, `walk_root` is relative, or the parent is not at or below it.
     pub fn with_walk_root(mut self, walk_root: impl Into<PathBuf>) -> Result<Self, Error> {
         self.walk_root = walk_root.into();
         controllers::check_walk_root(&self.walk_root, &self.parent)?;

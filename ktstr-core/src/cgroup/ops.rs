@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{CgroupStats, Controller, Error, Knob};
 
 /// What test code may do to cgroups. Every name is that of a group below the parent.
-pub trait CgroupOps: fmt::Debug {
+pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// The group under which all others are made.
     fn parent_path(&self) -> &Path;
 

@@ -28,6 +28,21 @@ fn name() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }
 
+/// Numbers of every size, and many where knobs have their limits.
+fn near_limits() -> impl Strategy<Value = u64> {
+    let edges = [0, 1_000, 1_000_000, 4_194_304, 1 << 44, 1 << 63];
+    prop_oneof![
+        (prop::sample::select(edges.to_vec()), -2..=2_i64)
+            .prop_map(|(edge, off): (u64, i64)| edge.wrapping_add_signed(off)),
+        0..2_000_000_u64,
+        any::<u64>(),
+    ]
+}
+
+fn limit() -> impl Strategy<Value = Option<u64>> {
+    prop::option::of(near_limits())
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -61,25 +76,44 @@ proptest! {
         }
     }
 
-    /// Whatever is asked for, one value goes to the one knob, or none.
+    /// Whatever is asked for, a value in range goes to its knob, and no other does.
     #[test]
-    fn no_value_is_written_out_of_range(quota: Option<u64>, period: u64, weight: u32, bytes: Option<u64>) {
+    fn no_value_is_written_out_of_range(
+        quota in limit(), period in near_limits(), weight in 0..20_000_u32, bytes in limit(),
+    ) {
         let cgroups = RecordingCgroups::new();
         cgroups.create_cgroup("cg").unwrap();
-        let _ = cgroups.set_cpu_max("cg", quota, period);
-        let _ = cgroups.set_cpu_weight("cg", weight);
-        let _ = cgroups.set_io_weight("cg", weight);
-        let _ = cgroups.set_memory_max("cg", bytes);
-        let _ = cgroups.set_memory_low("cg", bytes);
-        let _ = cgroups.set_pids_max("cg", bytes);
-        for call in &cgroups.calls()[1..] {
-            for word in call.value.split(' ') {
-                let number = word.parse::<u64>();
-                prop_assert!(word == "max" || number.is_ok_and(|number| number <= i64::MAX as u64));
-            }
-            if call.operation.ends_with("weight") {
-                prop_assert!((1..=10_000).contains(&weight));
+        let fits = |value: Option<u64>, range: std::ops::RangeInclusive<u64>| {
+            value.is_none_or(|value| range.contains(&value))
+        };
+        let weight_fits = (1..=10_000).contains(&weight);
+        let word = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+        let mut expected = Vec::new();
+        for (file, done, in_range, value) in [
+            (
+                "cpu.max",
+                cgroups.set_cpu_max("cg", quota, period),
+                fits(quota, 1_000..=(1 << 44) - 1) && fits(Some(period), 1_000..=1_000_000),
+                format!("{} {period}", word(quota)),
+            ),
+            ("cpu.weight", cgroups.set_cpu_weight("cg", weight), weight_fits, weight.to_string()),
+            ("io.weight", cgroups.set_io_weight("cg", weight), weight_fits, weight.to_string()),
+            (
+                "memory.max",
+                cgroups.set_memory_max("cg", bytes),
+                fits(bytes, 0..=i64::MAX as u64),
+                word(bytes),
+            ),
+            ("pids.max", cgroups.set_pids_max("cg", bytes), fits(bytes, 0..=4_194_304), word(bytes)),
+        ] {
+            prop_assert_eq!(done.is_ok(), in_range, "{} {}", file, &value);
+            if in_range {
+                expected.push((file, value));
             }
         }
+        let calls = cgroups.calls();
+        let written: Vec<_> =
+            calls[1..].iter().map(|call| (call.operation, call.value.clone())).collect();
+        prop_assert_eq!(written, expected);
     }
 }

@@ -98,7 +98,10 @@ pub struct MemoryStat {
 pub struct PidsStats {
     /// `pids.current`.
     pub current: u64,
-    /// `pids.events`: forks that `pids.max` refused.
+    /// `pids.events`: forks that a `pids.max` refused; since Linux 6.11 those below the group count
+    /// where the limit is, before that only where the forking process is.
+    ///
+    /// Source: Linux 6.12, admin-guide/cgroup-v2.rst, `pids_localevents`.
     pub max_events: u64,
 }
 

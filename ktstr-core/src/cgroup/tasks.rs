@@ -35,6 +35,19 @@ pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
     Ok(pids.collect())
 }
 
+/// Tries again what was answered by EBUSY. Nothing tells when the scheduler would say yes.
+fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    for _ in 0..EBUSY_RETRIES {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(EBUSY_PAUSE);
+            }
+            other => return other,
+        }
+    }
+    attempt()
+}
+
 impl CgroupManager {
     /// The processes in a group and all groups below it, as far as they can be read.
     pub(super) fn read_tree(&self, group: &Path) -> Vec<i32> {
@@ -70,15 +83,7 @@ impl CgroupManager {
     pub(super) fn move_one(&self, group: &Path, pid: i32) -> Result<(), Error> {
         check_pid(group, pid)?;
         let (path, value) = (group.join("cgroup.procs"), pid.to_string());
-        for _ in 0..EBUSY_RETRIES {
-            match self.write(&path, &value) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    std::thread::sleep(EBUSY_PAUSE);
-                }
-                other => return other,
-            }
-        }
-        self.write(&path, &value)
+        while_busy(|| self.write(&path, &value))
     }
 
     /// Moves all processes of `group` out of it until there are none.
@@ -223,5 +228,30 @@ fn check_mems(group: &Path) -> Result<(), Error> {
             Err(Error::EmptyMems { path: group.to_owned(), cpus })
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often an attempt is made that fails `failures` times, and what comes of it.
+    fn attempts(failures: usize, errno: i32) -> (usize, bool) {
+        let mut made = 0;
+        let done = while_busy(|| {
+            made += 1;
+            let cause = std::io::Error::from_raw_os_error(errno);
+            let path = Path::new("/cg/cgroup.procs");
+            if made > failures { Ok(()) } else { Err(Error::io("write", path, Some("7"), cause)) }
+        });
+        (made, done.is_ok())
+    }
+
+    #[test]
+    fn busy_is_tried_three_times_more_and_nothing_else_is() {
+        assert_eq!(attempts(0, libc::EBUSY), (1, true));
+        assert_eq!(attempts(2, libc::EBUSY), (3, true));
+        assert_eq!(attempts(4, libc::EBUSY), (4, false));
+        assert_eq!(attempts(1, libc::EACCES), (1, false));
     }
 }

@@ -44,6 +44,7 @@ fn walk_roots_that_cannot_be_are_refused_by_name() {
         ("/ab", "/a", "not at or below"),
         ("/a/../b", "/a", "holds `..`"),
         ("/a/b", "/a/../a", "holds `..`"),
+        ("/a/b", "", "does not begin with `/`"),
     ] {
         let error = CgroupManager::new(parent).with_walk_root(root).unwrap_err().to_string();
         for part in [parent, root, reason] {

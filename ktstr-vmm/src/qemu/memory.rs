@@ -40,6 +40,11 @@ impl GuestMemory {
         Ok(Self { nodes, low: low_memory(u64::from(config.memory_mib) * MIB) })
     }
 
+    /// Bytes of memory below the hole under 4 GiB.
+    pub(super) fn low(&self) -> u64 {
+        self.low
+    }
+
     /// The memfds, in node order.
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.nodes.iter().map(|node| node.memfd.as_fd())

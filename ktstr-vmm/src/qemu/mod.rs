@@ -12,6 +12,7 @@ mod inbox;
 mod memory;
 mod process;
 mod qmp;
+mod room;
 mod vm;
 
 use std::ffi::OsString;

@@ -15,6 +15,7 @@ use super::inbox::Inbox;
 use super::memory::GuestMemory;
 use super::process::{Inherit, Output, Process};
 use super::qmp::{self, Message};
+use super::room;
 use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
 
 /// How long QEMU may take to answer; it does in milliseconds unless the host is overwhelmed.
@@ -65,6 +66,7 @@ impl QemuVm {
     ) -> Result<Self, Error> {
         config.check()?;
         let memory = GuestMemory::new(config)?;
+        room::check(config, memory.low())?;
         let mut inherit = Inherit::default();
         let channel = |inherit: &mut Inherit| {
             let (ours, theirs) = Channel::pair()?;

@@ -33,6 +33,7 @@ impl Kernel {
             debian::versions(cache, known).folder().join(versions::POINTER),
             folder.join(debian::RECORD),
             self.boot.path.clone(),
+            self.image.clone(),
         ];
         files.extend(self.config.clone());
         files.extend(self.modules.iter().flat_map(|folder| LISTS.map(|list| folder.join(list))));
@@ -99,7 +100,8 @@ mod tests {
         let names: Vec<_> = modules.iter().map(|module| module.name.as_str()).collect();
         assert_eq!(names, ["virtio_pci_dev", "virtio_pci"]);
         assert!(modules_for(&carried, &["nbd"]).is_err());
-        assert!(!carried.image.exists());
+        assert_eq!(carried.image, there.path().join(FOLDER).join("1/vmlinuz"));
+        assert!(carried.image.exists());
         Ok(())
     }
 

@@ -104,6 +104,15 @@ fn a_missing_library_is_named() {
 }
 
 #[test]
+fn an_image_that_unpacks_itself_boots_as_well() {
+    let end = end_on(|prepared, _| {
+        assert_ne!(prepared.config.kernel, prepared.kernel.image);
+        prepared.config.kernel = prepared.kernel.image.clone();
+    });
+    assert_eq!(end, RunEnd::Verdict(AssertResult::pass()));
+}
+
+#[test]
 fn too_little_memory_is_said() {
     for memory_mib in [48, 72] {
         let end = end_on(|prepared, _| prepared.config.memory_mib = memory_mib);

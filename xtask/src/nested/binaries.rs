@@ -33,7 +33,8 @@ pub(super) fn build(names: &[String]) -> Result<Vec<Binary>> {
     chosen(built, names)
 }
 
-/// Unit tests have no option of their own for each crate, so those of both are built.
+/// Unit tests have no option of their own for each crate, so those of both are built; Cargo takes
+/// the option once.
 fn targets(names: &[String]) -> Vec<&str> {
     if names.is_empty() {
         return vec!["--tests"];
@@ -41,6 +42,7 @@ fn targets(names: &[String]) -> Vec<&str> {
     let mut targets = Vec::new();
     for name in names {
         match name.as_str() {
+            "ktstr" | "ktstr_vmm" if targets.contains(&"--lib") => {}
             "ktstr" | "ktstr_vmm" => targets.push("--lib"),
             name => targets.extend(["--test", name]),
         }
@@ -122,5 +124,6 @@ mod tests {
         assert_eq!(targets(&[]), ["--tests"]);
         let wanted = names(&["ktstr_vmm", "body"]);
         assert_eq!(targets(&wanted), ["--lib", "--test", "body"]);
+        assert_eq!(targets(&names(&["ktstr_vmm", "ktstr"])), ["--lib"]);
     }
 }

@@ -1,6 +1,5 @@
 //! Removing groups, and keeping count of those that would not go.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +36,7 @@ impl CgroupManager {
 
     fn take_down_and_count(&self, group: &Path) -> Result<(), Error> {
         let taken = self.take_down(group);
-        let mut outstanding: std::sync::MutexGuard<'_, BTreeSet<_>> = lock(&self.outstanding);
+        let mut outstanding = lock(&self.outstanding);
         match &taken {
             Ok(()) => outstanding.remove(group),
             Err(_) => outstanding.insert(group.to_owned()),

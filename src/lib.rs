@@ -15,7 +15,7 @@ pub mod provision;
 mod report;
 pub mod runner;
 
-pub use ktstr_core::{assert, cgroup, result, scenario, snapshot, topology, workload};
+pub use ktstr_core::{assert, cgroup, process, result, scenario, snapshot, topology, workload};
 pub use ktstr_macros::ktstr_test;
 
 /// What the expansion of `#[ktstr_test]` names. Not for use by hand.

@@ -1,9 +1,12 @@
 //! The system calls that no safe crate offers, each behind a safe function.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitStatus;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
@@ -32,6 +35,87 @@ pub(crate) unsafe fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
         }
         pid => Ok(Pid::from_raw(pid).expect("fork returns a positive pid to the parent")),
     }
+}
+
+/// Of linux/sched.h; libc's is a 32-bit number, into which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Copies this process, which must have one thread, into a cgroup, as another child of its parent.
+/// `None` in the copy.
+///
+/// Source: clone(2), CLONE_INTO_CGROUP (Linux 5.7), CLONE_PARENT.
+pub(crate) fn clone_into_cgroup(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    // SAFETY: all of `clone_args` is plain data, for which zeros are valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // With CLONE_PARENT the copy has the exit signal of this process.
+    args.flags = CLONE_INTO_CGROUP | libc::CLONE_PARENT as u64;
+    args.cgroup = group.as_raw_fd() as u64;
+    // SAFETY: without CLONE_VM the copy has memory of its own and goes on with a stack of its own,
+    // as after fork; `args` is valid for the size that is given.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Pid::from_raw(pid as i32)),
+    }
+}
+
+/// Ends this process at once, without anything that would run at its end.
+pub(crate) fn exit_now() -> ! {
+    // SAFETY: `_exit` takes any status.
+    unsafe { libc::_exit(0) }
+}
+
+/// Waits for a child and returns its status, its CPU time and that of the children it has waited for.
+pub(crate) fn reap(pid: Pid) -> io::Result<(ExitStatus, Duration)> {
+    let mut status = 0;
+    // SAFETY: all of `rusage` is plain data, for which zeros are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both are valid places for the kernel's answer.
+        match unsafe { libc::wait4(pid.as_raw_nonzero().get(), &mut status, 0, &mut usage) } {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(io::Error::last_os_error()),
+            _ => break,
+        }
+    }
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
+    };
+    Ok((ExitStatus::from_raw(status), time(usage.ru_utime) + time(usage.ru_stime)))
+}
+
+/// The unit of CPU times in /proc. rustix panics here before Linux 6.4 in a process that has changed
+/// its user, which may not read /proc/self/auxv.
+pub(crate) fn ticks_per_second() -> u64 {
+    // SAFETY: `sysconf` takes any name.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).ok().filter(|ticks| *ticks > 0).expect("Linux has a tick")
+}
+
+/// Blocks every signal that can be blocked.
+pub(crate) fn block_signals() -> io::Result<()> {
+    // SAFETY: all of `sigset_t` is plain data, and `sigfillset` fills it; both calls get valid sets.
+    let blocked = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut())
+    };
+    if blocked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Closes every descriptor from 3 on but those in `kept`. For a forked process that will never run
+/// the code, or drop the values, to which the others belong.
+pub(crate) fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
+    let kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
+    let open = std::fs::read_dir("/proc/self/fd")?.flatten();
+    let open = open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let unwanted: Vec<_> = open.filter(|fd| *fd > 2 && !kept.contains(fd)).collect();
+    for fd in unwanted {
+        // SAFETY: the caller promises that nobody uses it any more. The one that listed the folder
+        // is closed already, which is no harm.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
 }
 
 /// Has the kernel kill this process when the thread that forked it ends.

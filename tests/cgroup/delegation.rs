@@ -6,13 +6,9 @@ use std::path::Path;
 
 use ktstr::cgroup::{CgroupManager, Error, MOUNT};
 use ktstr::prelude::*;
-use rustix::fs::chown;
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::children::{Child, pause};
-
-const USER: u32 = 1000;
-const ROOT: &str = "/sys/fs/cgroup/delegated";
+use crate::modes::{self, DELEGATED as ROOT};
 
 fn controllers() -> BTreeSet<Controller> {
     [Controller::Cpu, Controller::Memory, Controller::Pids].into()
@@ -22,30 +18,8 @@ fn delegated() -> Result<CgroupManager, Error> {
     CgroupManager::new(format!("{ROOT}/ktstr")).with_walk_root(ROOT)
 }
 
-/// Delegates a group the way systemd does and runs `body` in it, as its owner.
 fn as_delegatee(body: impl FnOnce() -> Result<()>) -> Result<AssertResult> {
-    let above = CgroupManager::new(MOUNT);
-    above.setup(&controllers())?;
-    above.create_cgroup("delegated")?;
-    let (uid, gid) = (rustix::fs::Uid::from_raw(USER), rustix::fs::Gid::from_raw(USER));
-    // Source: systemd, CGROUP_DELEGATION.md; cgroup-v2.rst, "Model of Delegation".
-    for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
-        chown(Path::new(ROOT).join(file), Some(uid), Some(gid))?;
-    }
-    // One thread, so that all of the process changes its user.
-    let child = Child::fork_in(&above, "delegated", || {
-        let ran = set_thread_groups(&[])
-            .and_then(|()| set_thread_res_gid(gid, gid, gid))
-            .and_then(|()| set_thread_res_uid(uid, uid, uid))
-            .map_err(anyhow::Error::from)
-            .and_then(|()| body());
-        if let Err(error) = &ran {
-            eprintln!("as the delegatee: {error:#}");
-        }
-        i32::from(ran.is_err())
-    })?;
-    let status = child.wait()?;
-    ensure!(status.exit_status() == Some(0), "the delegatee ended with {status:?}; see its output");
+    modes::as_delegatee(body)?;
     Ok(AssertResult::pass())
 }
 

@@ -1,10 +1,13 @@
 //! Cgroups in the guest, on the kernel's own cgroupfs.
 
+#[path = "../common/children.rs"]
 mod children;
 mod churn;
 mod delegation;
 mod knobs;
 mod limits;
+#[path = "../common/modes.rs"]
+mod modes;
 mod tasks;
 
 use std::time::Duration;

@@ -193,6 +193,6 @@ impl CgroupManager {
 
 /// Whether this is the root of the whole hierarchy, to which the rules for delegated groups do
 /// not apply: it alone has no `cgroup.type`. The root of a cgroup namespace has one.
-pub(super) fn is_hierarchy_root(group: &Path) -> bool {
+pub(crate) fn is_hierarchy_root(group: &Path) -> bool {
     !group.join("cgroup.type").exists()
 }

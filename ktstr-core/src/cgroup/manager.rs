@@ -54,6 +54,18 @@ impl CgroupManager {
         Ok(self)
     }
 
+    /// The manager of one group of its own in `parent`, with controllers enabled from `walk_root`
+    /// on. `may_move` says that the processes in `walk_root` may move to a leaf of it.
+    pub(crate) fn for_job(parent: PathBuf, walk_root: PathBuf, may_move: bool) -> Self {
+        Self { walk_root, delegated: may_move, ..Self::new(parent) }
+    }
+
+    /// Carries everything out in the calling thread, however long that takes.
+    pub(crate) fn unbounded(mut self) -> Self {
+        self.writer = Writer::unbounded();
+        self
+    }
+
     /// The manager of a test whose groups are below `workload_root`: in the delegated group that
     /// `KTSTR_CGROUP_WALK_ROOT` names, else in the root of the hierarchy (`/sys/fs/cgroup/ktstr`).
     ///

@@ -10,7 +10,7 @@ use super::manager::{CgroupManager, read};
 use super::{Error, controllers, events};
 
 /// How long a group may take to freeze, to thaw or to get empty.
-pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a destination answers while a sched_ext scheduler's `cgroup_prep_move` says no.
 const EBUSY_RETRIES: u32 = 3;
@@ -18,7 +18,7 @@ const EBUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where processes go that have to leave a group of a delegated tree. No caller can name it: names
 /// do not start with a dot.
-const REFUGE: &str = ".ktstr-refuge";
+pub(super) const REFUGE: &str = ".ktstr-refuge";
 
 /// The processes in one group.
 pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
@@ -50,6 +50,10 @@ fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Erro
 
 impl CgroupManager {
     /// The processes in a group and all groups below it, as far as they can be read.
+    pub(crate) fn pids_of_tree(&self, name: &str) -> Vec<i32> {
+        self.path(name).map(|group| self.read_tree(&group)).unwrap_or_default()
+    }
+
     pub(super) fn read_tree(&self, group: &Path) -> Vec<i32> {
         let mut pids = read_procs(group).unwrap_or_default();
         for child in self.children(group).unwrap_or_default() {
@@ -88,6 +92,16 @@ impl CgroupManager {
 
     /// Moves all processes of `group` out of it until there are none.
     pub(super) fn drain(&self, group: &Path, operation: &'static str) -> Result<(), Error> {
+        self.drain_to(group, operation, || self.refuge())
+    }
+
+    /// As [`drain`](Self::drain), to a group that is asked for when there is somebody to move.
+    pub(super) fn drain_to(
+        &self,
+        group: &Path,
+        operation: &'static str,
+        destination: impl Fn() -> Result<PathBuf, Error>,
+    ) -> Result<(), Error> {
         self.check_read(&group.join("cgroup.procs"))?;
         let deadline = Instant::now() + SETTLE_WITHIN;
         let mut before = Vec::new();
@@ -106,9 +120,9 @@ impl CgroupManager {
             if pids == before && events::wait_for(group, "populated 0", pause)? {
                 return Ok(());
             }
-            let refuge = self.refuge()?;
+            let destination = destination()?;
             for &pid in &pids {
-                match self.move_one(&refuge, pid) {
+                match self.move_one(&destination, pid) {
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                     other => other?,
                 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::manager::{CgroupManager, lock};
-use super::tasks::SETTLE_WITHIN;
+use super::tasks::{REFUGE, SETTLE_WITHIN};
 use super::{Error, events};
 
 /// With more groups than this that could not be removed, something is wrong with all of them.
@@ -85,6 +85,33 @@ impl CgroupManager {
             pids: self.read_tree(group),
             within: SETTLE_WITHIN,
         })
+    }
+
+    /// Removes a group and all groups below it, which hold no processes; missing ones are fine.
+    pub(crate) fn remove_empty_tree(&self, name: &str) -> Result<(), Error> {
+        self.remove_empty(&self.path(name)?)
+    }
+
+    fn remove_empty(&self, group: &Path) -> Result<(), Error> {
+        if !group.is_dir() {
+            return Ok(());
+        }
+        for child in self.children(group)? {
+            self.remove_empty(&child)?;
+        }
+        self.remove_group(group)
+    }
+
+    /// Undoes what `set_up` did to a delegated walk root, unless somebody still has groups there:
+    /// disables the controllers and moves the processes back from the leaf.
+    pub(crate) fn hand_back(&self) -> Result<(), Error> {
+        let refuge = self.walk_root.join(REFUGE);
+        if !refuge.is_dir() || self.children(&self.walk_root)? != [refuge.clone()] {
+            return Ok(());
+        }
+        self.clear_controllers(&self.walk_root)?;
+        self.drain_to(&refuge, "hand back", || Ok(self.walk_root.clone()))?;
+        self.remove_group(&refuge)
     }
 
     pub(super) fn clean_up(&self) {

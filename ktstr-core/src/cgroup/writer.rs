@@ -68,6 +68,8 @@ impl Operation {
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     state: Mutex<State>,
+    /// Without a thread: the caller bears the wait, however long.
+    unbounded: bool,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +81,11 @@ struct State {
 }
 
 impl Writer {
+    /// For a process that must not start a thread and has nothing else to do.
+    pub(super) fn unbounded() -> Self {
+        Self { unbounded: true, ..Self::default() }
+    }
+
     /// Carries `operation` out on `path`.
     ///
     /// # Errors
@@ -88,6 +95,9 @@ impl Writer {
     pub(super) fn run(&self, path: &Path, operation: Operation) -> Result<(), Error> {
         let (name, value) = (operation.name(), operation.value());
         let fail = |cause: io::Error| Error::io(name, path, value, cause);
+        if self.unbounded {
+            return operation.run(path).map_err(fail);
+        }
         let folder = path.parent().filter(|_| operation.locks_folder());
         let thread = {
             let mut state = lock(&self.state);

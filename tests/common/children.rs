@@ -1,5 +1,7 @@
 //! Processes for cgroups to hold, and waiting for what they do.
 
+#![allow(dead_code, reason = "not every suite needs all of it")]
+
 use std::time::{Duration, Instant};
 
 use ktstr::prelude::*;

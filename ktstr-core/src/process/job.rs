@@ -1,0 +1,423 @@
+//! Jobs.
+
+use std::fmt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+
+use super::cgroup::{Cgroup, Site};
+use super::child::{Child, Leader, has_ended};
+use super::containment::{Containment, Entered};
+use super::group::Group;
+use super::members::{self, Process, Stat};
+use super::{Error, Limits};
+use crate::cgroup::SETTLE_WITHIN;
+use crate::sys::{self, Shared};
+
+/// What holds the processes of a job, and why it is that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mechanism {
+    /// A cgroup v2 of its own: nothing leaves it, limits can be set, and it is killed as a whole.
+    CgroupV2 {
+        /// The group's folder.
+        group: PathBuf,
+    },
+    /// A process group. Who leaves it is still found, unless it clears its environment, too; there
+    /// are no limits, and no suspending.
+    ProcessGroup {
+        /// Why it is not a cgroup: which files were tried, and what they answered.
+        why: String,
+    },
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CgroupV2 { group } => write!(f, "cgroup {}", group.display()),
+            Self::ProcessGroup { why } => write!(f, "process group, for {why}"),
+        }
+    }
+}
+
+/// What a job has used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Processes that have not ended.
+    pub live: usize,
+    /// CPU time of all processes. A cgroup counts it all; in a process group, what orphans used
+    /// that have ended is lost.
+    pub cpu_time: Duration,
+    /// The most memory, in bytes: of all at once if the job is a cgroup with a memory limit (Linux
+    /// 5.19 and later), else the sum of what each of those alive has had at most.
+    pub peak_memory: u64,
+}
+
+/// Holds processes and all that they start. Dropping it kills them; so does the end of this
+/// process, however it comes.
+#[derive(Debug)]
+pub struct Job {
+    containment: Option<Box<dyn Containment>>,
+    mechanism: Mechanism,
+    leaders: Mutex<Vec<Arc<Leader>>>,
+    /// Nobody can be born in the cgroup any more.
+    in_person: AtomicBool,
+    /// The process that made the job: what it forks is not its owner.
+    owner: Pid,
+}
+
+impl Job {
+    /// Makes an empty job: a cgroup beside the one this process is in, or in that one, or else a
+    /// process group.
+    ///
+    /// If this process is in the way of controllers that limits need, it moves to a leaf of its
+    /// group, with all others that are there, and they move back with the last job.
+    ///
+    /// What dead owners have left behind where the group is made is removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoLimits`] if limits are asked for and no cgroup can be made that keeps them.
+    pub fn new(limits: Limits) -> Result<Self, Error> {
+        let tried = match Self::in_some_cgroup(limits)? {
+            Ok(job) => return Ok(job),
+            Err(tried) => tried,
+        };
+        if limits != Limits::none() {
+            return Err(Error::NoLimits { limits, tried });
+        }
+        let mechanism = Mechanism::ProcessGroup { why: tried.clone() };
+        Ok(Self::held_by(Box::new(Group::new(tried)?), mechanism))
+    }
+
+    /// In the first group that can have it, or what each of them answered.
+    fn in_some_cgroup(limits: Limits) -> Result<Result<Self, String>, Error> {
+        let mut tried = Vec::new();
+        let mut sites = Site::candidates();
+        loop {
+            let site = match &mut sites {
+                Ok(sites) if sites.is_empty() => return Ok(Err(tried.join("; "))),
+                Ok(sites) => sites.remove(0),
+                Err(why) => return Ok(Err(std::mem::take(why))),
+            };
+            let parent = site.parent.display().to_string();
+            match Cgroup::new(site, limits) {
+                Ok(Some(cgroup)) => return Ok(Ok(Self::in_cgroup(cgroup))),
+                Ok(None) => {
+                    tried.clear();
+                    sites = Site::candidates();
+                }
+                // The value is wrong, wherever it is written.
+                Err(error @ Error::Cgroup(crate::cgroup::Error::Range { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => tried.push(format!("below {parent}: {error}")),
+            }
+        }
+    }
+
+    /// Makes an empty job in a cgroup below `parent`, or none at all.
+    ///
+    /// # Errors
+    ///
+    /// If the cgroup cannot be made.
+    pub fn below(parent: impl AsRef<Path>, limits: Limits) -> Result<Self, Error> {
+        loop {
+            if let Some(cgroup) = Cgroup::new(Site::below(parent.as_ref())?, limits)? {
+                return Ok(Self::in_cgroup(cgroup));
+            }
+        }
+    }
+
+    fn in_cgroup(cgroup: Cgroup) -> Self {
+        let mechanism = Mechanism::CgroupV2 { group: cgroup.path() };
+        Self::held_by(Box::new(cgroup), mechanism)
+    }
+
+    fn held_by(containment: Box<dyn Containment>, mechanism: Mechanism) -> Self {
+        Self {
+            containment: Some(containment),
+            mechanism,
+            leaders: Mutex::default(),
+            in_person: AtomicBool::default(),
+            owner: getpid(),
+        }
+    }
+
+    pub(super) fn containment(&self) -> &dyn Containment {
+        self.containment.as_deref().expect("taken by drop only")
+    }
+
+    fn leaders(&self) -> MutexGuard<'_, Vec<Arc<Leader>>> {
+        self.leaders.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// What holds the processes, and why it is that.
+    pub fn mechanism(&self) -> &Mechanism {
+        &self.mechanism
+    }
+
+    /// Starts a program. It is in the job before its first instruction.
+    ///
+    /// It is killed at the end of the calling *thread* already: spawn from one that lives as long
+    /// as the program should.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spawn`] if the program cannot be started, [`Error::Enter`] if the job does not take
+    /// its process. Nothing runs then.
+    pub fn spawn(&self, mut command: Command) -> Result<Child, Error> {
+        let entered = Arc::new(
+            Shared::new(Entered::default()).map_err(Error::system("map a page of memory"))?,
+        );
+        entered.in_person.store(self.in_person.load(Ordering::Acquire), Ordering::Release);
+        let enter = self.containment().entry(&mut command)?;
+        let owner = pidfd_open(getpid(), PidfdFlags::empty())
+            .map_err(Error::system("open a pidfd of this process"))?;
+        let says = Arc::clone(&entered);
+        let get_in = move || {
+            let got_in = enter(&says).and_then(|()| sys::die_with_parent());
+            if let Err(error) = got_in {
+                says.refused.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+                return Err(error);
+            }
+            says.got_in.store(true, Ordering::Release);
+            // A parent that was gone by then will never be told of by a signal.
+            match has_ended(&owner) {
+                false => Ok(()),
+                true => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+            }
+        };
+        // SAFETY: between fork and exec the closure makes system calls only, on descriptors it owns
+        // and in shared memory; it allocates nothing and takes no lock.
+        unsafe { command.pre_exec(get_in) };
+        let mut spawned = command.spawn();
+        let sibling = || Pid::from_raw(entered.sibling.swap(0, Ordering::AcqRel));
+        let mut born = sibling();
+        if let Some(stillborn) = born.filter(|_| !entered.got_in.load(Ordering::Acquire)) {
+            // Linux from 6.14 on, and stable kernels of its time, take the number of kills of the
+            // parent's group for that of the child's: whoever is born in a group that has been
+            // killed, or of one that has, is killed at once (cgroup_css_set_fork, kill_seq).
+            let _ = sys::reap(stillborn);
+            let _ = spawned.map(|mut child| child.wait());
+            self.in_person.store(true, Ordering::Release);
+            entered.in_person.store(true, Ordering::Release);
+            spawned = command.spawn();
+            born = sibling();
+        }
+        match spawned {
+            Ok(child) => self.take_charge(child, born),
+            Err(source) => {
+                if let Some(born) = born {
+                    // It has said why it ends, so this takes no time; it fails if SIGCHLD is ignored.
+                    let _ = sys::reap(born);
+                }
+                let refused = entered.refused.load(Ordering::Acquire);
+                Err(self.spawn_error(&command, source, refused))
+            }
+        }
+    }
+
+    fn take_charge(
+        &self,
+        mut child: std::process::Child,
+        sibling: Option<Pid>,
+    ) -> Result<Child, Error> {
+        let pid = match sibling {
+            None => Pid::from_child(&child),
+            Some(sibling) => {
+                let stdin = child.stdin.take();
+                // What std has forked left its place to its sibling, and has ended.
+                let _ = child.wait();
+                child.stdin = stdin;
+                sibling
+            }
+        };
+        let leader = Leader::new(pid).map_err(|error| {
+            // Nobody has waited for it, so the number is its own.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = sys::reap(pid);
+            Error::system(format!("open a pidfd of process {pid}"))(error)
+        })?;
+        let leader = Arc::new(leader);
+        self.leaders().push(Arc::clone(&leader));
+        Ok(Child::new(child, leader))
+    }
+
+    fn spawn_error(&self, command: &Command, source: std::io::Error, refused: i32) -> Error {
+        let program = command.get_program().to_owned();
+        if refused == 0 {
+            let advice = match source.raw_os_error() {
+                Some(libc::ENOENT) => {
+                    "; there is no such file, or PATH does not lead to it, or its interpreter or its working directory is missing"
+                }
+                Some(libc::EAGAIN) => {
+                    "; a limit was met: RLIMIT_NPROC, or pids.max of a group above"
+                }
+                _ => "",
+            };
+            return Error::Spawn { program, source, advice };
+        }
+        let advice = match refused {
+            libc::EAGAIN => "the job has as many processes as it may (max_processes)",
+            libc::ENODEV | libc::ENOENT => "somebody has removed the group",
+            libc::EBUSY => "somebody has enabled controllers for groups in it",
+            libc::EACCES | libc::EPERM => {
+                "moves need write access to cgroup.procs of the first group above both ends"
+            }
+            _ => "see clone(2), CLONE_INTO_CGROUP, and setpgid(2)",
+        };
+        Error::Enter { program, place: self.containment().place(), source, advice }
+    }
+
+    /// Takes in a process that was started elsewhere, with its threads but not its children.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended or may not be moved; [`Error::NeedsCgroup`] in a process group.
+    pub fn adopt(&self, pid: i32) -> Result<(), Error> {
+        self.containment().adopt(pid)
+    }
+
+    /// The processes that have not ended.
+    ///
+    /// # Errors
+    ///
+    /// If the group cannot be read.
+    pub fn members(&self) -> Result<Vec<Process>, Error> {
+        self.containment().members()
+    }
+
+    /// The processes that have not ended and were not started by [`spawn`](Self::spawn): after
+    /// [`Child::wait`], what the child has left behind.
+    ///
+    /// # Errors
+    ///
+    /// If the group cannot be read.
+    pub fn leaked(&self) -> Result<Vec<Process>, Error> {
+        let spawned: Vec<_> = self.leaders().iter().map(|leader| leader.pid()).collect();
+        let members = self.members()?.into_iter();
+        Ok(members.filter(|process| !spawned.contains(&process.pid)).collect())
+    }
+
+    /// Sends a signal to every process. One that is started meanwhile may miss it.
+    ///
+    /// # Errors
+    ///
+    /// If a process may not be signalled, as it belongs to another user.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let mut refused = Ok(());
+        for process in self.members()? {
+            let Some(pidfd) = members::pin(process.pid) else { continue };
+            // It is still in here, and not a new process of the same number.
+            if !self.containment().holds(process.pid) {
+                continue;
+            }
+            match pidfd_send_signal(pidfd, signal) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(errno) => {
+                    refused =
+                        Err(Error::system(format!("send {signal:?} to process {process}"))(errno));
+                }
+            }
+        }
+        refused
+    }
+
+    /// Stops all processes without a signal that they could see; returns when they have stopped.
+    ///
+    /// # Errors
+    ///
+    /// If they do not stop within ten seconds; [`Error::NeedsCgroup`] in a process group.
+    pub fn suspend(&self) -> Result<(), Error> {
+        self.containment().freeze(true)
+    }
+
+    /// Lets suspended processes go on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`suspend`](Self::suspend).
+    pub fn resume(&self) -> Result<(), Error> {
+        self.containment().freeze(false)
+    }
+
+    /// What the job has used so far.
+    ///
+    /// # Errors
+    ///
+    /// If the group cannot be read.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let members = self.members()?;
+        let usage = self.containment().usage()?;
+        let peak = || members.iter().filter_map(|member| members::peak_memory(member.pid)).sum();
+        Ok(Stats {
+            live: members.len(),
+            cpu_time: usage.cpu_time.unwrap_or_else(|| self.cpu_time_of(&members)),
+            peak_memory: usage.peak_memory.unwrap_or_else(peak),
+        })
+    }
+
+    /// Of each process the time of its own and of the children it has waited for. A zombie is not
+    /// a member; its time is its parent's once that has waited, or is asked for here.
+    fn cpu_time_of(&self, members: &[Process]) -> Duration {
+        let ticks_of = |pid: i32| Stat::read(pid).map_or(0, |stat| stat.cpu_ticks);
+        let leaders = self.leaders();
+        let of_leaders = leaders
+            .iter()
+            .map(|leader| leader.cpu().unwrap_or_else(|| members::ticks(ticks_of(leader.pid()))));
+        let spawned: Vec<_> = leaders.iter().map(|leader| leader.pid()).collect();
+        let others = members.iter().filter(|member| !spawned.contains(&member.pid));
+        of_leaders.chain(others.map(|other| members::ticks(ticks_of(other.pid)))).sum()
+    }
+
+    /// Puts other limits in the place of those there are, while processes run.
+    ///
+    /// # Errors
+    ///
+    /// If a controller cannot be enabled; [`Error::NeedsCgroup`] in a process group.
+    pub fn update_limits(&self, limits: Limits) -> Result<(), Error> {
+        self.containment().update_limits(limits)
+    }
+
+    /// Kills every process, stopped and suspended ones too; returns when none is left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unkillable`] names those that are still there after ten seconds.
+    pub fn kill_all(&self) -> Result<(), Error> {
+        self.containment().kill()?;
+        self.reap()
+    }
+
+    /// Reaps what this process has started. One that has left the job by force is killed, too.
+    fn reap(&self) -> Result<(), Error> {
+        for leader in self.leaders().iter() {
+            // It fails for one that has ended.
+            let _ = pidfd_send_signal(leader.pidfd(), Signal::KILL);
+            if leader.wait_until(Some(Instant::now() + SETTLE_WITHIN))?.is_none() {
+                let processes = Process::read(leader.pid()).into_iter().collect();
+                return Err(Error::Unkillable { processes, within: SETTLE_WITHIN });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        // Of a forked copy, nothing is its own.
+        if getpid() != self.owner {
+            std::mem::forget(self.containment.take());
+            return;
+        }
+        drop(self.containment.take());
+        if let Err(error) = self.reap() {
+            tracing::warn!("left behind: {error}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Processes as /proc tells of them.
+//!
+//! Source: proc_pid_stat(5), proc_pid_environ(5).
+
+use std::fmt;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::sys;
+
+/// A process of a job, as it was when it was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// Its command name, at most 15 bytes.
+    pub comm: String,
+    /// Its arguments, with spaces between them; empty once it has given up its memory.
+    pub cmdline: String,
+    /// `R` running, `S` sleeping, `D` waiting in the kernel, `T` stopped, `Z` ended.
+    pub state: char,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} (state {}, `{}`)", self.pid, self.comm, self.state, self.cmdline)
+    }
+}
+
+impl Process {
+    /// It has not ended: a zombie has.
+    pub(super) fn is_alive(&self) -> bool {
+        is_alive(self.state)
+    }
+
+    /// Looks at a process; `None` if there is none of that number.
+    pub(super) fn read(pid: i32) -> Option<Self> {
+        let stat = Stat::read(pid)?;
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let cmdline = words.join(" ").trim_end().to_owned();
+        Some(Self { pid, comm: stat.comm, cmdline, state: stat.state })
+    }
+}
+
+/// What `/proc/PID/stat` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) comm: String,
+    pub(super) state: char,
+    pub(super) pgrp: i32,
+    /// CPU time of its own and of the children it has waited for, in ticks.
+    pub(super) cpu_ticks: u64,
+    /// When it began, in ticks since boot. With the pid, this names a process for ever.
+    pub(super) start_ticks: u64,
+}
+
+impl Stat {
+    pub(super) fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // A command name may hold anything, parentheses too.
+        let (before, after) = text.rsplit_once(')')?;
+        let comm = before.split_once('(')?.1.to_owned();
+        let fields: Vec<_> = after.split_whitespace().collect();
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        Some(Self {
+            comm,
+            state: fields.first()?.chars().next()?,
+            pgrp: fields.get(2)?.parse().ok()?,
+            cpu_ticks: (14..=17).map(number).sum::<Option<u64>>()?,
+            start_ticks: number(22)?,
+        })
+    }
+
+    /// It has not ended: a zombie has.
+    pub(super) fn is_alive(&self) -> bool {
+        is_alive(self.state)
+    }
+}
+
+fn is_alive(state: char) -> bool {
+    !matches!(state, 'Z' | 'X')
+}
+
+/// CPU time from the ticks of [`Stat`].
+pub(super) fn ticks(count: u64) -> Duration {
+    Duration::from_nanos(count * (1_000_000_000 / sys::ticks_per_second()))
+}
+
+/// The most memory a process has had at once, in bytes; none once it has ended.
+pub(super) fn peak_memory(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+/// The numbers of all processes that can be seen.
+pub(super) fn all_pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether the environment that a process began with has a variable.
+pub(super) fn has_variable(pid: i32, name: &str) -> bool {
+    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let prefix = format!("{name}=");
+    environ.split(|byte| *byte == 0).any(|variable| variable.starts_with(prefix.as_bytes()))
+}
+
+/// A descriptor of a process; `None` if there is none of that number, or no descriptor is left.
+///
+/// The number may have passed to another process since it was read: look again at what it was
+/// taken for, now that it cannot.
+pub(super) fn pin(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_command_name_is_read() {
+        let text = "7 (a) b ( c) S 1 42 42 0 -1 4194560 1 2 3 4 100 20 3 4 20 0 1 0 5555 1 2";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!(stat.comm, "a) b ( c");
+        assert_eq!((stat.state, stat.pgrp, stat.cpu_ticks, stat.start_ticks), ('S', 42, 127, 5555));
+        assert_eq!(Stat::parse("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_is_found_with_its_arguments_and_environment() {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let process = Process::read(own).unwrap();
+        let program = std::env::args().next().unwrap();
+        assert!(process.cmdline.starts_with(&program), "{process}");
+        assert!(Stat::read(own).unwrap().is_alive() && pin(own).is_some());
+        assert!(all_pids().contains(&own) && peak_memory(own).unwrap() > 0);
+        assert!(has_variable(own, "PATH") && !has_variable(own, "PAT"));
+    }
+}

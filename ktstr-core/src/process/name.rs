@@ -1,0 +1,138 @@
+//! Names of jobs, which say whose they are, and so which of them nobody owns any more.
+
+use std::fs;
+use std::os::linux::fs::MetadataExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, getpid, test_kill_process};
+
+use super::members::Stat;
+
+const PREFIX: &str = "ktstr-job";
+
+/// The name of a job: of its cgroup, and what marks its processes where there is none.
+///
+/// `ktstr-job.PIDNS.PID.START.N`: the owner by its pid namespace, its number there and the tick it
+/// began, which no two processes share; and a number for each job of that owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
+    pid_namespace: u64,
+    pid: i32,
+    start_ticks: u64,
+    number: u32,
+}
+
+impl Name {
+    /// A name that this process has not used yet.
+    pub(super) fn next() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let pid = getpid().as_raw_nonzero().get();
+        Self {
+            pid_namespace: pid_namespace(),
+            pid,
+            start_ticks: Stat::read(pid).map_or(0, |stat| stat.start_ticks),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// When the owner began, in ticks since boot.
+    pub(super) fn start_ticks(&self) -> u64 {
+        self.start_ticks
+    }
+
+    /// The name as a cgroup's.
+    pub(super) fn group(&self) -> String {
+        self.joined('.')
+    }
+
+    /// The name as a variable of the environment. One per job, so that a job in a job has both.
+    pub(super) fn variable(&self) -> String {
+        self.joined('_').replace('-', "_").to_uppercase()
+    }
+
+    fn joined(&self, with: char) -> String {
+        let numbers = [
+            self.pid_namespace.to_string(),
+            self.pid.to_string(),
+            self.start_ticks.to_string(),
+            self.number.to_string(),
+        ];
+        numbers.iter().fold(PREFIX.to_owned(), |name, number| format!("{name}{with}{number}"))
+    }
+
+    /// The reverse of [`group`](Self::group).
+    pub(super) fn parse(group: &str) -> Option<Self> {
+        let mut parts = group.strip_prefix(PREFIX)?.strip_prefix('.')?.split('.');
+        let mut next = || parts.next()?.parse::<u64>().ok();
+        let name = Self {
+            pid_namespace: next()?,
+            pid: next()?.try_into().ok()?,
+            start_ticks: next()?,
+            number: next()?.try_into().ok()?,
+        };
+        (parts.next().is_none() && name.group() == group).then_some(name)
+    }
+
+    /// Whether the owner has ended for sure. Of one in another pid namespace nobody here can tell.
+    pub(super) fn is_stale(&self) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else { return false };
+        if self.pid_namespace != pid_namespace() {
+            return false;
+        }
+        match test_kill_process(pid) {
+            Err(Errno::SRCH) => true,
+            // A zombie does nothing any more, and its number may have passed to another.
+            _ => Stat::read(self.pid)
+                .is_some_and(|stat| stat.start_ticks != self.start_ticks || !stat.is_alive()),
+        }
+    }
+}
+
+fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.st_ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart_from_others() {
+        let name = Name::next();
+        assert_eq!(Name::parse(&name.group()), Some(name.clone()));
+        assert_ne!(Name::next(), name);
+        for other in [
+            "ktstr-job",
+            "ktstr-job.",
+            "ktstr-job.1.2.3",
+            "ktstr-job.1.2.3.4.5",
+            "ktstr-job.1.2.3.+4",
+            "ktstr-job.1.-2.3.4",
+            "ktstr-job.1.2.3.x",
+            "ktstr-job.1.02.3.4",
+            "x.ktstr-job.1.2.3.4",
+        ] {
+            assert_eq!(Name::parse(other), None, "{other}");
+        }
+        assert!(
+            name.variable()
+                .chars()
+                .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+        );
+    }
+
+    #[test]
+    fn only_a_dead_owner_makes_a_name_stale() {
+        let own = Name::next();
+        assert!(!own.is_stale());
+        let reused = Name { start_ticks: own.start_ticks - 1, ..own.clone() };
+        assert!(reused.is_stale(), "another process had this number");
+        let foreign = Name { pid_namespace: own.pid_namespace + 1, ..reused };
+        assert!(!foreign.is_stale(), "nobody here can tell");
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let gone = Name { pid: child.id().try_into().unwrap(), ..own };
+        assert!(gone.is_stale());
+    }
+}

@@ -1,0 +1,206 @@
+//! What else can be done to a job.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ktstr::prelude::*;
+use ktstr::process::{Error, Job, Limits, Mechanism, Signal};
+
+use crate::children::{self, eventually};
+use crate::gone::ensure_no_program_runs;
+use crate::modes;
+use crate::programs::{Role, ensure_killed};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn job() -> Result<Job> {
+    Ok(Job::new(Limits::none())?)
+}
+
+/// What works whatever holds the job.
+fn ensure_common_ground_holds() -> Result<()> {
+    // A program, its status, its output; and one that is not there.
+    let job = job()?;
+    let mut ends = Role::Ends.start_in(&job)?;
+    ensure!(ends.wait()?.code() == Some(7) && ends.wait()?.code() == Some(7), "told twice");
+    ensure!(job.members()?.is_empty() && job.leaked()?.is_empty());
+    let error = job.spawn(Command::new("/no/such/program")).unwrap_err();
+    ensure!(matches!(error, Error::Spawn { .. }), "{error}");
+    ensure!(error.to_string().starts_with("failed to run `/no/such/program`: "), "{error}");
+    ensure!(job.members()?.is_empty(), "{:?}", job.members()?);
+
+    // Waiting has an end.
+    let mut waits = Role::Waits.start_in(&job)?;
+    ensure!(waits.wait_timeout(Duration::from_millis(20))?.is_none());
+    let [member] = &job.members()?[..] else { bail!("{:?}", job.members()?) };
+    ensure!(member.pid == waits.pid() && member.cmdline.contains("programs::program"), "{member}");
+
+    // A signal reaches all, and killing leaves a job that can be used again.
+    let mut other = Role::Waits.start_in(&job)?;
+    job.signal(Signal::TERM)?;
+    ensure_killed(waits.wait()?, Signal::TERM)?;
+    ensure_killed(other.wait()?, Signal::TERM)?;
+    let mut deaf = Role::Deaf.start_in(&job)?;
+    job.kill_all()?;
+    ensure_killed(deaf.wait()?, Signal::KILL)?;
+    ensure!(job.members()?.is_empty());
+    Role::Tree.start_in(&job)?;
+    ensure!(job.members()?.len() >= 20);
+    job.kill_all()?;
+    job.kill_all()?;
+
+    // Time that processes have used stays used.
+    let _spinner = Role::Spins.start_in(&job)?;
+    eventually("50 ms of CPU time", || Ok(job.stats()?.cpu_time >= Duration::from_millis(50)))?;
+    let stats = job.stats()?;
+    ensure!(stats.live == 1 && stats.peak_memory > 1 << 20, "{stats:?}");
+    job.kill_all()?;
+    let after = job.stats()?;
+    ensure!(after.live == 0 && after.cpu_time >= stats.cpu_time, "{stats:?}, then {after:?}");
+    drop(job);
+    ensure_no_program_runs()?;
+    ensure_shutdown_is_told()
+}
+
+fn ensure_shutdown_is_told() -> Result<()> {
+    let job = job()?;
+    let polite = Role::Waits.start_in(&job)?;
+    let deaf = Role::Deaf.start_in(&job)?;
+    let report = job.shutdown(Signal::TERM, Duration::from_millis(200), false)?;
+    ensure!(report.left.len() == 1 && report.left[0].process.pid == polite.pid(), "{report:?}");
+    ensure!(report.remaining.len() == 1 && report.killed.is_empty(), "{report:?}");
+    let report = job.shutdown(Signal::TERM, Duration::from_millis(50), true)?;
+    ensure!(report.left.is_empty() && report.remaining.is_empty(), "{report:?}");
+    ensure!(report.killed.len() == 1 && report.killed[0].pid == deaf.pid(), "{report:?}");
+    println!("{report}");
+    // All of a tree, long before its time.
+    Role::Tree.start_in(&job)?;
+    let report = job.shutdown(Signal::TERM, MINUTE, false)?;
+    ensure!(report.left.len() >= 20 && report.remaining.is_empty(), "{report:?}");
+    ensure!(report.left.iter().all(|left| left.after < MINUTE / 2), "{report:?}");
+    // Nobody is there.
+    let report = job.shutdown(Signal::TERM, MINUTE, true)?;
+    ensure!(report == ktstr::process::Shutdown::default(), "{report:?}");
+    Ok(())
+}
+
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
+fn as_root(_: &Ctx) -> Result<AssertResult> {
+    ensure_common_ground_holds()?;
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
+fn as_ordinary_user(_: &Ctx) -> Result<AssertResult> {
+    modes::as_ordinary_user(ensure_common_ground_holds)?;
+    Ok(AssertResult::pass())
+}
+
+#[test]
+fn on_this_host() -> Result<()> {
+    ensure_common_ground_holds()
+}
+
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
+fn a_suspended_job_does_nothing_and_can_be_killed(_: &Ctx) -> Result<AssertResult> {
+    let job = job()?;
+    Role::LeavesSession.start_in(&job)?;
+    let spinner = Role::Spins.start_in(&job)?;
+    job.suspend()?;
+    let before = job.stats()?.cpu_time;
+    // Others go on meanwhile.
+    Role::Ends.start_in(&self::job()?)?.wait()?;
+    ensure!(job.stats()?.cpu_time == before, "it has used {:?}", job.stats()?.cpu_time - before);
+    job.resume()?;
+    eventually("it goes on", || Ok(job.stats()?.cpu_time > before))?;
+    job.kill_all()?;
+    drop(spinner);
+    let mut spinner = Role::Spins.start_in(&job)?;
+    job.suspend()?;
+    job.kill_all()?;
+    ensure_killed(spinner.wait()?, Signal::KILL)?;
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
+fn an_adopted_process_is_a_member(_: &Ctx) -> Result<AssertResult> {
+    let job = job()?;
+    let stray = children::Child::fork(children::pause)?;
+    job.adopt(stray.pid())?;
+    let leaked = job.leaked()?;
+    ensure!(leaked.len() == 1 && leaked[0].pid == stray.pid(), "{leaked:?}");
+    job.kill_all()?;
+    let status = stray.wait()?;
+    ensure!(status.terminating_signal() == Some(9), "{status:?}");
+    Ok(AssertResult::pass())
+}
+
+/// Processes of a job may make groups of their own in it.
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
+fn groups_that_are_made_in_a_job_go_with_it(_: &Ctx) -> Result<AssertResult> {
+    let job = Job::below(ktstr::cgroup::MOUNT, Limits::none())?;
+    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("it was named") };
+    let child = Role::Waits.start_in(&job)?;
+    fs::create_dir_all(group.join("a/b"))?;
+    fs::write(group.join("a/b/cgroup.procs"), child.pid().to_string())?;
+    ensure!(job.members()?.len() == 1);
+    drop(job);
+    ensure!(!group.exists());
+    ensure_no_program_runs()?;
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1)]
+fn a_parent_that_is_no_group_is_refused(_: &Ctx) -> Result<AssertResult> {
+    for (parent, why) in [("/proc", "no folder of a cgroup v2"), ("/no/such", "No such file")] {
+        let error = Job::below(parent, Limits::none()).unwrap_err().to_string();
+        ensure!(error.contains(parent) && error.contains(why), "{error}");
+    }
+    Ok(AssertResult::pass())
+}
+
+/// Everything of a command works as with std: streams, environment, folder, user, first argument.
+#[test]
+fn commands_are_stds() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+
+    let job = job()?;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "read line; echo $line $A; pwd; echo $0; echo bad >&2", "named"]);
+    command.arg0("other").env("A", "of the environment").current_dir("/proc");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = job.spawn(command)?;
+    std::io::Write::write_all(&mut child.stdin.take().context("piped")?, b"a line\n")?;
+    let mut text = String::new();
+    child.stdout.take().context("piped")?.read_to_string(&mut text)?;
+    child.stderr.take().context("piped")?.read_to_string(&mut text)?;
+    ensure!(text == "a line of the environment\n/proc\nnamed\nbad\n", "{text}");
+    ensure!(child.wait()?.success());
+    Ok(())
+}
+
+/// A command that changes its user cannot be born in the group; it moves there before exec.
+#[test]
+fn a_command_may_have_another_user() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+
+    if !rustix::process::geteuid().is_root() {
+        println!("left out: only root can change its user");
+        return Ok(());
+    }
+    let job = job()?;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "id -u; cat /proc/self/cgroup"]).uid(65534).stdout(Stdio::piped());
+    let mut child = job.spawn(command)?;
+    let mut text = String::new();
+    child.stdout.take().context("piped")?.read_to_string(&mut text)?;
+    ensure!(text.starts_with("65534\n"), "{text}");
+    if let Mechanism::CgroupV2 { group } = job.mechanism() {
+        let name = group.file_name().context("a name")?.to_string_lossy().into_owned();
+        ensure!(text.contains(&name), "{text} is not in {name}");
+    }
+    ensure!(child.wait()?.success());
+    Ok(())
+}

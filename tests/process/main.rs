@@ -1,0 +1,11 @@
+//! Jobs: nothing that is started in one outlives it.
+
+mod api;
+#[path = "../common/children.rs"]
+mod children;
+mod gone;
+mod limits;
+#[path = "../common/modes.rs"]
+mod modes;
+mod owners;
+mod programs;

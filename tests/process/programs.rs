@@ -1,0 +1,204 @@
+//! What the jobs of this suite run: this very program, in one of several roles.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use ktstr::prelude::*;
+use ktstr::process::{Child, Job};
+use rustix::process::{Signal, getpid, kill_process, setsid};
+
+use crate::children::{self, pause};
+
+const ROLE: &str = "KTSTR_ROLE";
+
+/// How a program behaves once it has said that it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Waits for ever.
+    Waits,
+    /// Its child leaves the session.
+    LeavesSession,
+    /// Ends, and leaves a daemon behind: forked twice, in a session of its own.
+    Daemon,
+    /// Takes no notice of SIGTERM.
+    Deaf,
+    /// Stops itself.
+    Stops,
+    /// Its child waits in the kernel, state D, for a child that waits for ever.
+    WaitsInKernel,
+    /// Its child becomes another user.
+    ChangesUser,
+    /// Forks until the kernel refuses; so do its children.
+    ForkBomb,
+    /// Twenty processes, each but the first the child of the one before.
+    Tree,
+    /// Spins.
+    Spins,
+    /// Touches 64 MiB and waits.
+    Eats,
+    /// Ends with status 7.
+    Ends,
+}
+
+/// All that wait for ever, in one way or another, wherever they run.
+pub(crate) const STUBBORN: [Role; 7] = [
+    Role::Waits,
+    Role::LeavesSession,
+    Role::Daemon,
+    Role::Deaf,
+    Role::Stops,
+    Role::WaitsInKernel,
+    Role::Tree,
+];
+
+const ALL: [Role; 12] = [
+    Role::Waits,
+    Role::LeavesSession,
+    Role::Daemon,
+    Role::Deaf,
+    Role::Stops,
+    Role::WaitsInKernel,
+    Role::ChangesUser,
+    Role::ForkBomb,
+    Role::Tree,
+    Role::Spins,
+    Role::Eats,
+    Role::Ends,
+];
+
+impl Role {
+    pub(crate) fn command(self) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["--exact", "programs::program", "--include-ignored", "--nocapture"]);
+        command.args(["--test-threads", "1"]);
+        command.env(ROLE, format!("{self:?}")).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    /// Starts this program in a job; returns once it is ready.
+    pub(crate) fn start_in(self, job: &Job) -> Result<Child> {
+        let mut child = job.spawn(self.command())?;
+        let mut output = BufReader::new(child.stdout.take().context("it was piped")?);
+        let mut line = String::new();
+        while !line.contains("ready") {
+            line.clear();
+            ensure!(output.read_line(&mut line)? > 0, "{self:?} ended before it was ready");
+        }
+        Ok(child)
+    }
+}
+
+#[test]
+#[ignore = "the program that the tests of this suite run"]
+fn program() {
+    let Ok(name) = env::var(ROLE) else { return };
+    let role = ALL.into_iter().find(|role| format!("{role:?}") == name).expect("a known role");
+    match role {
+        Role::Waits => ready(),
+        Role::LeavesSession => fork(|| {
+            setsid().unwrap();
+            ready();
+        }),
+        Role::Daemon => {
+            fork(|| {
+                setsid().unwrap();
+                fork(ready);
+                std::process::exit(0);
+            });
+            std::process::exit(0);
+        }
+        Role::Deaf => {
+            ignore_sigterm();
+            ready();
+        }
+        Role::Stops => {
+            ready();
+            kill_process(getpid(), Signal::STOP).unwrap();
+        }
+        Role::WaitsInKernel => fork(|| fork_and_wait_in_kernel(ready)),
+        // In a process of one thread, so that all of it does.
+        Role::ChangesUser => fork(|| {
+            let user = rustix::process::Uid::from_raw(2000);
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            ready();
+        }),
+        Role::ForkBomb => explode(),
+        Role::Tree => grow(20),
+        Role::Spins => {
+            ready();
+            children::spin();
+        }
+        Role::Eats => {
+            std::hint::black_box(&mut vec![1_u8; 64 << 20]);
+            ready();
+        }
+        Role::Ends => {
+            ready();
+            std::process::exit(7);
+        }
+    }
+    pause();
+}
+
+/// By one write, as the bomb's processes all say it.
+fn ready() {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(b"ready\n").and_then(|()| stdout.flush());
+}
+
+/// Runs `child` in a forked process, which then waits for ever.
+fn fork(child: impl FnOnce()) {
+    // SAFETY: libtest has one other thread, which waits for this test and holds nothing.
+    match unsafe { libc::fork() } {
+        -1 => panic!("{}", std::io::Error::last_os_error()),
+        0 => {
+            child();
+            pause();
+        }
+        _ => {}
+    }
+}
+
+/// As vfork without shared memory: the parent waits, in state D, until the child has ended.
+fn fork_and_wait_in_kernel(child: impl FnOnce()) {
+    let flags = libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM this is a fork, of a process of one thread.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        -1 => panic!("{}", std::io::Error::last_os_error()),
+        0 => {
+            child();
+            pause();
+        }
+        _ => {}
+    }
+}
+
+fn grow(left: u32) {
+    match left {
+        1 => ready(),
+        left => fork(|| grow(left - 1)),
+    }
+}
+
+fn explode() {
+    loop {
+        // SAFETY: as in `fork`.
+        if unsafe { libc::fork() } == -1 {
+            ready();
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn ignore_sigterm() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+}
+
+/// `Ok` if a status is that of a process killed by `signal`.
+pub(crate) fn ensure_killed(status: std::process::ExitStatus, signal: Signal) -> Result<()> {
+    ensure!(status.signal() == Some(signal.as_raw()), "it ended with {status}");
+    Ok(())
+}

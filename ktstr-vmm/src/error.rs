@@ -1,7 +1,6 @@
 //! What can go wrong between a caller and its machine.
 
 use std::io;
-use std::path::PathBuf;
 
 use crate::kvm;
 
@@ -15,13 +14,11 @@ pub enum Error {
     #[error("cannot build the machine: {0}")]
     Config(String),
     /// The program of the engine could not be executed.
-    #[error("failed to run `{}`: {source}: install QEMU, or name its program", program.display())]
-    Spawn {
-        /// The program.
-        program: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error("{0}: install QEMU, or name its program")]
+    Spawn(ktstr_core::process::Error),
+    /// The engine's processes could not be held together.
+    #[error("cannot hold the engine's processes: {0}")]
+    Contain(#[from] ktstr_core::process::Error),
     /// The engine ended before the machine ran: a bad option, or a kernel it cannot load.
     #[error("the engine ended before the machine ran ({status}): {}", or_nothing(stderr))]
     Start {

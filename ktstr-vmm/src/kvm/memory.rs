@@ -79,6 +79,10 @@ impl Reservation {
         // SAFETY: the range lies within the mapping, and the advice does not change what it holds.
         // A kernel without large pages says no, which costs time and nothing else.
         let _ = unsafe { madvise(this.start().cast(), size, Advice::LinuxHugepage) };
+        // Processes that are forked meanwhile have no use for it, and would make every page that
+        // the guest writes next be copied.
+        // SAFETY: as above; no child touches the range.
+        unsafe { madvise(this.start().cast(), size, Advice::LinuxDontFork) }?;
         Ok(this)
     }
 

@@ -34,8 +34,7 @@ impl Qemu {
     /// Names the program to run and its version (`10.0.13`).
     ///
     /// `argv` is the program and the arguments to put before all others, such as `-L` and a folder
-    /// of firmware. The program must be QEMU itself or replace itself by it: a wrapper that stays
-    /// would be killed in QEMU's place.
+    /// of firmware. What the program starts ends with the machine, too.
     ///
     /// # Panics
     ///

@@ -4,12 +4,10 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_parent_process_death_signal,
-};
+use ktstr_core::process::{self, Child, Job, Limits};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use super::channel::Channel;
 use crate::Error;
@@ -32,11 +30,11 @@ impl Inherit {
     }
 }
 
-/// A child process, killed and waited for when dropped.
+/// A child process and all it starts, killed and waited for when dropped.
 #[derive(Debug)]
 pub(super) struct Process {
+    job: Job,
     child: Child,
-    pidfd: OwnedFd,
 }
 
 /// What a child says.
@@ -56,67 +54,41 @@ impl Process {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let parent = getpid();
         // SAFETY: between fork and exec the closure only makes raw system calls (rustix's Linux
         // backend) on descriptors it owns; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || enter_child(&inherit, parent)) };
-        let child = command
-            .spawn()
-            .map_err(|source| Error::Spawn { program: argv[0].clone().into(), source })?;
-        // Closes this process's copies of the child's descriptors.
-        drop(command);
-        Self::watch(child)
-    }
-
-    fn watch(mut child: Child) -> Result<(Self, Output), Error> {
+        unsafe { command.pre_exec(move || keep_open(&inherit)) };
+        let job = Job::new(Limits::none())?;
+        // Closes this process's copies of the child's descriptors, which the command has.
+        let mut child = job.spawn(command).map_err(|error| match error {
+            process::Error::Spawn { .. } => Error::Spawn(error),
+            other => Error::Contain(other),
+        })?;
         let streams = child.stdout.take().zip(child.stderr.take());
         let (stdout, stderr) = streams.expect("both streams were asked for");
-        // Nobody has waited for the child yet, so its pid is still its own.
-        let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            Err(errno) => {
-                child.kill().and_then(|()| child.wait()).map_err(Error::io("kill the engine"))?;
-                return Err(Error::io("watch the engine")(errno));
-            }
-        };
-        let process = Self { child, pidfd };
         let stdout = Channel::reader(stdout.into())?;
         let stderr = Channel::reader(stderr.into())?;
-        Ok((process, Output { stdout, stderr }))
+        Ok((Self { job, child }, Output { stdout, stderr }))
     }
 
     /// Readable once the process has ended.
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.as_fd()
     }
 
     /// Kills the process, if it still runs, and waits for it: `signal: 9 (SIGKILL)`.
     pub(super) fn kill(&mut self) -> Result<String, Error> {
-        self.child.kill().map_err(Error::io("kill the engine"))?;
+        self.job.kill_all()?;
         self.wait()
     }
 
     /// Waits for the end of the process and says what it was: `exit status: 1`.
     pub(super) fn wait(&mut self) -> Result<String, Error> {
-        let status = self.child.wait().map_err(Error::io("wait for the engine"))?;
-        Ok(status.to_string())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // The two fail only for a process that is no more.
-        let _ = self.kill();
+        Ok(self.child.wait()?.to_string())
     }
 }
 
 /// Runs in the child before exec.
-fn enter_child(inherit: &Inherit, parent: Pid) -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // A parent that died before the line above sends no signal any more.
-    if getppid() != Some(parent) {
-        return Err(Errno::SRCH.into());
-    }
+fn keep_open(inherit: &Inherit) -> io::Result<()> {
     // Same number, so nothing is overwritten: neither another source nor std's own error pipe.
     for fd in &inherit.0 {
         fcntl_setfd(fd, FdFlags::empty())?;
@@ -175,7 +147,7 @@ mod tests {
     fn a_dropped_process_is_gone_at_once() {
         let start = Instant::now();
         let (child, _output) = shell("exec sleep 60", Inherit::default());
-        let pid = child.child.id();
+        let pid = child.child.pid();
         drop(child);
         assert!(start.elapsed() < Duration::from_secs(30));
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "not even a zombie");

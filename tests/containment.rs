@@ -6,7 +6,9 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use ktstr::prelude::*;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -32,11 +34,19 @@ impl Drop for Runner {
     }
 }
 
-/// This binary running `long_run`, its body up, and the QEMU process that runs it.
-fn start() -> Result<(Runner, BufReader<impl Read>, Pid)> {
-    let mut runner = Command::new(std::env::current_exe()?)
+/// This binary running `long_run`, its body up, and the QEMU process that runs it. It is started by
+/// `launcher`, a shell, if one is given.
+fn start(launcher: Option<&Path>, temporary: &Path) -> Result<(Runner, BufReader<impl Read>, Pid)> {
+    let test = std::env::current_exe()?;
+    let mut command = Command::new(launcher.unwrap_or(&test));
+    if launcher.is_some() {
+        // With a command after it, the shell stays.
+        command.args(["-c", "\"$0\" \"$@\"; exit $?"]).arg(&test);
+    }
+    let mut runner = command
         .args(["--exact", "long_run", "--include-ignored", "--nocapture"])
         .env("KTSTR_ENGINE", "qemu")
+        .env("TMPDIR", temporary)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
@@ -48,40 +58,82 @@ fn start() -> Result<(Runner, BufReader<impl Read>, Pid)> {
         line.clear();
         ensure!(output.read_line(&mut line)? > 0, "long_run ended before its body was up");
     }
-    let engine = child_of(runner.0.id())?;
-    Ok((runner, output, engine))
+    let test = match launcher {
+        None => i32::try_from(runner.0.id())?,
+        Some(_) => child_of(i32::try_from(runner.0.id())?)?,
+    };
+    let engine = child_of(test)?;
+    Ok((runner, output, Pid::from_raw(engine).context("pids are positive")?))
 }
 
-/// The one child of a process.
-fn child_of(parent: u32) -> Result<Pid> {
+/// The one child of a process but for the keeper of its job.
+fn child_of(parent: i32) -> Result<i32> {
     let mut children = Vec::<i32>::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let after_comm = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        if after_comm.split(' ').nth(1) == Some(&parent.to_string()) {
+        let Some((before, after)) = stat.rsplit_once(") ") else { continue };
+        let is_keeper = before.ends_with("(ktstr-keeper");
+        if !is_keeper && after.split(' ').nth(1) == Some(&parent.to_string()) {
             children.extend(entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
         }
     }
     let [child] = children[..] else { bail!("process {parent} has children {children:?}") };
-    Pid::from_raw(child).context("pids are positive")
+    Ok(child)
 }
 
-#[test]
-fn nothing_is_left_of_a_killed_runner() -> Result<()> {
-    let (mut runner, _output, engine) = start()?;
+/// The group of the job that a process is in, if jobs are cgroups here.
+fn job_of(pid: Pid) -> Result<Option<PathBuf>> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let Some(group) = group.filter(|group| group.contains("ktstr-job.")) else { return Ok(None) };
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let mount = mount.and_then(|line| line.split(' ').nth(1)).context("cgroup2 is mounted")?;
+    Ok(Some(Path::new(mount).join(group.trim_start_matches('/'))))
+}
+
+fn ensure_nothing_is_left(launcher: Option<&Path>) -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let (mut runner, _output, engine) = start(launcher, temporary.path())?;
     let engine_fd = pidfd_open(engine, PidfdFlags::empty())?;
+    let job = job_of(engine)?;
+    if rustix::process::geteuid().is_root() {
+        ensure!(job.as_ref().is_some_and(|job| job.exists()), "root's engine is in no job");
+    }
     runner.0.kill()?;
     ensure!(runner.0.wait()?.signal() == Some(9));
     // The engine's end makes its pidfd readable.
     let mut fds = [rustix::event::PollFd::new(&engine_fd, rustix::event::PollFlags::IN)];
     let minute = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
     ensure!(rustix::event::poll(&mut fds, Some(&minute))? == 1, "the engine lives on");
+    let began = Instant::now();
+    while job.as_ref().is_some_and(|job| job.exists()) {
+        ensure!(began.elapsed().as_secs() < 60, "{job:?} is there");
+        std::thread::yield_now();
+    }
+    let left: Vec<_> = fs::read_dir(temporary.path())?.flatten().map(|file| file.path()).collect();
+    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
 
 #[test]
+fn nothing_is_left_of_a_killed_runner() -> Result<()> {
+    ensure_nothing_is_left(None)
+}
+
+/// A shell under cargo's name, which like cargo starts the runner and waits for it.
+#[test]
+fn nothing_is_left_of_a_killed_cargo() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let cargo = folder.path().join("cargo");
+    fs::copy("/bin/sh", &cargo)?;
+    ensure_nothing_is_left(Some(&cargo))
+}
+
+#[test]
 fn a_killed_engine_is_no_verdict_on_the_test() -> Result<()> {
-    let (mut runner, mut output, engine) = start()?;
+    let temporary = tempfile::tempdir()?;
+    let (mut runner, mut output, engine) = start(None, temporary.path())?;
     kill_process(engine, Signal::KILL)?;
     let mut text = String::new();
     output.read_to_string(&mut text)?;

@@ -5,6 +5,7 @@ mod console;
 mod engine;
 mod initramfs;
 pub mod nested;
+mod parent;
 mod prepare;
 mod session;
 pub mod shell;
@@ -44,6 +45,7 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
         guest::init();
     }
     ktstr_core::logging::init();
+    parent::end_with_cargo();
     let outcome = if entry.host_only { run_on_host(entry) } else { run_this_binary(entry) };
     match outcome {
         Ok(result) => conclude(entry, &result, None),

@@ -137,6 +137,19 @@ fn an_adopted_process_is_a_member(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// Root may take a process out of its cgroup. One that was spawned does not live on for that.
+#[ktstr_test(cores = 1, duration_s = 30)]
+fn a_spawned_process_that_was_moved_away_ends_with_its_job(_: &Ctx) -> Result<AssertResult> {
+    let job = job()?;
+    let mut child = Role::Waits.start_in(&job)?;
+    fs::write("/sys/fs/cgroup/cgroup.procs", child.pid().to_string())?;
+    ensure!(job.members()?.is_empty(), "{:?}", job.members()?);
+    drop(job);
+    ensure_killed(child.wait()?, Signal::KILL)?;
+    ensure_no_program_runs()?;
+    Ok(AssertResult::pass())
+}
+
 /// Processes of a job may make groups of their own in it.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
 fn groups_that_are_made_in_a_job_go_with_it(_: &Ctx) -> Result<AssertResult> {

@@ -1,5 +1,4 @@
-//! Tasks of the project itself: `cargo xtask acpi`, `cargo xtask bench boot`, `cargo xtask bench
-//! cgroup`, `cargo xtask bench vmm`, `cargo xtask fuzz`, `cargo xtask mutate`, `cargo xtask nested`, `cargo xtask soak`.
+//! Tasks of the project itself; `cargo xtask --help` lists them.
 
 #![forbid(unsafe_code)]
 

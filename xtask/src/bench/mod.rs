@@ -2,6 +2,7 @@
 
 mod boot;
 mod cgroup;
+mod process;
 mod vmm;
 
 use anyhow::Result;
@@ -14,6 +15,8 @@ pub(crate) enum Bench {
     Boot(boot::Boot),
     /// What writing a knob costs in the guest, beside a bare write and a thread per write.
     Cgroup(cgroup::Cgroup),
+    /// What a job costs, beside std and a crate that groups processes, on this host.
+    Process(process::Process),
     /// The KVM engine beside QEMU's machines, all on the KVM of one nested machine.
     Vmm(vmm::Vmm),
     /// What `vmm` runs in that machine.
@@ -26,6 +29,7 @@ impl Bench {
         match self {
             Self::Boot(boot) => boot.run(),
             Self::Cgroup(cgroup) => cgroup.run(),
+            Self::Process(process) => process.run(),
             Self::Vmm(vmm) => vmm.run(),
             Self::VmmInside(inside) => inside.run(),
         }

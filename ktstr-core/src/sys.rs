@@ -40,11 +40,15 @@ pub(crate) unsafe fn fork(child: impl FnOnce() -> i32) -> io::Result<Pid> {
 /// Of linux/sched.h; libc's is a 32-bit number, into which it does not fit.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Copies this process, which must have one thread, into a cgroup, as another child of its parent.
-/// `None` in the copy.
+/// Copies this process into a cgroup, as another child of its parent. `None` in the copy.
+///
+/// # Safety
+///
+/// Only the calling thread goes on in the copy, where no fork handlers have run and glibc believes
+/// that thread to have its old number: it may make system calls and exec, as after vfork.
 ///
 /// Source: clone(2), CLONE_INTO_CGROUP (Linux 5.7), CLONE_PARENT.
-pub(crate) fn clone_into_cgroup(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+pub(crate) unsafe fn clone_into_cgroup(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     // SAFETY: all of `clone_args` is plain data, for which zeros are valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // With CLONE_PARENT the copy has the exit signal of this process.
@@ -103,9 +107,12 @@ pub(crate) fn block_signals() -> io::Result<()> {
     if blocked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Closes every descriptor from 3 on but those in `kept`. For a forked process that will never run
-/// the code, or drop the values, to which the others belong.
-pub(crate) fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
+/// Closes every descriptor from 3 on but those in `kept`.
+///
+/// # Safety
+///
+/// Nothing may use or close the others any more: neither code nor the drop of a value that owns one.
+pub(crate) unsafe fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
     let kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
     let open = std::fs::read_dir("/proc/self/fd")?.flatten();
     let open = open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

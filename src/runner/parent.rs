@@ -16,7 +16,14 @@ pub(super) fn end_with_cargo() {
         let Some(cargo) = getppid().filter(|parent| is_cargo(*parent)) else { return };
         let Ok(pidfd) = pidfd_open(cargo, PidfdFlags::empty()) else { return };
         let watch = move || {
-            while let Err(Errno::INTR) = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None) {}
+            // If it has another parent by now, that number may be another's, too.
+            while getppid() == Some(cargo) {
+                match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None) {
+                    Ok(1) => break,
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(_) => return,
+                }
+            }
             // As if by the same hand: whoever is in the middle of something must not report it.
             let _ = kill_process(getpid(), Signal::KILL);
         };

@@ -119,8 +119,11 @@ fn a_suspended_job_does_nothing_and_can_be_killed(_: &Ctx) -> Result<AssertResul
     drop(spinner);
     let mut spinner = Role::Spins.start_in(&job)?;
     job.suspend()?;
+    let error = job.spawn(Role::Waits.command()).unwrap_err();
+    ensure!(matches!(error, Error::Suspended { .. }), "{error}");
     job.kill_all()?;
     ensure_killed(spinner.wait()?, Signal::KILL)?;
+    Role::Waits.start_in(&job).context("a killed job is suspended no more")?;
     Ok(AssertResult::pass())
 }
 
@@ -216,4 +219,84 @@ fn a_command_may_have_another_user() -> Result<()> {
     }
     ensure!(child.wait()?.success());
     Ok(())
+}
+
+/// What a command makes its process be, the sibling that takes its place is as well.
+#[test]
+fn a_command_may_lead_a_group_or_a_session() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+
+    use rustix::process::{Pid, getpgid, getsid, setsid};
+
+    let job = job()?;
+    let is_cgroup = matches!(job.mechanism(), Mechanism::CgroupV2 { .. });
+    let mut leader = Role::Waits.command();
+    leader.process_group(0);
+    let leader = job.spawn(leader)?;
+    let pid = Pid::from_raw(leader.pid());
+    // A job that is a process group has its own.
+    ensure!((getpgid(pid)? == pid.context("positive")?) == is_cgroup);
+    let mut leader = Role::Waits.command();
+    // SAFETY: the closure makes one system call.
+    unsafe { leader.pre_exec(|| Ok(setsid().map(drop)?)) };
+    let mut leader = job.spawn(leader)?;
+    let pid = Pid::from_raw(leader.pid());
+    ensure!(getsid(pid)? == pid.context("positive")?);
+    ensure!(job.members()?.len() == 2, "{:?}", job.members()?);
+    drop(job);
+    ensure_killed(leader.wait()?, Signal::KILL)
+}
+
+#[test]
+fn what_has_ended_costs_no_descriptor() -> Result<()> {
+    let job = job()?;
+    let open = || Ok::<_, anyhow::Error>(fs::read_dir("/proc/self/fd")?.count());
+    job.spawn(Command::new("/bin/true"))?.wait()?;
+    let before = open()?;
+    for _ in 0..100 {
+        job.spawn(Command::new("/bin/true"))?.wait()?;
+    }
+    // Other tests of this process have theirs.
+    ensure!(open()? < before + 90, "{before} descriptors became {}", open()?);
+    Ok(())
+}
+
+#[test]
+fn many_threads_have_their_jobs_at_once() -> Result<()> {
+    let one = || -> Result<()> {
+        for _ in 0..5 {
+            let job = job()?;
+            let mut command = Command::new("/bin/sleep");
+            command.arg("1000");
+            let mut child = job.spawn(command)?;
+            job.kill_all()?;
+            ensure!(job.members()?.is_empty() && !child.wait()?.success());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no thread panics"))
+    })
+}
+
+/// Starting and killing at once: nobody comes in while all are killed.
+#[test]
+fn a_job_can_be_killed_while_others_start_programs() -> Result<()> {
+    let job = job()?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let starter = scope.spawn(|| -> Result<()> {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut command = Command::new("/bin/sleep");
+                command.arg("1000");
+                job.spawn(command)?;
+            }
+            Ok(())
+        });
+        let killed = (0..10).try_for_each(|_| job.kill_all());
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        killed?;
+        starter.join().expect("it does not panic")
+    })
 }

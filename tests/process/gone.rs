@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::children::eventually;
 use crate::modes;
-use crate::programs::{Role, STUBBORN};
+use crate::programs::{MARK, Role, STUBBORN};
 
 /// Holds on to the processes of a job, to tell whether those very ones have ended.
 pub(crate) struct Witness(Vec<(Process, OwnedFd)>);
@@ -43,13 +43,16 @@ impl Witness {
     }
 }
 
-/// No process that this suite has started is alive, whether a job knew it or not.
+/// No program that this test has started is alive, whether a job knew it or not.
 pub(crate) fn ensure_no_program_runs() -> Result<()> {
+    let mark = MARK.with(Clone::clone);
     for entry in fs::read_dir("/proc")?.flatten() {
-        let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+        // That of a process whose first thread has ended is told by the others.
+        let threads = fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten();
+        let environ = threads.last().map(|thread| thread.path().join("environ"));
+        let environ = environ.and_then(|path| fs::read(path).ok()).unwrap_or_default();
         let own = entry.file_name().to_str() == Some(&std::process::id().to_string());
-        let is_program =
-            environ.split(|byte| *byte == 0).any(|one| one.starts_with(b"KTSTR_ROLE="));
+        let is_program = environ.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
         ensure!(own || !is_program, "process {} lives on", entry.file_name().display());
     }
     Ok(())
@@ -74,7 +77,7 @@ fn ensure_gone(roles: &[Role], make: impl Fn(Role) -> Result<Job>) -> Result<()>
         let witness = Witness::of(&job)?;
         let at_least = match role {
             Role::Tree => 20,
-            Role::LeavesSession | Role::ChangesUser => 2,
+            Role::LeavesSession | Role::ChangesUser | Role::LosesFirstThread => 2,
             Role::WaitsInKernel => 3,
             _ => 1,
         };

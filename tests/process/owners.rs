@@ -17,20 +17,28 @@ use crate::programs::Role;
 
 /// An owner of a job with twenty processes: a fork of this process, which says when it is ready.
 fn start_owner(limits: Limits) -> Result<(Child, String)> {
+    start_owner_in(limits, |body| Child::fork(body))
+}
+
+/// As [`start_owner`], forked by `fork`.
+fn start_owner_in(
+    limits: Limits,
+    fork: impl FnOnce(&dyn Fn() -> i32) -> Result<Child>,
+) -> Result<(Child, String)> {
     let (reader, writer) = rustix::pipe::pipe()?;
-    let owner = Child::fork(|| {
-        let own = || -> Result<()> {
-            let job = Job::new(limits)?;
-            Role::Tree.start_in(&job)?;
-            ensure!(Witness::of(&job)?.count() >= 20, "{:?}", job.members()?);
-            let group = match job.mechanism() {
-                Mechanism::CgroupV2 { group } => group.display().to_string(),
-                Mechanism::ProcessGroup { .. } => String::new(),
-            };
-            writeln!(fs::File::from(writer.try_clone()?), "{group}")?;
-            pause();
-            Ok(())
+    let own = || -> Result<()> {
+        let job = Job::new(limits)?;
+        Role::Tree.start_in(&job)?;
+        ensure!(Witness::of(&job)?.count() >= 20, "{:?}", job.members()?);
+        let group = match job.mechanism() {
+            Mechanism::CgroupV2 { group } => group.display().to_string(),
+            Mechanism::ProcessGroup { .. } => String::new(),
         };
+        writeln!(fs::File::from(writer.try_clone()?), "{group}")?;
+        pause();
+        Ok(())
+    };
+    let owner = fork(&|| {
         if let Err(error) = own() {
             eprintln!("the owner: {error:#}");
         }
@@ -133,7 +141,7 @@ fn what_a_dead_owner_left_is_swept_and_nothing_else(_: &Ctx) -> Result<AssertRes
     let (alive, alive_group) = start_owner(Limits::none())?;
     let (owner, group) = start_owner(Limits::none())?;
     // Named as a job's, but by nobody that could have ended.
-    let others = ["ktstr-job", "ktstr-job.1.2.3", "ktstr-jobs.1.2.3.4", "ktstr-job.1.2.3.4"];
+    let others = ["ktstr-job", "ktstr-job.1.2.3.4", "ktstr-jobs.1.2.3.4.5", "ktstr-job.1.2.3.4.5"];
     for other in others {
         fs::create_dir(Path::new(MOUNT).join(other))?;
     }
@@ -154,6 +162,43 @@ fn what_a_dead_owner_left_is_swept_and_nothing_else(_: &Ctx) -> Result<AssertRes
     drop(Job::new(Limits::none())?);
     ensure!(!Path::new(&alive_group).exists(), "its owner is dead now");
     ensure_no_program_runs()?;
+    Ok(AssertResult::pass())
+}
+
+/// The kernel, systemd or somebody else kills all that is in the owner's group: the keeper, too.
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
+fn what_ends_the_owners_group_ends_its_jobs(ctx: &Ctx) -> Result<AssertResult> {
+    ctx.cgroups.create_cgroup("user.slice/session-1.scope")?;
+    let (owner, group) = start_owner_in(Limits::none(), |body| {
+        Child::fork_in(ctx.cgroups, "user.slice/session-1.scope", body)
+    })?;
+    ensure!(group.contains("/session-1.scope/ktstr-job."), "{group}");
+    ctx.cgroups.kill_cgroup("user.slice/session-1.scope")?;
+    drop(owner);
+    ensure_no_program_runs()?;
+    ensure!(keepers().is_empty(), "a keeper is left");
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
+fn a_job_in_a_job_ends_with_the_outer_one(_: &Ctx) -> Result<AssertResult> {
+    let outer = Job::new(Limits::none())?;
+    let (owner, inner) = start_owner_in(Limits::none(), |body| {
+        let (gate, opener) = rustix::pipe::pipe()?;
+        let child = Child::fork(|| match rustix::io::read(&gate, &mut [0_u8; 1]) {
+            Ok(1) => body(),
+            _ => 102,
+        })?;
+        outer.adopt(child.pid())?;
+        rustix::io::write(&opener, &[1])?;
+        Ok(child)
+    })?;
+    let Mechanism::CgroupV2 { group } = outer.mechanism() else { bail!("root has a cgroup") };
+    ensure!(Path::new(&inner).starts_with(group), "{inner} is not in {}", group.display());
+    drop(outer);
+    drop(owner);
+    ensure_no_program_runs()?;
+    ensure_nothing_is_left()?;
     Ok(AssertResult::pass())
 }
 

@@ -13,6 +13,16 @@ use crate::children::{self, pause};
 
 const ROLE: &str = "KTSTR_ROLE";
 
+thread_local! {
+    /// A variable that tells the programs of this test from those of others that run meanwhile. A
+    /// fork of the test's has it, too.
+    pub(crate) static MARK: String = format!(
+        "KTSTR_TESTED_BY={}.{}",
+        std::process::id(),
+        rustix::thread::gettid()
+    );
+}
+
 /// How a program behaves once it has said that it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -28,6 +38,8 @@ pub(crate) enum Role {
     Stops,
     /// Its child waits in the kernel, state D, for a child that waits for ever.
     WaitsInKernel,
+    /// The first thread of its child ends, the second waits for ever.
+    LosesFirstThread,
     /// Its child becomes another user.
     ChangesUser,
     /// Forks until the kernel refuses; so do its children.
@@ -43,23 +55,25 @@ pub(crate) enum Role {
 }
 
 /// All that wait for ever, in one way or another, wherever they run.
-pub(crate) const STUBBORN: [Role; 7] = [
+pub(crate) const STUBBORN: [Role; 8] = [
     Role::Waits,
     Role::LeavesSession,
     Role::Daemon,
     Role::Deaf,
     Role::Stops,
     Role::WaitsInKernel,
+    Role::LosesFirstThread,
     Role::Tree,
 ];
 
-const ALL: [Role; 12] = [
+const ALL: [Role; 13] = [
     Role::Waits,
     Role::LeavesSession,
     Role::Daemon,
     Role::Deaf,
     Role::Stops,
     Role::WaitsInKernel,
+    Role::LosesFirstThread,
     Role::ChangesUser,
     Role::ForkBomb,
     Role::Tree,
@@ -73,6 +87,9 @@ impl Role {
         let mut command = Command::new("/proc/self/exe");
         command.args(["--exact", "programs::program", "--include-ignored", "--nocapture"]);
         command.args(["--test-threads", "1"]);
+        let mark = MARK.with(Clone::clone);
+        let (name, value) = mark.split_once('=').expect("it has a value");
+        command.env(name, value);
         command.env(ROLE, format!("{self:?}")).stdin(Stdio::null()).stdout(Stdio::piped());
         command
     }
@@ -118,6 +135,14 @@ fn program() {
             kill_process(getpid(), Signal::STOP).unwrap();
         }
         Role::WaitsInKernel => fork(|| fork_and_wait_in_kernel(ready)),
+        Role::LosesFirstThread => fork(|| {
+            std::thread::spawn(|| {
+                ready();
+                pause();
+            });
+            // SAFETY: ends this thread, whose stack the other one does not use.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        }),
         // In a process of one thread, so that all of it does.
         Role::ChangesUser => fork(|| {
             let user = rustix::process::Uid::from_raw(2000);

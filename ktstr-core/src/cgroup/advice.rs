@@ -47,11 +47,6 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
             "the group still holds processes or other groups: empty it first".to_owned()
         }
         Some(libc::EOPNOTSUPP) => threaded(group, value),
-        Some(libc::EMFILE | libc::ENOSPC) if operation == "wait for" => {
-            "inotify is used up: end programs that watch files, or raise \
-             fs.inotify.max_user_instances and fs.inotify.max_user_watches"
-                .to_owned()
-        }
         Some(libc::ERANGE | libc::EINVAL) if knob.starts_with("cpuset.") => {
             "no such CPU or node here, or the group above has not got it: compare with \
              cpuset.cpus.effective and cpuset.mems.effective of the group above"
@@ -161,8 +156,6 @@ mod tests {
         for (operation, file, number, told) in [
             ("write", "cgroup.procs", libc::ENOENT, "nsdelegate"),
             ("write", "memory.max", libc::ENOENT, "controller `memory` is not enabled"),
-            ("wait for", "cgroup.events", libc::EMFILE, "max_user_instances"),
-            ("wait for", "cgroup.events", libc::ENOSPC, "max_user_watches"),
             ("write", "cpu.max", libc::EMFILE, "RLIMIT_NOFILE"),
             ("write", "cgroup.procs", libc::ENOSPC, "without a CPU or a node"),
             ("create cgroup", "cg", libc::ENOSPC, "nr_dying_descendants"),

@@ -73,7 +73,7 @@ impl CgroupManager {
         }
         check_walk_root(&self.walk_root, &self.parent)?;
         let uid = rustix::process::geteuid();
-        if self.walk_root == Path::new(MOUNT) && !self.delegated && !uid.is_root() {
+        if self.walk_root == Path::new(MOUNT) && self.ours.is_none() && !uid.is_root() {
             return Err(Error::NotPrivileged {
                 walk_root: self.walk_root.clone(),
                 controllers: line("", controllers),
@@ -165,8 +165,8 @@ impl CgroupManager {
 
     /// Sees to it that no process is in a group whose children are to get controllers.
     ///
-    /// Only a walk root that was named by the caller is known to be the caller's to rearrange, as
-    /// whoever is delegated a group finds itself in it.
+    /// Only a group that was named by the caller is known to be the caller's to rearrange, as whoever
+    /// is delegated a group finds itself in it.
     fn make_room(&self, group: &Path, value: &str) -> Result<(), Error> {
         let pids = match tasks::read_procs(group) {
             Ok(pids) => pids,
@@ -176,7 +176,7 @@ impl CgroupManager {
         if pids.is_empty() {
             return Ok(());
         }
-        if self.delegated && group == self.walk_root {
+        if self.ours.as_deref() == Some(group) {
             return self.drain(group, "enable controllers in");
         }
         Err(Error::Occupied { path: group.to_owned(), value: value.to_owned(), pids })
@@ -193,6 +193,6 @@ impl CgroupManager {
 
 /// Whether this is the root of the whole hierarchy, to which the rules for delegated groups do
 /// not apply: it alone has no `cgroup.type`. The root of a cgroup namespace has one.
-pub(crate) fn is_hierarchy_root(group: &Path) -> bool {
+pub(super) fn is_hierarchy_root(group: &Path) -> bool {
     !group.join("cgroup.type").exists()
 }

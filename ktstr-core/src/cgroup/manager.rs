@@ -19,8 +19,9 @@ pub const WALK_ROOT_VARIABLE: &str = "KTSTR_CGROUP_WALK_ROOT";
 pub struct CgroupManager {
     pub(super) parent: PathBuf,
     pub(super) walk_root: PathBuf,
-    /// The walk root was named: it is the caller's to rearrange.
-    pub(super) delegated: bool,
+    /// The group whose processes are the caller's to move to a leaf of it: the walk root that was
+    /// named, or a job's parent.
+    pub(super) ours: Option<PathBuf>,
     /// What `setup` has enabled below the parent.
     pub(super) enabled: Mutex<BTreeSet<Controller>>,
     /// Groups that could not be removed.
@@ -34,7 +35,7 @@ impl CgroupManager {
         Self {
             parent: parent.into(),
             walk_root: PathBuf::from(MOUNT),
-            delegated: false,
+            ours: None,
             enabled: Mutex::default(),
             outstanding: Mutex::default(),
             writer: Writer::default(),
@@ -50,14 +51,15 @@ impl CgroupManager {
     pub fn with_walk_root(mut self, walk_root: impl Into<PathBuf>) -> Result<Self, Error> {
         self.walk_root = walk_root.into();
         controllers::check_walk_root(&self.walk_root, &self.parent)?;
-        self.delegated = true;
+        self.ours = Some(self.walk_root.clone());
         Ok(self)
     }
 
-    /// The manager of one group of its own in `parent`, with controllers enabled from `walk_root`
-    /// on. `may_move` says that the processes in `walk_root` may move to a leaf of it.
-    pub(crate) fn for_job(parent: PathBuf, walk_root: PathBuf, may_move: bool) -> Self {
-        Self { walk_root, delegated: may_move, ..Self::new(parent) }
+    /// The manager of a job's group in `parent`, with controllers enabled from `walk_root` on. `ours`
+    /// says that the processes in the parent may move to a leaf of it.
+    pub(crate) fn for_job(parent: &Path, walk_root: &Path, ours: bool) -> Self {
+        let ours = ours.then(|| parent.to_owned());
+        Self { walk_root: walk_root.to_owned(), ours, ..Self::new(parent) }
     }
 
     /// Carries everything out in the calling thread, however long that takes.

@@ -29,7 +29,6 @@ mod tests;
 mod writer;
 
 pub use controllers::Controller;
-pub(crate) use controllers::is_hierarchy_root;
 pub use error::Error;
 pub use group::CgroupGroup;
 pub use knobs::Knob;
@@ -39,7 +38,7 @@ pub use recording::{Call, RecordingCgroups};
 pub use stats::{
     CgroupStats, CpuStat, MemoryEvents, MemoryStat, MemoryStats, PidsStats, Pressure, Stall,
 };
-pub(crate) use tasks::SETTLE_WITHIN;
+pub(crate) use tasks::{SETTLE_WITHIN, is_leaf};
 
 /// Where the cgroup2 file system is mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";

@@ -4,13 +4,16 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::manager::{CgroupManager, read};
 use super::{Error, controllers, events};
 
 /// How long a group may take to freeze, to thaw or to get empty.
 pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long one round of killing has before the next one looks for whom it has missed.
+const KILLED_WITHIN: Duration = Duration::from_millis(200);
 
 /// What a destination answers while a sched_ext scheduler's `cgroup_prep_move` says no.
 const EBUSY_RETRIES: u32 = 3;
@@ -20,19 +23,28 @@ const EBUSY_PAUSE: Duration = Duration::from_millis(100);
 /// do not start with a dot.
 pub(super) const REFUGE: &str = ".ktstr-refuge";
 
+/// Whether a group is such a leaf.
+pub(crate) fn is_leaf(group: &Path) -> bool {
+    group.file_name().is_some_and(|name| name == REFUGE)
+}
+
 /// The processes in one group.
 pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
-    let path = group.join("cgroup.procs");
-    let text = read(&path)?;
-    let pids = text.lines().filter_map(|line| match line.parse() {
-        // 0 is a process of another pid namespace, and would be this one if it was written.
-        Ok(pid) if pid > 0 => Some(pid),
-        _ => {
-            tracing::warn!("{}: skipped `{line}`, which is no pid here", path.display());
-            None
-        }
-    });
-    Ok(pids.collect())
+    let (pids, foreign) = read_pids(group)?;
+    if foreign > 0 {
+        let path = group.join("cgroup.procs");
+        tracing::warn!("{}: {foreign} processes have no number here", path.display());
+    }
+    Ok(pids)
+}
+
+/// As [`read_procs`], and how many processes are of another pid namespace: they have no number here,
+/// and 0, which stands for them, would be this one if it was written.
+fn read_pids(group: &Path) -> Result<(Vec<i32>, usize), Error> {
+    let text = read(&group.join("cgroup.procs"))?;
+    let pids = text.lines().filter_map(|line| line.parse::<i32>().ok());
+    let (own, foreign): (Vec<i32>, Vec<i32>) = pids.partition(|pid| *pid > 0);
+    Ok((own, foreign.len()))
 }
 
 /// Tries again what was answered by EBUSY. Nothing tells when the scheduler would say yes.
@@ -49,17 +61,32 @@ fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Erro
 }
 
 impl CgroupManager {
-    /// The processes in a group and all groups below it, as far as they can be read.
-    pub(crate) fn pids_of_tree(&self, name: &str) -> Vec<i32> {
-        self.path(name).map(|group| self.read_tree(&group)).unwrap_or_default()
+    /// The processes in a group and all groups below it; none if it is gone.
+    pub(crate) fn pids_of_tree(&self, name: &str) -> Result<Vec<i32>, Error> {
+        self.read_tree(&self.path(name)?)
     }
 
-    pub(super) fn read_tree(&self, group: &Path) -> Vec<i32> {
-        let mut pids = read_procs(group).unwrap_or_default();
-        for child in self.children(group).unwrap_or_default() {
-            pids.extend(self.read_tree(&child));
+    /// As [`pids_of_tree`](Self::pids_of_tree). Groups that go meanwhile are none.
+    pub(super) fn read_tree(&self, group: &Path) -> Result<Vec<i32>, Error> {
+        let gone = |error: &Error| {
+            // ENODEV and EOPNOTSUPP: removed while it was open, and a threaded group below.
+            let number = error.raw_os_error();
+            matches!(number, Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP))
+        };
+        let mut pids = match read_pids(group) {
+            Ok((pids, _)) => pids,
+            Err(error) if gone(&error) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let children = match self.children(group) {
+            Ok(children) => children,
+            Err(error) if gone(&error) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        for child in children {
+            pids.extend(self.read_tree(&child)?);
         }
-        pids
+        Ok(pids)
     }
 
     pub(super) fn move_all(&self, group: &Path, pids: &[i32]) -> Result<(), Error> {
@@ -106,7 +133,7 @@ impl CgroupManager {
         let deadline = Instant::now() + SETTLE_WITHIN;
         let mut before = Vec::new();
         loop {
-            let pids = read_procs(group)?;
+            let (pids, _) = read_pids(group)?;
             if pids.is_empty() {
                 return Ok(());
             }
@@ -145,7 +172,11 @@ impl CgroupManager {
 
     /// A parent elsewhere than below the walk root is a root of its own.
     fn refuge_root(&self) -> &Path {
-        if self.parent.starts_with(&self.walk_root) { &self.walk_root } else { &self.parent }
+        match &self.ours {
+            Some(ours) => ours,
+            None if self.parent.starts_with(&self.walk_root) => &self.walk_root,
+            None => &self.parent,
+        }
     }
 
     /// The leaf that `drain` may have made.
@@ -173,28 +204,39 @@ impl CgroupManager {
 
     pub(super) fn kill(&self, group: &Path) -> Result<(), Error> {
         self.refuse_with_caller(group, "kill the processes of")?;
-        match self.write(&group.join("cgroup.kill"), "1") {
-            // Linux before 5.14. Without a group there is nothing to fall back to.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && group.is_dir() => {
-                self.kill_one_by_one(group)?;
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        loop {
+            match self.write(&group.join("cgroup.kill"), "1") {
+                // Linux before 5.14. Without a group there is nothing to fall back to.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && group.is_dir() => {
+                    self.kill_frozen(group)?;
+                }
+                other => other?,
             }
-            other => other?,
+            if events::wait_for(group, "populated 0", KILLED_WITHIN)? {
+                return Ok(());
+            }
+            // The kernel passes over processes whose first thread has ended, and somebody may have
+            // come in since, as processes do that are being born or moved.
+            self.kill_one_by_one(group)?;
+            if events::wait_for(group, "populated 0", KILLED_WITHIN)? {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Populated {
+                    operation: "kill the processes of",
+                    path: group.to_owned(),
+                    pids: self.read_tree(group)?,
+                    within: SETTLE_WITHIN,
+                });
+            }
         }
-        if events::wait_for(group, "populated 0", SETTLE_WITHIN)? {
-            return Ok(());
-        }
-        Err(Error::Populated {
-            operation: "kill the processes of",
-            path: group.to_owned(),
-            pids: self.read_tree(group),
-            within: SETTLE_WITHIN,
-        })
     }
 
     /// Nobody could thaw a frozen caller, or tell what a dead one did.
     fn refuse_with_caller(&self, group: &Path, operation: &str) -> Result<(), Error> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        if !self.read_tree(group).contains(&own) {
+        if !self.read_tree(group)?.contains(&own) {
             return Ok(());
         }
         let reason = "the caller is in it; move it to another group first";
@@ -203,17 +245,29 @@ impl CgroupManager {
 
     /// Frozen processes cannot fork, and SIGKILL reaches them all the same. One that does not
     /// freeze keeps neither the others alive nor the group frozen.
-    fn kill_one_by_one(&self, group: &Path) -> Result<(), Error> {
+    fn kill_frozen(&self, group: &Path) -> Result<(), Error> {
         let freeze = group.join("cgroup.freeze");
         self.write(&freeze, "1")?;
         let frozen = events::wait_for(group, "frozen 1", SETTLE_WITHIN);
-        for pid in self.read_tree(group) {
-            // One that has ended by itself is as dead as it should be.
-            let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
-        }
+        let killed = self.kill_one_by_one(group);
         // Nothing waits for the thaw: below a frozen group it would not come.
         self.write(&freeze, "0")?;
-        frozen.map(drop)
+        frozen.and(killed)
+    }
+
+    fn kill_one_by_one(&self, group: &Path) -> Result<(), Error> {
+        // Few at a time, for each takes a descriptor.
+        for pids in self.read_tree(group)?.chunks(64) {
+            let open = |pid: &i32| pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok();
+            let pinned: Vec<_> = pids.iter().filter_map(|pid| Some((*pid, open(pid)?))).collect();
+            // Who is still in the group is who was meant, and not a new process of that number.
+            let members = self.read_tree(group)?;
+            for (_, pidfd) in pinned.iter().filter(|(pid, _)| members.contains(pid)) {
+                // One that has ended by itself is as dead as it should be.
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            }
+        }
+        Ok(())
     }
 }
 

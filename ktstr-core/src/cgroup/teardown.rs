@@ -82,7 +82,7 @@ impl CgroupManager {
         Err(Error::Populated {
             operation: "remove cgroup",
             path: group.to_owned(),
-            pids: self.read_tree(group),
+            pids: self.read_tree(group)?,
             within: SETTLE_WITHIN,
         })
     }
@@ -102,16 +102,21 @@ impl CgroupManager {
         self.remove_group(group)
     }
 
-    /// Undoes what `set_up` did to a delegated walk root, unless somebody still has groups there:
+    /// Undoes what `set_up` did to a job's parent, unless somebody still has groups there:
     /// disables the controllers and moves the processes back from the leaf.
     pub(crate) fn hand_back(&self) -> Result<(), Error> {
-        let refuge = self.walk_root.join(REFUGE);
-        if !refuge.is_dir() || self.children(&self.walk_root)? != [refuge.clone()] {
+        let refuge = self.parent.join(REFUGE);
+        if !refuge.is_dir() || self.children(&self.parent)? != [refuge.clone()] {
             return Ok(());
         }
-        self.clear_controllers(&self.walk_root)?;
-        self.drain_to(&refuge, "hand back", || Ok(self.walk_root.clone()))?;
+        self.clear_controllers(&self.parent)?;
+        self.drain_to(&refuge, "hand back", || Ok(self.parent.clone()))?;
         self.remove_group(&refuge)
+    }
+
+    /// Whether there is a leaf to move processes back from.
+    pub(crate) fn has_leaf(&self) -> bool {
+        self.parent.join(REFUGE).is_dir()
     }
 
     pub(super) fn clean_up(&self) {

@@ -1,6 +1,7 @@
 //! A job as a cgroup: nothing leaves it, and it is killed as a whole.
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +11,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::process::setsid;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, getpgrp, getpid, getsid, setpgid, setsid};
 
 use super::containment::{Containment, EnterFn, Entered, Usage};
 use super::keeper::{Duty, Keeper};
@@ -19,6 +22,9 @@ use super::name::Name;
 use super::{Error, Limits, place};
 use crate::cgroup::{self, CgroupManager, CgroupOps};
 use crate::sys;
+
+/// How many times a keeper fails before it gives up: a minute.
+const MOST_FAILURES: u32 = 600;
 
 /// A group that was made for one job.
 #[derive(Debug)]
@@ -37,62 +43,55 @@ pub(super) struct Site {
     pub(super) parent: PathBuf,
     walk_root: PathBuf,
     may_move: bool,
-    /// The group this process was in when this was chosen.
-    own: Option<PathBuf>,
 }
 
 impl Site {
-    /// The groups to try, in this order: beside the one this process is in, and in that one.
-    pub(super) fn candidates() -> Result<Vec<Self>, String> {
+    /// In the group this process is in, so that whatever ends or limits that ends or limits the job.
+    pub(super) fn own() -> Result<Self, String> {
         let own = place::own_group()?;
-        let beside = own.parent().filter(|beside| is_group(beside));
-        let groups = beside.into_iter().chain([&*own]);
-        Ok(groups.map(|group| Self::in_group(group, Some(own.clone()))).collect())
+        Ok(Self::new(&own, Some(own.clone())))
     }
 
     /// In a group that was named.
     pub(super) fn below(parent: &Path) -> Result<Self, Error> {
         let fail = |reason| Error::Parent { parent: parent.to_owned(), reason };
         let parent = parent.canonicalize().map_err(|error| fail(error.to_string()))?;
-        if !is_group(&parent) {
+        if !parent.join("cgroup.procs").exists() {
             return Err(fail("it is no folder of a cgroup v2 file system".to_owned()));
         }
-        Ok(Self::in_group(&parent, place::own_group().ok()))
+        Ok(Self::new(&parent, place::own_group().ok()))
     }
 
-    fn in_group(parent: &Path, own: Option<PathBuf>) -> Self {
-        // There this process is in the way of controllers, and moves to a leaf for them.
-        let may_move = own.as_deref() == Some(parent);
+    fn new(parent: &Path, own: Option<PathBuf>) -> Self {
+        // There this process is in the way of controllers, and moves to a leaf for them. Where it
+        // has done so already, its job goes beside that.
+        let own = own.map(|own| if cgroup::is_leaf(&own) { parent_of(&own) } else { own });
+        let parent = if cgroup::is_leaf(parent) { parent_of(parent) } else { parent.to_owned() };
+        let may_move = own.as_ref() == Some(&parent);
         // Root may enable controllers all the way down; others begin with what was given to them.
         let is_root = rustix::process::geteuid().is_root();
-        let top = place::mount_of(parent).filter(|_| is_root && !may_move);
-        let walk_root = top.unwrap_or_else(|| parent.to_owned());
-        Self { parent: parent.to_owned(), walk_root, may_move, own }
-    }
-
-    /// Whether somebody has moved this process meanwhile. Who does that holds the lock.
-    fn is_outdated(&self) -> bool {
-        self.own != place::own_group().ok()
+        let top = place::mount_of(&parent).filter(|_| is_root);
+        let walk_root = top.unwrap_or_else(|| parent.clone());
+        Self { parent, walk_root, may_move }
     }
 
     fn manager(&self) -> CgroupManager {
-        CgroupManager::for_job(self.parent.clone(), self.walk_root.clone(), self.may_move)
+        CgroupManager::for_job(&self.parent, &self.walk_root, self.may_move)
     }
 
-    /// Of all who make and remove jobs here, one at a time: who moves processes to a leaf must not
-    /// meet who moves them back. The root of the hierarchy has no such leaf.
-    fn lock(&self) -> Result<Option<Lock>, Error> {
-        if cgroup::is_hierarchy_root(&self.parent) {
-            return Ok(None);
-        }
+    /// Of all who move processes to a leaf of the parent, or back, one at a time.
+    fn lock(&self) -> Result<Lock, Error> {
         let file = File::open(&self.parent).and_then(|folder| folder.lock().map(|()| folder));
-        let fail = Error::system(format!("lock {}", self.parent.display()));
-        Ok(Some(Lock(file.map_err(fail)?)))
+        file.map(Lock).map_err(Error::system(format!("lock {}", self.parent.display())))
     }
 
-    /// For moving processes back from the leaf, which is directly in the parent whoever made it.
-    fn leaf_manager(&self) -> CgroupManager {
-        CgroupManager::for_job(self.parent.clone(), self.parent.clone(), true)
+    /// Moves processes back from the leaf, if there is one and this was the last job here.
+    fn hand_back(&self, cgroups: &CgroupManager) -> Result<(), Error> {
+        if cgroups.has_leaf() {
+            let _lock = self.lock()?;
+            cgroups.hand_back()?;
+        }
+        Ok(())
     }
 }
 
@@ -106,38 +105,32 @@ impl Drop for Lock {
     }
 }
 
-fn is_group(folder: &Path) -> bool {
-    folder.join("cgroup.procs").exists()
+fn parent_of(group: &Path) -> PathBuf {
+    group.parent().unwrap_or(group).to_owned()
 }
 
 impl Cgroup {
-    /// Makes a group for a job; `None` if this process has moved since the site was chosen.
-    pub(super) fn new(site: Site, limits: Limits) -> Result<Option<Self>, Error> {
+    /// Makes a group for a job.
+    pub(super) fn new(site: Site, limits: Limits) -> Result<Self, Error> {
         let procs = site.parent.join("cgroup.procs");
         // Who may not write this file cannot move processes within this group.
         OpenOptions::new()
             .write(true)
             .open(&procs)
             .map_err(Error::system(format!("open {} for writing", procs.display())))?;
-        let lock = site.lock()?;
-        if site.is_outdated() {
-            return Ok(None);
-        }
-        sweep(&site);
         let cgroups = site.manager();
+        sweep(&site, &cgroups);
         let name = Name::next().group();
         let fail = Error::system("fork a keeper");
         // Before there is anything to keep, so that at no time there is something without one.
-        let keeper = Keeper::start(&Keep { site: &site, name: &name }).map_err(fail)?;
+        let (keeper, _) = Keeper::start(&Keep { site: &site, name: &name }).map_err(fail)?;
         let made = Self::make(&cgroups, &site, &name, limits);
         if made.is_err() {
             let _ = cgroups.remove_empty_tree(&name);
-            let _ = site.leaf_manager().hand_back();
+            let _ = site.hand_back(&cgroups);
         }
-        drop(lock);
-        let entry = Arc::new(made?);
-        let limits = Mutex::new(limits);
-        Ok(Some(Self { site, cgroups, name, limits, entry, keeper: Some(keeper) }))
+        let (entry, limits) = (Arc::new(made?), Mutex::new(limits));
+        Ok(Self { site, cgroups, name, limits, entry, keeper: Some(keeper) })
     }
 
     fn make(
@@ -146,10 +139,25 @@ impl Cgroup {
         name: &str,
         limits: Limits,
     ) -> Result<Entry, Error> {
-        cgroups.setup(&limits.controllers())?;
-        cgroups.create_cgroup(name)?;
+        {
+            let controllers = limits.controllers();
+            let _lock = (!controllers.is_empty()).then(|| site.lock()).transpose()?;
+            cgroups.setup(&controllers)?;
+            // Under the lock: a leaf is left while there is another group beside it.
+            cgroups.create_cgroup(name)?;
+        }
+        let group = site.parent.join(name);
+        let kind = std::fs::read_to_string(group.join("cgroup.type")).unwrap_or_default();
+        if kind.trim() != "domain" {
+            let reason = format!(
+                "a group made there is `{}`, which takes no processes: threads were enabled in it, \
+                 or in a group above",
+                kind.trim()
+            );
+            return Err(Error::Parent { parent: site.parent.clone(), reason });
+        }
         limits.apply(&Limits::none(), cgroups, name)?;
-        Entry::new(&site.parent.join(name))
+        Entry::new(&group)
     }
 
     /// The group's folder.
@@ -168,14 +176,14 @@ impl Containment for Cgroup {
         self.path().display().to_string()
     }
 
-    fn members(&self) -> Result<Vec<Process>, Error> {
-        let pids = self.cgroups.pids_of_tree(&self.name);
-        // One that ends is listed for a moment although it has ended.
-        Ok(pids.into_iter().filter_map(Process::read).filter(Process::is_alive).collect())
+    fn pids(&self) -> Result<Vec<i32>, Error> {
+        Ok(self.cgroups.pids_of_tree(&self.name)?)
     }
 
     fn holds(&self, pid: i32) -> bool {
-        self.cgroups.pids_of_tree(&self.name).contains(&pid)
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
+        own.is_some_and(|own| own.split('/').any(|part| part == self.name))
     }
 
     fn events(&self) -> Option<PathBuf> {
@@ -184,8 +192,9 @@ impl Containment for Cgroup {
 
     fn kill(&self) -> Result<(), Error> {
         match self.cgroups.kill_cgroup(&self.name) {
-            Err(cgroup::Error::Populated { within, .. }) => {
-                Err(Error::Unkillable { processes: self.members()?, within })
+            Err(cgroup::Error::Populated { pids, within, .. }) => {
+                let processes = pids.into_iter().filter_map(Process::read).collect();
+                Err(Error::Unkillable { processes, within })
             }
             other => Ok(other?),
         }
@@ -223,9 +232,8 @@ impl Containment for Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let ended = self.kill().and_then(|()| {
-            let _lock = self.site.lock()?;
             self.cgroups.remove_empty_tree(&self.name)?;
-            Ok(self.site.leaf_manager().hand_back()?)
+            self.site.hand_back(&self.cgroups)
         });
         if let Err(error) = ended {
             tracing::warn!("left behind for the keeper: {error}");
@@ -236,8 +244,7 @@ impl Drop for Cgroup {
 }
 
 /// Removes what dead owners left in a group.
-fn sweep(site: &Site) {
-    let cgroups = site.manager();
+fn sweep(site: &Site, cgroups: &CgroupManager) {
     let entries = std::fs::read_dir(&site.parent).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -261,18 +268,28 @@ struct Keep<'a> {
 }
 
 impl Duty for Keep<'_> {
-    fn settle(&self) -> io::Result<()> {
+    fn settle(&self) -> io::Result<Option<Pid>> {
         // Away from the terminal and its signals.
         setsid()?;
-        Ok(())
+        Ok(None)
     }
 
-    fn end(&self) {
+    fn end(&self, _: Option<Pid>) {
         let cgroups = self.site.manager().unbounded();
-        while let Err(cgroup::Error::Populated { .. }) = cgroups.kill_cgroup(self.name) {}
-        let _lock = self.site.lock();
-        let _ = cgroups.remove_empty_tree(self.name);
-        let _ = self.site.leaf_manager().unbounded().hand_back();
+        let mut failures = 0;
+        while self.site.parent.join(self.name).is_dir() && failures < MOST_FAILURES {
+            let ended = cgroups.kill_cgroup(self.name);
+            match ended.and_then(|()| cgroups.remove_empty_tree(self.name)) {
+                // Processes that cannot end: each round waits for them for ten seconds.
+                Ok(()) | Err(cgroup::Error::Populated { .. }) => {}
+                // It could not even try, as when nothing is left to open a file with.
+                Err(_) => {
+                    failures += 1;
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+        let _ = self.site.hand_back(&cgroups);
     }
 }
 
@@ -301,8 +318,11 @@ impl Entry {
         if entered.in_person.load(Ordering::Acquire) {
             return self.move_in();
         }
-        match sys::clone_into_cgroup(self.group.as_fd()) {
-            Ok(None) => Ok(()),
+        let leads = Leads::now();
+        // SAFETY: this process was forked by std to become a program; it has one thread, and holds no
+        // lock that its copy would wait for.
+        match unsafe { sys::clone_into_cgroup(self.group.as_fd()) } {
+            Ok(None) => leads.again(),
             Ok(Some(sibling)) => {
                 entered.sibling.store(sibling.as_raw_nonzero().get(), Ordering::Release);
                 sys::exit_now()
@@ -324,6 +344,43 @@ impl Entry {
     /// With the rights of who opened the file (Linux 5.16 and its stable kernels).
     fn move_in(&self) -> io::Result<()> {
         rustix::io::write(&self.procs, b"0")?;
+        // Who is born is counted against `pids.max`; who moves is counted only.
+        match (self.number_in(c"pids.current"), self.number_in(c"pids.max")) {
+            (Some(current), Some(max)) if current > max => Err(Errno::AGAIN.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The number in a file of the group. Allocates nothing.
+    fn number_in(&self, file: &CStr) -> Option<u64> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.group, file, flags, Mode::empty()).ok()?;
+        let mut buffer = [0_u8; 32];
+        let count = rustix::io::read(&file, &mut buffer).ok()?;
+        std::str::from_utf8(&buffer[..count]).ok()?.trim_end().parse().ok()
+    }
+}
+
+/// What a command has made the process be that std forked for it, and its sibling is not.
+#[derive(Debug, Clone, Copy)]
+struct Leads {
+    session: bool,
+    group: bool,
+}
+
+impl Leads {
+    fn now() -> Self {
+        let own = Some(getpid());
+        Self { session: getsid(None).ok() == own, group: Some(getpgrp()) == own }
+    }
+
+    /// Makes the sibling it as well.
+    fn again(self) -> io::Result<()> {
+        if self.session {
+            setsid()?;
+        } else if self.group {
+            setpgid(None, None)?;
+        }
         Ok(())
     }
 }

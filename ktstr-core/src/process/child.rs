@@ -7,7 +7,7 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -47,7 +47,7 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// If somebody else has waited for it: its status is lost then.
+    /// If somebody else has waited for it, or SIGCHLD is ignored: its status is lost then.
     pub fn wait(&mut self) -> Result<ExitStatus, Error> {
         drop(self.stdin.take());
         loop {
@@ -57,13 +57,13 @@ impl Child {
         }
     }
 
-    /// As [`wait`](Self::wait), but no longer than `within`; `None` if it still runs then.
+    /// As [`wait`](Self::wait), but no longer than `within`; `None` if it still runs then. Leaves its
+    /// standard input open.
     ///
     /// # Errors
     ///
     /// As for [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, within: Duration) -> Result<Option<ExitStatus>, Error> {
-        drop(self.stdin.take());
         // A time too far for the clock is none.
         self.leader.wait_until(Some(Instant::now().checked_add(within)).flatten())
     }
@@ -150,10 +150,4 @@ pub(super) fn wait_for(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Res
             Err(errno) => return Err(errno),
         }
     }
-}
-
-/// Whether the process of a pidfd has ended. One system call.
-pub(super) fn has_ended(pidfd: impl AsFd) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    !matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)), Ok(0))
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
-use super::{Error, Limits, Process};
+use super::{Error, Limits};
 
 /// Holds the processes of a job. Dropping it ends them, and whatever was made to hold them.
 pub(super) trait Containment: fmt::Debug + Send + Sync {
@@ -17,8 +17,8 @@ pub(super) trait Containment: fmt::Debug + Send + Sync {
     /// Where that is, in words.
     fn place(&self) -> String;
 
-    /// The processes that have not ended.
-    fn members(&self) -> Result<Vec<Process>, Error>;
+    /// The numbers of the processes in it, of some that have just ended, too.
+    fn pids(&self) -> Result<Vec<i32>, Error>;
 
     /// Whether a process is in it now.
     fn holds(&self, pid: i32) -> bool;
@@ -52,6 +52,8 @@ pub(super) struct Usage {
 
 /// Run by a new process between fork and exec, so it only makes system calls. A process that does
 /// not return from it has left its place to the sibling it names.
+///
+/// It is unsafe to call for any other process.
 pub(super) type EnterFn = Box<dyn Fn(&Entered) -> io::Result<()> + Send + Sync>;
 
 /// What a new process is told and says of its entry, in memory it shares with its parent.

@@ -28,6 +28,12 @@ pub enum Error {
         /// Which files were tried, and what they answered.
         tried: String,
     },
+    /// A program was to be started in a job that is suspended, and could never say that it was.
+    #[error("cannot start `{}` in a job that is suspended: resume it first", program.display())]
+    Suspended {
+        /// The program.
+        program: OsString,
+    },
     /// What was asked for needs another mechanism than the job has.
     #[error("cannot {operation} a job that is a process group: that needs a cgroup, and {why}")]
     NeedsCgroup {
@@ -98,7 +104,13 @@ impl Error {
     }
 }
 
-/// `4711 sleep (sleep 1000), 4712 cat (cat)`.
+/// How many processes an error names.
+const MOST_NAMED: usize = 8;
+
+/// `4711 sleep (state D, `sleep 1000`), 4712 cat (state D, `cat`) and 3 more`.
 fn list(processes: &[Process]) -> String {
-    processes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let named: Vec<_> = processes.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+    let more = processes.len() - named.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    named.join(", ") + &more
 }

@@ -1,36 +1,54 @@
 //! A job as a process group, for those who may make no cgroup.
 //!
-//! The keeper leads the group, so its number stays taken as long as the job lives. Who leaves the
-//! group is known by a variable that all processes of the job have in their environment; who clears
-//! that as well escapes.
+//! The group is led by a zombie, a child of the keeper that ends at once: as long as nobody reaps it,
+//! the group's number stays taken, and a signal to the group hurts nobody else. Who leaves the group is
+//! known by a variable that all processes of the job have in their environment.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, getpid, kill_current_process_group, kill_process_group, pidfd_send_signal, setpgid,
+    Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_send_signal, setpgid,
+    waitid,
 };
 
 use super::child::wait_for;
 use super::containment::{Containment, EnterFn, Usage};
 use super::keeper::{Duty, Keeper};
-use super::members::{self, Process, Stat};
+use super::members::{self, Pinned, Stat};
 use super::name::Name;
 use super::{Error, Limits};
 use crate::cgroup::SETTLE_WITHIN;
 use crate::sys;
 
+/// How many processes are waited for at a time, for each takes a descriptor.
+const MOST_PINNED: usize = 64;
+
 /// A process group that was made for one job.
 #[derive(Debug)]
 pub(super) struct Group {
     why: String,
-    mark: Mark,
-    /// Another one after each kill, for it is killed as well.
-    keeper: Mutex<Option<Keeper>>,
+    scope: Scope,
+    keeper: Option<Keeper>,
+}
+
+impl Group {
+    /// Makes a process group for a job; `why` it is not a cgroup.
+    pub(super) fn new(why: String) -> Result<Self, Error> {
+        let mark = Mark::new(&Name::next());
+        let fail = Error::system("fork a keeper");
+        let (keeper, leader) = Keeper::start(&Keep { mark: &mark }).map_err(fail)?;
+        let group = leader.expect("it has forked the leader of the group");
+        Ok(Self { why, scope: Scope { group, mark }, keeper: Some(keeper) })
+    }
+
+    fn needs_cgroup(&self, operation: &'static str) -> Error {
+        Error::NeedsCgroup { operation, why: self.why.clone() }
+    }
 }
 
 /// How processes that have left the group are found.
@@ -42,111 +60,91 @@ struct Mark {
 }
 
 impl Mark {
-    /// Whether a process is alive and began with the mark in its environment.
-    fn is_on(&self, pid: i32) -> bool {
-        let young = Stat::read(pid)
-            .is_some_and(|stat| stat.is_alive() && stat.start_ticks >= self.start_ticks);
-        young && members::has_variable(pid, &self.variable)
+    fn new(name: &Name) -> Self {
+        Self { variable: name.variable(), start_ticks: name.start_ticks() }
+    }
+}
+
+/// The processes of a job: those in the group, and those with the mark.
+#[derive(Debug)]
+struct Scope {
+    group: Pid,
+    mark: Mark,
+}
+
+impl Scope {
+    fn holds(&self, pid: i32) -> bool {
+        let leader = self.group.as_raw_nonzero().get();
+        let Some(stat) = Stat::read(pid) else { return false };
+        let is_young = stat.start_ticks >= self.mark.start_ticks;
+        pid != leader
+            && (stat.pgrp == leader || is_young && members::has_variable(pid, &self.mark.variable))
     }
 
-    /// Kills those that have the mark.
-    fn kill(&self) {
-        for pid in members::all_pids().into_iter().filter(|pid| self.is_on(*pid)) {
-            let Some(pidfd) = members::pin(pid) else { continue };
-            // It is still the one that was looked at, and not a new one of the same number.
-            if self.is_on(pid) {
-                let _ = pidfd_send_signal(pidfd, Signal::KILL);
-            }
-        }
+    fn pids(&self) -> Result<Vec<i32>, Error> {
+        Ok(members::all_pids()?.into_iter().filter(|pid| self.holds(*pid)).collect())
     }
 
-    /// Whether a process is alive and in the group or marked. Its keeper does not count.
-    fn holds(&self, group: Pid, pid: i32) -> bool {
-        let group = group.as_raw_nonzero().get();
-        let Some(stat) = Stat::read(pid).filter(Stat::is_alive) else { return false };
-        pid != group && (stat.pgrp == group || self.is_on(pid))
-    }
-
-    fn members(&self, group: Pid) -> Vec<Process> {
-        let pids = members::all_pids().into_iter().filter(|pid| self.holds(group, *pid));
-        pids.filter_map(Process::read).collect()
-    }
-
-    /// Kills the group, its keeper with it, and all that have the mark; returns when they are gone.
-    fn kill_group(&self, group: Pid) -> Result<(), Error> {
+    /// Kills all processes; returns when they are gone.
+    fn kill(&self) -> Result<(), Error> {
         let deadline = Instant::now() + SETTLE_WITHIN;
         loop {
-            // As long as nobody has reaped the keeper, the number stays the group's. No fork gets
-            // through: the kernel refuses those of a process that has a signal to take.
-            let _ = kill_process_group(group, Signal::KILL);
-            self.kill();
-            let left = self.members(group);
+            // No fork gets through: the kernel refuses those of a process that has a signal to take.
+            match kill_process_group(self.group, Signal::KILL) {
+                // ESRCH: nobody is in it. EPERM: nobody in it may be killed, of which is told below.
+                Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
+                Err(errno) => return Err(Error::system("kill a process group")(errno)),
+            }
+            let left = self.kill_some()?;
             if left.is_empty() {
                 return Ok(());
             }
-            let pidfds: Vec<_> = left.iter().filter_map(|left| members::pin(left.pid)).collect();
-            let fds = pidfds.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN));
-            let mut fds: Vec<_> = fds.collect();
+            let fds = left.iter().map(|left| PollFd::new(&left.pidfd, PollFlags::IN));
             let fail = Error::system("wait for the end of killed processes");
-            let ended = fds.is_empty() || wait_for(&mut fds, Some(deadline)).map_err(fail)?;
+            let ended = wait_for(&mut fds.collect::<Vec<_>>(), Some(deadline)).map_err(fail)?;
             if !ended || Instant::now() >= deadline {
-                return Err(Error::Unkillable { processes: left, within: SETTLE_WITHIN });
+                let processes = left.into_iter().map(|left| left.process).collect();
+                return Err(Error::Unkillable { processes, within: SETTLE_WITHIN });
             }
         }
     }
-}
 
-impl Group {
-    /// Makes a process group for a job; `why` it is not a cgroup.
-    pub(super) fn new(why: String) -> Result<Self, Error> {
-        let name = Name::next();
-        let mark = Mark { variable: name.variable(), start_ticks: name.start_ticks() };
-        let keeper = Mutex::new(Some(start_keeper(&mark)?));
-        Ok(Self { why, mark, keeper })
+    /// Kills every process; returns some of those that have not ended yet.
+    fn kill_some(&self) -> Result<Vec<Pinned>, Error> {
+        let mut left = Vec::new();
+        for pid in self.pids()? {
+            let Some(pinned) = members::pin(pid, |pid| self.holds(pid))? else { continue };
+            // One that may not be killed is among those that are left in the end.
+            let _ = pidfd_send_signal(&pinned.pidfd, Signal::KILL);
+            if left.len() < MOST_PINNED {
+                left.push(pinned);
+            }
+        }
+        Ok(left)
     }
-
-    fn keeper(&self) -> MutexGuard<'_, Option<Keeper>> {
-        self.keeper.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
-    /// The number of the group; `None` if the last kill could start no keeper for a new one.
-    fn number(&self) -> Option<Pid> {
-        self.keeper().as_ref().map(Keeper::pid)
-    }
-
-    fn needs_cgroup(&self, operation: &'static str) -> Error {
-        Error::NeedsCgroup { operation, why: self.why.clone() }
-    }
-}
-
-fn start_keeper(mark: &Mark) -> Result<Keeper, Error> {
-    Keeper::start(&Keep { mark }).map_err(Error::system("fork a keeper"))
 }
 
 impl Containment for Group {
     fn entry(&self, command: &mut Command) -> Result<EnterFn, Error> {
-        command.env(&self.mark.variable, "1");
-        let mut keeper = self.keeper();
-        let group = match &*keeper {
-            Some(keeper) => keeper.pid(),
-            None => keeper.insert(start_keeper(&self.mark)?).pid(),
-        };
-        Ok(Box::new(move |_| Ok(setpgid(None, Some(group))?)))
+        command.env(&self.scope.mark.variable, "1");
+        let group = self.scope.group;
+        Ok(Box::new(move |_| match setpgid(None, Some(group)) {
+            // The command has made it the leader of a session. It is found by its mark.
+            Err(Errno::PERM) if rustix::process::getsid(None).ok() == Some(getpid()) => Ok(()),
+            joined => Ok(joined?),
+        }))
     }
 
     fn place(&self) -> String {
-        match self.number() {
-            Some(number) => format!("process group {number}"),
-            None => "a process group".to_owned(),
-        }
+        format!("process group {}", self.scope.group)
     }
 
-    fn members(&self) -> Result<Vec<Process>, Error> {
-        Ok(self.number().map(|group| self.mark.members(group)).unwrap_or_default())
+    fn pids(&self) -> Result<Vec<i32>, Error> {
+        self.scope.pids()
     }
 
     fn holds(&self, pid: i32) -> bool {
-        self.number().is_some_and(|group| self.mark.holds(group, pid))
+        self.scope.holds(pid)
     }
 
     fn events(&self) -> Option<PathBuf> {
@@ -154,13 +152,7 @@ impl Containment for Group {
     }
 
     fn kill(&self) -> Result<(), Error> {
-        // The number is another's as soon as the keeper is reaped, so nobody may start one here.
-        let mut keeper = self.keeper();
-        if let Some(group) = keeper.as_ref().map(Keeper::pid) {
-            self.mark.kill_group(group)?;
-        }
-        drop(keeper.take());
-        Ok(())
+        self.scope.kill()
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), Error> {
@@ -182,9 +174,10 @@ impl Containment for Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Without a keeper there is nobody left to see to it at this process's end.
         if let Err(error) = self.kill() {
-            tracing::warn!("left behind: {error}");
+            tracing::warn!("left behind for the keeper: {error}");
+            // It tries again at this process's end.
+            std::mem::forget(self.keeper.take());
         }
     }
 }
@@ -195,22 +188,25 @@ struct Keep<'a> {
 }
 
 impl Duty for Keep<'_> {
-    fn settle(&self) -> io::Result<()> {
-        Ok(setpgid(None, None)?)
+    fn settle(&self) -> io::Result<Option<Pid>> {
+        // Not with its owner, whose terminal may signal all of its group. In the same session,
+        // though: nobody else may join the group that it makes.
+        setpgid(None, None)?;
+        let lead = || i32::from(setpgid(None, None).is_err());
+        // SAFETY: the child makes one system call.
+        let leader = unsafe { sys::fork(lead) }?;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let ended = waitid(WaitId::Pid(leader), options)?;
+        match ended.and_then(|ended| ended.exit_status()) {
+            Some(0) => Ok(Some(leader)),
+            _ => Err(Errno::PERM.into()),
+        }
     }
 
-    fn end(&self) {
-        let group = getpid();
-        let finish = || {
-            // Not in the group that is killed.
-            if setpgid(None, None).is_ok() {
-                let _ = self.mark.kill_group(group);
-            }
-            0
-        };
-        // SAFETY: a keeper has one thread and holds no lock.
-        if unsafe { sys::fork(finish) }.is_err() {
-            let _ = kill_current_process_group(Signal::KILL);
+    fn end(&self, kept: Option<Pid>) {
+        if let Some(group) = kept {
+            let scope = Scope { group, mark: self.mark.clone() };
+            while let Err(Error::Unkillable { .. }) = scope.kill() {}
         }
     }
 }

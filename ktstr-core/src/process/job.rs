@@ -5,16 +5,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use super::cgroup::{Cgroup, Site};
-use super::child::{Child, Leader, has_ended};
+use super::child::{Child, Leader};
 use super::containment::{Containment, Entered};
 use super::group::Group;
-use super::members::{self, Process, Stat};
+use super::members::{self, Pinned, Process, Stat};
 use super::{Error, Limits};
 use crate::cgroup::SETTLE_WITHIN;
 use crate::sys::{self, Shared};
@@ -27,8 +27,10 @@ pub enum Mechanism {
         /// The group's folder.
         group: PathBuf,
     },
-    /// A process group. Who leaves it is still found, unless it clears its environment, too; there
-    /// are no limits, and no suspending.
+    /// A process group. Who leaves it is still found by a variable in its environment, unless that is
+    /// cleared, written over or cannot be read, as that of programs with the rights of another user:
+    /// such a process is not known to the job. There are no limits, and no suspending. Its programs
+    /// are in the background of their terminal.
     ProcessGroup {
         /// Why it is not a cgroup: which files were tried, and what they answered.
         why: String,
@@ -63,16 +65,44 @@ pub struct Stats {
 pub struct Job {
     containment: Option<Box<dyn Containment>>,
     mechanism: Mechanism,
-    leaders: Mutex<Vec<Arc<Leader>>>,
+    /// Held by all who start processes, and alone by who kills or suspends them.
+    gate: RwLock<Gate>,
+    leaders: Mutex<Leaders>,
     /// Nobody can be born in the cgroup any more.
     in_person: AtomicBool,
     /// The process that made the job: what it forks is not its owner.
     owner: Pid,
 }
 
+#[derive(Debug, Default)]
+struct Gate {
+    is_suspended: bool,
+}
+
+/// The processes that were spawned.
+#[derive(Debug, Default)]
+struct Leaders {
+    running: Vec<Arc<Leader>>,
+    /// The CPU time of the others.
+    cpu_of_reaped: Duration,
+}
+
+impl Leaders {
+    /// Lets go of those that have been reaped: each costs a descriptor.
+    fn forget_reaped(&mut self) {
+        let reaped = &mut self.cpu_of_reaped;
+        self.running.retain(|leader| {
+            let cpu = leader.cpu();
+            *reaped += cpu.unwrap_or_default();
+            cpu.is_none()
+        });
+    }
+}
+
 impl Job {
-    /// Makes an empty job: a cgroup beside the one this process is in, or in that one, or else a
-    /// process group.
+    /// Makes an empty job: a cgroup in the one this process is in, or else a process group.
+    ///
+    /// What ends or limits this process's cgroup ends and limits the job's with it.
     ///
     /// If this process is in the way of controllers that limits need, it moves to a leaf of its
     /// group, with all others that are there, and they move back with the last job.
@@ -83,9 +113,23 @@ impl Job {
     ///
     /// [`Error::NoLimits`] if limits are asked for and no cgroup can be made that keeps them.
     pub fn new(limits: Limits) -> Result<Self, Error> {
-        let tried = match Self::in_some_cgroup(limits)? {
-            Ok(job) => return Ok(job),
-            Err(tried) => tried,
+        if !members::proc_is_ours() {
+            let error = std::io::Error::other("it shows another pid namespace: mount one of this");
+            return Err(Error::system("find processes in /proc")(error));
+        }
+        let tried = match Site::own() {
+            Ok(site) => {
+                let parent = site.parent.display().to_string();
+                match Cgroup::new(site, limits) {
+                    Ok(cgroup) => return Ok(Self::in_cgroup(cgroup)),
+                    // The value is wrong, wherever it is written.
+                    Err(error @ Error::Cgroup(crate::cgroup::Error::Range { .. })) => {
+                        return Err(error);
+                    }
+                    Err(error) => format!("no cgroup can be made below {parent}: {error}"),
+                }
+            }
+            Err(why) => why,
         };
         if limits != Limits::none() {
             return Err(Error::NoLimits { limits, tried });
@@ -94,43 +138,13 @@ impl Job {
         Ok(Self::held_by(Box::new(Group::new(tried)?), mechanism))
     }
 
-    /// In the first group that can have it, or what each of them answered.
-    fn in_some_cgroup(limits: Limits) -> Result<Result<Self, String>, Error> {
-        let mut tried = Vec::new();
-        let mut sites = Site::candidates();
-        loop {
-            let site = match &mut sites {
-                Ok(sites) if sites.is_empty() => return Ok(Err(tried.join("; "))),
-                Ok(sites) => sites.remove(0),
-                Err(why) => return Ok(Err(std::mem::take(why))),
-            };
-            let parent = site.parent.display().to_string();
-            match Cgroup::new(site, limits) {
-                Ok(Some(cgroup)) => return Ok(Ok(Self::in_cgroup(cgroup))),
-                Ok(None) => {
-                    tried.clear();
-                    sites = Site::candidates();
-                }
-                // The value is wrong, wherever it is written.
-                Err(error @ Error::Cgroup(crate::cgroup::Error::Range { .. })) => {
-                    return Err(error);
-                }
-                Err(error) => tried.push(format!("below {parent}: {error}")),
-            }
-        }
-    }
-
     /// Makes an empty job in a cgroup below `parent`, or none at all.
     ///
     /// # Errors
     ///
     /// If the cgroup cannot be made.
     pub fn below(parent: impl AsRef<Path>, limits: Limits) -> Result<Self, Error> {
-        loop {
-            if let Some(cgroup) = Cgroup::new(Site::below(parent.as_ref())?, limits)? {
-                return Ok(Self::in_cgroup(cgroup));
-            }
-        }
+        Ok(Self::in_cgroup(Cgroup::new(Site::below(parent.as_ref())?, limits)?))
     }
 
     fn in_cgroup(cgroup: Cgroup) -> Self {
@@ -142,6 +156,7 @@ impl Job {
         Self {
             containment: Some(containment),
             mechanism,
+            gate: RwLock::default(),
             leaders: Mutex::default(),
             in_person: AtomicBool::default(),
             owner: getpid(),
@@ -152,8 +167,15 @@ impl Job {
         self.containment.as_deref().expect("taken by drop only")
     }
 
-    fn leaders(&self) -> MutexGuard<'_, Vec<Arc<Leader>>> {
-        self.leaders.lock().unwrap_or_else(|poison| poison.into_inner())
+    fn leaders(&self) -> MutexGuard<'_, Leaders> {
+        let mut leaders = self.leaders.lock().unwrap_or_else(|poison| poison.into_inner());
+        leaders.forget_reaped();
+        leaders
+    }
+
+    /// Keeps processes from being started.
+    fn close(&self) -> RwLockWriteGuard<'_, Gate> {
+        self.gate.write().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// What holds the processes, and why it is that.
@@ -163,14 +185,22 @@ impl Job {
 
     /// Starts a program. It is in the job before its first instruction.
     ///
+    /// What a `pre_exec` of the command starts is not: those run before. With a cgroup they run in a
+    /// process that then leaves its place to another, which has its session and process group, but
+    /// not what a fork does not inherit: timers, locks, a tracer.
+    ///
     /// It is killed at the end of the calling *thread* already: spawn from one that lives as long
     /// as the program should.
     ///
     /// # Errors
     ///
     /// [`Error::Spawn`] if the program cannot be started, [`Error::Enter`] if the job does not take
-    /// its process. Nothing runs then.
+    /// its process, [`Error::Suspended`] if that could not go on. Nothing runs then.
     pub fn spawn(&self, mut command: Command) -> Result<Child, Error> {
+        let gate = self.gate.read().unwrap_or_else(|poison| poison.into_inner());
+        if gate.is_suspended {
+            return Err(Error::Suspended { program: command.get_program().to_owned() });
+        }
         let entered = Arc::new(
             Shared::new(Entered::default()).map_err(Error::system("map a page of memory"))?,
         );
@@ -187,7 +217,7 @@ impl Job {
             }
             says.got_in.store(true, Ordering::Release);
             // A parent that was gone by then will never be told of by a signal.
-            match has_ended(&owner) {
+            match members::has_ended(&owner) {
                 false => Ok(()),
                 true => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
             }
@@ -238,13 +268,16 @@ impl Job {
             }
         };
         let leader = Leader::new(pid).map_err(|error| {
-            // Nobody has waited for it, so the number is its own.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-            let _ = sys::reap(pid);
-            Error::system(format!("open a pidfd of process {pid}"))(error)
+            // With SIGCHLD ignored it is reaped as soon as it ends, and its number is free.
+            if error.raw_os_error() != Some(libc::ESRCH) {
+                // Nobody has waited for it, so the number is its own.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                let _ = sys::reap(pid);
+            }
+            Error::system(format!("open a pidfd of process {pid}, which was started"))(error)
         })?;
         let leader = Arc::new(leader);
-        self.leaders().push(Arc::clone(&leader));
+        self.leaders().running.push(Arc::clone(&leader));
         Ok(Child::new(child, leader))
     }
 
@@ -263,13 +296,14 @@ impl Job {
             return Error::Spawn { program, source, advice };
         }
         let advice = match refused {
+            _ if matches!(self.mechanism, Mechanism::ProcessGroup { .. }) => "see setpgid(2)",
             libc::EAGAIN => "the job has as many processes as it may (max_processes)",
             libc::ENODEV | libc::ENOENT => "somebody has removed the group",
             libc::EBUSY => "somebody has enabled controllers for groups in it",
             libc::EACCES | libc::EPERM => {
                 "moves need write access to cgroup.procs of the first group above both ends"
             }
-            _ => "see clone(2), CLONE_INTO_CGROUP, and setpgid(2)",
+            _ => "see clone(2), CLONE_INTO_CGROUP",
         };
         Error::Enter { program, place: self.containment().place(), source, advice }
     }
@@ -280,7 +314,12 @@ impl Job {
     ///
     /// If it has ended or may not be moved; [`Error::NeedsCgroup`] in a process group.
     pub fn adopt(&self, pid: i32) -> Result<(), Error> {
-        self.containment().adopt(pid)
+        self.containment().adopt(pid)?;
+        // The kernel takes a zombie as well.
+        match members::pin(pid, |pid| self.containment().holds(pid))? {
+            Some(_) => Ok(()),
+            None => Err(Error::system(format!("adopt process {pid}"))(rustix::io::Errno::SRCH)),
+        }
     }
 
     /// The processes that have not ended.
@@ -289,7 +328,14 @@ impl Job {
     ///
     /// If the group cannot be read.
     pub fn members(&self) -> Result<Vec<Process>, Error> {
-        self.containment().members()
+        let pids = self.containment().pids()?.into_iter();
+        let pinned = pids.map(|pid| self.pin(pid));
+        pinned.filter_map(|pinned| Some(pinned.transpose()?.map(|pinned| pinned.process))).collect()
+    }
+
+    /// Takes hold of a process if it is in here.
+    pub(super) fn pin(&self, pid: i32) -> Result<Option<Pinned>, Error> {
+        members::pin(pid, |pid| self.containment().holds(pid))
     }
 
     /// The processes that have not ended and were not started by [`spawn`](Self::spawn): after
@@ -299,7 +345,8 @@ impl Job {
     ///
     /// If the group cannot be read.
     pub fn leaked(&self) -> Result<Vec<Process>, Error> {
-        let spawned: Vec<_> = self.leaders().iter().map(|leader| leader.pid()).collect();
+        // Before the others are looked at: one that ends now may leave its number to another.
+        let spawned: Vec<_> = self.leaders().running.iter().map(|leader| leader.pid()).collect();
         let members = self.members()?.into_iter();
         Ok(members.filter(|process| !spawned.contains(&process.pid)).collect())
     }
@@ -311,17 +358,13 @@ impl Job {
     /// If a process may not be signalled, as it belongs to another user.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         let mut refused = Ok(());
-        for process in self.members()? {
-            let Some(pidfd) = members::pin(process.pid) else { continue };
-            // It is still in here, and not a new process of the same number.
-            if !self.containment().holds(process.pid) {
-                continue;
-            }
+        for pid in self.containment().pids()? {
+            let Some(Pinned { process, pidfd }) = self.pin(pid)? else { continue };
             match pidfd_send_signal(pidfd, signal) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                 Err(errno) => {
-                    refused =
-                        Err(Error::system(format!("send {signal:?} to process {process}"))(errno));
+                    let what = format!("send {signal:?} to process {process}");
+                    refused = Err(Error::system(what)(errno));
                 }
             }
         }
@@ -334,7 +377,10 @@ impl Job {
     ///
     /// If they do not stop within ten seconds; [`Error::NeedsCgroup`] in a process group.
     pub fn suspend(&self) -> Result<(), Error> {
-        self.containment().freeze(true)
+        let mut gate = self.close();
+        self.containment().freeze(true)?;
+        gate.is_suspended = true;
+        Ok(())
     }
 
     /// Lets suspended processes go on.
@@ -343,7 +389,10 @@ impl Job {
     ///
     /// As for [`suspend`](Self::suspend).
     pub fn resume(&self) -> Result<(), Error> {
-        self.containment().freeze(false)
+        let mut gate = self.close();
+        self.containment().freeze(false)?;
+        gate.is_suspended = false;
+        Ok(())
     }
 
     /// What the job has used so far.
@@ -362,17 +411,15 @@ impl Job {
         })
     }
 
-    /// Of each process the time of its own and of the children it has waited for. A zombie is not
-    /// a member; its time is its parent's once that has waited, or is asked for here.
+    /// Of each process the time of its own and of the children it has waited for. A zombie that is no
+    /// leader is left to its parent, whose time it is once that has waited.
     fn cpu_time_of(&self, members: &[Process]) -> Duration {
-        let ticks_of = |pid: i32| Stat::read(pid).map_or(0, |stat| stat.cpu_ticks);
         let leaders = self.leaders();
-        let of_leaders = leaders
-            .iter()
-            .map(|leader| leader.cpu().unwrap_or_else(|| members::ticks(ticks_of(leader.pid()))));
-        let spawned: Vec<_> = leaders.iter().map(|leader| leader.pid()).collect();
-        let others = members.iter().filter(|member| !spawned.contains(&member.pid));
-        of_leaders.chain(others.map(|other| members::ticks(ticks_of(other.pid)))).sum()
+        let spawned: Vec<_> = leaders.running.iter().map(|leader| leader.pid()).collect();
+        let others = members.iter().map(|member| member.pid).filter(|pid| !spawned.contains(pid));
+        let pids = spawned.iter().copied().chain(others);
+        let ticks: u64 = pids.filter_map(Stat::read).map(|stat| stat.cpu_ticks).sum();
+        leaders.cpu_of_reaped + members::ticks(ticks)
     }
 
     /// Puts other limits in the place of those there are, while processes run.
@@ -390,21 +437,33 @@ impl Job {
     ///
     /// [`Error::Unkillable`] names those that are still there after ten seconds.
     pub fn kill_all(&self) -> Result<(), Error> {
-        self.containment().kill()?;
-        self.reap()
+        let mut gate = self.close();
+        let killed = self.containment().kill();
+        // What was suspended is so still, and what is started next would be.
+        let resumed = if gate.is_suspended { self.containment().freeze(false) } else { Ok(()) };
+        gate.is_suspended &= resumed.is_err();
+        killed.and(self.reap()).and(resumed)
     }
 
     /// Reaps what this process has started. One that has left the job by force is killed, too.
     fn reap(&self) -> Result<(), Error> {
-        for leader in self.leaders().iter() {
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        let running = self.leaders().running.clone();
+        for leader in &running {
             // It fails for one that has ended.
             let _ = pidfd_send_signal(leader.pidfd(), Signal::KILL);
-            if leader.wait_until(Some(Instant::now() + SETTLE_WITHIN))?.is_none() {
-                let processes = Process::read(leader.pid()).into_iter().collect();
-                return Err(Error::Unkillable { processes, within: SETTLE_WITHIN });
+        }
+        let mut left = Vec::new();
+        for leader in &running {
+            // An error is somebody else who has waited for it, or SIGCHLD is ignored: it has ended.
+            if let Ok(None) = leader.wait_until(Some(deadline)) {
+                left.extend(Process::read(leader.pid()));
             }
         }
-        Ok(())
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unkillable { processes: left, within: SETTLE_WITHIN })
     }
 }
 

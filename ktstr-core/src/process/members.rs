@@ -4,11 +4,14 @@
 
 use std::fmt;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
+use super::Error;
 use crate::sys;
 
 /// A process of a job, as it was when it was looked at.
@@ -20,7 +23,8 @@ pub struct Process {
     pub comm: String,
     /// Its arguments, with spaces between them; empty once it has given up its memory.
     pub cmdline: String,
-    /// `R` running, `S` sleeping, `D` waiting in the kernel, `T` stopped, `Z` ended.
+    /// That of its first thread: `R` running, `S` sleeping, `D` waiting in the kernel, `T` stopped,
+    /// `Z` ended.
     pub state: char,
 }
 
@@ -31,11 +35,6 @@ impl fmt::Display for Process {
 }
 
 impl Process {
-    /// It has not ended: a zombie has.
-    pub(super) fn is_alive(&self) -> bool {
-        is_alive(self.state)
-    }
-
     /// Looks at a process; `None` if there is none of that number.
     pub(super) fn read(pid: i32) -> Option<Self> {
         let stat = Stat::read(pid)?;
@@ -77,15 +76,6 @@ impl Stat {
             start_ticks: number(22)?,
         })
     }
-
-    /// It has not ended: a zombie has.
-    pub(super) fn is_alive(&self) -> bool {
-        is_alive(self.state)
-    }
-}
-
-fn is_alive(state: char) -> bool {
-    !matches!(state, 'Z' | 'X')
 }
 
 /// CPU time from the ticks of [`Stat`].
@@ -100,25 +90,64 @@ pub(super) fn peak_memory(pid: i32) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
 
-/// The numbers of all processes that can be seen.
-pub(super) fn all_pids() -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+/// A process that cannot be taken for another one any more, whatever becomes of its number.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    pub(super) process: Process,
+    pub(super) pidfd: OwnedFd,
 }
 
-/// Whether the environment that a process began with has a variable.
+/// Takes hold of a process; `None` if it has ended, or if `is_meant` is not true any more then.
+///
+/// What has ended is told by its pidfd: by its state, so has one whose first thread has ended while
+/// others run.
+///
+/// # Errors
+///
+/// If no descriptors are left: who cannot be held must not be passed over.
+pub(super) fn pin(
+    number: i32,
+    is_meant: impl FnOnce(i32) -> bool,
+) -> Result<Option<Pinned>, Error> {
+    let Some(pid) = Pid::from_raw(number.max(0)) else { return Ok(None) };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        // ENOENT and EINVAL: a thread that leads no process.
+        Err(Errno::SRCH | Errno::NOENT | Errno::INVAL) => return Ok(None),
+        Err(errno) => return Err(Error::system(format!("open a pidfd of process {pid}"))(errno)),
+    };
+    if has_ended(&pidfd) || !is_meant(number) {
+        return Ok(None);
+    }
+    Ok(Process::read(number).map(|process| Pinned { process, pidfd }))
+}
+
+/// Whether the process of a pidfd has ended. One system call.
+pub(super) fn has_ended(pidfd: impl AsFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    !matches!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)), Ok(0))
+}
+
+/// The numbers of all processes that can be seen.
+pub(super) fn all_pids() -> Result<Vec<i32>, Error> {
+    let entries = fs::read_dir("/proc").map_err(Error::system("list /proc"))?;
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+    let names = names.collect::<Result<Vec<_>, _>>().map_err(Error::system("list /proc"))?;
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+}
+
+/// Whether the numbers in /proc are those of this process's pid namespace.
+pub(super) fn proc_is_ours() -> bool {
+    let own = getpid().to_string();
+    fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == own.as_str())
+}
+
+/// Whether the environment of a process has a variable: the memory in which it began, as far as it
+/// can be read and has not been written over.
 pub(super) fn has_variable(pid: i32, name: &str) -> bool {
     let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let prefix = format!("{name}=");
     environ.split(|byte| *byte == 0).any(|variable| variable.starts_with(prefix.as_bytes()))
-}
-
-/// A descriptor of a process; `None` if there is none of that number, or no descriptor is left.
-///
-/// The number may have passed to another process since it was read: look again at what it was
-/// taken for, now that it cannot.
-pub(super) fn pin(pid: i32) -> Option<OwnedFd> {
-    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
 #[cfg(test)]
@@ -140,8 +169,11 @@ mod tests {
         let process = Process::read(own).unwrap();
         let program = std::env::args().next().unwrap();
         assert!(process.cmdline.starts_with(&program), "{process}");
-        assert!(Stat::read(own).unwrap().is_alive() && pin(own).is_some());
-        assert!(all_pids().contains(&own) && peak_memory(own).unwrap() > 0);
+        assert!(all_pids().unwrap().contains(&own) && peak_memory(own).unwrap() > 0);
+        assert!(proc_is_ours());
+        assert!(!has_ended(&pin(own, |_| true).unwrap().unwrap().pidfd));
+        assert!(pin(own, |_| false).unwrap().is_none());
+        assert!([0, -1, i32::MAX].into_iter().all(|none| pin(none, |_| true).unwrap().is_none()));
         assert!(has_variable(own, "PATH") && !has_variable(own, "PAT"));
     }
 }

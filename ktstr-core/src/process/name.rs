@@ -5,19 +5,21 @@ use std::os::linux::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, getpid, test_kill_process};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-use super::members::Stat;
+use super::members::{self, Stat};
 
 const PREFIX: &str = "ktstr-job";
 
 /// The name of a job: of its cgroup, and what marks its processes where there is none.
 ///
-/// `ktstr-job.PIDNS.PID.START.N`: the owner by its pid namespace, its number there and the tick it
-/// began, which no two processes share; and a number for each job of that owner.
+/// `ktstr-job.PIDNS.TIMENS.PID.START.N`: the owner by its pid namespace, its number there and the tick
+/// it began, as its time namespace counts, which no two processes share; and a number for each job
+/// of that owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Name {
     pid_namespace: u64,
+    time_namespace: u64,
     pid: i32,
     start_ticks: u64,
     number: u32,
@@ -29,7 +31,8 @@ impl Name {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pid = getpid().as_raw_nonzero().get();
         Self {
-            pid_namespace: pid_namespace(),
+            pid_namespace: namespace("pid"),
+            time_namespace: namespace("time"),
             pid,
             start_ticks: Stat::read(pid).map_or(0, |stat| stat.start_ticks),
             number: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -54,6 +57,7 @@ impl Name {
     fn joined(&self, with: char) -> String {
         let numbers = [
             self.pid_namespace.to_string(),
+            self.time_namespace.to_string(),
             self.pid.to_string(),
             self.start_ticks.to_string(),
             self.number.to_string(),
@@ -67,6 +71,7 @@ impl Name {
         let mut next = || parts.next()?.parse::<u64>().ok();
         let name = Self {
             pid_namespace: next()?,
+            time_namespace: next()?,
             pid: next()?.try_into().ok()?,
             start_ticks: next()?,
             number: next()?.try_into().ok()?,
@@ -74,23 +79,28 @@ impl Name {
         (parts.next().is_none() && name.group() == group).then_some(name)
     }
 
-    /// Whether the owner has ended for sure. Of one in another pid namespace nobody here can tell.
+    /// Whether the owner has ended for sure. Of one in another namespace nobody here can tell.
     pub(super) fn is_stale(&self) -> bool {
         let Some(pid) = Pid::from_raw(self.pid) else { return false };
-        if self.pid_namespace != pid_namespace() {
+        if self.pid_namespace != namespace("pid") || !members::proc_is_ours() {
             return false;
         }
-        match test_kill_process(pid) {
+        match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => true,
-            // A zombie does nothing any more, and its number may have passed to another.
-            _ => Stat::read(self.pid)
-                .is_some_and(|stat| stat.start_ticks != self.start_ticks || !stat.is_alive()),
+            Err(_) => false,
+            Ok(pidfd) if members::has_ended(&pidfd) => true,
+            // Its number may have passed to another process.
+            Ok(_) => {
+                self.time_namespace == namespace("time")
+                    && Stat::read(self.pid).is_some_and(|stat| stat.start_ticks != self.start_ticks)
+            }
         }
     }
 }
 
-fn pid_namespace() -> u64 {
-    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.st_ino())
+/// The number of a namespace of this process; 0 if the kernel has no such kind.
+fn namespace(kind: &str) -> u64 {
+    fs::metadata(format!("/proc/self/ns/{kind}")).map_or(0, |namespace| namespace.st_ino())
 }
 
 #[cfg(test)]
@@ -105,13 +115,13 @@ mod tests {
         for other in [
             "ktstr-job",
             "ktstr-job.",
-            "ktstr-job.1.2.3",
-            "ktstr-job.1.2.3.4.5",
-            "ktstr-job.1.2.3.+4",
-            "ktstr-job.1.-2.3.4",
-            "ktstr-job.1.2.3.x",
-            "ktstr-job.1.02.3.4",
-            "x.ktstr-job.1.2.3.4",
+            "ktstr-job.1.2.3.4",
+            "ktstr-job.1.2.3.4.5.6",
+            "ktstr-job.1.2.3.4.+5",
+            "ktstr-job.1.2.-3.4.5",
+            "ktstr-job.1.2.3.4.x",
+            "ktstr-job.1.2.03.4.5",
+            "x.ktstr-job.1.2.3.4.5",
         ] {
             assert_eq!(Name::parse(other), None, "{other}");
         }
@@ -128,8 +138,10 @@ mod tests {
         assert!(!own.is_stale());
         let reused = Name { start_ticks: own.start_ticks - 1, ..own.clone() };
         assert!(reused.is_stale(), "another process had this number");
-        let foreign = Name { pid_namespace: own.pid_namespace + 1, ..reused };
+        let foreign = Name { pid_namespace: own.pid_namespace + 1, ..reused.clone() };
         assert!(!foreign.is_stale(), "nobody here can tell");
+        let shifted = Name { time_namespace: own.time_namespace + 1, ..reused };
+        assert!(!shifted.is_stale(), "it may be the same, by another clock");
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         let gone = Name { pid: child.id().try_into().unwrap(), ..own };

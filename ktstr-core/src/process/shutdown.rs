@@ -1,18 +1,18 @@
 //! Ending a job politely.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::SeekFrom;
 use rustix::process::Signal;
 
-use super::child::{has_ended, wait_for};
-use super::members::{self, Process};
+use super::child::wait_for;
+use super::members::{Pinned, Process, has_ended};
 use super::{Error, Job};
 
 /// What came of [`Job::shutdown`].
@@ -22,7 +22,7 @@ pub struct Shutdown {
     pub left: Vec<Left>,
     /// Who had to be killed.
     pub killed: Vec<Process>,
-    /// Who is still there, as nobody was to be killed.
+    /// Who is still there: nobody was to be killed, or it could not be.
     pub remaining: Vec<Process>,
 }
 
@@ -58,7 +58,7 @@ impl Job {
     ///
     /// # Errors
     ///
-    /// If a process cannot be signalled or killed.
+    /// If a process cannot be signalled. Who could not be killed is among those that remain.
     pub fn shutdown(
         &self,
         signal: Signal,
@@ -66,35 +66,44 @@ impl Job {
         escalate: bool,
     ) -> Result<Shutdown, Error> {
         let began = Instant::now();
+        let deadline = began.checked_add(grace);
         let mut watch = Watch::new(self)?;
         watch.look()?;
         self.signal(signal)?;
-        let deadline = began.checked_add(grace);
         let mut report = Shutdown::default();
-        let mut in_time = true;
-        while in_time && !watch.is_over()? {
-            in_time = watch.wait(deadline)?;
-            watch.take_ended(began, &mut report.left);
+        let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        while !watch.is_over()? && !is_late() {
+            // Who is in the job now is waited for, or there would be nobody to wait for.
             watch.look()?;
+            watch.wait(deadline)?;
+            watch.take_ended(began, &mut report.left);
         }
         watch.take_ended(began, &mut report.left);
         let remaining = self.members()?;
-        if escalate {
-            self.kill_all()?;
-            report.killed = remaining;
-        } else {
+        if !escalate {
             report.remaining = remaining;
+            return Ok(report);
         }
+        match self.kill_all() {
+            Err(Error::Unkillable { processes, .. }) => report.remaining = processes,
+            killed => killed?,
+        }
+        let is_left =
+            |process: &Process| report.remaining.iter().any(|left| left.pid == process.pid);
+        report.killed = remaining.into_iter().filter(|process| !is_left(process)).collect();
         Ok(report)
     }
 }
+
+/// How many processes are watched at a time, for each takes a descriptor.
+const MOST_WATCHED: usize = 256;
 
 /// Watches the processes of a job end.
 struct Watch<'a> {
     job: &'a Job,
     /// `cgroup.events`, which tells of those that came and went between two looks.
     events: Option<File>,
-    running: HashMap<i32, (Process, OwnedFd)>,
+    running: HashMap<i32, Pinned>,
 }
 
 impl<'a> Watch<'a> {
@@ -108,16 +117,16 @@ impl<'a> Watch<'a> {
         Ok(Self { job, events, running: HashMap::new() })
     }
 
-    /// Adds the processes that are there now. Without descriptors left they are seen by their job
-    /// getting empty only.
+    /// Adds processes that are there now.
     fn look(&mut self) -> Result<(), Error> {
-        for process in self.job.members()? {
-            if self.running.contains_key(&process.pid) {
-                continue;
+        for pid in self.job.containment().pids()? {
+            if self.running.len() >= MOST_WATCHED {
+                break;
             }
-            let Some(pidfd) = members::pin(process.pid) else { continue };
-            if self.job.containment().holds(process.pid) {
-                self.running.insert(process.pid, (process, pidfd));
+            if let Entry::Vacant(entry) = self.running.entry(pid)
+                && let Some(pinned) = self.job.pin(pid)?
+            {
+                entry.insert(pinned);
             }
         }
         Ok(())
@@ -125,7 +134,9 @@ impl<'a> Watch<'a> {
 
     /// Whether the job is empty.
     fn is_over(&mut self) -> Result<bool, Error> {
-        let Some(events) = &mut self.events else { return Ok(self.running.is_empty()) };
+        let Some(events) = &mut self.events else {
+            return Ok(self.running.is_empty() && self.job.members()?.is_empty());
+        };
         // `wait` is told of what has changed since it was read.
         let mut text = String::new();
         rustix::fs::seek(&*events, SeekFrom::Start(0))
@@ -135,18 +146,22 @@ impl<'a> Watch<'a> {
         Ok(text.lines().any(|line| line == "populated 0"))
     }
 
-    /// Waits until a process ends or the job gets empty; false if that takes until `deadline`.
-    fn wait(&self, deadline: Option<Instant>) -> Result<bool, Error> {
-        let pidfds = self.running.values().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN));
+    /// Waits until a process ends, the job gets empty, or `deadline`. Not if there is nobody to wait
+    /// for: then all have ended since they were looked for.
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), Error> {
+        let pidfds = self.running.values().map(|one| PollFd::new(&one.pidfd, PollFlags::IN));
         let events = self.events.iter().map(|events| PollFd::new(events, PollFlags::PRI));
-        wait_for(&mut pidfds.chain(events).collect::<Vec<_>>(), deadline)
-            .map_err(Error::system("wait for a job to end"))
+        let mut fds: Vec<_> = pidfds.chain(events).collect();
+        if !fds.is_empty() {
+            wait_for(&mut fds, deadline).map_err(Error::system("wait for a job to end"))?;
+        }
+        Ok(())
     }
 
     /// Moves those that have ended to the report.
     fn take_ended(&mut self, began: Instant, left: &mut Vec<Left>) {
         let after = began.elapsed();
-        let ended = self.running.extract_if(|_, (_, pidfd)| has_ended(pidfd));
-        left.extend(ended.map(|(_, (process, _))| Left { process, after }));
+        let ended = self.running.extract_if(|_, pinned| has_ended(&pinned.pidfd));
+        left.extend(ended.map(|(_, Pinned { process, .. })| Left { process, after }));
     }
 }

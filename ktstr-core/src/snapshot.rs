@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::process::Stat;
+
 /// The processes of one cgroup at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupProcsSnapshot {
@@ -40,16 +42,8 @@ pub struct ProcIdentity {
 impl ProcIdentity {
     /// Reads `/proc/PID/stat`; `None` if the process is gone.
     pub fn read(pid: i32) -> Option<Self> {
-        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    /// The command name stands in parentheses and may itself hold spaces and parentheses, so the
-    /// fields after it are counted from the last one.
-    fn parse(stat: &str) -> Option<Self> {
-        let (pid, rest) = stat.split_once(" (")?;
-        let (comm, fields) = rest.rsplit_once(") ")?;
-        let start_ticks = fields.split(' ').nth(19)?.parse().ok()?;
-        Some(Self { pid: pid.parse().ok()?, comm: comm.to_owned(), start_ticks })
+        let stat = Stat::read(pid)?;
+        Some(Self { pid, comm: stat.comm, start_ticks: stat.start_ticks })
     }
 }
 
@@ -171,15 +165,5 @@ mod tests {
         let _guard = bridge.set_thread_local();
         collect(capture("a"));
         assert_eq!(tags(&bridge), ["a"]);
-    }
-
-    #[test]
-    fn a_command_name_may_hold_anything() {
-        let fields = "S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987 0 0";
-        for comm in ["spin", "a b", ") R 1 (", "((x))"] {
-            let identity = ProcIdentity::parse(&format!("42 ({comm}) {fields}")).unwrap();
-            assert_eq!(identity, ProcIdentity { pid: 42, comm: comm.into(), start_ticks: 987 });
-        }
-        assert_eq!(ProcIdentity::parse("42 (cut"), None);
     }
 }

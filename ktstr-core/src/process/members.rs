@@ -47,18 +47,18 @@ impl Process {
 
 /// What `/proc/PID/stat` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stat {
-    pub(super) comm: String,
+pub(crate) struct Stat {
+    pub(crate) comm: String,
     pub(super) state: char,
     pub(super) pgrp: i32,
     /// CPU time of its own and of the children it has waited for, in ticks.
     pub(super) cpu_ticks: u64,
     /// When it began, in ticks since boot. With the pid, this names a process for ever.
-    pub(super) start_ticks: u64,
+    pub(crate) start_ticks: u64,
 }
 
 impl Stat {
-    pub(super) fn read(pid: i32) -> Option<Self> {
+    pub(crate) fn read(pid: i32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 

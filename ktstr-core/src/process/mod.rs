@@ -44,5 +44,6 @@ pub use error::Error;
 pub use job::{Job, Mechanism, Stats};
 pub use limits::Limits;
 pub use members::Process;
+pub(crate) use members::Stat;
 pub use rustix::process::Signal;
 pub use shutdown::{Left, Shutdown};

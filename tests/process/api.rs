@@ -67,10 +67,13 @@ fn ensure_common_ground_holds() -> Result<()> {
 fn ensure_shutdown_is_told() -> Result<()> {
     let job = job()?;
     let polite = Role::Waits.start_in(&job)?;
-    let deaf = Role::Deaf.start_in(&job)?;
-    let report = job.shutdown(Signal::TERM, Duration::from_millis(200), false)?;
+    let report = job.shutdown(Signal::TERM, MINUTE, true)?;
     ensure!(report.left.len() == 1 && report.left[0].process.pid == polite.pid(), "{report:?}");
-    ensure!(report.remaining.len() == 1 && report.killed.is_empty(), "{report:?}");
+    ensure!(report.killed.is_empty() && report.remaining.is_empty(), "{report:?}");
+    let deaf = Role::Deaf.start_in(&job)?;
+    let report = job.shutdown(Signal::TERM, Duration::from_millis(50), false)?;
+    ensure!(report.remaining.len() == 1 && report.remaining[0].pid == deaf.pid(), "{report:?}");
+    ensure!(report.left.is_empty() && report.killed.is_empty(), "{report:?}");
     let report = job.shutdown(Signal::TERM, Duration::from_millis(50), true)?;
     ensure!(report.left.is_empty() && report.remaining.is_empty(), "{report:?}");
     ensure!(report.killed.len() == 1 && report.killed[0].pid == deaf.pid(), "{report:?}");

@@ -156,6 +156,21 @@ fn a_spawned_process_that_was_moved_away_ends_with_its_job(_: &Ctx) -> Result<As
     Ok(AssertResult::pass())
 }
 
+/// Whoever tidies up may remove an empty group from under its job.
+#[ktstr_test(cores = 1, duration_s = 30)]
+fn a_group_that_was_removed_is_no_trouble(_: &Ctx) -> Result<AssertResult> {
+    let job = job()?;
+    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("root has one") };
+    fs::remove_dir(&group)?;
+    job.kill_all()?;
+    ensure!(job.members()?.is_empty());
+    let error = job.spawn(Role::Waits.command()).unwrap_err().to_string();
+    ensure!(error.contains("somebody has removed the group"), "{error}");
+    drop(job);
+    ensure!(crate::owners::keepers().is_empty(), "its keeper is left");
+    Ok(AssertResult::pass())
+}
+
 /// Processes of a job may make groups of their own in it.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
 fn groups_that_are_made_in_a_job_go_with_it(_: &Ctx) -> Result<AssertResult> {

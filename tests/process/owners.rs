@@ -68,7 +68,7 @@ fn ensure_nothing_is_left() -> Result<()> {
 }
 
 /// The keepers that have not ended. One that was killed is a zombie until its owner ends.
-fn keepers() -> Vec<Pid> {
+pub(crate) fn keepers() -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let keepers = entries.filter(|entry| {
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();

@@ -196,6 +196,8 @@ impl Containment for Cgroup {
                 let processes = pids.into_iter().filter_map(Process::read).collect();
                 Err(Error::Unkillable { processes, within })
             }
+            // Somebody has removed it, which only goes when nobody is in it.
+            Err(_) if !self.path().is_dir() => Ok(()),
             other => Ok(other?),
         }
     }

@@ -39,7 +39,8 @@ pub(super) fn wait_for(group: &Path, line: &str, within: Duration) -> Result<boo
     }
 }
 
-fn says(file: &mut File, wanted: &str) -> io::Result<bool> {
+/// Whether an open `cgroup.events` has a line; as if it had, if its group is gone.
+pub(crate) fn says(file: &mut File, wanted: &str) -> io::Result<bool> {
     let mut text = String::new();
     match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
         Ok(_) => Ok(text.lines().any(|line| line == wanted)),

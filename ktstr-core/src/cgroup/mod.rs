@@ -30,6 +30,7 @@ mod writer;
 
 pub use controllers::Controller;
 pub use error::Error;
+pub(crate) use events::says as events_say;
 pub use group::CgroupGroup;
 pub use knobs::Knob;
 pub use manager::{CgroupManager, WALK_ROOT_VARIABLE};

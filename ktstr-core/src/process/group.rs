@@ -189,8 +189,8 @@ struct Keep<'a> {
 
 impl Duty for Keep<'_> {
     fn settle(&self) -> io::Result<Option<Pid>> {
-        // Not with its owner, whose terminal may signal all of its group. In the same session,
-        // though: nobody else may join the group that it makes.
+        // Not with its owner, whose terminal may signal all of its group, but in the same session: who
+        // is in another one may not join the group.
         setpgid(None, None)?;
         let lead = || i32::from(setpgid(None, None).is_err());
         // SAFETY: the child makes one system call.

@@ -113,10 +113,7 @@ impl Job {
     ///
     /// [`Error::NoLimits`] if limits are asked for and no cgroup can be made that keeps them.
     pub fn new(limits: Limits) -> Result<Self, Error> {
-        if !members::proc_is_ours() {
-            let error = std::io::Error::other("it shows another pid namespace: mount one of this");
-            return Err(Error::system("find processes in /proc")(error));
-        }
+        members::check_proc()?;
         let tried = match Site::own() {
             Ok(site) => {
                 let parent = site.parent.display().to_string();
@@ -144,6 +141,7 @@ impl Job {
     ///
     /// If the cgroup cannot be made.
     pub fn below(parent: impl AsRef<Path>, limits: Limits) -> Result<Self, Error> {
+        members::check_proc()?;
         Ok(Self::in_cgroup(Cgroup::new(Site::below(parent.as_ref())?, limits)?))
     }
 

@@ -19,8 +19,10 @@ pub(super) trait Duty {
     /// it keeps for its owner, if there is one.
     fn settle(&self) -> io::Result<Option<Pid>>;
 
-    /// Ends everything; `kept` is what `settle` returned. There is no owner any more. Nothing may be logged and no thread be started:
-    /// other threads of the owner may have held the locks for that at the fork.
+    /// Ends everything; `kept` is what `settle` returned. There is no owner any more.
+    ///
+    /// Nothing may be logged and no thread be started: other threads of the owner may have held the
+    /// locks for that at the fork.
     fn end(&self, kept: Option<Pid>);
 }
 

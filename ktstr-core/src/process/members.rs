@@ -142,6 +142,15 @@ pub(super) fn proc_is_ours() -> bool {
     fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == own.as_str())
 }
 
+/// Refuses a /proc whose numbers are those of other processes.
+pub(super) fn check_proc() -> Result<(), Error> {
+    if proc_is_ours() {
+        return Ok(());
+    }
+    let why = "it shows another pid namespace; mount one of this: `mount -t proc proc /proc`";
+    Err(Error::system("find processes in /proc")(std::io::Error::other(why)))
+}
+
 /// Whether the environment of a process has a variable: the memory in which it began, as far as it
 /// can be read and has not been written over.
 pub(super) fn has_variable(pid: i32, name: &str) -> bool {

@@ -4,16 +4,15 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::SeekFrom;
 use rustix::process::Signal;
 
 use super::child::wait_for;
 use super::members::{Pinned, Process, has_ended};
 use super::{Error, Job};
+use crate::cgroup::events_say;
 
 /// What came of [`Job::shutdown`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -138,12 +137,7 @@ impl<'a> Watch<'a> {
             return Ok(self.running.is_empty() && self.job.members()?.is_empty());
         };
         // `wait` is told of what has changed since it was read.
-        let mut text = String::new();
-        rustix::fs::seek(&*events, SeekFrom::Start(0))
-            .map_err(std::io::Error::from)
-            .and_then(|_| events.read_to_string(&mut text))
-            .map_err(Error::system("read cgroup.events"))?;
-        Ok(text.lines().any(|line| line == "populated 0"))
+        events_say(events, "populated 0").map_err(Error::system("read cgroup.events"))
     }
 
     /// Waits until a process ends, the job gets empty, or `deadline`. Not if there is nobody to wait

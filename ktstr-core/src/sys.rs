@@ -63,6 +63,17 @@ pub(crate) unsafe fn clone_into_cgroup(group: BorrowedFd<'_>) -> io::Result<Opti
     }
 }
 
+/// Whether this process leads its session, and whether it leads its process group.
+///
+/// rustix takes these numbers to be positive; of a leader outside the pid namespace the kernel says 0.
+///
+/// Source: `pid_nr_ns` in the kernel's kernel/pid.c; getsid(2), getpgrp(2).
+pub(crate) fn leads() -> (bool, bool) {
+    // SAFETY: the three calls take no memory.
+    let (own, session, group) = unsafe { (libc::getpid(), libc::getsid(0), libc::getpgrp()) };
+    (session == own, group == own)
+}
+
 /// Ends this process at once, without anything that would run at its end.
 pub(crate) fn exit_now() -> ! {
     // SAFETY: `_exit` takes any status.

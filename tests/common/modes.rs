@@ -61,6 +61,26 @@ pub(crate) fn in_container(body: impl FnOnce() -> Result<()>) -> Result<()> {
     })?)
 }
 
+/// Runs `body` as the first process of a pid namespace, where the leaders of its session and of its
+/// process group, who are outside, have the number 0.
+pub(crate) fn in_pid_namespace(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    let first = || {
+        mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
+        body()
+    };
+    finish(Child::fork(|| {
+        told(|| {
+            // SAFETY: no thread of this process shares what it gives up.
+            unsafe { unshare_unsafe(UnshareFlags::NEWPID | UnshareFlags::NEWNS) }?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            finish(Child::fork(|| told(first))?)
+        })
+    })?)
+}
+
 /// In a process of one thread, so that all of it changes its user.
 fn as_user(body: impl FnOnce() -> Result<()>) -> i32 {
     let (uid, gid) = (rustix::fs::Uid::from_raw(USER), rustix::fs::Gid::from_raw(USER));

@@ -101,6 +101,13 @@ fn as_ordinary_user(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// As in many a container.
+#[ktstr_test(cores = 1, memory_mib = 512, duration_s = 60)]
+fn in_a_pid_namespace(_: &Ctx) -> Result<AssertResult> {
+    modes::in_pid_namespace(ensure_common_ground_holds)?;
+    Ok(AssertResult::pass())
+}
+
 #[test]
 fn on_this_host() -> Result<()> {
     ensure_common_ground_holds()

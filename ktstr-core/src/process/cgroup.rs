@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, getpgrp, getpid, getsid, setpgid, setsid};
+use rustix::process::{Pid, setpgid, setsid};
 
 use super::containment::{Containment, EnterFn, Entered, Usage};
 use super::keeper::{Duty, Keeper};
@@ -372,8 +372,8 @@ struct Leads {
 
 impl Leads {
     fn now() -> Self {
-        let own = Some(getpid());
-        Self { session: getsid(None).ok() == own, group: Some(getpgrp()) == own }
+        let (session, group) = sys::leads();
+        Self { session, group }
     }
 
     /// Makes the sibling it as well.

@@ -12,8 +12,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_send_signal, setpgid,
-    waitid,
+    Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, setpgid, waitid,
 };
 
 use super::child::wait_for;
@@ -130,7 +129,7 @@ impl Containment for Group {
         let group = self.scope.group;
         Ok(Box::new(move |_| match setpgid(None, Some(group)) {
             // The command has made it the leader of a session. It is found by its mark.
-            Err(Errno::PERM) if rustix::process::getsid(None).ok() == Some(getpid()) => Ok(()),
+            Err(Errno::PERM) if sys::leads().0 => Ok(()),
             joined => Ok(joined?),
         }))
     }

@@ -4,6 +4,12 @@
 //! then released, so that none of its load runs in the wrong group. What it did is counted in
 //! memory it shares with its parent, which can read it even if the worker dies.
 
+mod histogram;
+mod report;
+
+pub use histogram::Histogram;
+pub use report::{Gap, WorkerReport};
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -228,6 +228,23 @@ impl TestTopology {
     }
 }
 
+/// `4 CPUs (0-3), 1 node (0-3), 2 LLCs (0-1, 2-3)`.
+impl fmt::Display for TestTopology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |cpus: &Vec<u32>| {
+            crate::cgroup::format_list(&cpus.iter().map(|cpu| *cpu as usize).collect())
+        };
+        let count = |groups: &[Vec<u32>], what: &str| {
+            let plural = if groups.len() == 1 { "" } else { "s" };
+            let lists: Vec<_> = groups.iter().map(list).collect();
+            format!("{} {what}{plural} ({})", groups.len(), lists.join(", "))
+        };
+        let plural = if self.cpus.len() == 1 { "" } else { "s" };
+        write!(f, "{} CPU{plural} ({}), ", self.cpus.len(), list(&self.cpus))?;
+        write!(f, "{}, {}", count(&self.nodes, "node"), count(&self.llcs, "LLC"))
+    }
+}
+
 /// Deals CPUs out, from the first on, in groups of these sizes.
 fn groups(sizes: impl IntoIterator<Item = u32>) -> Vec<Vec<u32>> {
     let mut cpus = 0_u32..;
@@ -386,6 +403,17 @@ mod tests {
             cores: vec![vec![0]],
         };
         assert_eq!(one_cpu.differences(&asked).len(), 4);
+    }
+
+    #[test]
+    fn a_machine_is_told_in_a_line() {
+        let machine = TestTopology {
+            cpus: (0..3).collect(),
+            nodes: vec![(0..3).collect()],
+            llcs: vec![vec![0, 1], vec![2]],
+            cores: Vec::new(),
+        };
+        assert_eq!(machine.to_string(), "3 CPUs (0-2), 1 node (0-2), 2 LLCs (0-1, 2)");
     }
 
     #[test]

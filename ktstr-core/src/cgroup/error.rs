@@ -246,6 +246,11 @@ impl Error {
         }
     }
 
+    /// Whether there is no such group or file.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.raw_os_error() == Some(libc::ENOENT)
+    }
+
     /// Adds what is known of the surroundings.
     pub(super) fn with_snapshot(mut self, snapshot: &str) -> Self {
         if let Self::Io { advice, .. } = &mut self {

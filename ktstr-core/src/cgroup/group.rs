@@ -31,8 +31,7 @@ impl<'a> CgroupGroup<'a> {
         for (end, _) in name.match_indices('/') {
             let above = &name[..end];
             // Only what was not there is to be removed; one that cannot be read is.
-            let read = self.cgroups.read_procs(above);
-            if read.is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT)) {
+            if self.cgroups.read_procs(above).is_err_and(|error| error.is_missing()) {
                 self.made.push(above.to_owned());
             }
         }

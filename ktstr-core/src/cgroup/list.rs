@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// Writes `numbers` as the kernel does; the empty set is the empty list, which means "inherit".
 ///
 /// Source: Linux 6.12, admin-guide/cgroup-v2.rst ("cpuset.cpus"), lib/bitmap-str.c.
-pub(super) fn format(numbers: &BTreeSet<usize>) -> String {
+pub(crate) fn format(numbers: &BTreeSet<usize>) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
     for &number in numbers {
         match ranges.last_mut() {

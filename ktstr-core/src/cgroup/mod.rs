@@ -33,6 +33,7 @@ pub use error::Error;
 pub(crate) use events::says as events_say;
 pub use group::CgroupGroup;
 pub use knobs::Knob;
+pub(crate) use list::format as format_list;
 pub use manager::{CgroupManager, WALK_ROOT_VARIABLE};
 pub use ops::CgroupOps;
 pub use recording::{Call, RecordingCgroups};

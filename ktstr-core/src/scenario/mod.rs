@@ -1,6 +1,12 @@
 //! Scenarios: what the machine should do, as data, and the engine that carries it out.
 
+mod apply;
+mod cpuset;
+mod def;
 mod execute;
+mod hotplug;
+mod knob;
+mod layer;
 pub mod ops;
 #[cfg(test)]
 mod tests;
@@ -8,7 +14,10 @@ mod tests;
 use std::fmt;
 use std::time::Duration;
 
-pub use execute::execute_scenario;
+pub use cpuset::CpusetSpec;
+pub use def::CgroupDef;
+pub use execute::{execute_defs, execute_scenario, execute_steps};
+pub use knob::CgroupKnob;
 
 use crate::cgroup::CgroupOps;
 use crate::topology::TestTopology;

@@ -3,36 +3,27 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::{CgroupDef, CgroupKnob, CpusetSpec};
+use crate::cgroup::Controller;
 use crate::workload::WorkSpec;
 
 /// One thing to do. Built by the constructors of the same name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "each variant is what the constructor of its name says")]
 pub enum Op {
-    /// See [`Op::add_cgroup`].
-    AddCgroup {
-        /// The group's name.
-        cgroup: String,
-    },
-    /// See [`Op::remove_cgroup`].
-    RemoveCgroup {
-        /// The group's name.
-        cgroup: String,
-    },
-    /// See [`Op::spawn`].
-    Spawn {
-        /// Where the workers go.
-        placement: SpawnPlacement,
-        /// What they are.
-        work: WorkSpec,
-    },
-    /// See [`Op::capture_cgroup_procs`].
-    CaptureCgroupProcs {
-        /// The name of the capture.
-        tag: String,
-        /// The group's name.
-        cgroup: String,
-    },
+    AddCgroup { cgroup: String },
+    AddCgroupDef { def: CgroupDef },
+    RemoveCgroup { cgroup: String },
+    StopCgroup { cgroup: String },
+    SetKnob { cgroup: String, knob: CgroupKnob },
+    SwapCpusets { a: String, b: String },
+    Spawn { placement: SpawnPlacement, work: WorkSpec },
+    MoveAllTasks { from: String, to: String },
+    FreezeCgroup { cgroup: String },
+    UnfreezeCgroup { cgroup: String },
+    CaptureCgroupProcs { tag: String, cgroup: String },
+    HotplugCpu { cpu: u32, online: bool },
 }
 
 impl Op {
@@ -41,9 +32,39 @@ impl Op {
         Self::AddCgroup { cgroup: cgroup.into() }
     }
 
+    /// Makes a cgroup, sets its knobs and starts its workers.
+    pub fn add_cgroup_def(def: CgroupDef) -> Self {
+        Self::AddCgroupDef { def }
+    }
+
     /// Stops the workers of a cgroup that an operation made, and removes it.
     pub fn remove_cgroup(cgroup: impl Into<String>) -> Self {
         Self::RemoveCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Stops the workers of a cgroup, which stays.
+    pub fn stop_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::StopCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Sets a knob of a cgroup.
+    pub fn set_knob(cgroup: impl Into<String>, knob: CgroupKnob) -> Self {
+        Self::SetKnob { cgroup: cgroup.into(), knob }
+    }
+
+    /// Sets the CPUs of a cgroup.
+    pub fn set_cpuset(cgroup: impl Into<String>, cpus: CpusetSpec) -> Self {
+        Self::set_knob(cgroup, CgroupKnob::Cpuset(Some(cpus)))
+    }
+
+    /// Gives a cgroup the CPUs of the one above.
+    pub fn clear_cpuset(cgroup: impl Into<String>) -> Self {
+        Self::set_knob(cgroup, CgroupKnob::Cpuset(None))
+    }
+
+    /// Gives each of two cgroups the cpuset that was set for the other.
+    pub fn swap_cpusets(a: impl Into<String>, b: impl Into<String>) -> Self {
+        Self::SwapCpusets { a: a.into(), b: b.into() }
     }
 
     /// Starts workers: all are placed, then all are released.
@@ -51,9 +72,38 @@ impl Op {
         Self::Spawn { placement, work }
     }
 
+    /// Moves all processes of a cgroup to another.
+    pub fn move_all_tasks(from: impl Into<String>, to: impl Into<String>) -> Self {
+        Self::MoveAllTasks { from: from.into(), to: to.into() }
+    }
+
+    /// Freezes a cgroup.
+    pub fn freeze_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::FreezeCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Thaws a cgroup.
+    pub fn unfreeze_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::UnfreezeCgroup { cgroup: cgroup.into() }
+    }
+
     /// Captures the processes of a cgroup under `tag`, for the body and for the host.
     pub fn capture_cgroup_procs(tag: impl Into<String>, cgroup: impl Into<String>) -> Self {
         Self::CaptureCgroupProcs { tag: tag.into(), cgroup: cgroup.into() }
+    }
+
+    /// Switches a CPU on or off. It is as it was before when the step ends.
+    pub fn hotplug_cpu(cpu: u32, online: bool) -> Self {
+        Self::HotplugCpu { cpu, online }
+    }
+
+    /// The controllers it needs.
+    pub(crate) fn controllers(&self) -> Vec<Controller> {
+        match self {
+            Self::AddCgroupDef { def } => def.knobs.iter().map(CgroupKnob::controller).collect(),
+            Self::SetKnob { knob, .. } => vec![knob.controller()],
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -62,14 +112,25 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddCgroup { cgroup } => write!(f, "add cgroup {cgroup}"),
-            Self::RemoveCgroup { cgroup } => write!(f, "remove cgroup {cgroup}"),
-            Self::Spawn { placement: SpawnPlacement::Cgroup(cgroup), work } => {
-                let WorkSpec { workers, comm, work_type } = work;
-                write!(f, "spawn {workers} x {comm} ({work_type:?}) in {cgroup}")
+            Self::AddCgroupDef { def } => {
+                write!(f, "add cgroup {}", def.name)?;
+                def.knobs.iter().try_for_each(|knob| write!(f, ", {knob}"))
             }
+            Self::RemoveCgroup { cgroup } => write!(f, "remove cgroup {cgroup}"),
+            Self::StopCgroup { cgroup } => write!(f, "stop the workers of {cgroup}"),
+            Self::SetKnob { cgroup, knob } => write!(f, "set {knob} of {cgroup}"),
+            Self::SwapCpusets { a, b } => write!(f, "swap the cpusets of {a} and {b}"),
+            Self::Spawn { placement: SpawnPlacement::Cgroup(cgroup), work } => {
+                write!(f, "spawn {work} in {cgroup}")
+            }
+            Self::MoveAllTasks { from, to } => write!(f, "move the tasks of {from} to {to}"),
+            Self::FreezeCgroup { cgroup } => write!(f, "freeze {cgroup}"),
+            Self::UnfreezeCgroup { cgroup } => write!(f, "thaw {cgroup}"),
             Self::CaptureCgroupProcs { tag, cgroup } => {
                 write!(f, "capture the processes of {cgroup} as {tag}")
             }
+            Self::HotplugCpu { cpu, online: true } => write!(f, "switch CPU {cpu} on"),
+            Self::HotplugCpu { cpu, online: false } => write!(f, "switch CPU {cpu} off"),
         }
     }
 }
@@ -97,6 +158,8 @@ pub enum HoldSpec {
     Fixed(Duration),
     /// A part of the test's duration.
     Frac(f64),
+    /// The whole duration of the test; the operations are done again every so often.
+    LoopAt(Duration),
 }
 
 impl HoldSpec {
@@ -112,11 +175,18 @@ impl HoldSpec {
     pub fn frac(frac: f64) -> Self {
         Self::Frac(frac)
     }
+
+    /// The whole duration of the test, in which the operations are done again every `interval`.
+    pub fn loop_at(interval: Duration) -> Self {
+        Self::LoopAt(interval)
+    }
 }
 
-/// Operations, and the time they are left to act. What a step made is gone when it ends.
+/// Cgroups, operations, and the time they are left to act, in this order. What a step made is gone
+/// when it ends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
+    pub(crate) defs: Vec<CgroupDef>,
     pub(crate) ops: Vec<Op>,
     pub(crate) hold: HoldSpec,
 }
@@ -124,13 +194,32 @@ pub struct Step {
 impl Step {
     /// A step that does `ops` in order and then holds.
     pub fn new(ops: impl Into<Vec<Op>>, hold: HoldSpec) -> Self {
-        Self { ops: ops.into(), hold }
+        Self { defs: Vec::new(), ops: ops.into(), hold }
+    }
+
+    /// Adds cgroups, which are there before the operations.
+    pub fn with_defs(mut self, defs: impl IntoIterator<Item = CgroupDef>) -> Self {
+        self.defs.extend(defs);
+        self
+    }
+
+    /// Adds an operation.
+    pub fn with_op(mut self, op: Op) -> Self {
+        self.ops.push(op);
+        self
+    }
+
+    /// Sets how long the step lasts after its operations.
+    pub fn hold(mut self, hold: HoldSpec) -> Self {
+        self.hold = hold;
+        self
     }
 }
 
 /// What is there before the first step and until after the last.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Backdrop {
+    pub(crate) defs: Vec<CgroupDef>,
     pub(crate) ops: Vec<Op>,
 }
 
@@ -138,6 +227,12 @@ impl Backdrop {
     /// An empty backdrop.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Adds a cgroup, which is there before the operations.
+    pub fn push_def(mut self, def: CgroupDef) -> Self {
+        self.defs.push(def);
+        self
     }
 
     /// Adds an operation.

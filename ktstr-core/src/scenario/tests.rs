@@ -1,5 +1,9 @@
 //! Scenarios on cgroups that are only recorded; their workers are real.
 
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step};
 use super::*;
 use crate::assert::{AssertResult, Outcome};
@@ -65,4 +69,229 @@ fn the_first_error_counts_and_teardown_goes_on() {
     assert!(error.contains("remove_cgroup /sys/fs/cgroup/recording/b: EBUSY"), "{error}");
     assert_eq!(cgroups.calls_of("remove_cgroup"), ["b", "a"]);
     assert_eq!(cgroups.groups(), ["b"]);
+}
+
+fn machine() -> TestTopology {
+    TestTopology {
+        cpus: (0..4).collect(),
+        nodes: vec![(0..4).collect()],
+        llcs: vec![vec![0, 1], vec![2, 3]],
+        cores: (0..4).map(|cpu| vec![cpu]).collect(),
+    }
+}
+
+/// Plays on a machine of four CPUs; returns what came of it and the calls: `operation cgroup value`.
+fn play_on_four(
+    cgroups: &RecordingCgroups,
+    backdrop: Backdrop,
+    steps: Vec<Step>,
+) -> (anyhow::Result<AssertResult>, Vec<String>) {
+    let topology = machine();
+    let ctx = Ctx::new(cgroups, &topology, Duration::from_millis(10), "test", &|_| ());
+    let played = execute_scenario(&ctx, backdrop, steps);
+    let told =
+        |call: crate::cgroup::Call| format!("{} {} {}", call.operation, call.cgroup, call.value);
+    let calls = cgroups.calls().into_iter().map(told);
+    (played, calls.map(|call| call.trim_end().to_owned()).collect())
+}
+
+const NOW: HoldSpec = HoldSpec::Fixed(Duration::ZERO);
+
+#[test]
+fn every_operation_makes_its_calls_in_its_order() {
+    let ab = || {
+        Backdrop::new()
+            .push_def(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
+            .push_def(CgroupDef::named("b").cpuset(CpusetSpec::llc(1)))
+    };
+    let tail = ["remove_cgroup b", "remove_cgroup a"];
+    for (op, calls) in [
+        (Op::add_cgroup("c"), vec!["create_cgroup c", "remove_cgroup c"]),
+        (Op::add_cgroup("c/d"), vec!["create_cgroup c/d", "remove_cgroup c/d", "remove_cgroup c"]),
+        (
+            Op::add_cgroup_def(CgroupDef::named("c").cpu_quota_pct(50).memory_max(4096)),
+            vec![
+                "create_cgroup c",
+                "cpu.max c 50000 100000",
+                "memory.max c 4096",
+                "remove_cgroup c",
+            ],
+        ),
+        (Op::stop_cgroup("a"), vec![]),
+        (Op::set_cpuset("a", CpusetSpec::disjoint(1, 4)), vec!["cpuset.cpus a 1"]),
+        (Op::clear_cpuset("a"), vec!["cpuset.cpus a \n"]),
+        (Op::swap_cpusets("a", "b"), vec!["cpuset.cpus a 2-3", "cpuset.cpus b 0-1"]),
+        (Op::set_knob("b", CgroupKnob::PidsMax(None)), vec!["pids.max b max"]),
+        (Op::freeze_cgroup("a"), vec!["set_freeze a true"]),
+        (Op::unfreeze_cgroup("a"), vec!["set_freeze a false"]),
+        (Op::move_all_tasks("a", "b"), vec!["move_tasks b"]),
+    ] {
+        let cgroups = RecordingCgroups::new();
+        let told = op.to_string();
+        let (played, made) = play_on_four(&cgroups, ab(), vec![Step::new([op], NOW)]);
+        assert!(played.unwrap().is_pass());
+        let calls: Vec<_> =
+            calls.into_iter().chain(tail).map(|call| call.replace("\\n", "\n")).collect();
+        let calls: Vec<_> = calls.iter().map(|call| call.trim_end()).collect();
+        assert_eq!(made[5..], calls, "{told}");
+        assert!(made[0].starts_with("setup  ") && made[0].contains("cpuset"), "{made:?}");
+        assert_eq!(cgroups.groups(), [""; 0]);
+    }
+}
+
+#[test]
+fn the_controllers_of_all_knobs_are_enabled_once_and_first() {
+    let cgroups = RecordingCgroups::new();
+    let backdrop = Backdrop::new().push_def(CgroupDef::named("a").io_weight(50));
+    let steps = vec![
+        Step::new([Op::set_knob("a", CgroupKnob::PidsMax(Some(3)))], NOW),
+        Step::new([], NOW).with_defs([CgroupDef::named("b").cpu_weight(7)]),
+    ];
+    let (played, calls) = play_on_four(&cgroups, backdrop, steps);
+    assert!(played.unwrap().is_pass());
+    let setups: Vec<_> = calls.iter().filter(|call| call.starts_with("setup")).collect();
+    assert_eq!(setups, [&calls[0]]);
+    for controller in ["io", "pids", "cpu"] {
+        assert!(calls[0].contains(controller), "{calls:?}");
+    }
+}
+
+#[test]
+fn a_group_nobody_made_is_answered_with_those_there_are() {
+    for op in [
+        Op::remove_cgroup("typo"),
+        Op::stop_cgroup("typo"),
+        Op::set_cpuset("typo", CpusetSpec::llc(0)),
+        Op::swap_cpusets("a", "typo"),
+        Op::swap_cpusets("typo", "a"),
+        spawn_in("typo"),
+        Op::move_all_tasks("a", "typo"),
+        Op::move_all_tasks("typo", "a"),
+        Op::freeze_cgroup("typo"),
+        Op::unfreeze_cgroup("typo"),
+        Op::capture_cgroup_procs("tag", "typo"),
+    ] {
+        let cgroups = RecordingCgroups::new();
+        let told = op.to_string();
+        let backdrop = Backdrop::new().push_def(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)));
+        let (played, calls) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
+        let error = format!("{:#}", played.unwrap_err());
+        assert!(error.contains("made cgroup `typo`; there are [\"a\"]"), "{told}: {error}");
+        assert!(!calls.iter().any(|call| call.contains("typo")), "{told}: {calls:?}");
+    }
+    for (op, why) in [
+        (Op::capture_cgroup_procs("", "a"), "needs a tag"),
+        (Op::capture_cgroup_procs("tag", ""), "has no name"),
+        (Op::freeze_cgroup(""), "has no name"),
+        (Op::add_cgroup("a"), "is there already"),
+        (Op::swap_cpusets("a", "b"), "no cpuset was set for `b`"),
+        (
+            Op::set_cpuset("a", CpusetSpec::numa(1)),
+            "node 1 is out of range: the machine has 4 CPUs",
+        ),
+        (Op::hotplug_cpu(9999, false), "CPU 9999 cannot be switched"),
+    ] {
+        let cgroups = RecordingCgroups::new();
+        let told = op.to_string();
+        let backdrop = Backdrop::new()
+            .push_def(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
+            .push_def(CgroupDef::named("b"));
+        let (played, _) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
+        let error = format!("{:#}", played.unwrap_err());
+        assert!(error.contains(why), "{told}: {error}");
+        assert_eq!(cgroups.groups(), [""; 0], "{told}");
+    }
+}
+
+#[test]
+fn setup_comes_before_operations_and_those_before_the_hold() {
+    let events = Mutex::new(Vec::new());
+    let report = |report| {
+        if let Report::Event(event) = report {
+            events.lock().unwrap().push(format!("{}: {}", event.phase, event.what));
+        }
+    };
+    let (cgroups, topology) = (RecordingCgroups::new(), machine());
+    let ctx = Ctx::new(&cgroups, &topology, Duration::from_millis(500), "test", &report);
+    let step = Step::new([], HoldSpec::loop_at(Duration::from_millis(50)))
+        .with_op(Op::freeze_cgroup("a"))
+        .with_defs([CgroupDef::named("a").pids_max(5)]);
+    let next = Step::new([], HoldSpec::FULL).hold(HoldSpec::frac(0.1));
+    assert!(execute_steps(&ctx, [step, next]).unwrap().is_pass());
+    let mut events = events.into_inner().unwrap();
+    let frozen = events.iter().filter(|event| *event == "step 0: freeze a").count();
+    // How often, the machine decides.
+    assert!((2..=10).contains(&frozen), "{events:?}");
+    events.dedup();
+    assert_eq!(
+        events,
+        [
+            "step 0: add cgroup a, pids.max 5",
+            "step 0: freeze a",
+            "step 0: hold for 500ms, again every 50ms",
+            "step 0: freeze a",
+            "step 1: hold for 50ms",
+        ]
+    );
+}
+
+#[test]
+fn what_a_step_made_is_gone_when_the_next_begins() {
+    let cgroups = RecordingCgroups::new();
+    let again = || Step::new([], NOW).with_defs([CgroupDef::named("a").workers(1)]);
+    let (played, calls) = play_on_four(&cgroups, Backdrop::new(), vec![again(), again()]);
+    assert!(played.unwrap().is_pass());
+    let kinds: Vec<_> = calls.iter().filter_map(|call| call.split(' ').next()).collect();
+    let once = ["create_cgroup", "place_task_during_handshake", "remove_cgroup"];
+    assert_eq!(kinds, [once, once].concat());
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let name = || prop::sample::select(vec!["a", "b", "a/c", "d"]);
+    prop_oneof![
+        name().prop_map(Op::add_cgroup),
+        name().prop_map(|name| Op::add_cgroup_def(CgroupDef::named(name).pids_max(9))),
+        name().prop_map(Op::remove_cgroup),
+        name().prop_map(Op::stop_cgroup),
+        name().prop_map(|name| Op::set_cpuset(name, CpusetSpec::llc(1))),
+        name().prop_map(Op::clear_cpuset),
+        (name(), name()).prop_map(|(a, b)| Op::swap_cpusets(a, b)),
+        name().prop_map(spawn_in),
+        (name(), name()).prop_map(|(a, b)| Op::move_all_tasks(a, b)),
+        name().prop_map(Op::freeze_cgroup),
+        name().prop_map(|name| Op::capture_cgroup_procs("tag", name)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever operations in whatever order, and whichever call fails: no group and no worker is
+    /// left but the group whose very removal failed.
+    #[test]
+    fn nothing_is_left_of_any_scenario(
+        backdrop in prop::collection::vec(any_op(), 0..3),
+        steps in prop::collection::vec(prop::collection::vec(any_op(), 0..4), 0..3),
+        failure in prop::option::of((
+            prop::sample::select(vec![
+                "create_cgroup", "place_task_during_handshake", "cpuset.cpus", "pids.max",
+                "set_freeze", "move_tasks", "read_procs",
+            ]),
+            prop::sample::select(vec!["a", "b", "a/c", "d"]),
+        )),
+    ) {
+        let cgroups = RecordingCgroups::new();
+        if let Some((operation, cgroup)) = failure {
+            cgroups.fail(operation, cgroup, libc::EBUSY);
+        }
+        let backdrop = backdrop.into_iter().fold(Backdrop::new(), Backdrop::push_op);
+        let steps = steps.into_iter().map(|ops| Step::new(ops, NOW)).collect();
+        let (_, calls) = play_on_four(&cgroups, backdrop, steps);
+        prop_assert_eq!(cgroups.groups(), Vec::<String>::new(), "{:?}", calls);
+        let placed = cgroups.calls().into_iter();
+        for call in placed.filter(|call| call.operation == "place_task_during_handshake") {
+            let worker = std::path::PathBuf::from(format!("/proc/{}", call.value));
+            prop_assert!(!worker.exists(), "{:?} is left", worker);
+        }
+    }
 }

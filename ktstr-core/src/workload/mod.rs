@@ -32,22 +32,33 @@ pub enum WorkType {
 /// A group of equal workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkSpec {
-    pub(crate) workers: u32,
+    pub(crate) workers: Option<u32>,
     pub(crate) comm: String,
     pub(crate) work_type: WorkType,
 }
 
 impl Default for WorkSpec {
     fn default() -> Self {
-        Self { workers: 1, comm: "ktstr-worker".to_owned(), work_type: WorkType::default() }
+        Self { workers: None, comm: "ktstr-worker".to_owned(), work_type: WorkType::default() }
     }
 }
 
 impl WorkSpec {
-    /// Sets how many workers there are; 1 if not set.
+    /// Sets how many workers there are; if not set, 1, or what their cgroup's definition says.
     pub fn workers(mut self, workers: u32) -> Self {
-        self.workers = workers;
+        self.workers = Some(workers);
         self
+    }
+
+    /// Sets how many workers there are if it does not say itself.
+    pub(crate) fn or_workers(mut self, workers: u32) -> Self {
+        self.workers = self.workers.or(Some(workers));
+        self
+    }
+
+    /// How many workers there are.
+    pub(crate) fn count(&self) -> u32 {
+        self.workers.unwrap_or(1)
     }
 
     /// Sets the workers' command name, at most 15 bytes.
@@ -63,13 +74,20 @@ impl WorkSpec {
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
-        match (self.workers, self.comm.as_str()) {
+        match (self.count(), self.comm.as_str()) {
             (0, _) => Err("a spawn of no workers loads nothing".to_owned()),
             (_, comm) if comm.is_empty() || comm.len() > 15 || comm.contains(['\0', '\n']) => {
                 Err(format!("`{comm}` is no command name: 1 to 15 bytes, no NUL, no line break"))
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// `2 x spin (SpinWait)`.
+impl std::fmt::Display for WorkSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} x {} ({:?})", self.count(), self.comm, self.work_type)
     }
 }
 

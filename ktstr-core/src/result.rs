@@ -34,6 +34,10 @@ pub struct VmResult {
     pub machine: Machine,
     /// How long each phase took.
     pub timings: Timings,
+    /// The part, 0.0 to 1.0, of the body's time for which the host kept each of the guest's CPUs
+    /// from running; empty if the body did not run or the host does not count it. CPUs that share a
+    /// thread of the emulator have the same.
+    pub stolen: Vec<f64>,
 }
 
 /// How a run ended. Each variant is a class of failure but for a passing [`RunEnd::Verdict`].

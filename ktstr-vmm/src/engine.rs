@@ -1,7 +1,7 @@
 //! The engine trait: how a caller runs a machine without knowing what runs it.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{Error, VmConfig};
 
@@ -51,6 +51,12 @@ pub trait Vm: fmt::Debug {
     /// The CPUs may run, but only between [`Vm::pause`] and [`Vm::resume`] do several reads fit
     /// together. Once the machine is gone its memory is still there as the guest left it.
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error>;
+
+    /// For how long the host has kept each CPU from running so far, in the order of the CPUs: the
+    /// time its thread was runnable and waited. CPUs that share a thread have the same.
+    ///
+    /// Source: Linux 6.12, scheduler/sched-stats.rst (`/proc/<pid>/schedstat`).
+    fn run_delays(&mut self) -> Result<Vec<Duration>, Error>;
 
     /// Ends the machine now, whatever it does. Returns when it is gone.
     fn stop(&mut self) -> Result<(), Error>;

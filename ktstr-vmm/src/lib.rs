@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod paging;
 pub mod probe;
 pub mod qemu;
+mod schedstat;
 
 pub use config::{Topology, VmConfig};
 pub use engine::{Engine, Event, ExitReason, Registers, Vm};

@@ -16,6 +16,12 @@ pub use style::Style;
 /// How many of the console's last lines a failure shows.
 const CONSOLE_LINES: usize = 12;
 
+/// What the host has to keep from a CPU to be named in a report.
+const WORTH_TELLING: f64 = 0.05;
+
+/// How many CPUs a line names.
+const MOST_CPUS: usize = 8;
+
 /// Why a test failed, as libtest prints it.
 pub struct Failure {
     text: String,
@@ -114,6 +120,22 @@ fn machine(text: &mut String, entry: &TestEntry, result: &VmResult) {
     if result.timings.boot.is_some() && slowness > 1.0 {
         line(text, "slowness", &format!("{slowness:.1} x hardware; watchdogs are stretched by it"));
     }
+    if result.stolen.iter().any(|part| *part >= WORTH_TELLING) {
+        line(text, "host", &stolen(&result.stolen));
+    }
+}
+
+/// `kept from running while the body ran: CPU 0 38 %, CPU 2 6 %`: noise of the host.
+fn stolen(parts: &[f64]) -> String {
+    let cpus = parts.iter().enumerate().filter(|(_, part)| **part >= WORTH_TELLING);
+    let mut told: Vec<_> =
+        cpus.map(|(cpu, part)| format!("CPU {cpu} {:.0} %", part * 100.0)).collect();
+    let rest = told.len().saturating_sub(MOST_CPUS);
+    if rest > 0 {
+        told.truncate(MOST_CPUS);
+        told.push(format!("{rest} more CPUs"));
+    }
+    format!("kept from running while the body ran: {}", told.join(", "))
 }
 
 pub(crate) fn tail(text: &mut String, name: &str, whole: &str) {
@@ -176,5 +198,12 @@ mod tests {
             let output = std::process::Command::new("sh").args(["-c", &command]).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&output.stdout), word);
         }
+    }
+
+    #[test]
+    fn what_the_host_kept_is_told_by_cpu() {
+        let told = |parts: &[f64]| stolen(parts).split_once(": ").unwrap().1.to_owned();
+        assert_eq!(told(&[0.384, 0.01, 0.06]), "CPU 0 38 %, CPU 2 6 %");
+        assert!(told(&[0.5; 10]).ends_with("CPU 7 50 %, 2 more CPUs"));
     }
 }

@@ -125,6 +125,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         log: outcome.log,
         machine: prepared.machine(),
         timings: Timings { prepare, ..outcome.timings },
+        stolen: outcome.stolen,
     })
 }
 
@@ -185,6 +186,7 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
             ..Machine::default()
         },
         timings: Timings { body: Some(began.elapsed()), slowness: 1.0, ..Timings::default() },
+        stolen: Vec::new(),
     })
 }
 

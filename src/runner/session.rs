@@ -65,6 +65,7 @@ pub(crate) struct Outcome {
     pub(crate) events: Vec<ScenarioEvent>,
     pub(crate) captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
     pub(crate) timings: Timings,
+    pub(crate) stolen: Vec<f64>,
 }
 
 /// Boots `config` on `engine`, sends `order`, and returns how it ended. `live` sees the output of
@@ -95,12 +96,15 @@ pub(crate) fn run(
         captures: Vec::new(),
         kept: 0,
         timings: Timings { slowness: 1.0, ..Timings::default() },
+        delays: None,
+        stolen: Vec::new(),
     };
     let end = match engine.boot(config) {
         Ok(mut vm) => {
             let end = session.drive(&mut *vm, live);
             let ended = Instant::now();
             session.leave_phase(ended);
+            session.measure_stolen(&mut *vm);
             // A machine that cannot be stopped is an engine's failure, whatever came before.
             let end = match vm.stop() {
                 Ok(()) => end,
@@ -124,6 +128,7 @@ pub(crate) fn run(
         events: session.events,
         captures: session.captures,
         timings: session.timings,
+        stolen: session.stolen,
     }
 }
 
@@ -186,6 +191,10 @@ struct Session {
     /// About how many bytes these two take.
     kept: usize,
     timings: Timings,
+    /// What the engine said of its CPUs when the body started, and when that was.
+    delays: Option<(Instant, Vec<Duration>)>,
+    /// See [`VmResult::stolen`](ktstr_core::result::VmResult::stolen).
+    stolen: Vec<f64>,
 }
 
 impl Session {
@@ -322,6 +331,8 @@ impl Session {
                 Report::BodyStarted { .. } => {
                     self.timings.ready = Some(self.phase_began.elapsed());
                     self.enter(Phase::Body);
+                    // A host whose kernel does not count it has nothing to say for itself.
+                    self.delays = vm.run_delays().ok().map(|delays| (Instant::now(), delays));
                 }
                 Report::Heartbeat { .. } => {}
                 Report::Log { stream, bytes } => {
@@ -380,6 +391,20 @@ impl Session {
         if self.phase == Phase::Body {
             self.timings.body = Some(now - self.phase_began);
         }
+    }
+
+    /// Which part of the body's time the host kept each CPU from running. An engine that is gone
+    /// cannot tell.
+    fn measure_stolen(&mut self, vm: &mut dyn Vm) {
+        let Some((began, before)) = self.delays.take() else { return };
+        let wall = began.elapsed().as_secs_f64();
+        let Ok(after) = vm.run_delays() else { return };
+        let parts = before
+            .iter()
+            .zip(after)
+            .map(|(before, after)| after.saturating_sub(*before).as_secs_f64() / wall);
+        // Two clocks: a thread may seem to have waited for a little more than all the time.
+        self.stolen = parts.map(|part| part.min(1.0)).collect();
     }
 
     fn watchdog(&self) -> Duration {

@@ -1,6 +1,7 @@
 //! The thread of one vCPU: runs the guest, and does what the guest's exits ask for.
 
 use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::kvm_msi;
@@ -26,6 +27,8 @@ pub(super) struct Machine {
     // In the order in which they are to be dropped: KVM before the memory it uses. Each vCPU is its
     // thread's for as long as that runs, but is closed here: a confined thread cannot close it.
     pub(super) vcpus: Vec<Mutex<VcpuFd>>,
+    /// Their threads' numbers; 0 before a thread has begun.
+    pub(super) tids: Vec<AtomicI32>,
     pub(super) vm: VmFd,
     pub(super) memory: Memory,
     pub(super) devices: Devices,
@@ -80,6 +83,7 @@ impl Drop for Leave<'_> {
 /// The thread of a vCPU: waits to be let go, runs the guest until it ends or is stopped.
 pub(super) fn run(machine: &Machine, index: usize, filter: &BpfProgram) -> Result<(), Error> {
     let _leave = Leave(&machine.hub, index);
+    machine.tids[index].store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
     let fd = &mut *machine.vcpus[index].lock().unwrap_or_else(PoisonError::into_inner);
     let failed = |operation, reason: String| Error::Thread { operation, cpu: index, reason };
     signal::let_kick_through(fd)

@@ -1,6 +1,7 @@
 //! A machine that KVM runs, seen by its owner.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use super::memory::Memory;
 use super::tsc::{self, Moment};
 use super::vcpu::{self, Machine};
 use super::{seccomp, signal};
-use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
+use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig, schedstat};
 
 /// How long CPUs may take to leave the guest; they do in microseconds unless the host is
 /// overwhelmed.
@@ -70,6 +71,7 @@ impl KvmVm {
         let descriptors = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
         let machine = Arc::new(Machine {
             hub: Hub::new(vcpus.len()),
+            tids: vcpus.iter().map(|_| AtomicI32::new(0)).collect(),
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             vm,
             memory,
@@ -282,6 +284,14 @@ impl Vm for KvmVm {
 
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
         self.machine.memory.read(gpa, buf)
+    }
+
+    fn run_delays(&mut self) -> Result<Vec<Duration>, Error> {
+        if self.threads.is_empty() {
+            return Err(Error::Gone { operation: "tell its run delays" });
+        }
+        let tids = self.machine.tids.iter().map(|tid| tid.load(Ordering::Acquire));
+        tids.map(schedstat::run_delay).collect()
     }
 
     fn stop(&mut self) -> Result<(), Error> {

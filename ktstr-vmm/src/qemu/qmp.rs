@@ -15,7 +15,12 @@ pub(super) enum Message {
     /// Its first words: version and capabilities.
     Greeting,
     /// A command was carried out.
-    Return { id: u64 },
+    Return {
+        /// Whose answer it is.
+        id: u64,
+        /// What it brought.
+        value: Value,
+    },
     /// A command failed.
     Error {
         /// None if QEMU could not even read the command.
@@ -35,6 +40,18 @@ pub(super) enum Message {
 /// Renders a command without arguments; `id` comes back with the answer.
 pub(super) fn command(name: &str, id: u64) -> String {
     serde_json::json!({ "execute": name, "id": id }).to_string() + "\n"
+}
+
+/// The host's threads of the CPUs, in their order, from the answer to `query-cpus-fast`.
+pub(super) fn cpu_threads(answer: &Value) -> Result<Vec<i32>, Error> {
+    let number = |cpu: &Value, name| cpu.get(name).and_then(Value::as_i64);
+    let thread =
+        |cpu| Some((number(cpu, "cpu-index")?, number(cpu, "thread-id")?.try_into().ok()?));
+    let threads = answer.as_array().and_then(|cpus| cpus.iter().map(thread).collect());
+    let mut threads: Vec<(i64, i32)> = threads
+        .ok_or_else(|| Error::Protocol(format!("`{answer}` does not list CPUs with threads")))?;
+    threads.sort_unstable();
+    Ok(threads.into_iter().map(|(_, tid)| tid).collect())
 }
 
 /// Cuts a stream of bytes into messages.
@@ -81,8 +98,8 @@ fn parse(line: &[u8]) -> Result<Message, Error> {
     } else if let Some(error) = value.get("error") {
         let desc = error.get("desc").and_then(Value::as_str).ok_or_else(not_qmp)?;
         Ok(Message::Error { id, desc: desc.to_owned() })
-    } else if value.get("return").is_some() {
-        Ok(Message::Return { id: id.ok_or_else(not_qmp)? })
+    } else if let Some(answer) = value.get("return") {
+        Ok(Message::Return { id: id.ok_or_else(not_qmp)?, value: answer.clone() })
     } else {
         Err(not_qmp())
     }
@@ -105,9 +122,12 @@ mod tests {
     fn session() -> Vec<Message> {
         vec![
             Message::Greeting,
-            Message::Return { id: 1 },
+            Message::Return { id: 1, value: serde_json::json!({}) },
             Message::OtherEvent,
-            Message::Return { id: 2 },
+            Message::Return {
+                id: 2,
+                value: serde_json::json!({ "status": "paused", "running": false }),
+            },
             Message::Error { id: Some(3), desc: "The command x has not been found".into() },
             Message::Shutdown { reason: "guest-shutdown".into() },
         ]
@@ -158,5 +178,17 @@ mod tests {
     #[test]
     fn commands_are_lines() {
         assert_eq!(command("stop", 7), "{\"execute\":\"stop\",\"id\":7}\n");
+    }
+
+    #[test]
+    fn threads_come_in_the_order_of_their_cpus() {
+        let answer = serde_json::json!([
+            { "cpu-index": 1, "thread-id": 77, "target": "x86_64" },
+            { "cpu-index": 0, "thread-id": 78, "target": "x86_64" },
+        ]);
+        assert_eq!(cpu_threads(&answer).unwrap(), [78, 77]);
+        for wrong in [serde_json::json!({}), serde_json::json!([{ "cpu-index": 0 }])] {
+            cpu_threads(&wrong).unwrap_err();
+        }
     }
 }

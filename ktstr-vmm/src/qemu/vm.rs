@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use serde_json::Value;
 
 use super::args::{self, Cpu, Inherited, TcgThreads};
 use super::channel::Channel;
@@ -16,7 +17,7 @@ use super::memory::GuestMemory;
 use super::process::{Inherit, Output, Process};
 use super::qmp::{self, Message};
 use super::room;
-use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig};
+use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig, schedstat};
 
 /// How long QEMU may take to answer; it does in milliseconds unless the host is overwhelmed.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,7 +38,9 @@ pub(super) struct QemuVm {
     parser: qmp::Parser,
     /// The number of the last command, and its answer once that has come.
     last_id: u64,
-    answer: Option<Result<(), String>>,
+    answer: Option<Result<Value, String>>,
+    /// The threads of the CPUs, once they have been asked for.
+    threads: Vec<i32>,
     memory: GuestMemory,
     inbox: Inbox,
     /// How the guest ended, while QEMU still holds what it wrote last.
@@ -90,6 +93,7 @@ impl QemuVm {
             parser: qmp::Parser::default(),
             last_id: 0,
             answer: None,
+            threads: Vec::new(),
             memory,
             inbox: Inbox::default(),
             guest_end: None,
@@ -111,7 +115,7 @@ impl QemuVm {
     }
 
     /// Has QEMU carry out a command, and keeps everything moving until it answers.
-    fn command(&mut self, command: &'static str) -> Result<(), Error> {
+    fn command(&mut self, command: &'static str) -> Result<Value, Error> {
         self.last_id += 1;
         self.answer = None;
         self.qmp.send(qmp::command(command, self.last_id).as_bytes())?;
@@ -212,7 +216,7 @@ impl QemuVm {
     /// Takes note of what QEMU says.
     fn hear(&mut self, message: Message) {
         match message {
-            Message::Return { id } if id == self.last_id => self.answer = Some(Ok(())),
+            Message::Return { id, value } if id == self.last_id => self.answer = Some(Ok(value)),
             Message::Error { id, desc } if id.is_none_or(|id| id == self.last_id) => {
                 self.answer = Some(Err(desc));
             }
@@ -239,7 +243,7 @@ impl QemuVm {
         while quiet < 2 && self.exited.is_none() {
             let before = self.inbox.received();
             match self.command("query-status") {
-                Ok(()) | Err(Error::Gone { .. }) => {}
+                Ok(_) | Err(Error::Gone { .. }) => {}
                 Err(error) => return Err(error),
             }
             self.drain()?;
@@ -299,14 +303,14 @@ impl Vm for QemuVm {
     }
 
     fn pause(&mut self) -> Result<(), Error> {
-        self.command("stop")
+        self.command("stop").map(drop)
     }
 
     fn resume(&mut self) -> Result<(), Error> {
         match self.command("cont") {
             // QEMU refuses to go on after the guest's end, of which the caller hears soon.
             Err(Error::Refused { .. }) if self.guest_end.is_some() => Ok(()),
-            result => result,
+            result => result.map(drop),
         }
     }
 
@@ -318,6 +322,13 @@ impl Vm for QemuVm {
 
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
         self.memory.read(gpa, buf)
+    }
+
+    fn run_delays(&mut self) -> Result<Vec<Duration>, Error> {
+        if self.threads.is_empty() {
+            self.threads = qmp::cpu_threads(&self.command("query-cpus-fast")?)?;
+        }
+        self.threads.iter().map(|tid| schedstat::run_delay(*tid)).collect()
     }
 
     fn stop(&mut self) -> Result<(), Error> {

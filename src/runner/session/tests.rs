@@ -18,8 +18,8 @@ enum Scene {
     Exit(ExitReason),
 }
 
-#[derive(Default)]
 struct Script {
+    began: Instant,
     scenes: VecDeque<Scene>,
     encoder: Encoder,
     exited: bool,
@@ -83,6 +83,11 @@ impl Vm for Script {
         Ok(())
     }
 
+    /// CPU 0 is kept from running always, CPU 1 never.
+    fn run_delays(&mut self) -> Result<Vec<Duration>, Error> {
+        Ok(vec![self.began.elapsed(), Duration::ZERO])
+    }
+
     fn stop(&mut self) -> Result<(), Error> {
         self.exited = true;
         Ok(())
@@ -104,7 +109,8 @@ impl Engine for Theatre {
 }
 
 fn play(scenes: impl Into<VecDeque<Scene>>) -> Outcome {
-    let script = Script { scenes: scenes.into(), ..Script::default() };
+    let (began, encoder) = (Instant::now(), Encoder::default());
+    let script = Script { began, scenes: scenes.into(), encoder, exited: false };
     let config = VmConfig {
         kernel: "kernel".into(),
         initramfs: "initramfs".into(),
@@ -138,6 +144,16 @@ fn a_whole_stream_is_a_verdict() {
         play([Scene::Console("[    0.1] Linux\n"), started(), Scene::Reports(vec![pass()])]);
     assert_eq!(outcome.end, RunEnd::Verdict(AssertResult::pass()));
     assert!(outcome.timings.first_line.is_some() && outcome.timings.body.is_some());
+}
+
+#[test]
+fn what_the_host_kept_from_each_cpu_is_measured_while_the_body_runs() {
+    let body = Scene::HeldUp(Duration::from_millis(50));
+    let outcome = play([started(), body, Scene::Reports(vec![pass()])]);
+    let [all, none] = outcome.stolen[..] else { panic!("{:?}", outcome.stolen) };
+    assert!(all > 0.5 && all <= 1.0 && none == 0.0, "{:?}", outcome.stolen);
+    let outcome = play([Scene::Exit(ExitReason::PowerOff)]);
+    assert!(outcome.stolen.is_empty(), "no body ran");
 }
 
 #[test]

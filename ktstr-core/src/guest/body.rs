@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use anyhow::{Context, Result};
 
 use super::child::{Child, output_pipe, set_nonblocking};
+use crate::assert::AssertDetail;
 use crate::cgroup::CgroupManager;
 use crate::registry::TestEntry;
 use crate::scenario::Ctx;
@@ -65,23 +66,36 @@ fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
 /// The end with its texts cut so that it fits a frame: a verdict must not fail to arrive because
 /// much can be said about it.
 fn shortened(mut end: End) -> End {
-    const TEXT: usize = 8 << 10;
+    const TEXT: usize = 4 << 10;
+    /// The values of a detail; a note.
+    const SHORT_TEXT: usize = 512;
     const DETAILS: usize = 100;
-    let cut = |text: &mut String| {
-        if text.len() > TEXT {
-            text.truncate(text.floor_char_boundary(TEXT));
-            text.push_str(" [...]");
-        }
-    };
+    const NOTES: usize = 200;
     match &mut end {
         End::Verdict(verdict) => {
-            verdict.details.truncate(DETAILS);
-            verdict.details.iter_mut().for_each(|detail| cut(&mut detail.message));
+            verdict.shorten(DETAILS, NOTES);
+            for detail in &mut verdict.details {
+                cut(&mut detail.message, TEXT);
+                let AssertDetail { measured, bound, worker, cgroup, .. } = detail;
+                let texts = [measured, bound, worker, cgroup].into_iter().flatten();
+                texts.for_each(|text| cut(text, SHORT_TEXT));
+            }
+            for note in &mut verdict.notes {
+                note.name.iter_mut().for_each(|name| cut(name, SHORT_TEXT));
+                cut(&mut note.text, SHORT_TEXT);
+            }
         }
-        End::Error(text) | End::Panicked(text) => cut(text),
+        End::Error(text) | End::Panicked(text) => cut(text, 2 * TEXT),
         _ => {}
     }
     end
+}
+
+fn cut(text: &mut String, length: usize) {
+    if text.len() > length {
+        text.truncate(text.floor_char_boundary(length));
+        text.push_str(" [...]");
+    }
 }
 
 /// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
@@ -149,13 +163,19 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::assert::{AssertDetail, AssertResult, DetailKind};
+    use crate::assert::{AssertResult, DetailKind};
 
     #[test]
     fn the_longest_verdict_fits_a_frame() {
         let mut verdict = AssertResult::pass();
-        let detail = AssertDetail::new(DetailKind::Other, "\u{20ac}".repeat(1 << 20));
-        verdict.details = vec![detail; 200];
+        let long = "\u{20ac}".repeat(1 << 20);
+        let detail = AssertDetail::measured(DetailKind::Other, &long, &long);
+        let detail =
+            detail.because(&long).worker(&long).cgroup(&long).cpu(u32::MAX).at_ns(u64::MAX);
+        verdict.details = vec![detail; 110];
+        for _ in 0..210 {
+            verdict.note_value(long.as_str(), "x".repeat(1 << 10));
+        }
         let End::Verdict(verdict) = shortened(End::Verdict(verdict)) else { panic!("changed") };
         assert!(verdict.is_pass());
         Encoder::default().encode(&Report::End(End::Verdict(verdict))).unwrap();

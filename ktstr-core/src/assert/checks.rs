@@ -1,0 +1,536 @@
+//! The bounds of a test, and how what was measured is held against them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cgroups::{self, CgroupAsked, CgroupSample};
+use super::workers;
+use super::{AssertDetail, AssertResult, DetailKind};
+use crate::cgroup::CgroupStats;
+use crate::workload::WorkerReport;
+
+/// Shares and rates over less than this prove nothing: start and stop weigh too much, and a kernel
+/// of 250 Hz has seen 25 ticks.
+pub const MEASURABLE_AFTER: Duration = Duration::from_millis(100);
+
+/// What the checks of workers need to know beside the workers' reports.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// A worker without progress is only called stuck when it ran this long.
+    pub stuck_after: Duration,
+    /// What was asked of each cgroup, by its name.
+    pub cgroups: &'a BTreeMap<String, CgroupAsked>,
+    /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::topology::TestTopology::nodes).
+    pub nodes: &'a [Vec<u32>],
+}
+
+/// Makes the struct, its default and a builder method per field of the one table below.
+macro_rules! checks {
+    (
+        switches { $($(#[$switch_doc:meta])* $switch:ident = $on:literal,)* }
+        bounds { $($(#[$bound_doc:meta])* $bound:ident: $type:ty,)* }
+    ) => {
+        /// What a test checks of its workers and cgroups, and by which bounds.
+        ///
+        /// The attribute's keys of the same names fill it. A bound that is `None` is not checked; one
+        /// that is set and for which nothing could be measured makes the verdict inconclusive. The
+        /// checks that are on by default say nothing of what they could not see.
+        ///
+        /// A check is *time-based* if time that the host took from the guest's CPUs could explain its
+        /// failure; each says whether, and why.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct Assert {
+            $($(#[$switch_doc])* pub $switch: bool,)*
+            $($(#[$bound_doc])* pub $bound: Option<$type>,)*
+        }
+
+        impl Assert {
+            /// What is checked if a test says nothing.
+            pub const DEFAULT: Self = Self { $($switch: $on,)* $($bound: None,)* };
+
+            $(
+                #[doc = concat!("Sets [`Assert::", stringify!($switch), "`](#structfield.", stringify!($switch), ").")]
+                pub const fn $switch(mut self, on: bool) -> Self {
+                    self.$switch = on;
+                    self
+                }
+            )*
+            $(
+                #[doc = concat!("Sets [`Assert::", stringify!($bound), "`](#structfield.", stringify!($bound), ").")]
+                pub const fn $bound(mut self, bound: $type) -> Self {
+                    self.$bound = Some(bound);
+                    self
+                }
+            )*
+        }
+    };
+}
+
+checks! {
+    switches {
+        /// A worker that made no turn of its work loop fails the test, if it had
+        /// [`Surroundings::stuck_after`] for it. Not time-based: any share of a CPU is enough for one.
+        not_stuck = true,
+        /// A worker that was seen on a CPU outside of the cpuset asked for its cgroup, or for the
+        /// nearest one above that has one, fails the test. Not time-based: stolen time moves nobody.
+        isolation = true,
+        /// A process killed for want of memory fails the test, unless that was expected of its cgroup;
+        /// then it is a failure if none was. Not time-based: memory is no time.
+        no_oom_kill = true,
+        /// Whether what is time-based counts where the guest's CPUs are emulated in software. There it
+        /// is reported and not judged if this is off.
+        judge_emulated_time = false,
+    }
+    bounds {
+        /// The most milliseconds between two turns of each worker's loop. Time-based: a vCPU that
+        /// the host does not run makes no turn.
+        max_gap_ms: u32,
+        /// The most percentage points between the shares of a CPU, CPU time by wall time, that workers
+        /// of one cgroup and command name got. Others are not compared: weights, quotas and kinds of
+        /// work may give them different shares by intention. Time-based: a worker on a vCPU that the
+        /// host runs less gets less.
+        max_spread_pct: f64,
+        /// The highest coefficient of variation, standard deviation by mean, of work units per second
+        /// of CPU time among workers of one cgroup and command name, which do equal work. The share
+        /// of a CPU is the matter of `max_spread_pct`; this is what each made of its share. Time-based:
+        /// stolen time counts as the worker's.
+        max_throughput_cv: f64,
+        /// The least turns of each worker's loop per second of wall time. Time-based: a vCPU that the
+        /// host does not run makes no turn.
+        min_iteration_rate: f64,
+        /// The least work units per second of CPU time of each worker: how fast it is while it runs.
+        /// Time-based: stolen time counts as the worker's.
+        min_work_rate: f64,
+        /// The most changes of CPU per turn of each worker's loop. Time-based: the balancer acts by the
+        /// clock, and turns are fewer where time is stolen.
+        max_migration_ratio: f64,
+        /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep.
+        /// Inconclusive below [`FEWEST_WAKES`](super::FEWEST_WAKES). Time-based: a vCPU that the host
+        /// does not run wakes nobody.
+        max_p99_wake_latency_ns: u64,
+        /// The highest coefficient of variation of each worker's wake-up latencies, as above.
+        max_wake_latency_cv: f64,
+        /// The least part, 0 to 1, of each worker's pages that is on the NUMA nodes of the CPUs it may
+        /// run on, for workers that look. Not time-based: a page is where it was touched first.
+        min_page_locality: f64,
+        /// The most percent of its runnable periods in which a cgroup with a quota was throttled.
+        /// Time-based: stolen time counts against the quota.
+        max_throttled_pct: f64,
+        /// How many percent the CPU time of a cgroup with a quota may be off. It used too much if it
+        /// had more than its quota in every period of the window and one more, for parts at both ends:
+        /// time-based, for the tick that takes the CPU away may come late. It was throttled too early
+        /// if it had less than its quota for every period in which it was throttled, but one: not
+        /// time-based, for quota and usage are one clock.
+        max_quota_error_pct: f64,
+        /// How many percent of what its `cpu.weight` entitles it to a cgroup may lack, among siblings with
+        /// the same cpuset. One that would not have used its part even without waiting is satisfied,
+        /// and what it left is shared among the others. Time-based: stolen time counts as usage.
+        max_weight_error_pct: f64,
+        /// The most percent of the time in which a task of a cgroup waited for a CPU. From the
+        /// total of `cpu.pressure`, not the averages, whose windows are not the test's. Time-based:
+        /// queues grow on a vCPU that the host does not run.
+        max_cpu_pressure_pct: f64,
+        /// As above, for memory. Time-based: reclaim takes longer on a CPU that is not run.
+        max_memory_pressure_pct: f64,
+        /// As above, for input and output. Time-based: so does what completes a request.
+        max_io_pressure_pct: f64,
+    }
+}
+
+impl Default for Assert {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl Assert {
+    /// Judges workers by what they did. A worker that ended before it was stopped fails the test and is
+    /// not compared with others.
+    ///
+    /// To be called once, with all workers of a test: a bound is inconclusive if nothing of what
+    /// it is about was there.
+    pub fn judge_workers(
+        &self,
+        reports: &[WorkerReport],
+        surroundings: &Surroundings<'_>,
+    ) -> AssertResult {
+        let mut verdict = AssertResult::pass();
+        for worker in reports {
+            verdict.absorb(of(worker, workers::died(worker)));
+            if self.isolation
+                && let Some(cpuset) = cpuset_of(&worker.cgroup, surroundings.cgroups)
+            {
+                verdict.absorb(of(worker, workers::isolation(worker, cpuset)));
+            }
+        }
+        let alive: Vec<_> = reports.iter().filter(|worker| worker.ended.is_none()).collect();
+        if self.not_stuck {
+            for worker in &alive {
+                let stuck = workers::not_stuck(worker, surroundings.stuck_after);
+                verdict.absorb(of(worker, stuck));
+            }
+        }
+        verdict.absorb(self.judge_each(&alive, surroundings.nodes));
+        verdict.absorb(self.judge_groups(&alive));
+        verdict
+    }
+
+    /// The bounds that concern one worker.
+    fn judge_each(&self, alive: &[&WorkerReport], nodes: &[Vec<u32>]) -> AssertResult {
+        let mut verdict = AssertResult::pass();
+        let mut every =
+            |kind, applies: Applies<'_>, check: &dyn Fn(&WorkerReport) -> AssertResult| {
+                let concerned = alive.iter().filter(|worker| applies(worker));
+                let judged: Vec<_> = concerned.map(|worker| of(worker, check(worker))).collect();
+                verdict.absorb(or_unmeasured(kind, judged));
+            };
+        if let Some(most) = self.max_gap_ms {
+            let most = Duration::from_millis(most.into());
+            every(DetailKind::Gap, &|_| true, &|worker| workers::gap(worker, most));
+        }
+        if let Some(least) = self.min_iteration_rate {
+            let check = |worker: &_| workers::iteration_rate(worker, least);
+            every(DetailKind::IterationRate, &|_| true, &check);
+        }
+        if let Some(least) = self.min_work_rate {
+            every(DetailKind::WorkRate, &|_| true, &|worker| workers::work_rate(worker, least));
+        }
+        if let Some(most) = self.max_migration_ratio {
+            let check = |worker: &_| workers::migration_ratio(worker, most);
+            every(DetailKind::MigrationRatio, &|_| true, &check);
+        }
+        // Workers of one group do the same work: if one of them sleeps, all do.
+        let sleeps = |worker: &WorkerReport| {
+            let mut group = alive.iter().filter(|other| workers::are_equal(worker, other));
+            group.any(|other| other.wake_latency_ns.count() > 0)
+        };
+        if let Some(most) = self.max_p99_wake_latency_ns {
+            let check = |worker: &_| workers::p99_wake_latency(worker, most);
+            every(DetailKind::WakeLatency, &sleeps, &check);
+        }
+        if let Some(most) = self.max_wake_latency_cv {
+            let check = |worker: &_| workers::wake_latency_cv(worker, most);
+            every(DetailKind::WakeLatencyCv, &sleeps, &check);
+        }
+        if let Some(least) = self.min_page_locality {
+            let check = |worker: &_| workers::page_locality(worker, nodes, least);
+            every(DetailKind::PageLocality, &|worker| !worker.numa_pages.is_empty(), &check);
+        }
+        verdict
+    }
+
+    /// The bounds that compare workers. One alone is nothing to compare.
+    fn judge_groups(&self, alive: &[&WorkerReport]) -> AssertResult {
+        let mut groups: BTreeMap<_, Vec<&WorkerReport>> = BTreeMap::new();
+        for worker in alive {
+            groups.entry((&worker.cgroup, &worker.comm)).or_default().push(worker);
+        }
+        groups.retain(|_, group| group.len() > 1);
+        let mut verdict = AssertResult::pass();
+        let mut every = |kind, check: &dyn Fn(&[&WorkerReport]) -> AssertResult| {
+            let judged = groups
+                .values()
+                .map(|group| check(group).map_details(|detail| detail.cgroup(&group[0].cgroup)));
+            verdict.absorb(or_unmeasured(kind, judged.collect()));
+        };
+        if let Some(most) = self.max_spread_pct {
+            every(DetailKind::Spread, &|group| workers::spread(group, most));
+        }
+        if let Some(most) = self.max_throughput_cv {
+            every(DetailKind::ThroughputCv, &|group| workers::throughput_cv(group, most));
+        }
+        verdict
+    }
+
+    /// Judges a cgroup by what the kernel counted for it in a window of `wall`. What does not concern
+    /// it, the bounds of a quota it does not have for instance, is passed over.
+    pub fn judge_cgroup(
+        &self,
+        name: &str,
+        asked: &CgroupAsked,
+        before: &CgroupStats,
+        after: &CgroupStats,
+        wall: Duration,
+    ) -> AssertResult {
+        let mut verdict = AssertResult::pass();
+        if self.no_oom_kill {
+            verdict.absorb(cgroups::oom_kill(asked.oom_kill_expected, before, after));
+        }
+        if let Some(quota) = asked.quota {
+            if let Some(most) = self.max_throttled_pct {
+                verdict.absorb(cgroups::throttled(before, after, most));
+            }
+            if let Some(most) = self.max_quota_error_pct {
+                verdict.absorb(cgroups::quota(quota, before, after, wall, most));
+            }
+        }
+        for (kind, bound, part) in [
+            (DetailKind::CpuPressure, self.max_cpu_pressure_pct, cgroups::CPU),
+            (DetailKind::MemoryPressure, self.max_memory_pressure_pct, cgroups::MEMORY),
+            (DetailKind::IoPressure, self.max_io_pressure_pct, cgroups::IO),
+        ] {
+            if let Some(most) = bound {
+                verdict.absorb(cgroups::pressure(kind, part(before), part(after), wall, most));
+            }
+        }
+        verdict.map_details(|detail| detail.cgroup(name))
+    }
+
+    /// Judges each cgroup, and siblings by their weights. The reports are those of all workers, over
+    /// the same window; they tell which cgroup waited for CPU time that others had.
+    ///
+    /// To be called once, with all cgroups of a test: a bound is inconclusive if no cgroup is concerned.
+    pub fn judge_cgroups(
+        &self,
+        samples: &[CgroupSample],
+        reports: &[WorkerReport],
+    ) -> AssertResult {
+        let mut verdict = AssertResult::pass();
+        for CgroupSample { name, asked, before, after, wall } in samples {
+            verdict.absorb(self.judge_cgroup(name, asked, before, after, *wall));
+        }
+        let has_quota = samples.iter().any(|sample| sample.asked.quota.is_some());
+        for (kind, is_set, is_measured) in [
+            (DetailKind::Throttled, self.max_throttled_pct.is_some(), has_quota),
+            (DetailKind::Quota, self.max_quota_error_pct.is_some(), has_quota),
+            (DetailKind::CpuPressure, self.max_cpu_pressure_pct.is_some(), !samples.is_empty()),
+            (
+                DetailKind::MemoryPressure,
+                self.max_memory_pressure_pct.is_some(),
+                !samples.is_empty(),
+            ),
+            (DetailKind::IoPressure, self.max_io_pressure_pct.is_some(), !samples.is_empty()),
+        ] {
+            if is_set && !is_measured {
+                verdict.absorb(or_unmeasured(kind, Vec::new()));
+            }
+        }
+        if let Some(most) = self.max_weight_error_pct {
+            let families = cgroups::families(samples);
+            let judged = families.iter().map(|family| cgroups::weights(family, reports, most));
+            verdict.absorb(or_unmeasured(DetailKind::Weight, judged.collect()));
+        }
+        verdict
+    }
+}
+
+type Applies<'a> = &'a dyn Fn(&WorkerReport) -> bool;
+
+/// What a check said of whatever it is about; inconclusive if that was nothing.
+fn or_unmeasured(kind: DetailKind, judged: Vec<AssertResult>) -> AssertResult {
+    if judged.is_empty() {
+        let detail = AssertDetail::new(kind, "there was nothing that it could be measured on");
+        return AssertResult::inconclusive(detail);
+    }
+    AssertResult::all_of(judged)
+}
+
+/// The verdict, with its details saying whose it is.
+fn of(worker: &WorkerReport, verdict: AssertResult) -> AssertResult {
+    let who = format!("{} ({})", worker.pid, worker.comm);
+    verdict.map_details(|detail| detail.worker(&who).cgroup(&worker.cgroup))
+}
+
+/// The CPUs asked for a cgroup, or for the nearest one above it.
+fn cpuset_of<'a>(name: &str, asked: &'a BTreeMap<String, CgroupAsked>) -> Option<&'a [u32]> {
+    let own = asked.get(name).map(|asked| &*asked.cpuset).filter(|cpus| !cpus.is_empty());
+    own.or_else(|| name.rsplit_once('/').and_then(|(above, _)| cpuset_of(above, asked)))
+}
+
+/// A value and what it is held against.
+pub(super) enum Limit {
+    Most(f64),
+    Least(f64),
+}
+
+/// Holds a number of `unit` against a limit. Not a number is inconclusive, on either side.
+pub(super) fn hold(kind: DetailKind, value: f64, limit: Limit, unit: &str) -> AssertResult {
+    let (word, bound) = match limit {
+        Limit::Most(bound) => ("at most", bound),
+        Limit::Least(bound) => ("at least", bound),
+    };
+    let limit_text = format!("{word} {bound}{unit}");
+    let detail =
+        || AssertDetail::measured(kind, format!("{}{unit}", shown(value, bound)), limit_text);
+    match (value.partial_cmp(&bound), limit) {
+        (None, _) => AssertResult::inconclusive(detail().because("that is no number")),
+        (Some(order), Limit::Most(_)) if order.is_gt() => AssertResult::fail(detail()),
+        (Some(order), Limit::Least(_)) if order.is_lt() => AssertResult::fail(detail()),
+        _ => AssertResult::pass(),
+    }
+}
+
+/// Four digits, or all where four would hide the difference from `bound`.
+pub(super) fn shown(value: f64, bound: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let scale = 10_f64.powi(3 - value.abs().log10().floor() as i32);
+    let rounded =
+        if value.abs() < 1000.0 { (value * scale).round() / scale } else { value.round() };
+    if rounded == bound { value.to_string() } else { rounded.to_string() }
+}
+
+/// The verdict of a check that could not measure `kind`: why.
+pub(super) fn unmeasured(kind: DetailKind, why: impl Into<String>) -> AssertResult {
+    AssertResult::inconclusive(AssertDetail::new(kind, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::super::workers::tests::{latencies, spin};
+    use super::*;
+
+    const NONE: BTreeMap<String, CgroupAsked> = BTreeMap::new();
+
+    fn judge(assert: Assert, reports: &[WorkerReport]) -> AssertResult {
+        let stuck_after = Duration::from_secs(5);
+        let surroundings = Surroundings { stuck_after, cgroups: &NONE, nodes: &[vec![0, 1]] };
+        assert.judge_workers(reports, &surroundings)
+    }
+
+    #[test]
+    fn it_can_be_made_in_a_static() {
+        static ASSERT: Assert = Assert::DEFAULT.not_stuck(false).max_gap_ms(50).max_spread_pct(5.5);
+        assert!(!ASSERT.not_stuck && ASSERT.isolation);
+        assert_eq!((ASSERT.max_gap_ms, ASSERT.max_spread_pct), (Some(50), Some(5.5)));
+        assert_eq!(Assert::default().max_throughput_cv, None);
+    }
+
+    #[test]
+    fn numbers_are_held_against_their_limit() {
+        for (value, limit, outcome, text) in [
+            (2.0, Limit::Most(2.0), Outcome::Pass, ""),
+            (2.000_01, Limit::Most(2.0), Outcome::Fail, "claim: 2.00001 %, at most 2 %"),
+            (12_345.6, Limit::Most(2.0), Outcome::Fail, "claim: 12346 %, at most 2 %"),
+            (1.0, Limit::Least(1.0), Outcome::Pass, ""),
+            (0.123_456, Limit::Least(0.5), Outcome::Fail, "claim: 0.1235 %, at least 0.5 %"),
+            (0.0, Limit::Least(0.5), Outcome::Fail, "claim: 0 %, at least 0.5 %"),
+            (
+                f64::NAN,
+                Limit::Least(0.5),
+                Outcome::Inconclusive,
+                "claim: NaN %, at least 0.5 %: that is no number",
+            ),
+            (
+                1.0,
+                Limit::Most(f64::NAN),
+                Outcome::Inconclusive,
+                "claim: 1 %, at most NaN %: that is no number",
+            ),
+        ] {
+            let verdict = hold(DetailKind::Claim, value, limit, " %");
+            let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
+            assert_eq!((verdict.outcome, texts.concat()), (outcome, text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_checked() {
+        let idle = WorkerReport { iterations: 0, ..spin() };
+        for (assert, outcome) in [
+            (Assert::DEFAULT, Outcome::Fail),
+            (Assert::DEFAULT.not_stuck(false), Outcome::Pass),
+            (Assert::DEFAULT.not_stuck(false).max_gap_ms(1), Outcome::Fail),
+            (Assert::DEFAULT.not_stuck(false).min_iteration_rate(1.0), Outcome::Fail),
+            (Assert::DEFAULT.not_stuck(false).min_work_rate(1e9), Outcome::Fail),
+            (Assert::DEFAULT.not_stuck(false).max_migration_ratio(0.5), Outcome::Inconclusive),
+        ] {
+            assert_eq!(judge(assert, std::slice::from_ref(&idle)).outcome, outcome, "{assert:?}");
+        }
+    }
+
+    #[test]
+    fn a_bound_on_nothing_is_inconclusive() {
+        let none = Assert::DEFAULT;
+        for assert in [
+            none.max_gap_ms(1),
+            none.max_spread_pct(100.0),
+            none.max_throughput_cv(1.0),
+            none.min_iteration_rate(0.0),
+            none.min_work_rate(0.0),
+            none.max_migration_ratio(1.0),
+            none.max_p99_wake_latency_ns(1),
+            none.max_wake_latency_cv(1.0),
+            none.min_page_locality(0.0),
+        ] {
+            assert_eq!(judge(assert, &[]).outcome, Outcome::Inconclusive, "{assert:?}");
+        }
+        for assert in [
+            none.max_throttled_pct(100.0),
+            none.max_quota_error_pct(100.0),
+            none.max_weight_error_pct(100.0),
+            none.max_cpu_pressure_pct(100.0),
+            none.max_memory_pressure_pct(100.0),
+            none.max_io_pressure_pct(100.0),
+        ] {
+            assert_eq!(assert.judge_cgroups(&[], &[]).outcome, Outcome::Inconclusive, "{assert:?}");
+        }
+        assert_eq!(judge(none, &[]), AssertResult::pass());
+        assert_eq!(none.judge_cgroups(&[], &[]), AssertResult::pass());
+    }
+
+    #[test]
+    fn who_does_not_sleep_or_stands_alone_is_passed_over() {
+        let sleeper =
+            WorkerReport { comm: "pipe".into(), wake_latency_ns: latencies(100, 5), ..spin() };
+        let mute = WorkerReport { pid: 9, comm: "pipe".into(), ..spin() };
+        let bound = Assert::DEFAULT.max_p99_wake_latency_ns(1000);
+        for (workers, outcome) in [
+            (vec![spin(), sleeper.clone()], Outcome::Pass),
+            (vec![spin()], Outcome::Inconclusive),
+            (vec![sleeper.clone(), mute], Outcome::Inconclusive),
+        ] {
+            assert_eq!(judge(bound, &workers).outcome, outcome);
+        }
+        let bound = Assert::DEFAULT.max_spread_pct(10.0);
+        assert_eq!(judge(bound, &[spin(), spin(), sleeper.clone()]).outcome, Outcome::Pass);
+        assert_eq!(judge(bound, &[spin(), sleeper]).outcome, Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn the_dead_are_told_of_and_not_compared() {
+        let dead = WorkerReport {
+            ended: Some("exit status 1".into()),
+            iterations: 0,
+            cpu: Duration::ZERO,
+            ..spin()
+        };
+        let verdict = judge(Assert::DEFAULT.max_spread_pct(10.0), &[spin(), dead, spin()]);
+        let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "worker died: exit status 1, to run until it is stopped, worker 7 (spin), cgroup cg_0"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_cpuset_is_that_of_the_nearest_group() {
+        let asked = |cpus: &[u32]| CgroupAsked { cpuset: cpus.to_vec(), ..CgroupAsked::default() };
+        let cgroups = BTreeMap::from([
+            ("a".to_owned(), asked(&[0, 1])),
+            ("a/b".to_owned(), asked(&[])),
+            ("a/b/c".to_owned(), asked(&[1])),
+        ]);
+        for (name, cpus) in [
+            ("a", Some(&[0, 1][..])),
+            ("a/b", Some(&[0, 1])),
+            ("a/b/c", Some(&[1])),
+            ("ab", None),
+            ("", None),
+        ] {
+            assert_eq!(cpuset_of(name, &cgroups), cpus, "{name}");
+        }
+        let surroundings =
+            Surroundings { stuck_after: Duration::from_secs(5), cgroups: &cgroups, nodes: &[] };
+        let astray = WorkerReport { cgroup: "a/b".into(), cpus_used: vec![1, 2], ..spin() };
+        for (isolation, outcome) in [(true, Outcome::Fail), (false, Outcome::Pass)] {
+            let assert = Assert::DEFAULT.isolation(isolation);
+            let verdict = assert.judge_workers(std::slice::from_ref(&astray), &surroundings);
+            assert_eq!(verdict.outcome, outcome);
+        }
+    }
+}

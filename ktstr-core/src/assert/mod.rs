@@ -1,0 +1,19 @@
+//! Verdicts: what a test concluded, and why.
+//!
+//! [`AssertResult`] is a verdict with its reasons, each an [`AssertDetail`]. [`Assert`] holds the
+//! bounds that a test sets and judges what was measured by them; [`claim!`](crate::claim) does it for
+//! a test's own numbers. Every check is a function of what was measured and nothing else.
+
+mod cgroups;
+mod checks;
+mod claim;
+mod detail;
+mod verdict;
+mod workers;
+
+pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota};
+pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};
+pub use claim::{Claim, Measure};
+pub use detail::{AssertDetail, DetailKind};
+pub use verdict::{AssertResult, Note, Outcome};
+pub use workers::FEWEST_WAKES;

@@ -15,14 +15,17 @@ pub mod provision;
 mod report;
 pub mod runner;
 
-pub use ktstr_core::{assert, cgroup, process, result, scenario, snapshot, topology, workload};
+pub use ktstr_core::{
+    assert, cgroup, claim, claim_present, process, result, scenario, snapshot, topology, workload,
+};
 pub use ktstr_macros::ktstr_test;
 
 /// What the expansion of `#[ktstr_test]` names. Not for use by hand.
 #[doc(hidden)]
 pub mod __private {
+    pub use ktstr_core::assert::Assert;
     pub use ktstr_core::linkme;
-    pub use ktstr_core::registry::{TESTS, TestEntry};
+    pub use ktstr_core::registry::{ExpectErr, TESTS, TestEntry};
     pub use ktstr_core::topology::{Llcs, Topology};
 
     pub use crate::report::Style;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ktstr::__private::{Llcs, TESTS, TestEntry, Topology};
+use ktstr::__private::{ExpectErr, Llcs, TESTS, TestEntry, Topology};
 use ktstr::prelude::*;
 
 #[test]
@@ -48,7 +48,9 @@ fn every_key_reaches_the_entry() {
     assert_eq!(entry.watchdog_timeout, Duration::from_secs(30));
     assert_eq!(entry.kernel, Some("debian:trixie"));
     assert_eq!(entry.workload_root_cgroup, "/ui");
-    assert!(entry.expect_err && !entry.host_only && !entry.kaslr && !entry.auto_repro);
+    assert_eq!(entry.expect_err, ExpectErr::Any);
+    assert_eq!(entry.assert, Assert::DEFAULT);
+    assert!(!entry.host_only && !entry.kaslr && !entry.auto_repro);
     assert!(entry.post_vm.is_some());
 }
 
@@ -64,6 +66,62 @@ fn a_list_of_cores_reaches_the_entry() {
     assert!(entries.next().is_some_and(|entry| entry.topology == topology));
 }
 
+#[ktstr_test(
+    expect_err = "max_gap_ms",
+    not_stuck = false,
+    isolation = false,
+    no_oom_kill = false,
+    judge_emulated_time,
+    max_gap_ms = 50,
+    max_spread_pct = 5.5,
+    max_throughput_cv = 0.2,
+    min_iteration_rate = 1000,
+    min_work_rate = 0.5,
+    max_migration_ratio = 0.1,
+    max_p99_wake_latency_ns = 70_000,
+    max_wake_latency_cv = 2,
+    min_page_locality = 0.9,
+    max_throttled_pct = 60,
+    max_quota_error_pct = 10,
+    max_weight_error_pct = 15,
+    max_cpu_pressure_pct = 80,
+    max_memory_pressure_pct = 1,
+    max_io_pressure_pct = 2,
+    ignore = "only its entry is of interest"
+)]
+fn all_checks(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[test]
+fn every_check_reaches_the_entry() {
+    let mut entries = TESTS.iter().filter(|entry| entry.name == "all_checks");
+    let entry = entries.next().expect("`all_checks` is linked");
+    assert_eq!(entry.expect_err, ExpectErr::Containing("max_gap_ms"));
+    let wanted = Assert {
+        not_stuck: false,
+        isolation: false,
+        no_oom_kill: false,
+        judge_emulated_time: true,
+        max_gap_ms: Some(50),
+        max_spread_pct: Some(5.5),
+        max_throughput_cv: Some(0.2),
+        min_iteration_rate: Some(1000.0),
+        min_work_rate: Some(0.5),
+        max_migration_ratio: Some(0.1),
+        max_p99_wake_latency_ns: Some(70_000),
+        max_wake_latency_cv: Some(2.0),
+        min_page_locality: Some(0.9),
+        max_throttled_pct: Some(60.0),
+        max_quota_error_pct: Some(10.0),
+        max_weight_error_pct: Some(15.0),
+        max_cpu_pressure_pct: Some(80.0),
+        max_memory_pressure_pct: Some(1.0),
+        max_io_pressure_pct: Some(2.0),
+    };
+    assert_eq!(entry.assert, wanted);
+}
+
 /// The attribute checks keys against each other, and documents them, with these numbers.
 #[test]
 fn defaults_are_those_of_the_attribute() {
@@ -74,6 +132,9 @@ fn defaults_are_those_of_the_attribute() {
     assert_eq!(entry.duration, Duration::from_secs(5));
     assert_eq!(entry.watchdog_timeout, Duration::from_secs(20));
     assert_eq!((entry.kernel, entry.workload_root_cgroup), (None, "/ktstr"));
-    assert!(!entry.expect_err && !entry.host_only && entry.kaslr && entry.auto_repro);
+    assert_eq!((entry.expect_err, entry.assert), (ExpectErr::No, Assert::DEFAULT));
+    assert!(entry.assert.not_stuck && entry.assert.isolation && entry.assert.no_oom_kill);
+    assert!(!entry.assert.judge_emulated_time);
+    assert!(!entry.host_only && entry.kaslr && entry.auto_repro);
     assert!(entry.post_vm.is_none());
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::assert::AssertResult;
+use crate::assert::{Assert, AssertResult};
 use crate::result::VmResult;
 use crate::scenario::Ctx;
 use crate::topology::Topology;
@@ -36,8 +36,10 @@ pub struct TestEntry {
     pub kernel: Option<&'static str>,
     /// The cgroup below the cgroup2 mount under which the scenario makes its groups.
     pub workload_root_cgroup: &'static str,
-    /// The test passes if, and only if, the guest's side of it fails.
-    pub expect_err: bool,
+    /// Whether the test passes if, and only if, the guest's side of it fails.
+    pub expect_err: ExpectErr,
+    /// What is checked of workers and cgroups, and by which bounds.
+    pub assert: Assert,
     /// Run the body on the host, without a virtual machine.
     pub host_only: bool,
     /// Let the kernel randomise its addresses.
@@ -51,6 +53,24 @@ pub struct TestEntry {
     pub body: fn(&Ctx) -> anyhow::Result<AssertResult>,
 }
 
+/// Whether a test is to fail, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpectErr {
+    /// It is to pass.
+    No,
+    /// It is to fail in any way.
+    Any,
+    /// It is to fail in a way whose description contains this text.
+    Containing(&'static str),
+}
+
+impl ExpectErr {
+    /// Whether a failure is expected.
+    pub fn is_expected(self) -> bool {
+        self != Self::No
+    }
+}
+
 impl TestEntry {
     /// The defaults of the attribute's keys.
     pub const DEFAULT: Self = Self {
@@ -62,7 +82,8 @@ impl TestEntry {
         watchdog_timeout: Duration::from_secs(20),
         kernel: None,
         workload_root_cgroup: "/ktstr",
-        expect_err: false,
+        expect_err: ExpectErr::No,
+        assert: Assert::DEFAULT,
         host_only: false,
         kaslr: true,
         auto_repro: true,

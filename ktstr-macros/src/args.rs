@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 
 use proc_macro2::{Span, TokenStream, TokenTree};
+use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::ParseStream;
 use syn::{
@@ -25,6 +26,9 @@ const MIN_MIB_PER_NODE: u32 = 32;
 const INTEGER_TYPES: [&str; 12] =
     ["u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize"];
 
+/// The suffixes of a float literal.
+const FLOAT_TYPES: [&str; 2] = ["f32", "f64"];
+
 /// The keys the author gave, checked one by one and against each other.
 #[derive(Default)]
 pub(crate) struct Args {
@@ -41,6 +45,8 @@ pub(crate) struct Arg {
 /// A value of the kind that its key takes.
 pub(crate) enum Value {
     Integer(u32, Span),
+    /// Finite and in range.
+    Number(f64),
     /// At least one, and the list's own brackets.
     Integers(Vec<u32>, Span),
     Bool(bool),
@@ -321,7 +327,7 @@ fn parse_value(
             return Err(input.error(format!("expected `=` or `,` after `{ident}`")));
         }
         return Ok(match key.takes {
-            Takes::Bool => Ok(Value::Bool(true)),
+            Takes::Bool | Takes::BoolOrText => Ok(Value::Bool(true)),
             Takes::Reason => Ok(Value::Nothing),
             _ => Err(syn::Error::new(
                 ident.span(),
@@ -344,12 +350,27 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         // A value that comes out of a `macro_rules!` metavariable.
         (_, Expr::Group(group)) => check_value(key, *group.expr),
         (
-            Takes::Integer { range, .. } | Takes::Integers { range, .. },
+            Takes::Integer { range, .. }
+            | Takes::Integers { range, .. }
+            | Takes::Count { range, .. },
             Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }),
         ) => check_integer(key, range, &lit).map(|value| Value::Integer(value, lit.span())),
         (Takes::Integers { range, .. }, Expr::Array(list)) => check_integers(key, range, &list),
-        (Takes::Bool, Expr::Lit(ExprLit { lit: Lit::Bool(LitBool { value, .. }), .. })) => {
-            Ok(Value::Bool(value))
+        (
+            Takes::Number { min, max, .. },
+            Expr::Lit(ExprLit { lit: lit @ (Lit::Int(_) | Lit::Float(_)), .. }),
+        ) => check_number(key, *min..=*max, &lit).map(Value::Number),
+        (
+            Takes::Bool | Takes::BoolOrText,
+            Expr::Lit(ExprLit { lit: Lit::Bool(LitBool { value, .. }), .. }),
+        ) => Ok(Value::Bool(value)),
+        (Takes::BoolOrText, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
+            if lit.value().trim().is_empty() {
+                let name = key.name;
+                let message = format!("the text is empty: name it, or write `{name}` alone");
+                return Err(syn::Error::new(lit.span(), message));
+            }
+            Ok(Value::Text(lit))
         }
         (Takes::Text { check, .. }, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
             check(&lit.value()).map_err(|message| syn::Error::new(lit.span(), message))?;
@@ -409,6 +430,28 @@ fn check_integer(key: &Key, range: &RangeInclusive<u32>, lit: &LitInt) -> syn::R
         _ => {
             let (name, min, max) = (key.name, range.start(), range.end());
             let message = format!("`{name} = {lit}` is out of range: write {min} to {max}");
+            Err(syn::Error::new(lit.span(), message))
+        }
+    }
+}
+
+fn check_number(key: &Key, range: RangeInclusive<f64>, lit: &Lit) -> syn::Result<f64> {
+    let (digits, suffix) = match lit {
+        Lit::Int(lit) => (lit.base10_digits(), lit.suffix()),
+        Lit::Float(lit) => (lit.base10_digits(), lit.suffix()),
+        _ => unreachable!("no other literal is a number"),
+    };
+    // `5f64` is an integer to syn.
+    if !(suffix.is_empty() || INTEGER_TYPES.contains(&suffix) || FLOAT_TYPES.contains(&suffix)) {
+        let message = format!("remove `{suffix}`: the key takes {}", key.takes);
+        return Err(syn::Error::new(lit.span(), message));
+    }
+    match digits.parse::<f64>() {
+        Ok(value) if range.contains(&value) => Ok(value),
+        _ => {
+            let (name, min, max) = (key.name, range.start(), range.end());
+            let lit_text = lit.to_token_stream();
+            let message = format!("`{name} = {lit_text}` is out of range: write {min} to {max}");
             Err(syn::Error::new(lit.span(), message))
         }
     }
@@ -474,6 +517,9 @@ mod tests {
             "expect_err, kaslr = false, auto_repro = true",
             "host_only, duration_s = 1, expect_err, ignore, workload_root_cgroup = \"/a\"",
             "host_only = false, cores = 4, kernel = r#\"6.12\"#",
+            "expect_err = \"the disk is full\", not_stuck = false, isolation, max_gap_ms = 86_400_000",
+            "max_spread_pct = 0, max_throughput_cv = 1.5e-1f64, min_work_rate = 0x10, max_throttled_pct = 9f32",
+            "max_p99_wake_latency_ns = 4_294_967_295, host_only, min_page_locality = 1.0",
             "ignore = \"slow\", post_vm = <Host as Check>::check::<u8, u16>",
         ] {
             let (args, errors) = parse_text(attr);
@@ -505,6 +551,18 @@ mod tests {
             ("cores = [4, 2, 1], numa_nodes = 2", &["[4, 2, 1]"]),
             ("llcs = 2, cores = [100, 100], threads = 2, kaslr", &["2"]),
             ("threads = 2, cores = [100, 100], numa_nodes = 2", &["[100, 100]"]),
+            ("expect_err = \"\", not_stuck = 1", &["\"\"", "1"]),
+            (
+                "max_gap_ms = 0, max_gap_ms = 5.5, isolation = \"a\"",
+                &["0", "max_gap_ms", "5.5", "\"a\""],
+            ),
+            ("max_spread_pct = 100.1, max_throughput_cv = -0.5", &["100.1", "-0.5"]),
+            (
+                "min_work_rate = 0, min_page_locality = 1e999, max_io_pressure_pct = 5s",
+                &["0", "1e999", "5s"],
+            ),
+            ("max_spread_pct, max_wake_latency_cv =", &["max_spread_pct", "="]),
+            ("host_only, judge_emulated_time", &["judge_emulated_time"]),
             // Not the third error, of too many CPUs.
             ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),
         ] {

@@ -76,6 +76,7 @@ fn entry(args: &Args, sig: &Signature) -> TokenStream {
     let name = libtest_name(&sig.ident);
     let body = body(sig);
     let topology = topology(args);
+    let assert = assert(args);
     let fields = args.given.iter().filter_map(field);
     quote! {
         ::ktstr::__private::TestEntry {
@@ -83,6 +84,7 @@ fn entry(args: &Args, sig: &Signature) -> TokenStream {
             module_path: ::core::module_path!(),
             body: #body,
             #topology
+            #assert
             #(#fields,)*
             ..::ktstr::__private::TestEntry::DEFAULT
         }
@@ -166,6 +168,20 @@ fn llcs(args: &Args) -> Option<TokenStream> {
     Some(quote!(::ktstr::__private::Llcs::even(#count, #cores)))
 }
 
+/// The checks, if a key about them was given: the defaults, changed by a method for each key.
+fn assert(args: &Args) -> TokenStream {
+    let calls =
+        args.given.iter().filter(|arg| matches!(arg.key.target, Target::Check)).map(|arg| {
+            let (method, value) = (Ident::new(arg.key.name, Span::call_site()), tokens(arg));
+            quote!(.#method(#value))
+        });
+    let calls: Vec<_> = calls.collect();
+    if calls.is_empty() {
+        return TokenStream::new();
+    }
+    quote!(assert: ::ktstr::__private::Assert::DEFAULT #(#calls)*,)
+}
+
 /// The field of `TestEntry` that `arg` sets, if it sets one of its own.
 fn field(arg: &Arg) -> Option<TokenStream> {
     let value = tokens(arg);
@@ -173,10 +189,22 @@ fn field(arg: &Arg) -> Option<TokenStream> {
         Target::Field(field) => (field, value),
         Target::Seconds(field) => (field, quote!(::core::time::Duration::from_secs(#value))),
         Target::Optional(field) => (field, optional(&arg.value, &value)),
-        Target::Topology(_) | Target::Llcs | Target::IgnoreAttribute => return None,
+        Target::ExpectErr => ("expect_err", expect_err(&arg.value)),
+        Target::Topology(_) | Target::Llcs | Target::Check | Target::IgnoreAttribute => {
+            return None;
+        }
     };
     let field = Ident::new(field, Span::call_site());
     Some(quote!(#field: #value))
+}
+
+fn expect_err(value: &Value) -> TokenStream {
+    let variant = match value {
+        Value::Text(text) => quote!(Containing(#text)),
+        Value::Bool(true) => quote!(Any),
+        _ => quote!(No),
+    };
+    quote!(::ktstr::__private::ExpectErr::#variant)
 }
 
 /// `Some(value)`, which the compiler reports at the value if it has the wrong type.
@@ -195,6 +223,7 @@ fn tokens(arg: &Arg) -> TokenStream {
             let values = values.iter().map(|value| literal(*value));
             quote!([#(#values),*])
         }
+        Value::Number(value) => Literal::f64_unsuffixed(*value).into_token_stream(),
         Value::Bool(value) => value.into_token_stream(),
         Value::Text(text) => text.into_token_stream(),
         Value::Function(path) => path.into_token_stream(),
@@ -245,7 +274,15 @@ mod tests {
                 quote!(kernel: ::core::option::Option::Some("debian:trixie")),
             ),
             ("workload_root_cgroup = \"/a\"", quote!(workload_root_cgroup: "/a")),
-            ("expect_err, host_only = false", quote!(expect_err: true, host_only: false)),
+            (
+                "expect_err, host_only = false",
+                quote!(expect_err: ::ktstr::__private::ExpectErr::Any, host_only: false),
+            ),
+            ("expect_err = false", quote!(expect_err: ::ktstr::__private::ExpectErr::No)),
+            (
+                "expect_err = \"disk\", max_gap_ms = 5",
+                quote!(expect_err: ::ktstr::__private::ExpectErr::Containing("disk")),
+            ),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
             ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),
         ] {
@@ -285,6 +322,25 @@ mod tests {
             assert_same(&llcs, &quote!(::ktstr::__private::Llcs::#want));
         }
         assert!(llcs(&parse_args("threads = 2")).is_none());
+    }
+
+    #[test]
+    fn checks_are_written_once() {
+        assert_same(&assert(&parse_args("memory_mib = 64, expect_err")), &quote!());
+        assert_same(
+            &assert(&parse_args(
+                "not_stuck = false, kaslr, max_gap_ms = 0x32u8, max_spread_pct = 5, isolation, \
+                 max_wake_latency_cv = 1_0.5e-1",
+            )),
+            &quote! {
+                assert: ::ktstr::__private::Assert::DEFAULT
+                    .not_stuck(false)
+                    .max_gap_ms(50)
+                    .max_spread_pct(5.0)
+                    .isolation(true)
+                    .max_wake_latency_cv(1.05),
+            },
+        );
     }
 
     #[test]

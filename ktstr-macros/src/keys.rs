@@ -25,10 +25,16 @@ pub(crate) enum Takes {
     /// `default` repeats `TestEntry::DEFAULT` for checks that span several keys, and nothing else:
     /// a key that was not given is not written.
     Integer { range: RangeInclusive<u32>, default: u32 },
+    /// An integer literal for a bound that is not set by default.
+    Count { range: RangeInclusive<u32>, example: u32 },
+    /// A number literal, with a point or without, for a bound that is not set by default.
+    Number { min: f64, max: f64, example: f64 },
     /// An integer literal, or a list of them in brackets.
     Integers { range: RangeInclusive<u32>, default: u32 },
     /// Nothing, `true` or `false`.
     Bool,
+    /// Nothing, `true`, `false`, or a string literal that is not empty.
+    BoolOrText,
     /// A string literal that passes `check`, which says what to do otherwise.
     Text { example: &'static str, check: fn(&str) -> Result<(), String> },
     /// Nothing, or a string literal that says why.
@@ -49,6 +55,11 @@ pub(crate) enum Target {
     Seconds(&'static str),
     /// A field of `TestEntry`, an `Option`.
     Optional(&'static str),
+    /// The field `expect_err` of `TestEntry`.
+    ExpectErr,
+    /// The field `assert` of `TestEntry`, which several keys share: a method of `Assert` by the key's
+    /// name.
+    Check,
     /// The attribute `#[ignore]`.
     IgnoreAttribute,
 }
@@ -69,12 +80,31 @@ pub(crate) const KEYS: &[Key] = &[
         text("/ktstr", check_cgroup),
         Target::Field("workload_root_cgroup"),
     ),
-    Key::new("expect_err", Takes::Bool, Target::Field("expect_err")),
+    Key::new("expect_err", Takes::BoolOrText, Target::ExpectErr),
     Key::new("host_only", Takes::Bool, Target::Field("host_only")),
     Key::new("ignore", Takes::Reason, Target::IgnoreAttribute),
     Key::new("kaslr", Takes::Bool, Target::Field("kaslr")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
+    Key::new("not_stuck", Takes::Bool, Target::Check),
+    Key::new("isolation", Takes::Bool, Target::Check),
+    Key::new("no_oom_kill", Takes::Bool, Target::Check),
+    Key::new("judge_emulated_time", Takes::Bool, Target::Check).vm(),
+    Key::new("max_gap_ms", count(1..=86_400_000, 50), Target::Check),
+    Key::new("max_spread_pct", number(0.0, 100.0, 10.0), Target::Check),
+    Key::new("max_throughput_cv", number(0.0, 1e3, 0.2), Target::Check),
+    Key::new("min_iteration_rate", number(1e-3, 1e12, 1e3), Target::Check),
+    Key::new("min_work_rate", number(1e-3, 1e12, 1e3), Target::Check),
+    Key::new("max_migration_ratio", number(0.0, 1.0, 0.1), Target::Check),
+    Key::new("max_p99_wake_latency_ns", count(1..=u32::MAX, 100_000), Target::Check),
+    Key::new("max_wake_latency_cv", number(0.0, 1e3, 2.0), Target::Check),
+    Key::new("min_page_locality", number(0.0, 1.0, 0.9), Target::Check),
+    Key::new("max_throttled_pct", number(0.0, 100.0, 50.0), Target::Check),
+    Key::new("max_quota_error_pct", number(0.0, 100.0, 10.0), Target::Check),
+    Key::new("max_weight_error_pct", number(0.0, 100.0, 10.0), Target::Check),
+    Key::new("max_cpu_pressure_pct", number(0.0, 100.0, 50.0), Target::Check),
+    Key::new("max_memory_pressure_pct", number(0.0, 100.0, 1.0), Target::Check),
+    Key::new("max_io_pressure_pct", number(0.0, 100.0, 1.0), Target::Check),
 ];
 
 /// The key called `name`.
@@ -109,6 +139,14 @@ const fn integer(range: RangeInclusive<u32>, default: u32) -> Takes {
     Takes::Integer { range, default }
 }
 
+const fn count(range: RangeInclusive<u32>, example: u32) -> Takes {
+    Takes::Count { range, example }
+}
+
+const fn number(min: f64, max: f64, example: f64) -> Takes {
+    Takes::Number { min, max, example }
+}
+
 const fn text(example: &'static str, check: fn(&str) -> Result<(), String>) -> Takes {
     Takes::Text { example, check }
 }
@@ -117,14 +155,16 @@ const fn text(example: &'static str, check: fn(&str) -> Result<(), String>) -> T
 impl fmt::Display for Takes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Integer { range, .. } => {
+            Self::Integer { range, .. } | Self::Count { range, .. } => {
                 write!(f, "an integer literal from {} to {}", range.start(), range.end())
             }
             Self::Integers { range, .. } => {
                 let (min, max) = (range.start(), range.end());
                 write!(f, "an integer literal from {min} to {max} or a list of them")
             }
+            Self::Number { min, max, .. } => write!(f, "a number literal from {min} to {max}"),
             Self::Bool => f.write_str("`true` or `false`"),
+            Self::BoolOrText => f.write_str("`true`, `false` or a string literal"),
             Self::Text { .. } | Self::Reason => f.write_str("a string literal"),
             Self::Function => f.write_str("the path of a function"),
         }
@@ -139,8 +179,12 @@ impl fmt::Display for Key {
             Takes::Integer { default, .. } | Takes::Integers { default, .. } => {
                 write!(f, "{name} = {default}")
             }
-            Takes::Bool => write!(f, "{name} = true"),
-            Takes::Text { example, .. } => write!(f, "{name} = {example:?}"),
+            Takes::Count { example, .. } => write!(f, "{name} = {example}"),
+            Takes::Number { example, .. } => write!(f, "{name} = {example}"),
+            Takes::Bool | Takes::BoolOrText => write!(f, "{name} = true"),
+            Takes::Text { example, .. } => {
+                write!(f, "{name} = {example:?}")
+            }
             Takes::Reason => write!(f, "{name} = \"reason\""),
             Takes::Function => write!(f, "{name} = check_result"),
         }
@@ -214,7 +258,14 @@ mod tests {
                     let (min, max) = (range.start(), range.end());
                     format!("`{}` | {min} to {max}, or a list | {default} |", key.name)
                 }
+                Takes::Count { range, .. } => {
+                    format!("`{}` | {} to {} | not checked |", key.name, range.start(), range.end())
+                }
+                Takes::Number { min, max, .. } => {
+                    format!("`{}` | {min} to {max} | not checked |", key.name)
+                }
                 Takes::Bool => format!("`{}` | boolean |", key.name),
+                Takes::BoolOrText => format!("`{}` | boolean or string |", key.name),
                 Takes::Text { .. } => format!("`{}` | string |", key.name),
                 Takes::Reason => format!("`{}` | nothing or string |", key.name),
                 Takes::Function => format!("`{}` | path |", key.name),
@@ -238,6 +289,9 @@ mod tests {
             ("expect_error", Some("expect_err")),
             ("hostonly", Some("host_only")),
             ("kalsr", Some("kaslr")),
+            ("max_gap", Some("max_gap_ms")),
+            ("max_spread", Some("max_spread_pct")),
+            ("not_stuk", Some("not_stuck")),
             ("vm", None),
             ("flavour", None),
             ("", None),

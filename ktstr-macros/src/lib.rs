@@ -32,7 +32,8 @@ use proc_macro::TokenStream;
 ///
 /// # Keys
 ///
-/// Numbers and strings are literals. A boolean key alone means `true`.
+/// Numbers and strings are literals; the keys of checks that are no whole numbers take a decimal point.
+/// A boolean key alone means `true`.
 ///
 /// | Key | Value | Default | Meaning |
 /// |---|---|---|---|
@@ -45,12 +46,31 @@ use proc_macro::TokenStream;
 /// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds a body may run over, or a guest be silent |
 /// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |
 /// | `workload_root_cgroup` | string | `"/ktstr"` | the cgroup below which the scenario works |
-/// | `expect_err` | boolean | `false` | pass if, and only if, the guest's side fails |
+/// | `expect_err` | boolean or string | `false` | pass if, and only if, the guest's side fails, and if a text is given, with that in its message |
 /// | `host_only` | boolean | `false` | run the body on the host, without a VM |
 /// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
 /// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
+/// | `not_stuck` | boolean | `true` | fail if a worker makes no progress |
+/// | `isolation` | boolean | `true` | fail if a worker is seen on a CPU outside of the cpuset that was set for it |
+/// | `no_oom_kill` | boolean | `true` | fail if a process is killed for want of memory, unless its cgroup says that it will be |
+/// | `judge_emulated_time` | boolean | `false` | judge what depends on time, too, where the guest's CPUs are emulated in software |
+/// | `max_gap_ms` | 1 to 86400000 | not checked | the longest time between two turns of a worker's loop |
+/// | `max_spread_pct` | 0 to 100 | not checked | percentage points between the shares of a CPU that equal workers get |
+/// | `max_throughput_cv` | 0 to 1000 | not checked | coefficient of variation of equal workers' work per CPU time |
+/// | `min_iteration_rate` | 0.001 to 1000000000000 | not checked | turns of a worker's loop per second |
+/// | `min_work_rate` | 0.001 to 1000000000000 | not checked | a worker's units of work per second of its CPU time |
+/// | `max_migration_ratio` | 0 to 1 | not checked | a worker's changes of CPU per turn of its loop |
+/// | `max_p99_wake_latency_ns` | 1 to 4294967295 | not checked | what 99 % of a worker's wake-ups take at most |
+/// | `max_wake_latency_cv` | 0 to 1000 | not checked | coefficient of variation of a worker's wake-up latencies |
+/// | `min_page_locality` | 0 to 1 | not checked | the part of a worker's pages on the nodes it may run on |
+/// | `max_throttled_pct` | 0 to 100 | not checked | periods in which a cgroup with a quota is throttled |
+/// | `max_quota_error_pct` | 0 to 100 | not checked | how far the CPU time of a cgroup with a quota is off that |
+/// | `max_weight_error_pct` | 0 to 100 | not checked | how much of what its weight entitles it to a cgroup may lack |
+/// | `max_cpu_pressure_pct` | 0 to 100 | not checked | time in which a task of a cgroup waits for a CPU |
+/// | `max_memory_pressure_pct` | 0 to 100 | not checked | time in which a task of a cgroup waits for memory |
+/// | `max_io_pressure_pct` | 0 to 100 | not checked | time in which a task of a cgroup waits for input or output |
 ///
 /// A list of `cores` has one number for each last-level cache, in the order of the nodes, and makes
 /// `llcs` superfluous. A guest has at most 255 CPUs: the product of `llcs`, `cores` and `threads`,
@@ -59,8 +79,15 @@ use proc_macro::TokenStream;
 /// `host_only` excludes every key that describes the virtual machine.
 ///
 /// `expect_err` accepts every way in which the guest's side can fail once the body has started: an
-/// error, a failed check, a panic, a death, a hang. It never accepts a fault of the machinery.
+/// error, a failed check, a panic, a death, a hang. It never accepts a fault of the machinery. With
+/// `expect_err = "text"` the message of one of its failures, as the report shows it, must contain the
+/// text, letter by letter: it is no pattern. A failure without it fails the test and is shown.
+/// An inconclusive verdict is no failure.
+///
 /// `post_vm` is not asked after such a fault, nor after a skip; its error fails the test.
+///
+/// What the checks mean exactly, over which workers, and what they do when there is nothing to measure,
+/// is documented at `ktstr::assert::Assert`, whose fields have the names of the keys.
 ///
 /// # Other attributes
 ///

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use ktstr_core::assert::{AssertResult, Outcome};
+use ktstr_core::registry::ExpectErr;
 use ktstr_core::result::RunEnd;
 
 /// How a test can be fine.
@@ -26,15 +27,16 @@ pub(crate) fn concerns_post_vm(end: &RunEnd) -> bool {
 /// A fault of the machinery is never what a test expected, and what `post_vm` found missing is not
 /// made good by a verdict.
 pub(crate) fn judge(
-    expect_err: bool,
+    expect_err: ExpectErr,
     end: &RunEnd,
     post_vm: &Result<()>,
 ) -> Result<Passed, Reasons> {
     let own = judge_end(expect_err, end);
     let Err(error) = post_vm else { return own };
     let complaint = format!("post_vm: {error:#}");
+    let is_plain_pass = matches!(end, RunEnd::Verdict(verdict) if verdict.is_pass());
     Err(match own {
-        Ok(_) if *end == RunEnd::Verdict(AssertResult::pass()) => vec![complaint],
+        Ok(_) if is_plain_pass => vec![complaint],
         Ok(_) => vec![complaint, format!("the run itself, as expected: {end}")],
         Err(mut reasons) => {
             reasons.push(complaint);
@@ -43,28 +45,64 @@ pub(crate) fn judge(
     })
 }
 
-fn judge_end(expect_err: bool, end: &RunEnd) -> Result<Passed, Reasons> {
+fn judge_end(expect_err: ExpectErr, end: &RunEnd) -> Result<Passed, Reasons> {
     let verdict = match end {
         RunEnd::Verdict(verdict) => verdict,
         end if end.is_infrastructure() => return Err(vec![format!("infrastructure: {end}")]),
-        _ if expect_err => return Ok(Passed::AsExpected),
-        end => return Err(vec![end.to_string()]),
+        end => return judge_failure(expect_err, &[end.to_string()], vec![end.to_string()]),
     };
-    match (verdict.outcome, expect_err) {
+    match (verdict.outcome, expect_err.is_expected()) {
         (Outcome::Skip, _) => {
             let reasons: Vec<_> = verdict.details.iter().map(|detail| &*detail.message).collect();
             Ok(Passed::Skipped(reasons.join("; ")))
         }
-        (Outcome::Pass, false) | (Outcome::Fail, true) => Ok(Passed::AsExpected),
+        (Outcome::Pass, false) => Ok(Passed::AsExpected),
         (Outcome::Pass | Outcome::Inconclusive, true) => {
-            Err(vec![format!("the test was to fail (`expect_err`), but its verdict is {end}")])
+            let mut reasons = vec![match expect_err {
+                ExpectErr::Containing(text) => format!(
+                    "the test was to fail with {text:?} (`expect_err`), but its verdict is {end}"
+                ),
+                _ => format!("the test was to fail (`expect_err`), but its verdict is {end}"),
+            }];
+            if verdict.outcome == Outcome::Inconclusive {
+                reasons.extend(reasons_of(verdict, end));
+            }
+            Err(reasons)
         }
-        (Outcome::Fail | Outcome::Inconclusive, false) => {
-            let told = verdict.details.iter().map(|detail| format!("{end}: {detail}"));
-            let reasons: Vec<_> = told.collect();
-            if reasons.is_empty() { Err(vec![end.to_string()]) } else { Err(reasons) }
+        (Outcome::Inconclusive, false) => Err(reasons_of(verdict, end)),
+        (Outcome::Fail, _) => {
+            let failed = verdict.details.iter().filter(|detail| detail.outcome == Outcome::Fail);
+            let failures: Vec<_> = failed.map(ToString::to_string).collect();
+            judge_failure(expect_err, &failures, reasons_of(verdict, end))
         }
     }
+}
+
+/// Whether one of the `failures` is that which was expected; `reasons` tell of all that was not good.
+fn judge_failure(
+    expect_err: ExpectErr,
+    failures: &[String],
+    reasons: Reasons,
+) -> Result<Passed, Reasons> {
+    match expect_err {
+        ExpectErr::No => Err(reasons),
+        ExpectErr::Any => Ok(Passed::AsExpected),
+        ExpectErr::Containing(text) if failures.iter().any(|failure| failure.contains(text)) => {
+            Ok(Passed::AsExpected)
+        }
+        ExpectErr::Containing(text) => {
+            let other =
+                format!("the test was to fail with {text:?} (`expect_err`), but it failed so:");
+            Err([vec![other], reasons].concat())
+        }
+    }
+}
+
+/// Each detail with its own outcome, or the verdict's if nobody said why.
+fn reasons_of(verdict: &AssertResult, end: &RunEnd) -> Reasons {
+    let told = verdict.details.iter().map(|detail| format!("{}: {detail}", detail.outcome));
+    let reasons: Vec<_> = told.collect();
+    if reasons.is_empty() { vec![end.to_string()] } else { reasons }
 }
 
 #[cfg(test)]
@@ -73,14 +111,21 @@ mod tests {
 
     use super::*;
 
+    fn detail(text: &str) -> AssertDetail {
+        AssertDetail::new(DetailKind::Other, text)
+    }
+
+    fn texts(reasons: &[&str]) -> Result<Passed, Reasons> {
+        Err(reasons.iter().map(|reason| (*reason).to_owned()).collect())
+    }
+
     #[test]
     fn only_what_was_expected_passes() {
-        let detail = || AssertDetail::new(DetailKind::Other, "why");
         let died = RunEnd::BodyExited("exit status 0".to_owned());
         for (end, alone, with_expect_err) in [
             (RunEnd::Verdict(AssertResult::pass()), true, false),
-            (RunEnd::Verdict(AssertResult::fail(detail())), false, true),
-            (RunEnd::Verdict(AssertResult::inconclusive(detail())), false, false),
+            (RunEnd::Verdict(AssertResult::fail(detail("why"))), false, true),
+            (RunEnd::Verdict(AssertResult::inconclusive(detail("why"))), false, false),
             (RunEnd::Verdict(AssertResult::skip("why")), true, true),
             (died.clone(), false, true),
             (RunEnd::GuestPanicked("why".to_owned()), false, true),
@@ -89,16 +134,69 @@ mod tests {
             (RunEnd::EngineFailed("why".to_owned()), false, false),
             (RunEnd::WrongTopology(vec!["why".to_owned()]), false, false),
         ] {
-            assert_eq!(judge(false, &end, &Ok(())).is_ok(), alone, "{end:?}");
-            assert_eq!(judge(true, &end, &Ok(())).is_ok(), with_expect_err, "{end:?}");
-            for expect_err in [false, true] {
+            for (expect_err, wanted) in [
+                (ExpectErr::No, alone),
+                (ExpectErr::Any, with_expect_err),
+                (ExpectErr::Containing(""), with_expect_err),
+            ] {
+                assert_eq!(judge(expect_err, &end, &Ok(())).is_ok(), wanted, "{end:?}");
                 assert!(judge(expect_err, &end, &Err(anyhow::anyhow!("no"))).is_err(), "{end:?}");
             }
         }
-        let failed = RunEnd::Verdict(AssertResult::fail(detail()));
-        let both = judge(false, &failed, &Err(anyhow::anyhow!("no capture")));
-        assert_eq!(both.unwrap_err(), ["fail: check: why", "post_vm: no capture"]);
-        let skipped = judge(false, &RunEnd::Verdict(AssertResult::skip("no KVM")), &Ok(()));
+        let failed = RunEnd::Verdict(AssertResult::fail(detail("why")));
+        let both = judge(ExpectErr::No, &failed, &Err(anyhow::anyhow!("no capture")));
+        assert_eq!(both, texts(&["fail: check: why", "post_vm: no capture"]));
+        let mut passed = AssertResult::pass();
+        passed.note("warm");
+        let noted = judge(ExpectErr::No, &RunEnd::Verdict(passed), &Err(anyhow::anyhow!("none")));
+        assert_eq!(noted, texts(&["post_vm: none"]));
+        let skipped = RunEnd::Verdict(AssertResult::skip("no KVM"));
+        let skipped = judge(ExpectErr::No, &skipped, &Ok(()));
         assert_eq!(skipped, Ok(Passed::Skipped("no KVM".to_owned())));
+    }
+
+    #[test]
+    fn another_failure_is_none_that_was_expected() {
+        let expected = ExpectErr::Containing("disk is full");
+        let two = AssertResult::fail(detail("the disk is full"))
+            .merge(AssertResult::fail(detail("5 of 4 CPUs")));
+        let untold = AssertResult::inconclusive(detail("the disk is full"));
+        let beside = AssertResult::fail(detail("5 of 4 CPUs")).merge(untold.clone());
+        let heading = "the test was to fail with \"disk is full\" (`expect_err`), but";
+        for (end, wanted) in [
+            (RunEnd::BodyError("the disk is full".into()), Ok(Passed::AsExpected)),
+            (RunEnd::Verdict(two), Ok(Passed::AsExpected)),
+            (
+                RunEnd::BodyPanicked("three".into()),
+                texts(&[&format!("{heading} it failed so:"), "the body panicked: three"]),
+            ),
+            (
+                RunEnd::Verdict(beside),
+                texts(&[
+                    &format!("{heading} it failed so:"),
+                    "fail: check: 5 of 4 CPUs",
+                    "inconclusive: check: the disk is full",
+                ]),
+            ),
+            (
+                RunEnd::Verdict(untold),
+                texts(&[
+                    &format!("{heading} its verdict is inconclusive"),
+                    "inconclusive: check: the disk is full",
+                ]),
+            ),
+            (
+                RunEnd::Verdict(AssertResult::pass()),
+                texts(&[&format!("{heading} its verdict is pass")]),
+            ),
+            (
+                RunEnd::InitFailed("the disk is full".into()),
+                texts(&[
+                    "infrastructure: the guest failed before or beside the body: the disk is full",
+                ]),
+            ),
+        ] {
+            assert_eq!(judge(expected, &end, &Ok(())), wanted, "{end:?}");
+        }
     }
 }

@@ -60,6 +60,11 @@ pub(crate) fn run(
             line(&mut text, "detail", &detail.to_string());
         }
     }
+    if let RunEnd::Verdict(decided) = &result.end {
+        for note in &decided.notes {
+            line(&mut text, "note", &note.to_string());
+        }
+    }
     for event in &result.kernel_events {
         line(&mut text, &event.kind.to_string(), &event.line);
     }

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use ktstr::prelude::*;
-use ktstr_core::registry;
+use ktstr_core::registry::{self, TestEntry};
+use ktstr_core::result::Machine;
 use ktstr_core::wire::{Order, RunOrder};
 
 use super::initramfs::Contents;
@@ -16,6 +17,25 @@ use super::{Limits, Prepared, Program, Wanted};
 #[ktstr_test(cores = 1)]
 fn subject(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
+}
+
+#[test]
+fn emulated_time_is_judged_only_if_a_test_wants_it() {
+    let gap = AssertDetail::new(DetailKind::Gap, "63 ms").time_based();
+    let failed = || AssertResult::fail(gap.clone());
+    for (engine, judge_emulated_time, outcome) in [
+        ("qemu", false, Outcome::Pass),
+        ("qemu", true, Outcome::Fail),
+        ("kvm", false, Outcome::Fail),
+    ] {
+        let assert = Assert::DEFAULT.judge_emulated_time(judge_emulated_time);
+        let entry = TestEntry { assert, ..TestEntry::DEFAULT };
+        let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
+        let end = super::judged_on(&machine, &entry, RunEnd::Verdict(failed()));
+        let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
+        assert_eq!(verdict.outcome, outcome, "{engine}");
+        assert_eq!(verdict.notes.is_empty(), outcome == Outcome::Fail, "{engine}");
+    }
 }
 
 /// The test at this path, as libtest names it.

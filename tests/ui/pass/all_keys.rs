@@ -45,6 +45,32 @@ fn list_of_cores(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(
+    expect_err = "max_gap_ms",
+    not_stuck = false,
+    isolation,
+    no_oom_kill = true,
+    judge_emulated_time,
+    max_gap_ms = 0x32,
+    max_spread_pct = 5,
+    max_throughput_cv = 0.2,
+    min_iteration_rate = 1e3,
+    min_work_rate = 0.001f64,
+    max_migration_ratio = 1.0,
+    max_p99_wake_latency_ns = 4_294_967_295,
+    max_wake_latency_cv = 2u8,
+    min_page_locality = 0.9,
+    max_throttled_pct = 100,
+    max_quota_error_pct = 0,
+    max_weight_error_pct = 1_0.0,
+    max_cpu_pressure_pct = 80,
+    max_memory_pressure_pct = 1,
+    max_io_pressure_pct = 1,
+)]
+fn checks(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
 #[ktstr_test()]
 #[ignore = "not yet"]
 fn r#move(_: &'_ ktstr::prelude::Ctx) -> ktstr::prelude::Result<AssertResult> {

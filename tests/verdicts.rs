@@ -27,6 +27,34 @@ fn passes_although_it_should_fail(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(cores = 1, expect_err = "the disk is full", ignore = "fails on purpose")]
+fn fails_with_another_error(_: &Ctx) -> Result<AssertResult> {
+    bail!("the disk is gone")
+}
+
+#[ktstr_test(cores = 1, expect_err = "max_gap_ms: 63.2 ms", judge_emulated_time)]
+fn fails_with_what_was_expected(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::fail(gap()))
+}
+
+/// Late, on a CPU of its own time.
+fn gap() -> AssertDetail {
+    AssertDetail::measured(DetailKind::Gap, "63.2 ms", "at most 50 ms")
+        .worker("77 (spin)")
+        .cgroup("cg_0")
+        .cpu(2)
+        .at_ns(3_214_400_000)
+        .time_based()
+}
+
+#[ktstr_test(cores = 1, judge_emulated_time, ignore = "fails on purpose")]
+fn fails_and_notes(_: &Ctx) -> Result<AssertResult> {
+    let mut verdict = AssertResult::fail(gap());
+    verdict.note("the caches were warm").note_value("turns", 1000);
+    claim!(verdict, verdict.details.len()).at_least(2);
+    Ok(verdict)
+}
+
 #[ktstr_test(cores = 1, ignore = "fails on purpose")]
 fn cannot_tell(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::inconclusive(AssertDetail::new(DetailKind::Other, "nothing was measured")))
@@ -100,6 +128,25 @@ fn a_panic_in_post_vm_hides_nothing() -> Result<()> {
 #[test]
 fn a_pass_under_expect_err_fails_the_test() -> Result<()> {
     fails_with("passes_although_it_should_fail", &["(`expect_err`), but its verdict is pass"])
+}
+
+#[test]
+fn another_failure_than_the_expected_one_fails_the_test() -> Result<()> {
+    let heading =
+        "the test was to fail with \"the disk is full\" (`expect_err`), but it failed so:\n";
+    let report = format!(
+        "FAIL fails_with_another_error\n  {heading}  the body returned an error: the disk is gone\n"
+    );
+    fails_with("fails_with_another_error", &[&report])
+}
+
+#[test]
+fn a_failed_check_comes_first_and_in_order() -> Result<()> {
+    let report = "FAIL fails_and_notes\n  fail: max_gap_ms: 63.2 ms, at most 50 ms, \
+                  worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s\n  \
+                  fail: claim: verdict.details.len() = 1, at least 2\n";
+    let notes = ["  note      the caches were warm\n", "  note      turns = 1000\n"];
+    fails_with("fails_and_notes", &[report, notes[0], notes[1]])
 }
 
 #[test]

@@ -104,7 +104,8 @@ checks! {
         /// The most changes of CPU per turn of each worker's loop. Time-based: the balancer acts by the
         /// clock, and turns are fewer where time is stolen.
         max_migration_ratio: f64,
-        /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep.
+        /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep;
+        /// measured to 1/32 and rounded up.
         /// Inconclusive below [`FEWEST_WAKES`](super::FEWEST_WAKES). Time-based: a vCPU that the host
         /// does not run wakes nobody.
         max_p99_wake_latency_ns: u64,

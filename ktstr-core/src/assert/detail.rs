@@ -180,7 +180,7 @@ impl AssertDetail {
     }
 }
 
-/// `max_gap_ms: 63.2ms, at most 50ms, worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s`.
+/// `max_gap_ms: 63.2 ms, at most 50 ms, worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s`.
 ///
 /// The message takes the place of a value that was not measured, and follows everything else if
 /// one was.
@@ -211,13 +211,13 @@ mod tests {
 
     #[test]
     fn what_is_known_is_shown_in_one_order() {
-        let full = AssertDetail::measured(DetailKind::Gap, "63.2ms", "at most 50ms")
+        let full = AssertDetail::measured(DetailKind::Gap, "63.2 ms", "at most 50 ms")
             .at_ns(3_214_400_000)
             .cpu(2)
             .cgroup("cg_0")
             .worker("77 (spin)");
         let text =
-            "max_gap_ms: 63.2ms, at most 50ms, worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s";
+            "max_gap_ms: 63.2 ms, at most 50 ms, worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s";
         for (detail, want) in [
             (full.clone(), text.to_owned()),
             (full.because("noise").because("more"), format!("{text}: noise; more")),

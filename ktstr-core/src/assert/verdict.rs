@@ -211,14 +211,15 @@ impl AssertResult {
     /// Drops details and notes beyond so many of each and notes how many: what nothing can excuse is
     /// dropped last.
     pub(crate) fn shorten(&mut self, details: usize, notes: usize) {
-        self.sort();
         let dropped =
             self.details.len().saturating_sub(details) + self.notes.len().saturating_sub(notes);
+        if dropped == 0 {
+            return;
+        }
+        self.sort();
         self.details.truncate(details);
         self.notes.truncate(notes);
-        if dropped > 0 {
-            self.note(format!("{dropped} more details and notes were dropped"));
-        }
+        self.note(format!("{dropped} more details and notes were dropped"));
     }
 
     /// The gravest first, and among those what no noise explains.
@@ -363,6 +364,9 @@ mod tests {
             verdict.note_value("index", index);
         }
         verdict.absorb(AssertResult::fail(detail("oom")));
+        let whole = verdict.clone();
+        verdict.shorten(11, 9);
+        assert_eq!(verdict, whole);
         verdict.shorten(2, 3);
         assert_eq!(verdict.details.iter().map(|d| &*d.message).collect::<Vec<_>>(), ["oom", "gap"]);
         assert_eq!(verdict.notes.len(), 4);

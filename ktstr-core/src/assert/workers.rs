@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::checks::{Limit, MEASURABLE_AFTER, hold, unmeasured};
+use super::checks::{Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
 use crate::cgroup::format_list;
 use crate::workload::WorkerReport;
@@ -63,8 +63,8 @@ pub(super) fn gap(worker: &WorkerReport, most: Duration) -> AssertResult {
         Some(gap) if gap.length > most => AssertResult::fail(
             AssertDetail::measured(
                 DetailKind::Gap,
-                format!("{:?}", gap.length),
-                format!("at most {most:?}"),
+                format!("{} ms", shown(milliseconds(gap.length), milliseconds(most))),
+                format!("at most {} ms", milliseconds(most)),
             )
             .cpu(gap.cpu)
             .at_ns(gap.at_ns),
@@ -188,6 +188,10 @@ pub(super) fn throughput_cv(group: &[&WorkerReport], most: f64) -> AssertResult 
     .map_details(AssertDetail::time_based)
 }
 
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
 /// Work units per second on a CPU; `None` without any.
 fn throughput(worker: &WorkerReport) -> Option<f64> {
     let cpu = worker.cpu.as_secs_f64();
@@ -235,7 +239,11 @@ pub(super) mod tests {
             cpu: Duration::from_secs(5),
             iterations: 1000,
             work_units: 10_000,
-            longest_gap: Some(Gap { length: ms(63), cpu: 1, at_ns: 3_214_000_000 }),
+            longest_gap: Some(Gap {
+                length: Duration::from_micros(63_210),
+                cpu: 1,
+                at_ns: 3_214_000_000,
+            }),
             migrations: 20,
             cpus_used: vec![0, 1],
             ..WorkerReport::default()
@@ -292,10 +300,10 @@ pub(super) mod tests {
     #[test]
     fn gaps() {
         let none = WorkerReport { longest_gap: None, ..spin() };
-        let text = "max_gap_ms: 63ms, at most 62ms, CPU 1, at 3.214 s";
+        let text = "max_gap_ms: 63.21 ms, at most 62 ms, CPU 1, at 3.214 s";
         let untold = "max_gap_ms: fewer than two turns, between which nothing is";
         for (worker, most, outcome, text) in
-            [(spin(), 63, Pass, ""), (spin(), 62, Fail, text), (none, 62, Inconclusive, untold)]
+            [(spin(), 64, Pass, ""), (spin(), 62, Fail, text), (none, 62, Inconclusive, untold)]
         {
             is(&gap(&worker, ms(most)), outcome, true, text);
         }

@@ -369,7 +369,8 @@ pub(super) fn shown(value: f64, bound: f64) -> String {
     let scale = 10_f64.powi(3 - value.abs().log10().floor() as i32);
     let rounded =
         if value.abs() < 1000.0 { (value * scale).round() / scale } else { value.round() };
-    if rounded == bound { value.to_string() } else { rounded.to_string() }
+    // Below what floats hold in full, there are no four digits to round to.
+    if rounded == bound || !rounded.is_finite() { value.to_string() } else { rounded.to_string() }
 }
 
 /// The verdict of a check that could not measure `kind`: why.
@@ -425,6 +426,20 @@ mod tests {
             let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
             assert_eq!((verdict.outcome, texts.concat()), (outcome, text.to_owned()));
         }
+    }
+
+    #[test]
+    fn what_is_shown_is_near_and_never_the_bound_by_rounding() {
+        for (value, bound, text) in [
+            (50.000_4, 1.0, "50"),
+            (50.000_4, 50.0, "50.0004"),
+            (999.96, 1.0, "1000"),
+            (0.000_123_44, 1.0, "0.0001234"),
+            (-2.5, 1.0, "-2.5"),
+        ] {
+            assert_eq!(shown(value, bound), text);
+        }
+        assert_eq!(shown(5e-324, 1.0).parse(), Ok(5e-324));
     }
 
     #[test]

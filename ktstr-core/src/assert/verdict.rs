@@ -230,6 +230,8 @@ impl AssertResult {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn detail(text: &str) -> AssertDetail {
@@ -371,5 +373,41 @@ mod tests {
         assert_eq!(verdict.details.iter().map(|d| &*d.message).collect::<Vec<_>>(), ["oom", "gap"]);
         assert_eq!(verdict.notes.len(), 4);
         assert_eq!(verdict.notes[3].to_string(), "15 more details and notes were dropped");
+    }
+
+    fn any_verdict() -> impl Strategy<Value = AssertResult> {
+        let part = (0..4_usize, any::<bool>()).prop_map(|(index, time_based)| {
+            each()[index].clone().map_details(|detail| AssertDetail { time_based, ..detail })
+        });
+        proptest::collection::vec(part, 1..6).prop_map(AssertResult::all_of)
+    }
+
+    proptest! {
+        /// Whatever is merged, noise excuses what it explains and nothing else, and makes no pass.
+        #[test]
+        fn excuses_reach_as_far_as_time(verdict in any_verdict()) {
+            let failed = |time_based| {
+                let mut details = verdict.details.iter();
+                details.any(|d| d.outcome == Outcome::Fail && d.time_based == time_based)
+            };
+            let wanted = match (failed(false), failed(true)) {
+                (true, _) => Outcome::Fail,
+                (false, true) => Outcome::Inconclusive,
+                (false, false) => verdict.outcome,
+            };
+            let excused = verdict.clone().excuse(|_| Some("noise".to_owned()));
+            prop_assert_eq!(excused.outcome, wanted);
+            prop_assert_eq!(excused.details.len(), verdict.details.len());
+            prop_assert!(excused.details.is_sorted_by_key(|detail| Reverse(detail.outcome)) || excused == verdict);
+        }
+
+        /// What is dropped for want of room changes neither the verdict nor what can excuse it.
+        #[test]
+        fn shortening_keeps_what_decides(verdict in any_verdict(), room in 1..4_usize) {
+            let noise = |_: &AssertDetail| Some("noise".to_owned());
+            let mut short = verdict.clone();
+            short.shorten(room, 0);
+            prop_assert_eq!(short.excuse(noise).outcome, verdict.excuse(noise).outcome);
+        }
     }
 }

@@ -57,8 +57,8 @@ pub(crate) enum Target {
     Optional(&'static str),
     /// The field `expect_err` of `TestEntry`.
     ExpectErr,
-    /// The field `assert` of `TestEntry`, which several keys share: a method of `Assert` by the key's
-    /// name.
+    /// The field `assert` of `TestEntry`, which several keys share: a method of `Assert` by the
+    /// key's name.
     Check,
     /// The attribute `#[ignore]`.
     IgnoreAttribute,

@@ -130,8 +130,8 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     })
 }
 
-/// What the end of a run is worth on this machine: where software emulates the CPUs, what depends on
-/// time is reported and not judged, unless the test wants it to be.
+/// What the end of a run is worth on this machine: where software emulates the CPUs, what depends
+/// on time is reported and not judged, unless the test wants it to be.
 fn judged_on(machine: &Machine, entry: &TestEntry, end: RunEnd) -> RunEnd {
     match end {
         RunEnd::Verdict(verdict)

@@ -178,8 +178,8 @@ struct Contender<'a> {
     wanted: f64,
 }
 
-/// Shares CPU time out by weights, the way the kernel means to: who wants less than its part has what it
-/// wants, and the others share the rest. Judged are those that want more.
+/// Shares CPU time out by weights, the way the kernel means to: who wants less than its part has
+/// what it wants, and the others share the rest. Judged are those that want more.
 pub(super) fn weights(
     family: &[&CgroupSample],
     reports: &[WorkerReport],

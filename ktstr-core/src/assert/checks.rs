@@ -32,12 +32,19 @@ macro_rules! checks {
     ) => {
         /// What a test checks of its workers and cgroups, and by which bounds.
         ///
-        /// The attribute's keys of the same names fill it. A bound that is `None` is not checked; one
-        /// that is set and for which nothing could be measured makes the verdict inconclusive. The
-        /// checks that are on by default say nothing of what they could not see.
+        /// The attribute's keys of the same names fill it. A bound that is `None` is not checked;
+        /// one that is set and for which nothing could be measured makes the verdict inconclusive.
+        /// The checks that are on by default only note what they could not see.
         ///
-        /// A check is *time-based* if time that the host took from the guest's CPUs could explain its
-        /// failure; each says whether, and why.
+        /// A check is *time-based* if time that the host took from the guest's CPUs could explain
+        /// its failure; each says whether, and why.
+        ///
+        /// ```
+        /// use ktstr_core::assert::Assert;
+        ///
+        /// const STRICT: Assert = Assert::DEFAULT.max_gap_ms(50).max_spread_pct(7.5);
+        /// assert!(STRICT.not_stuck);
+        /// ```
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct Assert {
             $($(#[$switch_doc])* pub $switch: bool,)*
@@ -49,14 +56,18 @@ macro_rules! checks {
             pub const DEFAULT: Self = Self { $($switch: $on,)* $($bound: None,)* };
 
             $(
-                #[doc = concat!("Sets [`Assert::", stringify!($switch), "`](#structfield.", stringify!($switch), ").")]
+                #[doc = concat!(
+                    "Sets [`Assert::", stringify!($switch), "`](#structfield.", stringify!($switch), ").",
+                )]
                 pub const fn $switch(mut self, on: bool) -> Self {
                     self.$switch = on;
                     self
                 }
             )*
             $(
-                #[doc = concat!("Sets [`Assert::", stringify!($bound), "`](#structfield.", stringify!($bound), ").")]
+                #[doc = concat!(
+                    "Sets [`Assert::", stringify!($bound), "`](#structfield.", stringify!($bound), ").",
+                )]
                 pub const fn $bound(mut self, bound: $type) -> Self {
                     self.$bound = Some(bound);
                     self
@@ -69,63 +80,66 @@ macro_rules! checks {
 checks! {
     switches {
         /// A worker that made no turn of its work loop fails the test, if it had
-        /// [`Surroundings::stuck_after`] for it. Not time-based: any share of a CPU is enough for one.
+        /// [`Surroundings::stuck_after`] for it. Not time-based: any share of a CPU is enough for
+        /// one.
         not_stuck = true,
         /// A worker that was seen on a CPU outside of the cpuset asked for its cgroup, or for the
-        /// nearest one above that has one, fails the test. Not time-based: stolen time moves nobody.
+        /// nearest one above that has one, fails the test. Not time-based: stolen time moves
+        /// nobody.
         isolation = true,
-        /// A process killed for want of memory fails the test, unless that was expected of its cgroup;
-        /// then it is a failure if none was. Not time-based: memory is no time.
+        /// A process killed for want of memory fails the test, unless that was expected of its
+        /// cgroup; then it is a failure if none was. Not time-based: memory is no time.
         no_oom_kill = true,
-        /// Whether what is time-based counts where the guest's CPUs are emulated in software. There it
-        /// is reported and not judged if this is off.
+        /// Whether what is time-based counts where the guest's CPUs are emulated in software. There
+        /// it is reported and not judged if this is off.
         judge_emulated_time = false,
     }
     bounds {
         /// The most milliseconds between two turns of each worker's loop. Time-based: a vCPU that
         /// the host does not run makes no turn.
         max_gap_ms: u32,
-        /// The most percentage points between the shares of a CPU, CPU time by wall time, that workers
-        /// of one cgroup and command name got. Others are not compared: weights, quotas and kinds of
-        /// work may give them different shares by intention. Time-based: a worker on a vCPU that the
-        /// host runs less gets less.
+        /// The most percentage points between the shares of a CPU, CPU time by wall time, that
+        /// workers of one cgroup and command name got. Others are not compared: weights, quotas and
+        /// kinds of work may give them different shares by intention. Time-based: a worker on a
+        /// vCPU that the host runs less gets less.
         max_spread_pct: f64,
-        /// The highest coefficient of variation, standard deviation by mean, of work units per second
-        /// of CPU time among workers of one cgroup and command name, which do equal work. The share
-        /// of a CPU is the matter of `max_spread_pct`; this is what each made of its share. Time-based:
-        /// stolen time counts as the worker's.
+        /// The highest coefficient of variation, standard deviation by mean, of work units per
+        /// second of CPU time among workers of one cgroup and command name, which do equal work.
+        /// The share of a CPU is the matter of `max_spread_pct`; this is what each made of its
+        /// share. Time-based: stolen time counts as the worker's.
         max_throughput_cv: f64,
-        /// The least turns of each worker's loop per second of wall time. Time-based: a vCPU that the
-        /// host does not run makes no turn.
+        /// The least turns of each worker's loop per second of wall time. Time-based: a vCPU that
+        /// the host does not run makes no turn.
         min_iteration_rate: f64,
-        /// The least work units per second of CPU time of each worker: how fast it is while it runs.
-        /// Time-based: stolen time counts as the worker's.
+        /// The least work units per second of CPU time of each worker: how fast it is while it
+        /// runs. Time-based: stolen time counts as the worker's.
         min_work_rate: f64,
-        /// The most changes of CPU per turn of each worker's loop. Time-based: the balancer acts by the
-        /// clock, and turns are fewer where time is stolen.
+        /// The most changes of CPU per turn of each worker's loop. Time-based: the balancer acts by
+        /// the clock, and turns are fewer where time is stolen.
         max_migration_ratio: f64,
         /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep;
-        /// measured to 1/32 and rounded up.
-        /// Inconclusive below [`FEWEST_WAKES`](super::FEWEST_WAKES). Time-based: a vCPU that the host
-        /// does not run wakes nobody.
+        /// measured to 1/32 and rounded up. Inconclusive below
+        /// [`FEWEST_WAKES`](super::FEWEST_WAKES). Time-based: a vCPU that the host does not run
+        /// wakes nobody.
         max_p99_wake_latency_ns: u64,
         /// The highest coefficient of variation of each worker's wake-up latencies, as above.
         max_wake_latency_cv: f64,
-        /// The least part, 0 to 1, of each worker's pages that is on the NUMA nodes of the CPUs it may
-        /// run on, for workers that look. Not time-based: a page is where it was touched first.
+        /// The least part, 0 to 1, of each worker's pages that is on the NUMA nodes of the CPUs it
+        /// may run on, for workers that look. Not time-based: a page is where it was touched first.
         min_page_locality: f64,
         /// The most percent of its runnable periods in which a cgroup with a quota was throttled.
         /// Time-based: stolen time counts against the quota.
         max_throttled_pct: f64,
-        /// How many percent the CPU time of a cgroup with a quota may be off. It used too much if it
-        /// had more than its quota in every period of the window and one more, for parts at both ends:
-        /// time-based, for the tick that takes the CPU away may come late. It was throttled too early
-        /// if it had less than its quota for every period in which it was throttled, but one: not
-        /// time-based, for quota and usage are one clock.
+        /// How many percent the CPU time of a cgroup with a quota may be off. It used too much if
+        /// it had more than its quota in every period of the window and one more, for parts at both
+        /// ends: time-based, for the tick that takes the CPU away may come late. It was throttled
+        /// too early if it had less than its quota for every period in which it was throttled, but
+        /// one: not time-based, for quota and usage are one clock.
         max_quota_error_pct: f64,
-        /// How many percent of what its `cpu.weight` entitles it to a cgroup may lack, among siblings with
-        /// the same cpuset. One that would not have used its part even without waiting is satisfied,
-        /// and what it left is shared among the others. Time-based: stolen time counts as usage.
+        /// How many percent of what its `cpu.weight` entitles it to a cgroup may lack, among
+        /// siblings with the same cpuset. One that would not have used its part even without
+        /// waiting is satisfied, and what it left is shared among the others. Time-based: stolen
+        /// time counts as usage.
         max_weight_error_pct: f64,
         /// The most percent of the time in which a task of a cgroup waited for a CPU. From the
         /// total of `cpu.pressure`, not the averages, whose windows are not the test's. Time-based:
@@ -145,8 +159,8 @@ impl Default for Assert {
 }
 
 impl Assert {
-    /// Judges workers by what they did. A worker that ended before it was stopped fails the test and is
-    /// not compared with others.
+    /// Judges workers by what they did. A worker that ended before it was stopped fails the test
+    /// and is not compared with others.
     ///
     /// To be called once, with all workers of a test: a bound is inconclusive if nothing of what
     /// it is about was there.
@@ -243,8 +257,8 @@ impl Assert {
         verdict
     }
 
-    /// Judges a cgroup by what the kernel counted for it in a window of `wall`. What does not concern
-    /// it, the bounds of a quota it does not have for instance, is passed over.
+    /// Judges a cgroup by what the kernel counted for it in a window of `wall`. What does not
+    /// concern it, the bounds of a quota it does not have for instance, is passed over.
     pub fn judge_cgroup(
         &self,
         name: &str,
@@ -277,10 +291,11 @@ impl Assert {
         verdict.map_details(|detail| detail.cgroup(name))
     }
 
-    /// Judges each cgroup, and siblings by their weights. The reports are those of all workers, over
-    /// the same window; they tell which cgroup waited for CPU time that others had.
+    /// Judges each cgroup, and siblings by their weights. The reports are those of all workers,
+    /// over the same window; they tell which cgroup waited for CPU time that others had.
     ///
-    /// To be called once, with all cgroups of a test: a bound is inconclusive if no cgroup is concerned.
+    /// To be called once, with all cgroups of a test: a bound is inconclusive if no cgroup is
+    /// concerned.
     pub fn judge_cgroups(
         &self,
         samples: &[CgroupSample],

@@ -57,15 +57,15 @@ macro_rules! claim_present {
 }
 
 impl AssertResult {
-    /// Begins a claim about `value`, called `label`; [`claim!`](crate::claim!) takes the label from the
-    /// source text.
+    /// Begins a claim about `value`, called `label`; [`claim!`](crate::claim!) takes the label from
+    /// the source text.
     #[must_use = "a claim without a bound claims nothing"]
     pub fn claim<T: Measure>(&mut self, label: &str, value: T) -> Claim<'_, T> {
         Claim { verdict: self, label: label.to_owned(), value: Some(value), time_based: false }
     }
 
-    /// Claims that there is a `value`; [`claim_present!`](crate::claim_present!) takes the label from the
-    /// source text.
+    /// Claims that there is a `value`; [`claim_present!`](crate::claim_present!) takes the label
+    /// from the source text.
     pub fn claim_present<T>(&mut self, label: &str, value: Option<T>) -> Claim<'_, T> {
         if value.is_none() {
             let missing = format!("{label} is missing");

@@ -1,8 +1,8 @@
 //! Verdicts: what a test concluded, and why.
 //!
 //! [`AssertResult`] is a verdict with its reasons, each an [`AssertDetail`]. [`Assert`] holds the
-//! bounds that a test sets and judges what was measured by them; [`claim!`](crate::claim) does it for
-//! a test's own numbers. Every check is a function of what was measured and nothing else.
+//! bounds that a test sets and judges what was measured by them; [`claim!`](crate::claim) does it
+//! for a test's own numbers. Every check is a function of what was measured and nothing else.
 
 mod cgroups;
 mod checks;

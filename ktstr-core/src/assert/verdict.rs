@@ -163,9 +163,9 @@ impl AssertResult {
         self
     }
 
-    /// Makes failures inconclusive that stolen time explains: `why` is asked of each that is time-based,
-    /// and its answer stands in the detail. One failure that it does not explain and all that is not
-    /// time-based stay what they are, and with them the verdict.
+    /// Makes failures inconclusive that stolen time explains: `why` is asked of each that is
+    /// time-based, and its answer stands in the detail. One failure that it does not explain and
+    /// all that is not time-based stay what they are, and with them the verdict.
     pub fn excuse(mut self, why: impl Fn(&AssertDetail) -> Option<String>) -> Self {
         let is_failure = |detail: &AssertDetail| detail.outcome == Outcome::Fail;
         if self.outcome != Outcome::Fail || !self.details.iter().any(is_failure) {
@@ -186,8 +186,8 @@ impl AssertResult {
         self
     }
 
-    /// Turns everything time-based that is not good into notes, which say `why`: it is reported and not
-    /// judged. What is left decides; if nothing is, the verdict is a pass.
+    /// Turns everything time-based that is not good into notes, which say `why`: it is reported and
+    /// not judged. What is left decides; if nothing is, the verdict is a pass.
     pub fn waive_time_based(mut self, why: &str) -> Self {
         // Else the verdict was not made of its details, and does not change with them.
         let is_explained = self.details.iter().any(|detail| detail.outcome == self.outcome);
@@ -208,8 +208,8 @@ impl AssertResult {
         self
     }
 
-    /// Drops details and notes beyond so many of each and notes how many: what nothing can excuse is
-    /// dropped last.
+    /// Drops details and notes beyond so many of each and notes how many: what nothing can excuse
+    /// is dropped last.
     pub(crate) fn shorten(&mut self, details: usize, notes: usize) {
         let dropped =
             self.details.len().saturating_sub(details) + self.notes.len().saturating_sub(notes);

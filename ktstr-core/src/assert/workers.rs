@@ -168,24 +168,25 @@ pub(super) fn spread(group: &[&WorkerReport], most: f64) -> AssertResult {
         .map_details(|detail| detail.because(&told).worker(&who).time_based())
 }
 
-/// The work units per CPU time of equal workers.
+/// The work units per CPU time of equal workers; the slowest is named.
 pub(super) fn throughput_cv(group: &[&WorkerReport], most: f64) -> AssertResult {
     let kind = DetailKind::ThroughputCv;
     let rates: Option<Vec<f64>> = group.iter().map(|worker| throughput(worker)).collect();
-    match rates {
-        None => unmeasured(kind, "one of the workers had no CPU time"),
-        Some(rates) => match variation(&rates) {
-            None => unmeasured(kind, "the workers did no work: the mean is zero"),
-            Some(variation) => {
-                let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
-                let greatest = rates.iter().copied().fold(0.0, f64::max);
-                let told = format!("{least:.0} to {greatest:.0} units per second on a CPU");
-                hold(kind, variation, Limit::Most(most), "")
-                    .map_details(|detail| detail.because(&told))
-            }
-        },
-    }
-    .map_details(AssertDetail::time_based)
+    let Some(rates) = rates else {
+        let why = "one of the workers had no CPU time";
+        return unmeasured(kind, why).map_details(AssertDetail::time_based);
+    };
+    let by_rate = group.iter().zip(&rates);
+    let slowest = by_rate.min_by(|(_, a), (_, b)| a.total_cmp(b));
+    let (Some(variation), Some((slowest, rate))) = (variation(&rates), slowest) else {
+        let why = "the workers did no work: the mean is zero";
+        return unmeasured(kind, why).map_details(AssertDetail::time_based);
+    };
+    let fastest = rates.iter().copied().fold(0.0, f64::max);
+    let told = format!("{rate:.0} units per second on a CPU, and up to {fastest:.0} for others");
+    let who = format!("{} ({})", slowest.pid, slowest.comm);
+    hold(kind, variation, Limit::Most(most), "")
+        .map_details(|detail| detail.because(&told).worker(&who).time_based())
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -416,7 +417,8 @@ pub(super) mod tests {
     #[test]
     fn throughputs_are_per_cpu_time() {
         let with = |work_units, cpu| WorkerReport { work_units, cpu: ms(cpu), ..spin() };
-        let text = "max_throughput_cv: 0.5, at most 0.4: 1000 to 3000 units per second on a CPU";
+        let text = "max_throughput_cv: 0.5, at most 0.4, worker 7 (spin): \
+                    1000 units per second on a CPU, and up to 3000 for others";
         for (group, most, outcome, text) in [
             // Half of the work in half of the time.
             ([with(1000, 1000), with(500, 500)], 0.0, Pass, ""),

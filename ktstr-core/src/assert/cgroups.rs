@@ -310,9 +310,14 @@ mod tests {
             (cpu(2_000_000, 100, 0), WALL, 0.0, Pass, false, ""),
             (cpu(0, 0, 0), WALL, 0.0, Inconclusive, false, none),
             (cpu(9, 1, 0), Duration::from_millis(99), 0.0, Inconclusive, false, none),
+            (cpu(9, 1, 0), Duration::from_millis(100), 0.0, Pass, false, ""),
         ] {
             is(&quota(QUOTA, &cpu(0, 0, 0), &after, wall, most), outcome, time_based, text);
         }
+        let second = Duration::from_secs(1);
+        let half = CpuQuota { quota: second / 2, period: second };
+        let exact = quota(half, &cpu(0, 0, 0), &cpu(1_000_000, 1, 0), second, 0.0);
+        assert_eq!(exact.outcome, Pass);
         let back = quota(QUOTA, &cpu(2, 0, 0), &cpu(1, 9, 0), WALL, 5.0);
         assert_eq!(back.outcome, Inconclusive);
         let nan = quota(QUOTA, &cpu(0, 0, 0), &cpu(1, 9, 0), WALL, f64::NAN);
@@ -327,10 +332,13 @@ mod tests {
         };
         let text = "max_io_pressure_pct: 10 % of the time, at most 9.5 % of the time";
         let none = "max_io_pressure_pct: this kernel counts no pressure";
+        let back = "max_io_pressure_pct: the kernel's counters went back: it is not the same \
+                    cgroup any more";
         for (before, after, wall, most, outcome, text) in [
             (Some(stall(5)), Some(stall(1_000_005)), WALL, 10.0, Pass, ""),
             (Some(stall(5)), Some(stall(1_000_005)), WALL, 9.5, Fail, text),
             (None, None, WALL, 9.5, Inconclusive, none),
+            (Some(stall(5)), Some(stall(4)), WALL, 9.5, Inconclusive, back),
             (
                 Some(stall(5)),
                 Some(stall(5)),
@@ -352,6 +360,10 @@ mod tests {
         CgroupSample { name: name.to_owned(), asked, before, after, wall: WALL }
     }
 
+    fn plain(name: &str, used_ms: u64) -> CgroupSample {
+        CgroupSample { asked: CgroupAsked::default(), ..sample(name, 1, used_ms) }
+    }
+
     fn waited(cgroup: &str, ms: u64) -> WorkerReport {
         WorkerReport { cgroup: cgroup.to_owned(), run_delay: Duration::from_millis(ms), ..spin() }
     }
@@ -368,8 +380,16 @@ mod tests {
             (two(2500, 7500), both(), 0.0, Pass, ""),
             (two(2000, 8000), both(), 20.0, Pass, ""),
             (two(2000, 8000), both(), 10.0, Fail, text),
-            // It slept.
-            (two(2000, 8000), vec![waited("b", 3000)], 10.0, Inconclusive, content),
+            // It slept, unlike another one whose name begins with its name.
+            (
+                two(2000, 8000),
+                vec![waited("ab", 9000), waited("b", 3000)],
+                10.0,
+                Inconclusive,
+                content,
+            ),
+            // One without a weight has that of the kernel.
+            (vec![plain("a", 2000), sample("b", 300, 8000)], both(), 10.0, Fail, text),
             (two(0, 0), vec![], 10.0, Inconclusive, content),
             // What a third one left is shared among the other two.
             ([two(2000, 6000), vec![sample("c", 400, 2000)]].concat(), both(), 0.0, Pass, ""),
@@ -382,8 +402,6 @@ mod tests {
 
     #[test]
     fn siblings_compete_on_the_same_cpus() {
-        let plain =
-            |name: &str| CgroupSample { asked: CgroupAsked::default(), ..sample(name, 1, 0) };
         let on = |name: &str, cpu| {
             let mut sample = sample(name, 100, 0);
             sample.asked.cpuset = vec![cpu];
@@ -391,11 +409,11 @@ mod tests {
         };
         let samples = [
             sample("a", 200, 0),
-            plain("b"),
+            plain("b", 0),
             on("c", 1),
             sample("a/x", 1, 0),
-            plain("d/x"),
-            plain("d/y"),
+            plain("d/x", 0),
+            plain("d/y", 0),
         ];
         let families = families(&samples);
         let names: Vec<Vec<_>> =

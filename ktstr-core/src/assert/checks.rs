@@ -506,15 +506,20 @@ mod tests {
     fn who_does_not_sleep_or_stands_alone_is_passed_over() {
         let sleeper =
             WorkerReport { comm: "pipe".into(), wake_latency_ns: latencies(100, 5), ..spin() };
+        let elsewhere = WorkerReport { comm: "pipe".into(), cgroup: "cg_1".into(), ..spin() };
         let mute = WorkerReport { pid: 9, comm: "pipe".into(), ..spin() };
         let bound = Assert::DEFAULT.max_p99_wake_latency_ns(1000);
         for (workers, outcome) in [
-            (vec![spin(), sleeper.clone()], Outcome::Pass),
+            (vec![spin(), elsewhere, sleeper.clone()], Outcome::Pass),
             (vec![spin()], Outcome::Inconclusive),
             (vec![sleeper.clone(), mute], Outcome::Inconclusive),
         ] {
             assert_eq!(judge(bound, &workers).outcome, outcome);
         }
+        let bound = Assert::DEFAULT.min_page_locality(1.0);
+        let looker = WorkerReport { numa_pages: vec![9], ..spin() };
+        assert_eq!(judge(bound, &[spin(), looker]).outcome, Outcome::Pass);
+        assert_eq!(judge(bound, &[spin()]).outcome, Outcome::Inconclusive);
         let bound = Assert::DEFAULT.max_spread_pct(10.0);
         assert_eq!(judge(bound, &[spin(), spin(), sleeper.clone()]).outcome, Outcome::Pass);
         assert_eq!(judge(bound, &[spin(), sleeper]).outcome, Outcome::Inconclusive);

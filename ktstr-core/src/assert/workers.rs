@@ -308,17 +308,20 @@ pub(super) mod tests {
         {
             is(&gap(&worker, ms(most)), outcome, true, text);
         }
+        is(&gap(&spin(), Duration::from_micros(63_210)), Pass, true, "");
     }
 
     #[test]
     fn rates_of_turns() {
         let short = WorkerReport { wall: ms(99), ..spin() };
+        let just_enough = WorkerReport { wall: ms(100), ..spin() };
         let text = "min_iteration_rate: 100 turns per second, at least 101 turns per second";
         let untold = "min_iteration_rate: 99ms is too short, 100ms is not";
         for (worker, least, outcome, text) in [
             (spin(), 100.0, Pass, ""),
             (spin(), 101.0, Fail, text),
             (short, 1.0, Inconclusive, untold),
+            (just_enough, 10_000.0, Pass, ""),
         ] {
             is(&iteration_rate(&worker, least), outcome, true, text);
         }

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -237,10 +238,188 @@ impl<T> Drop for Shared<T> {
     }
 }
 
+/// What `sched_setattr` takes, of Linux 4.13 on.
+///
+/// Source: sched_setattr(2), `struct sched_attr`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct SchedAttr {
+    /// Set by [`sched_setattr`].
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime_ns: u64,
+    pub(crate) deadline_ns: u64,
+    pub(crate) period_ns: u64,
+}
+
+/// Sets the scheduling policy of a process, `None` for this one. glibc has no wrapper before 2.41.
+pub(crate) fn sched_setattr(pid: Option<Pid>, attr: SchedAttr) -> io::Result<()> {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..attr };
+    let pid = Pid::as_raw(pid);
+    // SAFETY: the kernel reads `attr`, which is as long as it says.
+    match unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets where this process gets its memory from; `nodes` has one bit per node.
+///
+/// Source: set_mempolicy(2).
+pub(crate) fn set_mempolicy(mode: i32, nodes: u64) -> io::Result<()> {
+    // The kernel reads one bit less than it is told.
+    let bits = if nodes == 0 { 0 } else { u64::BITS + 1 };
+    // SAFETY: the kernel reads `nodes`, 64 bits in whole words, or nothing.
+    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, &raw const nodes, bits) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Forks a process that ends at once, and reaps it.
+pub(crate) fn fork_and_reap() -> io::Result<()> {
+    // SAFETY: the child does nothing.
+    let child = unsafe { fork(|| 0) }?;
+    reap(child).map(|_| ())
+}
+
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count_one(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Makes this process count the SIGUSR1 it gets, see [`signals_counted`], instead of ending by one.
+pub(crate) fn count_signals() -> io::Result<()> {
+    // SAFETY: all of `sigaction` is plain data, for which zeros are valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = count_one as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler only adds to an atomic, which a signal handler may do at any time. The set
+    // is plain data that `sigemptyset` fills.
+    let counting = unsafe {
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        libc::sigaddset(&mut signals, libc::SIGUSR1);
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) == 0
+            && libc::sigprocmask(libc::SIG_UNBLOCK, &signals, std::ptr::null_mut()) == 0
+    };
+    if counting { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many signals this process has counted.
+pub(crate) fn signals_counted() -> u64 {
+    SIGNALS.load(Ordering::Relaxed)
+}
+
+/// Private memory in whole pages, which can be given back and taken anew.
+#[derive(Debug)]
+pub(crate) struct Region {
+    bytes: NonNull<AtomicU8>,
+    len: usize,
+}
+
+impl Region {
+    pub(crate) const PAGE: usize = 4096;
+
+    /// Maps `pages` pages. The kernel finds memory for each when it is first written to.
+    pub(crate) fn new(pages: usize) -> io::Result<Self> {
+        let len = pages * Self::PAGE;
+        // SAFETY: an anonymous mapping at an address of the kernel's choice aliases nothing.
+        let address = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+                rustix::mm::MapFlags::PRIVATE,
+            )
+        }?;
+        let region = Self { bytes: NonNull::new(address.cast()).expect("mmap is not null"), len };
+        region.advise(rustix::mm::Advice::LinuxNoHugepage).or_else(|error| {
+            // A kernel without huge pages does not know the advice and does not need it.
+            if error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) }
+        })?;
+        Ok(region)
+    }
+
+    /// Writes to each page.
+    pub(crate) fn touch(&self) {
+        for page in self.bytes().chunks(Self::PAGE) {
+            page[0].store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives the memory back; the bytes are zeros again.
+    pub(crate) fn discard(&self) -> io::Result<()> {
+        self.advise(rustix::mm::Advice::LinuxDontNeed)
+    }
+
+    fn advise(&self, advice: rustix::mm::Advice) -> io::Result<()> {
+        // SAFETY: the range is the live mapping of `self`. Its bytes are only reached as atomics,
+        // for which a change to zeros is one like any other.
+        Ok(unsafe { rustix::mm::madvise(self.bytes.as_ptr().cast(), self.len, advice) }?)
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: `new` mapped `len` bytes, which live as long as `self`; zeros are valid.
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), self.len) }
+    }
+
+    /// The NUMA node of each page, negative (an error number) for one without memory.
+    ///
+    /// Source: move_pages(2).
+    pub(crate) fn nodes(&self) -> io::Result<Vec<i32>> {
+        let pages: Vec<_> = self.bytes().chunks(Self::PAGE).map(<[_]>::as_ptr).collect();
+        let mut nodes = vec![-libc::ENOENT; pages.len()];
+        let none = std::ptr::null::<i32>();
+        // SAFETY: both lists are as long as is said. Without a list of nodes nothing is moved: the
+        // kernel only writes what it finds.
+        let status = unsafe {
+            libc::syscall(
+                libc::SYS_move_pages,
+                0,
+                pages.len(),
+                pages.as_ptr(),
+                none,
+                nodes.as_mut_ptr(),
+                0,
+            )
+        };
+        if status == 0 { Ok(nodes) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this length, and no reference outlives `self`.
+        // A failure would mean that it is not mapped, which `new` rules out.
+        let _ = unsafe { rustix::mm::munmap(self.bytes.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Has the kernel kill this process at its next system call, by SIGSYS. Not by the strict mode of
+/// seccomp, which also takes the time stamp counter away, and with it the vDSO's clock.
+#[cfg(test)]
+pub(crate) fn forbid_system_calls() -> io::Result<()> {
+    let kill = libc::SECCOMP_RET_KILL_PROCESS;
+    let code = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut always = libc::sock_filter { code, jt: 0, jf: 0, k: kill };
+    let program = libc::sock_fprog { len: 1, filter: &mut always };
+    // SAFETY: the kernel copies the program, which is as long as it says.
+    match unsafe {
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use rustix::process::{WaitOptions, waitpid};
 
     use super::*;

@@ -1,7 +1,7 @@
 //! What each operation does.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -12,7 +12,7 @@ use super::{CgroupDef, CgroupKnob, hotplug};
 use crate::snapshot::{self, CgroupProcsSnapshot, ProcIdentity};
 use crate::sys::since_boot_ns;
 use crate::wire::Report;
-use crate::workload::{WorkSpec, Worker};
+use crate::workload::{AffinityIntent, WorkSpec, Workers};
 
 impl Scenario<'_> {
     pub(super) fn apply(&mut self, op: &Op) -> Result<()> {
@@ -26,6 +26,7 @@ impl Scenario<'_> {
             Op::Spawn { placement: SpawnPlacement::Cgroup(cgroup), work } => {
                 self.spawn(cgroup, work)
             }
+            Op::SetAffinity { cgroup, affinity } => self.set_affinity(cgroup, affinity),
             Op::MoveAllTasks { from, to } => self.move_all_tasks(from, to),
             Op::FreezeCgroup { cgroup } => self.freeze(cgroup, true),
             Op::UnfreezeCgroup { cgroup } => self.freeze(cgroup, false),
@@ -41,23 +42,25 @@ impl Scenario<'_> {
             let above = &cgroup[..end];
             // Made on the way, so it is to be removed as well; one that was there stays.
             if self.ctx.cgroups.read_procs(above).is_err_and(|error| error.is_missing()) {
-                self.layer_mut().cgroups.push(Made { name: above.to_owned(), cpuset: None });
+                self.layer_mut().cgroups.push(Made::new(above));
             }
         }
         self.ctx.cgroups.create_cgroup(cgroup)?;
-        self.layer_mut().cgroups.push(Made { name: cgroup.to_owned(), cpuset: None });
+        self.layer_mut().cgroups.push(Made::new(cgroup));
         Ok(())
     }
 
     fn add_def(&mut self, def: &CgroupDef) -> Result<()> {
         let works = def.works(self.ctx.topo)?;
         self.add_cgroup(&def.name)?;
+        if def.oom_kill_expected {
+            self.made_mut(&def.name).for_each(Made::expect_oom_kill);
+        }
         def.knobs.iter().try_for_each(|knob| self.set_knob(&def.name, knob))?;
         works.iter().try_for_each(|work| self.spawn(&def.name, work))
     }
 
     fn remove_cgroup(&mut self, cgroup: &str) -> Result<()> {
-        self.known(cgroup)?;
         self.stop_cgroup(cgroup)?;
         for layer in &mut self.layers {
             layer.cgroups.retain(|made| made.name != cgroup);
@@ -67,34 +70,34 @@ impl Scenario<'_> {
 
     fn stop_cgroup(&mut self, cgroup: &str) -> Result<()> {
         self.known(cgroup)?;
-        for index in 0..self.layers.len() {
-            self.stop_workers(index, |worker| worker.cgroup == cgroup);
-        }
-        Ok(())
+        self.stop_workers(|placed| placed.cgroup == cgroup, |made| made.name == cgroup)
     }
 
     fn set_knob(&mut self, cgroup: &str, knob: &CgroupKnob) -> Result<()> {
         self.known(cgroup)?;
         knob.apply(self.ctx.cgroups, cgroup, self.ctx.topo)?;
+        self.made_mut(cgroup).for_each(|made| made.note(knob));
         if let CgroupKnob::Cpuset(cpus) = knob {
             let cpus = cpus.as_ref().map(|cpus| cpus.resolve(self.ctx.topo)).transpose()?;
-            self.note_cpuset(cgroup, cpus);
+            self.made_mut(cgroup).for_each(|made| made.note_cpuset(cpus.clone()));
         }
-        Ok(())
+        self.begin_if_used(cgroup)
     }
 
-    fn note_cpuset(&mut self, cgroup: &str, cpus: Option<BTreeSet<usize>>) {
-        let made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
-        if let Some(made) = made.into_iter().find(|made| made.name == cgroup) {
-            made.cpuset = cpus;
+    /// A cgroup with workers is counted on.
+    fn begin_if_used(&mut self, cgroup: &str) -> Result<()> {
+        if self.workers().any(|placed| placed.cgroup == cgroup) {
+            let cgroups = self.ctx.cgroups;
+            self.made_mut(cgroup).try_for_each(|made| made.begin(cgroups))?;
         }
+        Ok(())
     }
 
     fn swap_cpusets(&mut self, a: &str, b: &str) -> Result<()> {
         let (of_a, of_b) = (self.cpuset_of(a)?, self.cpuset_of(b)?);
         for (cgroup, cpus) in [(a, of_b), (b, of_a)] {
             self.ctx.cgroups.set_cpuset(cgroup, &cpus)?;
-            self.note_cpuset(cgroup, Some(cpus));
+            self.made_mut(cgroup).for_each(|made| made.note_cpuset(Some(cpus.clone())));
         }
         Ok(())
     }
@@ -106,22 +109,39 @@ impl Scenario<'_> {
         cpus.with_context(|| format!("no cpuset was set for `{cgroup}`"))
     }
 
+    /// The CPUs of a group: its own, or those of the nearest one above that has some.
+    fn cpus_of(&self, cgroup: &str) -> BTreeSet<u32> {
+        let nearest = Path::new(cgroup).ancestors().find_map(|group| {
+            let made = self.layers.iter().flat_map(|layer| &layer.cgroups);
+            made.filter(|made| Path::new(&made.name) == group).find_map(|made| made.cpuset.as_ref())
+        });
+        match nearest {
+            Some(cpus) => cpus.iter().map(|cpu| *cpu as u32).collect(),
+            None => self.ctx.topo.cpus.iter().copied().collect(),
+        }
+    }
+
     fn spawn(&mut self, cgroup: &str, work: &WorkSpec) -> Result<()> {
         self.known(cgroup)?;
-        work.check().map_err(anyhow::Error::msg)?;
-        let mut workers = Vec::new();
-        for _ in 0..work.count() {
-            let worker = Worker::fork(work).context("cannot fork a worker")?;
+        let workers = Workers::fork(work, self.ctx.topo, &self.cpus_of(cgroup))?;
+        for worker in &workers {
             self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
-            workers.push(worker);
         }
+        let cgroups = self.ctx.cgroups;
+        self.made_mut(cgroup).try_for_each(|made| made.begin(cgroups))?;
         for mut worker in workers {
             worker.release().context("cannot release a worker")?;
-            let released = Instant::now();
-            let placed = PlacedWorker { worker, cgroup: cgroup.to_owned(), released };
+            let placed = PlacedWorker { worker, cgroup: cgroup.to_owned() };
             self.layer_mut().workers.push(placed);
         }
         Ok(())
+    }
+
+    fn set_affinity(&mut self, cgroup: &str, affinity: &AffinityIntent) -> Result<()> {
+        self.known(cgroup)?;
+        let workers = self.workers().filter(|placed| placed.cgroup == cgroup);
+        let workers = workers.map(|placed| &placed.worker);
+        Workers::set_affinity(workers, affinity, self.ctx.topo, &self.cpus_of(cgroup))
     }
 
     fn move_all_tasks(&mut self, from: &str, to: &str) -> Result<()> {
@@ -134,7 +154,8 @@ impl Scenario<'_> {
                 placed.cgroup = to.to_owned();
             }
         }
-        Ok(())
+        self.made_mut(to).for_each(Made::note_arrival);
+        self.begin_if_used(to)
     }
 
     fn freeze(&mut self, cgroup: &str, frozen: bool) -> Result<()> {
@@ -182,17 +203,12 @@ impl Scenario<'_> {
         self.layers.iter().flat_map(|layer| &layer.cgroups).map(|made| &*made.name)
     }
 
-    pub(super) fn workers(&self) -> impl Iterator<Item = &PlacedWorker> {
-        self.layers.iter().flat_map(|layer| &layer.workers)
+    fn made_mut(&mut self, cgroup: &str) -> impl Iterator<Item = &mut Made> {
+        let made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
+        made.filter(move |made| made.name == cgroup)
     }
 
-    pub(super) fn stop_workers(&mut self, layer: usize, which: impl Fn(&PlacedWorker) -> bool) {
-        let workers = std::mem::take(&mut self.layers[layer].workers);
-        let (stop, keep): (Vec<_>, _) = workers.into_iter().partition(which);
-        self.layers[layer].workers = keep;
-        // Judged while all still run, and only then stopped: the last must not be measured alone.
-        let details: Vec<_> = stop.iter().filter_map(PlacedWorker::judge).collect();
-        drop(stop);
-        details.into_iter().for_each(|detail| self.fail(detail));
+    pub(super) fn workers(&self) -> impl Iterator<Item = &PlacedWorker> {
+        self.layers.iter().flat_map(|layer| &layer.workers)
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{CgroupKnob, CpusetSpec};
 use crate::topology::TestTopology;
-use crate::workload::{WorkSpec, WorkType};
+use crate::workload::{AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType};
 
 /// The period of `cpu.max` for [`CgroupDef::cpu_quota_pct`], the kernel's default.
 const PERIOD_US: u64 = 100_000;
@@ -22,6 +22,7 @@ pub struct CgroupDef {
     /// What the definition's own methods say of its workers, once one has.
     own: Option<WorkSpec>,
     works: Vec<WorkSpec>,
+    pub(crate) oom_kill_expected: bool,
 }
 
 impl CgroupDef {
@@ -34,6 +35,7 @@ impl CgroupDef {
             workers_pct: None,
             own: None,
             works: Vec::new(),
+            oom_kill_expected: false,
         }
     }
 
@@ -65,6 +67,42 @@ impl CgroupDef {
     pub fn comm(self, comm: impl Into<String>) -> Self {
         let comm = comm.into();
         self.with_own(|work| work.comm(comm))
+    }
+
+    /// Sets the workers' scheduling policy.
+    pub fn sched_policy(self, policy: SchedPolicy) -> Self {
+        self.with_own(|work| work.policy(policy))
+    }
+
+    /// Sets on which of the group's CPUs the workers may run.
+    pub fn affinity(self, affinity: AffinityIntent) -> Self {
+        self.with_own(|work| work.affinity(affinity))
+    }
+
+    /// Sets the workers' nice value, -20 to 19.
+    pub fn nice(self, nice: i8) -> Self {
+        self.with_own(|work| work.nice(nice))
+    }
+
+    /// Sets the workers' user.
+    pub fn uid(self, uid: u32) -> Self {
+        self.with_own(|work| work.uid(uid))
+    }
+
+    /// Sets the workers' group, which is then their only one.
+    pub fn gid(self, gid: u32) -> Self {
+        self.with_own(|work| work.gid(gid))
+    }
+
+    /// Sets from which NUMA nodes the workers get their memory.
+    pub fn mem_policy(self, policy: MemoryPolicy) -> Self {
+        self.with_own(|work| work.memory_policy(policy))
+    }
+
+    /// Says that a process of the group is to be killed for want of memory: the test fails if none is.
+    pub fn expect_oom_kill(mut self) -> Self {
+        self.oom_kill_expected = true;
+        self
     }
 
     fn with_own(mut self, change: impl FnOnce(WorkSpec) -> WorkSpec) -> Self {

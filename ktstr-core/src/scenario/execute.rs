@@ -6,12 +6,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::layer::Layer;
+use super::layer::{Layer, Made, PlacedWorker};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
-use crate::assert::{AssertDetail, AssertResult};
+use crate::assert::{Assert, AssertResult, CgroupSample, Surroundings};
 use crate::sys::since_boot_ns;
 use crate::wire::{Report, ScenarioEvent};
+use crate::workload::{WorkerReport, Workers};
+
+/// A worker without progress is only called stuck when it had this long; shorter steps prove
+/// nothing on a busy host.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// Has cgroups work for the test's whole duration.
 ///
@@ -34,11 +39,24 @@ pub fn execute_steps(ctx: &Ctx<'_>, steps: impl Into<Vec<Step>>) -> Result<Asser
     execute_scenario(ctx, Backdrop::new(), steps)
 }
 
+/// Plays steps in order, checked by `assert` instead of the attribute's keys.
+///
+/// # Errors
+///
+/// As for [`execute_scenario`].
+pub fn execute_steps_with(
+    ctx: &Ctx<'_>,
+    steps: impl Into<Vec<Step>>,
+    assert: &Assert,
+) -> Result<AssertResult> {
+    play(ctx, &Backdrop::new(), &steps.into(), assert)
+}
+
 /// Sets the backdrop up, plays the steps in order, and takes everything down again.
 ///
-/// The controllers that any knob of the scenario needs are enabled before all else, once.
-///
-/// Fails the test if a worker dies before it is stopped, or has done no work after five seconds.
+/// The controllers that any knob of the scenario needs are enabled before all else, once. What the
+/// workers and cgroups did is held against the attribute's keys ([`Assert`]); a worker that dies before
+/// it is stopped ends the scenario and fails the test.
 ///
 /// # Errors
 ///
@@ -49,20 +67,29 @@ pub fn execute_scenario(
     backdrop: Backdrop,
     steps: impl Into<Vec<Step>>,
 ) -> Result<AssertResult> {
-    let steps = steps.into();
-    let controllers = controllers(&backdrop, &steps);
+    play(ctx, &backdrop, &steps.into(), &ctx.assert)
+}
+
+fn play(
+    ctx: &Ctx<'_>,
+    backdrop: &Backdrop,
+    steps: &[Step],
+    assert: &Assert,
+) -> Result<AssertResult> {
+    let controllers = controllers(backdrop, steps);
     if !controllers.is_empty() {
         ctx.cgroups.setup(&controllers).context("cannot enable controllers")?;
     }
-    let mut scenario = Scenario { ctx, layers: Vec::new(), verdict: AssertResult::pass() };
-    let played = scenario.play(&backdrop, &steps);
+    let mut scenario =
+        Scenario { ctx, layers: Vec::new(), workers: Vec::new(), cgroups: Vec::new() };
+    let played = scenario.play(backdrop, steps);
     // Layers that an error left standing come down here; the first error is the one that counts.
     let mut cleared = Ok(());
     while !scenario.layers.is_empty() {
         cleared = cleared.and(scenario.end_layer());
     }
     played.and(cleared)?;
-    Ok(scenario.verdict)
+    Ok(scenario.judge(assert))
 }
 
 fn controllers(backdrop: &Backdrop, steps: &[Step]) -> BTreeSet<crate::cgroup::Controller> {
@@ -76,7 +103,10 @@ pub(super) struct Scenario<'a> {
     pub(super) ctx: &'a Ctx<'a>,
     /// The backdrop, then the current step.
     pub(super) layers: Vec<Layer>,
-    verdict: AssertResult,
+    /// What the workers that were stopped had done.
+    workers: Vec<WorkerReport>,
+    /// What the kernel had counted for the cgroups when their workers were stopped.
+    cgroups: Vec<CgroupSample>,
 }
 
 impl Scenario<'_> {
@@ -151,21 +181,62 @@ impl Scenario<'_> {
         }
     }
 
-    /// Stops the workers of the innermost layer, judges them, and undoes what it did.
+    /// Stops the workers of the innermost layer and undoes what it did.
     fn end_layer(&mut self) -> Result<()> {
-        let index = self.layers.len() - 1;
-        self.stop_workers(index, |_| true);
+        let inner = self.layers.len() - 1;
+        let made: Vec<_> = self.layer().cgroups.iter().map(|made| made.name.clone()).collect();
+        // Who works in a group of this layer cannot stay in it, whoever spawned it.
+        let stopped = self.stop_workers_of(|layer, placed| {
+            layer == inner || made.contains(&placed.cgroup)
+        }, |name| made.contains(&name.name));
         let layer = self.layers.pop().expect("only called with a layer standing");
         let phase = layer.phase.clone();
-        layer
-            .take_down(self.ctx.cgroups)
-            .with_context(|| format!("{phase}: failed to take it down"))
+        let undone = layer.take_down(self.ctx.cgroups);
+        stopped.and(undone).with_context(|| format!("{phase}: failed to take it down"))
     }
 
-    pub(super) fn fail(&mut self, detail: AssertDetail) {
-        self.tell(detail.to_string());
-        let verdict = std::mem::replace(&mut self.verdict, AssertResult::pass());
-        self.verdict = verdict.merge(AssertResult::fail(detail));
+    /// Stops workers and takes down what they did, and what was counted for groups until then.
+    pub(super) fn stop_workers(
+        &mut self,
+        which: impl Fn(&PlacedWorker) -> bool,
+        groups: impl Fn(&Made) -> bool,
+    ) -> Result<()> {
+        self.stop_workers_of(|_, placed| which(placed), groups)
+    }
+
+    fn stop_workers_of(
+        &mut self,
+        which: impl Fn(usize, &PlacedWorker) -> bool,
+        groups: impl Fn(&Made) -> bool,
+    ) -> Result<()> {
+        let (mut stop, mut cgroups) = (Vec::new(), Vec::new());
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            for placed in layer.workers.extract_if(.., |placed| which(index, placed)) {
+                cgroups.push(placed.cgroup);
+                stop.push(placed.worker);
+            }
+        }
+        // While they still work, or an idle time would be counted that nobody asked for.
+        let made = self.layers.iter().flat_map(|layer| &layer.cgroups).filter(|made| groups(made));
+        let samples: Result<Vec<_>> = made.map(|made| made.sample(self.ctx.cgroups)).collect();
+        let stopped = Workers::stop(&mut stop).context("cannot stop the workers");
+        let reports = stop.iter().zip(&cgroups).map(|(worker, cgroup)| worker.report(cgroup));
+        self.workers.extend(reports);
+        self.cgroups.extend(samples?.into_iter().flatten());
+        stopped
+    }
+
+    /// Holds everything that was measured against the bounds.
+    fn judge(&self, assert: &Assert) -> AssertResult {
+        let asked = self.cgroups.iter();
+        let asked = asked.map(|sample| (sample.name.clone(), sample.asked.clone())).collect();
+        let surroundings = Surroundings {
+            stuck_after: STUCK_AFTER,
+            cgroups: &asked,
+            nodes: &self.ctx.topo.nodes,
+        };
+        let of_workers = assert.judge_workers(&self.workers, &surroundings);
+        of_workers.merge(assert.judge_cgroups(&self.cgroups, &self.workers))
     }
 
     pub(super) fn layer(&self) -> &Layer {

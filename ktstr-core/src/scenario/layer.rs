@@ -5,14 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::hotplug;
-use crate::assert::{AssertDetail, DetailKind};
-use crate::cgroup::CgroupOps;
+use super::{CgroupKnob, hotplug};
+use crate::assert::{CgroupAsked, CgroupSample, CpuQuota};
+use crate::cgroup::{CgroupOps, CgroupStats};
 use crate::workload::Worker;
-
-/// A worker without progress is only called stuck when it had this long; shorter steps prove
-/// nothing on a busy host.
-const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// What one phase made.
 #[derive(Debug)]
@@ -24,19 +20,23 @@ pub(super) struct Layer {
     pub(super) cpus: Vec<(u32, bool)>,
 }
 
-/// A cgroup that an operation made.
-#[derive(Debug)]
-pub(super) struct Made {
-    pub(super) name: String,
-    /// What was last set; `None` if it has the CPUs of the group above.
-    pub(super) cpuset: Option<BTreeSet<usize>>,
-}
-
 #[derive(Debug)]
 pub(super) struct PlacedWorker {
     pub(super) worker: Worker,
     pub(super) cgroup: String,
-    pub(super) released: Instant,
+}
+
+/// A cgroup that an operation made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) name: String,
+    /// The CPUs it has now; `None` for those of the group above.
+    pub(super) cpuset: Option<BTreeSet<usize>>,
+    asked: CgroupAsked,
+    /// At some time its workers had other CPUs than its own.
+    is_open: bool,
+    /// What the kernel had counted when its first workers were spawned.
+    before: Option<(Instant, CgroupStats)>,
 }
 
 impl Layer {
@@ -58,25 +58,75 @@ impl Layer {
     }
 }
 
-impl PlacedWorker {
-    /// What speaks against the worker, while it has not been stopped yet.
-    pub(super) fn judge(&self) -> Option<AssertDetail> {
-        let ran = self.released.elapsed();
-        let who =
-            format!("worker {} ({}) in {}", self.worker.pid(), self.worker.comm(), self.cgroup);
-        match self.worker.ended() {
-            Ok(None) if self.worker.iterations() > 0 || ran < STUCK_AFTER => None,
-            Ok(None) => Some(AssertDetail::new(
-                DetailKind::WorkerStuck,
-                format!("{who} did no work in the {ran:.1?} after its release"),
-            )),
-            Ok(Some(status)) => Some(AssertDetail::new(
-                DetailKind::WorkerDied,
-                format!("{who} ended by {status} within {ran:.1?} of its release"),
-            )),
-            Err(error) => {
-                Some(AssertDetail::new(DetailKind::WorkerDied, format!("{who} is lost: {error}")))
-            }
+impl Made {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            cpuset: None,
+            asked: CgroupAsked::default(),
+            is_open: false,
+            before: None,
         }
+    }
+
+    pub(super) fn expect_oom_kill(&mut self) {
+        self.asked.oom_kill_expected = true;
+    }
+
+    /// Takes note of what the checks have to know of a knob.
+    pub(super) fn note(&mut self, knob: &CgroupKnob) {
+        match knob {
+            CgroupKnob::CpuMax(quota_us, period_us) => {
+                self.asked.quota = quota_us.map(|quota_us| CpuQuota {
+                    quota: Duration::from_micros(quota_us),
+                    period: Duration::from_micros(*period_us),
+                });
+                self.count_anew();
+            }
+            CgroupKnob::CpuWeight(weight) => {
+                self.asked.weight = Some(*weight);
+                self.count_anew();
+            }
+            _ => {}
+        }
+    }
+
+    /// What was counted under another quota or weight says nothing of this one.
+    fn count_anew(&mut self) {
+        self.before = None;
+    }
+
+    pub(super) fn note_cpuset(&mut self, cpus: Option<BTreeSet<usize>>) {
+        // Who was here before was where it was allowed to be then.
+        let is_used = self.before.is_some();
+        self.is_open |= cpus.is_none() || is_used && self.cpuset.is_none();
+        let all = self.asked.cpuset.iter().copied();
+        let more = cpus.iter().flatten().map(|cpu| *cpu as u32);
+        self.asked.cpuset = all.chain(more).collect::<BTreeSet<_>>().into_iter().collect();
+        self.cpuset = cpus;
+    }
+
+    /// Processes come in from elsewhere, with the CPUs they had there.
+    pub(super) fn note_arrival(&mut self) {
+        self.is_open = true;
+    }
+
+    /// Begins to count.
+    pub(super) fn begin(&mut self, cgroups: &dyn CgroupOps) -> Result<()> {
+        if self.before.is_none() {
+            self.before = Some((Instant::now(), cgroups.stats(&self.name)?));
+        }
+        Ok(())
+    }
+
+    /// What was asked for and what the kernel has counted since; `None` if nobody worked in it.
+    pub(super) fn sample(&self, cgroups: &dyn CgroupOps) -> Result<Option<CgroupSample>> {
+        let Some((began, before)) = &self.before else { return Ok(None) };
+        let (wall, after) = (began.elapsed(), cgroups.stats(&self.name)?);
+        let mut asked = self.asked.clone();
+        if self.is_open {
+            asked.cpuset.clear();
+        }
+        Ok(Some(CgroupSample { name: self.name.clone(), asked, before: before.clone(), after, wall }))
     }
 }

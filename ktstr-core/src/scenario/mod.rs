@@ -11,14 +11,16 @@ pub mod ops;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 pub use cpuset::CpusetSpec;
 pub use def::CgroupDef;
-pub use execute::{execute_defs, execute_scenario, execute_steps};
+pub use execute::{execute_defs, execute_scenario, execute_steps, execute_steps_with};
 pub use knob::CgroupKnob;
 
+use crate::assert::Assert;
 use crate::cgroup::CgroupOps;
 use crate::topology::TestTopology;
 use crate::wire::Report;
@@ -31,6 +33,8 @@ pub struct Ctx<'a> {
     pub topo: &'a TestTopology,
     /// How long the body means to run, from the attribute's `duration_s`.
     pub duration: Duration,
+    /// What scenarios check, from the attribute's keys.
+    pub assert: Assert,
     /// The test, as libtest names it.
     pub test_name: &'a str,
     /// Tells the host what happens, as it happens.
@@ -43,10 +47,25 @@ impl<'a> Ctx<'a> {
         cgroups: &'a dyn CgroupOps,
         topo: &'a TestTopology,
         duration: Duration,
+        assert: Assert,
         test_name: &'a str,
         report: &'a dyn Fn(Report),
     ) -> Self {
-        Self { cgroups, topo, duration, test_name, report }
+        Self { cgroups, topo, duration, assert, test_name, report }
+    }
+
+    /// A cgroup to be defined: [`CgroupDef::named`].
+    pub fn cgroup_def(&self, name: impl Into<String>) -> CgroupDef {
+        CgroupDef::named(name)
+    }
+
+    /// The CPUs that a cpuset stands for on this machine.
+    ///
+    /// # Errors
+    ///
+    /// As for [`CpusetSpec::resolve`].
+    pub fn cpuset_cpus(&self, cpus: &CpusetSpec) -> anyhow::Result<BTreeSet<usize>> {
+        cpus.resolve(self.topo)
     }
 }
 
@@ -56,6 +75,7 @@ impl fmt::Debug for Ctx<'_> {
             .field("cgroups", &self.cgroups)
             .field("topo", &self.topo)
             .field("duration", &self.duration)
+            .field("assert", &self.assert)
             .field("test_name", &self.test_name)
             .finish_non_exhaustive()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{CgroupDef, CgroupKnob, CpusetSpec};
 use crate::cgroup::Controller;
-use crate::workload::WorkSpec;
+use crate::workload::{AffinityIntent, WorkSpec};
 
 /// One thing to do. Built by the constructors of the same name.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,7 @@ pub enum Op {
     SetKnob { cgroup: String, knob: CgroupKnob },
     SwapCpusets { a: String, b: String },
     Spawn { placement: SpawnPlacement, work: WorkSpec },
+    SetAffinity { cgroup: String, affinity: AffinityIntent },
     MoveAllTasks { from: String, to: String },
     FreezeCgroup { cgroup: String },
     UnfreezeCgroup { cgroup: String },
@@ -72,6 +73,11 @@ impl Op {
         Self::Spawn { placement, work }
     }
 
+    /// Pins the workers of a cgroup to other CPUs.
+    pub fn set_affinity(cgroup: impl Into<String>, affinity: AffinityIntent) -> Self {
+        Self::SetAffinity { cgroup: cgroup.into(), affinity }
+    }
+
     /// Moves all processes of a cgroup to another.
     pub fn move_all_tasks(from: impl Into<String>, to: impl Into<String>) -> Self {
         Self::MoveAllTasks { from: from.into(), to: to.into() }
@@ -122,6 +128,9 @@ impl fmt::Display for Op {
             Self::SwapCpusets { a, b } => write!(f, "swap the cpusets of {a} and {b}"),
             Self::Spawn { placement: SpawnPlacement::Cgroup(cgroup), work } => {
                 write!(f, "spawn {work} in {cgroup}")
+            }
+            Self::SetAffinity { cgroup, affinity } => {
+                write!(f, "pin the workers of {cgroup}: {affinity:?}")
             }
             Self::MoveAllTasks { from, to } => write!(f, "move the tasks of {from} to {to}"),
             Self::FreezeCgroup { cgroup } => write!(f, "freeze {cgroup}"),

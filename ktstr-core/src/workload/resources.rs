@@ -1,0 +1,48 @@
+//! Descriptors that the workers of one group share.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::WorkType;
+
+/// How many event descriptors an EpollStorm has.
+const EVENTS: usize = 16;
+
+/// What a group's workers inherit. The parent closes its own when the group is forked.
+#[derive(Debug)]
+pub(super) enum Resources {
+    None,
+    /// One pipe to each of two workers.
+    Pipes([Pipe; 2]),
+    Events(Vec<OwnedFd>),
+}
+
+#[derive(Debug)]
+pub(super) struct Pipe {
+    pub(super) reader: OwnedFd,
+    pub(super) writer: OwnedFd,
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(Self { reader, writer })
+    }
+}
+
+impl Resources {
+    pub(super) fn new(work: &WorkType) -> io::Result<Self> {
+        Ok(match work {
+            WorkType::PipeIo => Self::Pipes([Pipe::new()?, Pipe::new()?]),
+            WorkType::EpollStorm => {
+                let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+                let events = (0..EVENTS).map(|_| Ok(eventfd(0, flags)?));
+                Self::Events(events.collect::<io::Result<_>>()?)
+            }
+            _ => Self::None,
+        })
+    }
+}

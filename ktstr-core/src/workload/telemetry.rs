@@ -1,0 +1,201 @@
+//! What a worker tells of itself, in memory that it shares with its parent.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Gap;
+use super::histogram::SharedHistogram;
+
+/// CPUs beyond are not told apart by `cpus_used`.
+const MAX_CPUS: usize = 1024;
+const MAX_NODES: usize = 64;
+
+/// The counters of one worker. It alone writes them, so that no instruction has to be locked.
+#[derive(Debug)]
+pub(super) struct Telemetry {
+    iterations: AtomicU64,
+    work_units: AtomicU64,
+    last_turn_ns: AtomicU64,
+    last_cpu: AtomicU32,
+    migrations: AtomicU64,
+    cpus_used: [AtomicU64; MAX_CPUS / 64],
+    /// The longest gap is in the one or the other: the worker may be killed while it writes.
+    gaps: [SharedGap; 2],
+    /// Which of `gaps` is valid, from 1; 0 for none.
+    longest_gap: AtomicU32,
+    pub(super) wake_latency: SharedHistogram,
+    numa_pages: [AtomicU64; MAX_NODES],
+}
+
+#[derive(Debug, Default)]
+struct SharedGap {
+    length_ns: AtomicU64,
+    cpu: AtomicU32,
+    at_ns: AtomicU64,
+}
+
+/// What `Telemetry::last_cpu` says before the first turn.
+const NO_CPU: u32 = u32::MAX;
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            iterations: AtomicU64::new(0),
+            work_units: AtomicU64::new(0),
+            last_turn_ns: AtomicU64::new(0),
+            last_cpu: AtomicU32::new(NO_CPU),
+            migrations: AtomicU64::new(0),
+            cpus_used: [const { AtomicU64::new(0) }; MAX_CPUS / 64],
+            gaps: Default::default(),
+            longest_gap: AtomicU32::new(0),
+            wake_latency: SharedHistogram::default(),
+            numa_pages: [const { AtomicU64::new(0) }; MAX_NODES],
+        }
+    }
+}
+
+impl Telemetry {
+    /// Counts a turn of the work loop that ended now on this CPU, with so many units of work.
+    pub(super) fn turn(&self, now_ns: u64, cpu: u32, units: u64) {
+        add(&self.work_units, units);
+        add(&self.iterations, 1);
+        let last_ns = self.last_turn_ns.load(Ordering::Relaxed);
+        self.last_turn_ns.store(now_ns, Ordering::Relaxed);
+        if last_ns != 0 {
+            self.note_gap(now_ns.saturating_sub(last_ns), cpu, now_ns);
+        }
+        let last_cpu = self.last_cpu.load(Ordering::Relaxed);
+        if cpu != last_cpu {
+            self.note_cpu(cpu, last_cpu);
+        }
+    }
+
+    fn note_gap(&self, length_ns: u64, cpu: u32, at_ns: u64) {
+        let valid = self.longest_gap.load(Ordering::Relaxed);
+        if valid != 0 && length_ns <= self.gap(valid).length_ns.load(Ordering::Relaxed) {
+            return;
+        }
+        let free = if valid == 1 { 2 } else { 1 };
+        let gap = self.gap(free);
+        gap.length_ns.store(length_ns, Ordering::Relaxed);
+        gap.cpu.store(cpu, Ordering::Relaxed);
+        gap.at_ns.store(at_ns, Ordering::Relaxed);
+        self.longest_gap.store(free, Ordering::Release);
+    }
+
+    fn note_cpu(&self, cpu: u32, last_cpu: u32) {
+        if last_cpu != NO_CPU {
+            add(&self.migrations, 1);
+        }
+        self.last_cpu.store(cpu, Ordering::Relaxed);
+        if let Some(word) = self.cpus_used.get(cpu as usize / 64) {
+            word.fetch_or(1 << (cpu % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Adds to the pages seen on a NUMA node.
+    pub(super) fn note_pages(&self, node: usize, pages: u64) {
+        if let Some(counter) = self.numa_pages.get(node) {
+            add(counter, pages);
+        }
+    }
+
+    pub(super) fn iterations(&self) -> u64 {
+        self.iterations.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn work_units(&self) -> u64 {
+        self.work_units.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn migrations(&self) -> u64 {
+        self.migrations.load(Ordering::Relaxed)
+    }
+
+    /// When the last turn ended; 0 before the first.
+    pub(super) fn last_turn_ns(&self) -> u64 {
+        self.last_turn_ns.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn longest_gap(&self) -> Option<Gap> {
+        loop {
+            let valid = self.longest_gap.load(Ordering::Acquire);
+            if valid == 0 {
+                return None;
+            }
+            let gap = self.gap(valid);
+            let read = Gap {
+                length: Duration::from_nanos(gap.length_ns.load(Ordering::Acquire)),
+                cpu: gap.cpu.load(Ordering::Acquire),
+                at_ns: gap.at_ns.load(Ordering::Acquire),
+            };
+            // The worker writes to this one again only after it has made the other one valid.
+            if self.longest_gap.load(Ordering::Acquire) == valid {
+                return Some(read);
+            }
+        }
+    }
+
+    fn gap(&self, which: u32) -> &SharedGap {
+        &self.gaps[which as usize - 1]
+    }
+
+    /// Sorted.
+    pub(super) fn cpus_used(&self) -> Vec<u32> {
+        let used = |cpu: &u32| {
+            self.cpus_used[*cpu as usize / 64].load(Ordering::Relaxed) >> (cpu % 64) & 1 == 1
+        };
+        (0..MAX_CPUS as u32).filter(used).collect()
+    }
+
+    /// By node, up to the last one with any.
+    pub(super) fn numa_pages(&self) -> Vec<u64> {
+        let mut pages: Vec<_> =
+            self.numa_pages.iter().map(|pages| pages.load(Ordering::Relaxed)).collect();
+        let nodes = pages.iter().rposition(|pages| *pages > 0).map_or(0, |last| last + 1);
+        pages.truncate(nodes);
+        pages
+    }
+}
+
+/// For a counter with one writer.
+fn add(counter: &AtomicU64, value: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_add_up() {
+        let telemetry = Telemetry::default();
+        assert_eq!((telemetry.longest_gap(), telemetry.cpus_used()), (None, vec![]));
+        for (now, cpu, units) in [(100, 3, 1), (150, 3, 2), (400, 70, 0), (500, 3, 7)] {
+            telemetry.turn(now, cpu, units);
+        }
+        assert_eq!((telemetry.iterations(), telemetry.work_units()), (4, 10));
+        assert_eq!((telemetry.migrations(), telemetry.cpus_used()), (2, vec![3, 70]));
+        let gap = Gap { length: Duration::from_nanos(250), cpu: 70, at_ns: 400 };
+        assert_eq!(telemetry.longest_gap(), Some(gap));
+        assert_eq!(telemetry.last_turn_ns(), 500);
+    }
+
+    #[test]
+    fn a_cpu_too_many_is_no_harm() {
+        let telemetry = Telemetry::default();
+        telemetry.turn(1, MAX_CPUS as u32, 1);
+        telemetry.turn(2, 0, 1);
+        assert_eq!((telemetry.cpus_used(), telemetry.migrations()), (vec![0], 1));
+    }
+
+    #[test]
+    fn pages_are_listed_up_to_the_last_node_with_any() {
+        let telemetry = Telemetry::default();
+        assert_eq!(telemetry.numa_pages(), [0; 0]);
+        telemetry.note_pages(2, 5);
+        telemetry.note_pages(2, 1);
+        telemetry.note_pages(MAX_NODES, 9);
+        assert_eq!(telemetry.numa_pages(), [0, 0, 6]);
+    }
+}

@@ -1,0 +1,199 @@
+//! What workers do, by the pressure it makes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::WorkerCtx;
+use super::spec::SHORTEST_PHASE;
+
+/// What a worker does with its CPU.
+///
+/// Each type says which pressure it makes, what a turn is if that is not obvious, and what a unit of
+/// work is. A *burst* is computing without a system call for some 5 µs, longer where taking the time
+/// is slow, so that measuring takes a few percent at most. Types that need partners form groups in
+/// the order of the workers: of two, of three, or one of all.
+// Two specs with one `Custom` function may compare as different, which nothing relies on.
+#[allow(unpredictable_function_pointer_comparisons)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WorkType {
+    /// Spins without a system call: always runnable, never sleeps. It waits as a spin lock does, with
+    /// PAUSE, which leaves the core to an SMT sibling. Unit: a burst.
+    #[default]
+    SpinWait,
+    /// Gives the CPU back after each burst, and is runnable again at once: the scheduler picks the
+    /// next task all the time. Unit: a yield.
+    YieldHeavy,
+    /// Computes, yields and sleeps in turn, like a program with some of everything. Unit: a round of
+    /// eight bursts, a yield and a sleep of 100 µs.
+    Mixed,
+    /// Computes with all the arithmetic units there are: no PAUSE, no memory, no system call; what an
+    /// SMT sibling or a lower frequency costs, shows. Unit: a burst.
+    AluHot,
+    /// Pairs that compute like AluHot, each on one SMT thread of the pair's own core: they compete
+    /// for what is inside of it. There must be SMT. Unit: a burst.
+    SmtSiblingSpin,
+    /// Computes for 2 ms, sleeps for 3 ms: a load that comes and goes faster than averages follow.
+    /// Unit: such a period.
+    Bursty,
+    /// Sleeps for 50 µs after each burst: its CPU enters and leaves the idle state all the time, and
+    /// is picked for a task that hardly uses it. Unit: a sleep.
+    IdleChurn,
+    /// Sleeps until each next millisecond, on the dot, and does nothing else: measures how late a
+    /// timer's task gets its CPU. Unit: a timer.
+    TimerLatency,
+    /// A ring of all workers, 2 or more: each wakes the next and goes to sleep. One is runnable at a
+    /// time, and always another one. Unit: a wake-up passed on.
+    WakeChain,
+    /// 2 or more: the first wakes all others at once, of whom one gets something to do. The rest was
+    /// woken in vain, on as many CPUs as there are. Unit: a herd woken; for the others, the prize won.
+    ThunderingHerd,
+    /// Pairs that send 4 KiB to and fro through pipes: blocking I/O, with wake-ups that are
+    /// synchronous (the waker says it is about to sleep). Unit: a byte received.
+    PipeIo,
+    /// Pairs that wake each other by a futex and sleep: the shortest possible wake-ups. Unit: a
+    /// wake-up received.
+    FutexPingPong,
+    /// 2 or more: the first hands each of the others a message, one by one, and sleeps until all have
+    /// answered: wide fan-outs of short requests. Unit: a round; for the others, a message.
+    FutexFanOut,
+    /// 2 or more that all need the same lock, half of the time: lock holders that are preempted hold
+    /// everybody up. Unit: a time the lock was held.
+    MutexContention,
+    /// Groups of three on one CPU: one of nice 19 holds a lock for long, one of nice -10 needs it, and
+    /// one of nice 0 computes in between, which keeps the first from ever letting go. Unit: a time the
+    /// lock was held; for the one in between, a burst.
+    PriorityInversion,
+    /// Pairs with a queue of 16 items between them: the producer makes bursts of twice as many, so
+    /// that it waits for the consumer, then computes, so that the consumer waits for it. Unit: an item.
+    ProducerConsumer,
+    /// Reads and writes 4 MiB in no order that could be foreseen: more than a core's own caches hold,
+    /// so that migration and neighbours cost. Unit: a cache line.
+    CachePressure,
+    /// Takes 1 MiB page by page and gives it back: page faults, the memory's locks, and as many TLB
+    /// flushes. Unit: a page fault.
+    PageFaultChurn,
+    /// Works in 1 MiB of memory from each NUMA node in turn, wherever it runs itself. Reports what
+    /// pages it got from which node. Unit: a page.
+    NumaSweep,
+    /// Writes 4 KiB to a file in the temporary folder and waits until they are safe: sleeps that
+    /// nothing can interrupt, on a disk; on a memory file system only the way there and back. Unit: a
+    /// write.
+    IoSyncWrite,
+    /// Forks a process that ends at once, and waits for it: new tasks have to be placed all the time.
+    /// Unit: a child.
+    ForkExit,
+    /// Changes its own affinity from one CPU to the next after each burst: forced migrations. Unit: a
+    /// change.
+    AffinityChurn,
+    /// Changes its own nice value after each burst, from 0 to 19 and again: its weight changes while
+    /// it is runnable. Needs root. Unit: a change.
+    NiceSweep,
+    /// Changes its own policy after each burst, through Normal, Batch, Idle, Fifo and RoundRobin, the
+    /// latter two if it may: it moves from one scheduling class to the other. Unit: a change.
+    PolicyChurn,
+    /// Pairs on one CPU: one spins as Fifo, which leaves the other, a fair task, only what the kernel
+    /// saves for those. Needs root. Unit: a burst.
+    RtStarvation,
+    /// 2 or more: the first writes to 16 event descriptors, one after each burst, and all others wait
+    /// for all of them by epoll: each event wakes several, one of whom gets it. Unit: an event written;
+    /// for the others, got.
+    EpollStorm,
+    /// Pairs: one sends a signal after each burst, the other computes and is interrupted by them.
+    /// Unit: a signal sent; for the other, handled.
+    SignalStorm,
+    /// One type after the other, each for its time, and again from the first. Of those that work
+    /// alone.
+    Sequence(Vec<(Self, Duration)>),
+    /// Whatever the function does. The worker ends when it returns, and that counts as dying early.
+    /// It should call [`WorkerCtx::turn`] at least every now and then.
+    Custom(fn(&WorkerCtx)),
+    /// Moves itself from one cgroup to the other after each burst. Both are folders in the cgroup
+    /// file system, and the worker's own cgroup plays no role after its first move. Unit: a move.
+    CgroupAttachStorm {
+        /// The two folders.
+        groups: [PathBuf; 2],
+    },
+}
+
+/// How many workers of a type belong together.
+enum Grouping {
+    Alone,
+    Of(u32),
+    AllOf(u32),
+}
+
+impl WorkType {
+    fn grouping(&self) -> Grouping {
+        match self {
+            Self::SmtSiblingSpin
+            | Self::PipeIo
+            | Self::FutexPingPong
+            | Self::ProducerConsumer
+            | Self::RtStarvation
+            | Self::SignalStorm => Grouping::Of(2),
+            Self::PriorityInversion => Grouping::Of(3),
+            Self::WakeChain
+            | Self::ThunderingHerd
+            | Self::FutexFanOut
+            | Self::MutexContention
+            | Self::EpollStorm => Grouping::AllOf(2),
+            _ => Grouping::Alone,
+        }
+    }
+
+    /// How many of so many workers form a group.
+    pub(super) fn group_size(&self, workers: u32) -> Result<u32, String> {
+        match self.grouping() {
+            Grouping::Alone => Ok(1),
+            Grouping::Of(size) if workers.is_multiple_of(size) => Ok(size),
+            Grouping::Of(size) => {
+                Err(format!("{self:?} works in groups of {size}, which {workers} workers are not"))
+            }
+            Grouping::AllOf(least) if workers >= least => Ok(workers),
+            Grouping::AllOf(least) => {
+                Err(format!("{self:?} takes at least {least} workers, not {workers}"))
+            }
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Self::Sequence(phases) = self else { return Ok(()) };
+        if phases.is_empty() {
+            return Err("a sequence with no phase does nothing".to_owned());
+        }
+        phases.iter().try_for_each(|(work, length)| match work {
+            Self::Sequence(_) => Err("a sequence is no phase of another".to_owned()),
+            _ if !matches!(work.grouping(), Grouping::Alone) => {
+                Err(format!("{work:?} cannot be a phase: each worker of a sequence works alone"))
+            }
+            _ if *length < SHORTEST_PHASE => {
+                Err(format!("a phase lasts at least {SHORTEST_PHASE:?}, not {length:?}"))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    /// True if the type decides on which CPUs its workers run.
+    pub(super) fn places_itself(&self) -> bool {
+        match self {
+            Self::SmtSiblingSpin
+            | Self::PriorityInversion
+            | Self::RtStarvation
+            | Self::AffinityChurn => true,
+            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.places_itself()),
+            _ => false,
+        }
+    }
+
+    /// True if the type decides who goes before whom.
+    pub(super) fn ranks_itself(&self) -> bool {
+        match self {
+            Self::PriorityInversion | Self::RtStarvation | Self::NiceSweep | Self::PolicyChurn => {
+                true
+            }
+            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.ranks_itself()),
+            _ => false,
+        }
+    }
+}

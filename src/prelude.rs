@@ -5,8 +5,13 @@ pub use ktstr_core::assert::{Assert, AssertDetail, AssertResult, DetailKind, Out
 pub use ktstr_core::cgroup::{CgroupGroup, CgroupOps, Controller};
 pub use ktstr_core::result::{RunEnd, VmResult};
 pub use ktstr_core::scenario::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step};
-pub use ktstr_core::scenario::{Ctx, execute_scenario};
+pub use ktstr_core::scenario::{
+    CgroupDef, CgroupKnob, CpusetSpec, Ctx, execute_defs, execute_scenario, execute_steps,
+    execute_steps_with,
+};
 pub use ktstr_core::snapshot::{CgroupProcsSnapshot, SnapshotBridge};
-pub use ktstr_core::workload::{WorkSpec, WorkType};
+pub use ktstr_core::workload::{
+    AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType, WorkerCtx, WorkerReport,
+};
 pub use ktstr_core::{claim, claim_present};
 pub use ktstr_macros::ktstr_test;

@@ -186,9 +186,10 @@ impl Scenario<'_> {
         let inner = self.layers.len() - 1;
         let made: Vec<_> = self.layer().cgroups.iter().map(|made| made.name.clone()).collect();
         // Who works in a group of this layer cannot stay in it, whoever spawned it.
-        let stopped = self.stop_workers_of(|layer, placed| {
-            layer == inner || made.contains(&placed.cgroup)
-        }, |name| made.contains(&name.name));
+        let stopped = self.stop_workers_of(
+            |layer, placed| layer == inner || made.contains(&placed.cgroup),
+            |name| made.contains(&name.name),
+        );
         let layer = self.layers.pop().expect("only called with a layer standing");
         let phase = layer.phase.clone();
         let undone = layer.take_down(self.ctx.cgroups);
@@ -230,11 +231,8 @@ impl Scenario<'_> {
     fn judge(&self, assert: &Assert) -> AssertResult {
         let asked = self.cgroups.iter();
         let asked = asked.map(|sample| (sample.name.clone(), sample.asked.clone())).collect();
-        let surroundings = Surroundings {
-            stuck_after: STUCK_AFTER,
-            cgroups: &asked,
-            nodes: &self.ctx.topo.nodes,
-        };
+        let surroundings =
+            Surroundings { stuck_after: STUCK_AFTER, cgroups: &asked, nodes: &self.ctx.topo.nodes };
         let of_workers = assert.judge_workers(&self.workers, &surroundings);
         of_workers.merge(assert.judge_cgroups(&self.cgroups, &self.workers))
     }

@@ -127,6 +127,12 @@ impl Made {
         if self.is_open {
             asked.cpuset.clear();
         }
-        Ok(Some(CgroupSample { name: self.name.clone(), asked, before: before.clone(), after, wall }))
+        Ok(Some(CgroupSample {
+            name: self.name.clone(),
+            asked,
+            before: before.clone(),
+            after,
+            wall,
+        }))
     }
 }

@@ -16,7 +16,8 @@ fn play(
     ops: Vec<Op>,
 ) -> anyhow::Result<AssertResult> {
     let topology = TestTopology::read()?;
-    let ctx = Ctx::new(cgroups, &topology, Duration::from_secs(1), Assert::DEFAULT, "test", &|_| ());
+    let ctx =
+        Ctx::new(cgroups, &topology, Duration::from_secs(1), Assert::DEFAULT, "test", &|_| ());
     let step = Step::new(ops, HoldSpec::fixed(Duration::from_millis(10)));
     execute_scenario(&ctx, backdrop, vec![step])
 }
@@ -87,7 +88,8 @@ fn play_on_four(
     steps: Vec<Step>,
 ) -> (anyhow::Result<AssertResult>, Vec<String>) {
     let topology = machine();
-    let ctx = Ctx::new(cgroups, &topology, Duration::from_millis(10), Assert::DEFAULT, "test", &|_| ());
+    let ctx =
+        Ctx::new(cgroups, &topology, Duration::from_millis(10), Assert::DEFAULT, "test", &|_| ());
     let played = execute_scenario(&ctx, backdrop, steps);
     let told =
         |call: crate::cgroup::Call| format!("{} {} {}", call.operation, call.cgroup, call.value);
@@ -212,7 +214,8 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
         }
     };
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx = Ctx::new(&cgroups, &topology, Duration::from_millis(500), Assert::DEFAULT, "test", &report);
+    let ctx =
+        Ctx::new(&cgroups, &topology, Duration::from_millis(500), Assert::DEFAULT, "test", &report);
     let step = Step::new([], HoldSpec::loop_at(Duration::from_millis(50)))
         .with_op(Op::freeze_cgroup("a"))
         .with_defs([CgroupDef::named("a").pids_max(5)]);

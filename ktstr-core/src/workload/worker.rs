@@ -198,7 +198,8 @@ impl Worker {
 
     /// Pins the worker, which has been released, to other CPUs.
     pub(super) fn set_affinity(&self, cpus: &BTreeSet<u32>) -> anyhow::Result<()> {
-        set_affinity(self.pid, cpus).with_context(|| format!("worker {} ({})", self.pid(), self.comm))
+        set_affinity(self.pid, cpus)
+            .with_context(|| format!("worker {} ({})", self.pid(), self.comm))
     }
 
     /// Turns of the work loop so far.

@@ -1,0 +1,92 @@
+//! Every type of work, in a guest with SMT and two memory nodes.
+
+use std::time::Duration;
+
+use ktstr::prelude::*;
+
+/// Where the types that form groups have two each, where they can.
+const TYPES: [(WorkType, u32); 27] = [
+    (WorkType::SpinWait, 2),
+    (WorkType::YieldHeavy, 2),
+    (WorkType::Mixed, 2),
+    (WorkType::AluHot, 2),
+    (WorkType::SmtSiblingSpin, 4),
+    (WorkType::Bursty, 2),
+    (WorkType::IdleChurn, 2),
+    (WorkType::TimerLatency, 2),
+    (WorkType::WakeChain, 3),
+    (WorkType::ThunderingHerd, 4),
+    (WorkType::PipeIo, 4),
+    (WorkType::FutexPingPong, 4),
+    (WorkType::FutexFanOut, 4),
+    (WorkType::MutexContention, 4),
+    (WorkType::PriorityInversion, 6),
+    (WorkType::ProducerConsumer, 4),
+    (WorkType::CachePressure, 2),
+    (WorkType::PageFaultChurn, 2),
+    (WorkType::NumaSweep, 2),
+    (WorkType::IoSyncWrite, 2),
+    (WorkType::ForkExit, 2),
+    (WorkType::AffinityChurn, 2),
+    (WorkType::NiceSweep, 2),
+    (WorkType::PolicyChurn, 2),
+    (WorkType::RtStarvation, 2),
+    (WorkType::EpollStorm, 3),
+    (WorkType::SignalStorm, 4),
+];
+
+fn spawn(work: WorkSpec) -> Step {
+    let spawn = Op::spawn(SpawnPlacement::cgroup("cg"), work);
+    Step::new(vec![spawn], HoldSpec::fixed(Duration::from_millis(100)))
+}
+
+/// A worker that ends by itself, by an error say, fails the scenario.
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 2,
+    cores = 1,
+    threads = 2,
+    memory_mib = 512,
+    workload_root_cgroup = "/ktstr-suite"
+)]
+fn no_type_fails_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
+    let backdrop = Backdrop::new().push_op(Op::add_cgroup("cg"));
+    let steps = TYPES.map(|(work, workers)| {
+        let comm = format!("{work:?}").chars().take(15).collect::<String>();
+        spawn(WorkSpec::default().comm(comm).work_type(work).workers(workers))
+    });
+    execute_scenario(ctx, backdrop, steps)
+}
+
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 2,
+    cores = 1,
+    threads = 2,
+    memory_mib = 512,
+    workload_root_cgroup = "/ktstr-suite"
+)]
+fn every_treatment_is_had_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
+    let ms = Duration::from_millis;
+    let deadline = SchedPolicy::Deadline { runtime: ms(1), deadline: ms(20), period: ms(40) };
+    let spec = || WorkSpec::default().workers(2).work_type(WorkType::TimerLatency);
+    let backdrop = Backdrop::new().push_op(Op::add_cgroup("cg"));
+    let mut treatments = vec![
+        spec().policy(SchedPolicy::Batch).nice(-5),
+        spec().policy(SchedPolicy::Idle),
+        spec().policy(SchedPolicy::Fifo(10)),
+        spec().policy(SchedPolicy::RoundRobin(10)),
+        spec().policy(deadline),
+        spec().affinity(AffinityIntent::SmtSiblingPair),
+        spec().affinity(AffinityIntent::LlcAligned),
+        spec().affinity(AffinityIntent::RandomSubset(7)),
+        spec().affinity(AffinityIntent::Exact([1, 3].into())),
+        spec().memory_policy(MemoryPolicy::Bind([1].into())),
+        spec().memory_policy(MemoryPolicy::Interleave([0, 1].into())),
+        spec().uid(1000).gid(1000),
+    ];
+    if std::path::Path::new("/sys/kernel/sched_ext").exists() {
+        treatments.push(spec().policy(SchedPolicy::Ext));
+    }
+    execute_scenario(ctx, backdrop, treatments.into_iter().map(spawn).collect::<Vec<_>>())
+}

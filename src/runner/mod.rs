@@ -119,7 +119,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     Ok(VmResult {
         test,
         kernel_events: console::kernel_events(&outcome.console),
-        end: judged_on(&machine, entry, outcome.end),
+        end: judged_on(&machine, entry, &outcome.stolen, outcome.end),
         captures: outcome.captures,
         events: outcome.events,
         console: outcome.console,
@@ -130,17 +130,24 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     })
 }
 
-/// What the end of a run is worth on this machine: where software emulates the CPUs, what depends
-/// on time is reported and not judged, unless the test wants it to be.
-fn judged_on(machine: &Machine, entry: &TestEntry, end: RunEnd) -> RunEnd {
-    match end {
-        RunEnd::Verdict(verdict)
-            if machine.engine_name == "qemu" && !entry.assert.judge_emulated_time =>
-        {
-            RunEnd::Verdict(verdict.waive_time_based("the CPUs are emulated"))
-        }
-        end => end,
+/// The least part of a CPU's time whose theft by the host explains a failure that depends on time.
+const EXPLAINS: f64 = 0.05;
+
+/// What the end of a run is worth on this machine. Where software emulates the CPUs, what depends
+/// on time is reported and not judged, unless the test wants it to be. Where the host kept CPUs
+/// from running, it cannot be told whose fault such a failure is.
+fn judged_on(machine: &Machine, entry: &TestEntry, stolen: &[f64], end: RunEnd) -> RunEnd {
+    let RunEnd::Verdict(verdict) = end else { return end };
+    if machine.engine_name == "qemu" && !entry.assert.judge_emulated_time {
+        return RunEnd::Verdict(verdict.waive_time_based("the CPUs are emulated"));
     }
+    RunEnd::Verdict(verdict.excuse(|detail| {
+        let all = stolen.iter().enumerate();
+        let concerned = |cpu: usize| detail.cpu.is_none_or(|failed| failed as usize == cpu);
+        let (cpu, part) =
+            all.filter(|(cpu, _)| concerned(*cpu)).max_by(|a, b| a.1.total_cmp(b.1))?;
+        (*part >= EXPLAINS).then(|| format!("host stole {:.0} % of vCPU {cpu}", part * 100.0))
+    }))
 }
 
 /// Prints what a body writes as it arrives, where libtest can capture it: in whole lines, unless

@@ -31,10 +31,31 @@ fn emulated_time_is_judged_only_if_a_test_wants_it() {
         let assert = Assert::DEFAULT.judge_emulated_time(judge_emulated_time);
         let entry = TestEntry { assert, ..TestEntry::DEFAULT };
         let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
-        let end = super::judged_on(&machine, &entry, RunEnd::Verdict(failed()));
+        let end = super::judged_on(&machine, &entry, &[], RunEnd::Verdict(failed()));
         let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
         assert_eq!(verdict.outcome, outcome, "{engine}");
         assert_eq!(verdict.notes.is_empty(), outcome == Outcome::Fail, "{engine}");
+    }
+}
+
+#[test]
+fn what_the_host_stole_is_not_blamed_on_the_guest() {
+    let machine = Machine { engine_name: "kvm".to_owned(), ..Machine::default() };
+    let gap = || AssertDetail::new(DetailKind::Gap, "63 ms");
+    for (detail, outcome) in [
+        (gap().time_based(), Outcome::Inconclusive),
+        (gap().time_based().cpu(2), Outcome::Inconclusive),
+        (gap().time_based().cpu(1), Outcome::Fail),
+        (gap().time_based().cpu(7), Outcome::Fail),
+        (gap().cpu(2), Outcome::Fail),
+    ] {
+        let told = format!("{detail:?}");
+        let end = RunEnd::Verdict(AssertResult::fail(detail));
+        let end = super::judged_on(&machine, &TestEntry::DEFAULT, &[0.01, 0.02, 0.38], end);
+        let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
+        assert_eq!(verdict.outcome, outcome, "{told}");
+        let blamed = format!("{}", verdict.details[0]).contains("host stole 38 % of vCPU 2");
+        assert_eq!(blamed, outcome == Outcome::Inconclusive, "{told}");
     }
 }
 

@@ -57,7 +57,8 @@ impl Scenario<'_> {
             self.made_mut(&def.name).for_each(Made::expect_oom_kill);
         }
         def.knobs.iter().try_for_each(|knob| self.set_knob(&def.name, knob))?;
-        works.iter().try_for_each(|work| self.spawn(&def.name, work))
+        let placement = || SpawnPlacement::cgroup(&def.name);
+        works.into_iter().try_for_each(|work| self.carry_out(&Op::spawn(placement(), work)))
     }
 
     fn remove_cgroup(&mut self, cgroup: &str) -> Result<()> {

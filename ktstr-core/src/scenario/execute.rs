@@ -130,7 +130,7 @@ impl Scenario<'_> {
         ops.iter().try_for_each(|op| self.carry_out(op))
     }
 
-    fn carry_out(&mut self, op: &Op) -> Result<()> {
+    pub(super) fn carry_out(&mut self, op: &Op) -> Result<()> {
         self.tell(op.to_string());
         self.apply(op).with_context(|| format!("{}: failed to {op}", self.layer().phase))
     }

@@ -1,20 +1,17 @@
+//! The test of the README, word for word.
+
 use ktstr::prelude::*;
 
-#[ktstr_test(llcs = 2, cores = 2, memory_mib = 512, duration_s = 2)]
-fn workers_land_in_their_cgroup(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|_| ());
-    let _guard = bridge.set_thread_local();
-    let workers = WorkSpec::default().workers(2).comm("spin").work_type(WorkType::SpinWait);
-    let step = Step::new(
-        vec![
-            Op::spawn(SpawnPlacement::cgroup("cg_target"), workers),
-            Op::capture_cgroup_procs("placed", "cg_target"),
-        ],
-        HoldSpec::frac(0.5),
-    );
-    let backdrop = Backdrop::new().push_op(Op::add_cgroup("cg_target"));
-    let verdict = execute_scenario(ctx, backdrop, vec![step])?;
-    let captures = bridge.drain_cgroup_procs();
-    ensure!(captures[0].pids.len() == 2, "two workers were spawned: {captures:?}");
-    Ok(verdict)
+#[ktstr_test(llcs = 2, cores = 2, memory_mib = 512, duration_s = 4, max_gap_ms = 200)]
+fn two_groups_change_places(ctx: &Ctx) -> Result<AssertResult> {
+    let web = CgroupDef::named("web").cpuset(CpusetSpec::llc(0)).workers_pct(1.0).comm("web");
+    let batch = CgroupDef::named("batch").cpuset(CpusetSpec::llc(1)).cpu_weight(50);
+    let batch = batch.workers(4).comm("batch").work_type(WorkType::Bursty);
+    let limit = CgroupKnob::CpuMax(Some(20_000), 100_000);
+    let steps = [
+        Step::new([], HoldSpec::frac(0.25)),
+        Step::new([Op::swap_cpusets("web", "batch")], HoldSpec::frac(0.5)),
+        Step::new([Op::set_knob("batch", limit)], HoldSpec::frac(0.25)),
+    ];
+    execute_scenario(ctx, Backdrop::new().push_def(web).push_def(batch), steps)
 }

@@ -12,6 +12,7 @@ pub mod process;
 pub mod registry;
 pub mod result;
 pub mod scenario;
+pub mod scenarios;
 pub mod snapshot;
 pub mod topology;
 pub mod wire;

@@ -1,0 +1,113 @@
+//! The canned scenarios, each in a guest of its own, and all of them on odd machines.
+
+use ktstr::prelude::*;
+use ktstr::scenarios;
+
+#[ktstr_test(cores = 2, duration_s = 1)]
+fn steady(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
+#[ktstr_test(llcs = 2, cores = 2, duration_s = 1)]
+fn steady_llc(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady_llc(ctx)
+}
+
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn oversubscribed(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::oversubscribed(ctx)
+}
+
+#[ktstr_test(cores = 4, duration_s = 2)]
+fn cpuset_resize(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::cpuset_resize(ctx)
+}
+
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn cgroup_churn(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::cgroup_churn(ctx)
+}
+
+#[ktstr_test(llcs = 2, cores = 2, duration_s = 2)]
+fn affinity_change(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::affinity_change(ctx)
+}
+
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn host_contention(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::host_contention(ctx)
+}
+
+#[ktstr_test(cores = 2, threads = 2, duration_s = 2)]
+fn mixed_workloads(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::mixed_workloads(ctx)
+}
+
+#[ktstr_test(cores = 4, duration_s = 2)]
+fn nested(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::nested(ctx)
+}
+
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn cpu_quota(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::cpu_quota(ctx)
+}
+
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn memory_pressure(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::memory_pressure(ctx)
+}
+
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn hotplug(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::hotplug(ctx)
+}
+
+type Scenario = fn(&Ctx) -> Result<AssertResult>;
+
+const FOR_ANY_MACHINE: [(&str, Scenario); 9] = [
+    ("steady", scenarios::steady),
+    ("steady_llc", scenarios::steady_llc),
+    ("oversubscribed", scenarios::oversubscribed),
+    ("cgroup_churn", scenarios::cgroup_churn),
+    ("host_contention", scenarios::host_contention),
+    ("mixed_workloads", scenarios::mixed_workloads),
+    ("nested", scenarios::nested),
+    ("cpu_quota", scenarios::cpu_quota),
+    ("memory_pressure", scenarios::memory_pressure),
+];
+
+const FOR_TWO_CPUS: [(&str, Scenario); 3] = [
+    ("cpuset_resize", scenarios::cpuset_resize),
+    ("affinity_change", scenarios::affinity_change),
+    ("hotplug", scenarios::hotplug),
+];
+
+fn play(ctx: &Ctx, scenarios: &[(&str, Scenario)], wanted: Outcome) -> Result<()> {
+    for (name, scenario) in scenarios {
+        let verdict = scenario(ctx).with_context(|| (*name).to_owned())?;
+        ensure!(verdict.outcome == wanted, "{name}: {verdict:?}");
+    }
+    Ok(())
+}
+
+#[ktstr_test(cores = 1, duration_s = 1)]
+fn one_cpu_is_enough_or_a_reason_to_skip(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, &FOR_ANY_MACHINE, Outcome::Pass)?;
+    play(ctx, &FOR_TWO_CPUS, Outcome::Skip)?;
+    let skip = scenarios::hotplug(ctx)?;
+    let reason = skip.details[0].to_string();
+    ensure!(reason.contains("it takes 2 CPUs, the machine has 1 CPU (0)"), "{reason}");
+    Ok(AssertResult::pass())
+}
+
+/// Caches of one and of two cores, and nothing that can be halved.
+#[ktstr_test(numa_nodes = 2, cores = [1, 2], duration_s = 1)]
+fn uneven_machines_fit_as_well(ctx: &Ctx) -> Result<AssertResult> {
+    ensure!(ctx.topo.cpus.len() == 3 && ctx.topo.llcs.len() == 2, "{}", ctx.topo);
+    play(ctx, &FOR_ANY_MACHINE, Outcome::Pass)?;
+    play(ctx, &FOR_TWO_CPUS, Outcome::Pass)?;
+    let after = ktstr::topology::TestTopology::read()?;
+    ensure!(after == *ctx.topo, "the machine is not as it was: {after}");
+    Ok(AssertResult::pass())
+}

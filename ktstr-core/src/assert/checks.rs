@@ -159,8 +159,8 @@ impl Default for Assert {
 }
 
 impl Assert {
-    /// Judges workers by what they did. A worker that ended before it was stopped fails the test
-    /// and is not compared with others.
+    /// Judges workers by what they did. A worker that ended before it was stopped fails the test,
+    /// unless it was killed where that was expected, and is not compared with others.
     ///
     /// To be called once, with all workers of a test: a bound is inconclusive if nothing of what
     /// it is about was there.
@@ -171,7 +171,9 @@ impl Assert {
     ) -> AssertResult {
         let mut verdict = AssertResult::pass();
         for worker in reports {
-            verdict.absorb(of(worker, workers::died(worker)));
+            let asked = surroundings.cgroups.get(&worker.cgroup);
+            let oom_kill_expected = asked.is_some_and(|asked| asked.oom_kill_expected);
+            verdict.absorb(of(worker, workers::died(worker, oom_kill_expected)));
             if self.isolation
                 && let Some(cpuset) = cpuset_of(&worker.cgroup, surroundings.cgroups)
             {
@@ -541,6 +543,26 @@ mod tests {
                 "worker died: exit status 1, to run until it is stopped, worker 7 (spin), cgroup cg_0"
             ]
         );
+    }
+
+    #[test]
+    fn who_was_to_be_killed_may_die_so_and_not_otherwise() {
+        let asked = CgroupAsked { oom_kill_expected: true, ..CgroupAsked::default() };
+        let cgroups = BTreeMap::from([("cg_0".to_owned(), asked)]);
+        for (cgroup, how, outcome) in [
+            ("cg_0", "signal 9 (SIGKILL)", Outcome::Pass),
+            ("cg_0", "signal 11 (SIGSEGV)", Outcome::Fail),
+            ("cg_0", "exit status 9", Outcome::Fail),
+            ("cg_1", "signal 9 (SIGKILL)", Outcome::Fail),
+        ] {
+            let ended = Some(how.to_owned());
+            let worker = WorkerReport { ended, cgroup: cgroup.to_owned(), ..spin() };
+            let surroundings =
+                Surroundings { stuck_after: Duration::from_secs(5), cgroups: &cgroups, nodes: &[] };
+            let verdict = Assert::DEFAULT.judge_workers(&[worker], &surroundings);
+            assert_eq!(verdict.outcome, outcome, "{cgroup}: {how}");
+            assert_eq!(verdict.notes.len(), usize::from(outcome == Outcome::Pass));
+        }
     }
 
     #[test]

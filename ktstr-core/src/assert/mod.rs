@@ -17,3 +17,4 @@ pub use claim::{Claim, Measure};
 pub use detail::{AssertDetail, DetailKind};
 pub use verdict::{AssertResult, Note, Outcome};
 pub use workers::FEWEST_WAKES;
+pub(crate) use workers::was_killed;

@@ -16,15 +16,27 @@ pub(super) fn are_equal(one: &WorkerReport, other: &WorkerReport) -> bool {
     one.cgroup == other.cgroup && one.comm == other.comm
 }
 
-pub(super) fn died(worker: &WorkerReport) -> AssertResult {
+/// One that is killed in a cgroup of which an OOM kill is expected is noted; whether it was one, the
+/// cgroup's counters tell.
+pub(super) fn died(worker: &WorkerReport, oom_kill_expected: bool) -> AssertResult {
     match &worker.ended {
         None => AssertResult::pass(),
+        Some(how) if oom_kill_expected && was_killed(how) => {
+            let mut verdict = AssertResult::pass();
+            verdict.note(format!("{worker} was killed, as was expected"));
+            verdict
+        }
         Some(how) => AssertResult::fail(AssertDetail::measured(
             DetailKind::WorkerDied,
             how,
             "to run until it is stopped",
         )),
     }
+}
+
+/// Whether a worker that ended so was killed, as by the OOM killer.
+pub(crate) fn was_killed(how: &str) -> bool {
+    how == "signal 9 (SIGKILL)"
 }
 
 /// No progress in less than `stuck_after` is noted: it proves nothing, for nor against.

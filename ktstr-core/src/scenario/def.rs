@@ -99,7 +99,8 @@ impl CgroupDef {
         self.with_own(|work| work.memory_policy(policy))
     }
 
-    /// Says that a process of the group is to be killed for want of memory: the test fails if none is.
+    /// Says that a process of the group is to be killed for want of memory: the test fails if none
+    /// is. If it is a worker, the scenario goes on without it.
     pub fn expect_oom_kill(mut self) -> Self {
         self.oom_kill_expected = true;
         self

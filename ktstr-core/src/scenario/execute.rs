@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::layer::{Layer, Made, PlacedWorker};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
-use crate::assert::{Assert, AssertResult, CgroupSample, Surroundings};
+use crate::assert::{Assert, AssertResult, CgroupSample, Surroundings, was_killed};
 use crate::sys::since_boot_ns;
 use crate::wire::{Report, ScenarioEvent};
 use crate::workload::{WorkerReport, Workers};
@@ -135,7 +135,8 @@ impl Scenario<'_> {
         self.apply(op).with_context(|| format!("{}: failed to {op}", self.layer().phase))
     }
 
-    /// Waits while the workers work. False as soon as one has died, which decides the verdict.
+    /// Waits while the workers work. False as soon as one has died that was not to be killed, which
+    /// decides the verdict.
     fn hold(&mut self, step: &Step) -> Result<bool> {
         let (hold, interval) = match step.hold {
             HoldSpec::Fixed(hold) => (hold, None),
@@ -167,18 +168,35 @@ impl Scenario<'_> {
     }
 
     fn wait_until(&self, deadline: Instant) -> Result<bool> {
-        let workers: Vec<_> = self.workers().map(|placed| placed.worker.pidfd()).collect();
-        let mut fds: Vec<_> =
-            workers.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)).collect();
+        let mut workers: Vec<_> = self.workers().collect();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = left.try_into().context("the hold is too long")?;
+            let pidfds = workers.iter().map(|placed| placed.worker.pidfd());
+            let mut fds: Vec<_> = pidfds.map(|pidfd| PollFd::new(pidfd, PollFlags::IN)).collect();
             match poll(&mut fds, Some(&timeout)) {
-                Ok(ended) => return Ok(ended == 0),
-                Err(rustix::io::Errno::INTR) => {}
+                Ok(0) => return Ok(true),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(errno).context("cannot wait for the workers"),
             }
+            let working: Vec<_> = fds.iter().map(|fd| fd.revents().is_empty()).collect();
+            for (placed, working) in workers.iter().zip(&working) {
+                if !working && !self.was_to_be_killed(placed)? {
+                    return Ok(false);
+                }
+            }
+            let mut working = working.into_iter();
+            workers.retain(|_| working.next() == Some(true));
         }
+    }
+
+    /// Whether a worker that has ended did so by what is expected of its cgroup.
+    fn was_to_be_killed(&self, placed: &PlacedWorker) -> Result<bool> {
+        let mut made = self.layers.iter().flat_map(|layer| &layer.cgroups);
+        let expected = made.any(|made| made.name == placed.cgroup && made.expects_oom_kill());
+        let how = placed.worker.ended().context("cannot ask how a worker ended")?;
+        Ok(expected && how.is_some_and(|how| was_killed(&how)))
     }
 
     /// Stops the workers of the innermost layer and undoes what it did.

@@ -73,6 +73,10 @@ impl Made {
         self.asked.oom_kill_expected = true;
     }
 
+    pub(super) fn expects_oom_kill(&self) -> bool {
+        self.asked.oom_kill_expected
+    }
+
     /// Takes note of what the checks have to know of a knob.
     pub(super) fn note(&mut self, knob: &CgroupKnob) {
         match knob {

@@ -1,0 +1,369 @@
+//! Checks on real workers and cgroups: each fires when what it is about happens, and not otherwise.
+//!
+//! Where a check is to fail, its message is the `expect_err`: another failure fails the test. What is
+//! based on time is judged in the body: the host does not judge it where CPUs are emulated, and
+//! excuses it on a busy machine. Its bounds are far from what is measured.
+
+use std::time::Duration;
+
+use ktstr::cgroup::{CgroupManager, Error};
+use ktstr::prelude::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A bridge that does something to the cgroups when a capture is taken, which the scenario's engine
+/// does not hear of.
+fn behind_its_back(
+    ctx: &Ctx,
+    act: impl Fn(&CgroupManager) -> Result<(), Error> + Send + Sync + 'static,
+) -> SnapshotBridge {
+    let parent = ctx.cgroups.parent_path().to_owned();
+    SnapshotBridge::new(move |_| act(&CgroupManager::new(&parent)).expect("the knob can be set"))
+}
+
+/// Has the cgroups work for the test's duration, with a capture of `cg` at its start.
+fn play(ctx: &Ctx, defs: impl IntoIterator<Item = CgroupDef>) -> Result<AssertResult> {
+    let capture = Op::capture_cgroup_procs("now", "cg");
+    execute_steps(ctx, [Step::new([capture], HoldSpec::FULL).with_defs(defs)])
+}
+
+fn cg() -> CgroupDef {
+    CgroupDef::named("cg").workers(1)
+}
+
+fn hold(ms: u64) -> HoldSpec {
+    HoldSpec::fixed(Duration::from_millis(ms))
+}
+
+fn has_note(verdict: &AssertResult, text: &str) -> bool {
+    verdict.notes.iter().any(|note| note.to_string().contains(text))
+}
+
+/// Expects failures of one check, all based on time.
+fn fires(verdict: &AssertResult, check: &str) -> Result<AssertResult> {
+    let failed = verdict.details.iter().filter(|detail| detail.outcome == Outcome::Fail);
+    let failed: Vec<_> = failed.map(|detail| (detail.time_based, detail.to_string())).collect();
+    ensure!(!failed.is_empty(), "{verdict:?}");
+    ensure!(failed.iter().all(|(time, text)| *time && text.starts_with(check)), "{failed:?}");
+    Ok(AssertResult::pass())
+}
+
+/// Expects no failure, based on time or not.
+fn is_quiet(verdict: AssertResult) -> Result<AssertResult> {
+    ensure!(verdict.is_pass(), "{verdict:?}");
+    Ok(verdict)
+}
+
+/// A worker that is spawned into a frozen group, which is thawed after `frozen` and left to work.
+fn frozen_from_the_start(
+    ctx: &Ctx,
+    frozen: HoldSpec,
+    thawed: Option<HoldSpec>,
+) -> Result<AssertResult> {
+    let backdrop = Backdrop::new()
+        .push_op(Op::add_cgroup("cg"))
+        .push_op(Op::freeze_cgroup("cg"))
+        .push_op(Op::spawn(SpawnPlacement::cgroup("cg"), WorkSpec::default()));
+    let thawed = thawed.map(|hold| Step::new([Op::unfreeze_cgroup("cg")], hold));
+    let steps = [Step::new([], frozen)].into_iter().chain(thawed);
+    execute_scenario(ctx, backdrop, steps.collect::<Vec<_>>())
+}
+
+#[ktstr_test(cores = 1, duration_s = 6, expect_err = "not_stuck: no turn in ")]
+fn a_worker_that_is_frozen_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    frozen_from_the_start(ctx, HoldSpec::FULL, None)
+}
+
+#[ktstr_test(cores = 1, duration_s = 6)]
+fn a_worker_that_is_thawed_is_not_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    let verdict = frozen_from_the_start(ctx, HoldSpec::FULL, Some(hold(2000)))?;
+    ensure!(!has_note(&verdict, "made no turn"), "{verdict:?}");
+    Ok(verdict)
+}
+
+#[ktstr_test(cores = 1, duration_s = 1)]
+fn a_short_time_without_a_turn_is_only_noted(ctx: &Ctx) -> Result<AssertResult> {
+    let verdict = frozen_from_the_start(ctx, HoldSpec::FULL, None)?;
+    ensure!(has_note(&verdict, "too short to call it stuck"), "{verdict:?}");
+    Ok(verdict)
+}
+
+/// A group that works, stands still for a while, and works again.
+fn interrupted(ctx: &Ctx, frozen: HoldSpec) -> Result<AssertResult> {
+    let backdrop = Backdrop::new().push_def(cg().comm("spin"));
+    let steps = [
+        Step::new([], hold(500)),
+        Step::new([Op::freeze_cgroup("cg")], frozen),
+        Step::new([Op::unfreeze_cgroup("cg")], hold(1000)),
+    ];
+    execute_scenario(ctx, backdrop, steps)
+}
+
+#[ktstr_test(cores = 1, max_gap_ms = 1000)]
+fn a_frozen_group_has_a_gap(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&interrupted(ctx, hold(1500))?, "max_gap_ms: ")
+}
+
+#[ktstr_test(cores = 1, max_gap_ms = 10_000)]
+fn a_gap_within_the_bound_is_none(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(interrupted(ctx, hold(100))?)
+}
+
+/// What people ask comes in the order in which they do.
+#[ktstr_test(cores = 1, max_gap_ms = 1000)]
+fn a_failure_says_what_of_whom_where_and_when(ctx: &Ctx) -> Result<AssertResult> {
+    let verdict = interrupted(ctx, hold(1500))?;
+    ensure!(verdict.outcome == Outcome::Fail && verdict.details.len() == 1, "{verdict:?}");
+    let text = verdict.details[0].to_string();
+    let parts: Vec<_> = text.split(", ").collect();
+    let [measured, bound, worker, cgroup, cpu, at] = parts[..] else { bail!("{text}") };
+    let number = |part: &str, before: &str, after: &str| -> Result<f64> {
+        let number = part.strip_prefix(before).and_then(|part| part.strip_suffix(after));
+        Ok(number.with_context(|| format!("{part}: {text}"))?.parse()?)
+    };
+    ensure!(number(measured, "max_gap_ms: ", " ms")? >= 1500.0, "{text}");
+    ensure!(number(bound, "at most ", " ms")? == 1000.0, "{text}");
+    ensure!(number(worker, "worker ", " (spin)")? > 1.0, "{text}");
+    ensure!(cgroup == "cgroup cg" && cpu == "CPU 0", "{text}");
+    ensure!(number(at, "at ", " s")? > 2.0, "{text}");
+    Ok(AssertResult::pass())
+}
+
+/// A realtime task spins, and its partner on the same CPU gets what the kernel saves for it.
+fn starved(ctx: &Ctx) -> Result<AssertResult> {
+    execute_defs(ctx, [CgroupDef::named("cg").work_type(WorkType::RtStarvation).workers(2)])
+}
+
+#[ktstr_test(cores = 1, duration_s = 4, max_spread_pct = 50.0)]
+fn a_starved_worker_spreads_the_shares(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&starved(ctx)?, "max_spread_pct: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 4, max_gap_ms = 300)]
+fn a_starved_worker_has_gaps(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&starved(ctx)?, "max_gap_ms: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 3, max_spread_pct = 50.0, max_gap_ms = 2000)]
+fn two_fair_workers_share_a_cpu(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg().workers(2)])?)
+}
+
+fn on_cpu_0() -> CgroupDef {
+    cg().cpuset(CpusetSpec::exact([0]))
+}
+
+#[ktstr_test(cores = 2, duration_s = 2, expect_err = "isolation: ran on CPUs ")]
+fn a_worker_outside_of_its_cpuset_is_seen(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = behind_its_back(ctx, |cgroups| cgroups.set_cpuset("cg", &[1].into()));
+    let _guard = bridge.set_thread_local();
+    play(ctx, [on_cpu_0()])
+}
+
+#[ktstr_test(cores = 2, duration_s = 2, isolation = false)]
+fn a_worker_outside_is_let_pass_if_nobody_asks(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = behind_its_back(ctx, |cgroups| cgroups.set_cpuset("cg", &[1].into()));
+    let _guard = bridge.set_thread_local();
+    play(ctx, [on_cpu_0()])
+}
+
+/// Those that it had before and those that it has now, whoever runs on which.
+#[ktstr_test(cores = 2, duration_s = 1)]
+fn a_cpuset_that_was_asked_for_later_is_its_own(ctx: &Ctx) -> Result<AssertResult> {
+    let backdrop = Backdrop::new().push_def(on_cpu_0());
+    let step = |cpu| Step::new([Op::set_cpuset("cg", CpusetSpec::exact([cpu]))], HoldSpec::FULL);
+    execute_scenario(ctx, backdrop, [step(0), step(1)])
+}
+
+/// Takes 64 MiB, page by page, and keeps it.
+fn eat(ctx: &WorkerCtx) {
+    let mut eaten = Vec::new();
+    loop {
+        if eaten.len() < 64 {
+            eaten.push(vec![1_u8; MIB as usize]);
+        }
+        std::hint::black_box(&eaten);
+        ctx.spin();
+        ctx.turn(1);
+    }
+}
+
+fn eater(limit: u64) -> CgroupDef {
+    let def = CgroupDef::named("cg").comm("eater").work_type(WorkType::Custom(eat));
+    def.memory_max(limit).memory_swap_max(0)
+}
+
+#[ktstr_test(
+    cores = 1,
+    memory_mib = 512,
+    duration_s = 10,
+    expect_err = "no_oom_kill: 1 killed for want of memory, none, cgroup cg"
+)]
+fn an_oom_kill_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [eater(16 * MIB)])
+}
+
+#[ktstr_test(cores = 1, memory_mib = 512, duration_s = 2)]
+fn who_has_room_is_not_killed(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [eater(256 * MIB)])
+}
+
+#[ktstr_test(
+    cores = 1,
+    memory_mib = 512,
+    duration_s = 2,
+    expect_err = "no_oom_kill: none killed for want of memory, at least one was expected, cgroup cg"
+)]
+fn an_expected_oom_kill_has_to_happen(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [eater(256 * MIB).expect_oom_kill()])
+}
+
+#[ktstr_test(cores = 1, memory_mib = 512, duration_s = 5)]
+fn an_expected_oom_kill_leaves_the_others_working(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = SnapshotBridge::new(|_| ());
+    let _guard = bridge.set_thread_local();
+    let backdrop = Backdrop::new()
+        .push_def(eater(16 * MIB).expect_oom_kill())
+        .push_def(CgroupDef::named("beside").workers(1));
+    let captures =
+        ["cg", "beside"].map(|cgroup| Op::capture_cgroup_procs("after the kill", cgroup));
+    let steps = [Step::new([], HoldSpec::FULL), Step::new(captures, hold(100))];
+    let verdict = execute_scenario(ctx, backdrop, steps)?;
+    let left: Vec<_> =
+        bridge.drain_cgroup_procs().iter().map(|capture| capture.procs.len()).collect();
+    ensure!(left == [0, 1], "{left:?}");
+    ensure!(has_note(&verdict, "(eater) in cg was killed, as was expected"), "{verdict:?}");
+    Ok(verdict)
+}
+
+/// Dies of what no OOM killer sends.
+fn abort(_: &WorkerCtx) {
+    std::process::abort()
+}
+
+#[ktstr_test(
+    cores = 1,
+    duration_s = 60,
+    expect_err = "worker died: signal 6 (SIGABRT), to run until it is stopped, worker "
+)]
+fn a_worker_that_dies_ends_the_scenario(ctx: &Ctx) -> Result<AssertResult> {
+    let began = std::time::Instant::now();
+    let doomed = WorkSpec::default().comm("doomed").work_type(WorkType::Custom(abort));
+    // Even where one is expected to be killed.
+    let verdict = play(ctx, [cg().work(doomed).comm("spin").expect_oom_kill()])?;
+    ensure!(began.elapsed() < ctx.duration / 2, "it went on for {:?}", began.elapsed());
+    Ok(verdict)
+}
+
+fn leave(ctx: &WorkerCtx) {
+    ctx.turn(1);
+}
+
+#[ktstr_test(
+    cores = 1,
+    duration_s = 60,
+    expect_err = "worker died: exit status 0, to run until it is stopped, worker "
+)]
+fn a_worker_that_leaves_has_died(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [cg().work_type(WorkType::Custom(leave))])
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_throttled_pct = 20.0)]
+fn a_group_beyond_its_quota_is_throttled(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&play(ctx, [cg().cpu_quota_pct(10)])?, "max_throttled_pct: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_throttled_pct = 20.0, max_quota_error_pct = 100.0)]
+fn a_group_within_its_quota_is_not(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg().cpu_quota_pct(300)])?)
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_quota_error_pct = 100.0)]
+fn a_quota_that_is_not_kept_is_seen(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = behind_its_back(ctx, |cgroups| cgroups.set_cpu_max("cg", None, 100_000));
+    let _guard = bridge.set_thread_local();
+    fires(&play(ctx, [cg().cpu_quota_pct(10)])?, "max_quota_error_pct: ")
+}
+
+/// Not a matter of emulation: usage and quota are one clock.
+#[ktstr_test(
+    cores = 1,
+    duration_s = 2,
+    max_quota_error_pct = 40.0,
+    expect_err = "at least the used-up quotas' "
+)]
+fn a_quota_that_is_withheld_is_seen(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = behind_its_back(ctx, |cgroups| cgroups.set_cpu_max("cg", Some(10_000), 100_000));
+    let _guard = bridge.set_thread_local();
+    play(ctx, [cg().cpu_quota_pct(80)])
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_quota_error_pct = 100.0)]
+fn a_quota_that_is_kept_is_fine(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg().cpu_quota_pct(30)])?)
+}
+
+fn unequal() -> [CgroupDef; 2] {
+    [cg().cpu_weight(900), CgroupDef::named("light").workers(1).cpu_weight(100)]
+}
+
+#[ktstr_test(cores = 1, duration_s = 4, max_weight_error_pct = 20.0)]
+fn a_weight_that_is_not_honoured_is_seen(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = behind_its_back(ctx, |cgroups| cgroups.set_cpu_weight("cg", 100));
+    let _guard = bridge.set_thread_local();
+    fires(&play(ctx, unequal())?, "max_weight_error_pct: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 4, max_weight_error_pct = 60.0)]
+fn a_weight_that_is_honoured_is_fine(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, unequal())?)
+}
+
+fn sweep() -> CgroupDef {
+    cg().work_type(WorkType::NumaSweep)
+}
+
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 2,
+    cores = 1,
+    memory_mib = 512,
+    duration_s = 2,
+    min_page_locality = 0.9,
+    expect_err = "min_page_locality: "
+)]
+fn remote_pages_are_seen(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [sweep().cpuset(CpusetSpec::numa(0))])
+}
+
+#[ktstr_test(
+    numa_nodes = 2,
+    llcs = 2,
+    cores = 1,
+    memory_mib = 512,
+    duration_s = 2,
+    min_page_locality = 0.9
+)]
+fn pages_of_all_nodes_are_local_to_all_cpus(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [sweep()])
+}
+
+#[ktstr_test(cores = 2, duration_s = 1, max_migration_ratio = 0.5)]
+fn a_worker_that_migrates_each_turn_is_seen(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&play(ctx, [cg().work_type(WorkType::AffinityChurn)])?, "max_migration_ratio: ")
+}
+
+#[ktstr_test(cores = 2, duration_s = 1, max_migration_ratio = 0.0)]
+fn a_pinned_worker_does_not_migrate(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg().affinity(AffinityIntent::SingleCpu)])?)
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_cpu_pressure_pct = 40.0)]
+fn a_group_that_waits_for_its_cpu_is_under_pressure(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&play(ctx, [cg().workers(4)])?, "max_cpu_pressure_pct: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_cpu_pressure_pct = 80.0)]
+fn a_group_that_is_alone_is_not(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg()])?)
+}

@@ -13,9 +13,10 @@ fn steady_llc(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::steady_llc(ctx)
 }
 
-#[ktstr_test(cores = 2, duration_s = 2)]
+#[ktstr_test(cores = 2, duration_s = 2, max_cpu_pressure_pct = 20.0)]
 fn oversubscribed(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::oversubscribed(ctx)
+    let pressed = [("cg_0", DetailKind::CpuPressure), ("cg_1", DetailKind::CpuPressure)];
+    presses(&scenarios::oversubscribed(ctx)?, &pressed)
 }
 
 #[ktstr_test(cores = 4, duration_s = 2)]
@@ -48,19 +49,31 @@ fn nested(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::nested(ctx)
 }
 
-#[ktstr_test(cores = 2, duration_s = 2)]
+#[ktstr_test(cores = 2, duration_s = 2, max_throttled_pct = 0.0)]
 fn cpu_quota(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::cpu_quota(ctx)
+    presses(&scenarios::cpu_quota(ctx)?, &[("tenth", DetailKind::Throttled)])
 }
 
-#[ktstr_test(cores = 2, duration_s = 2)]
+#[ktstr_test(cores = 2, duration_s = 2, max_memory_pressure_pct = 0.0)]
 fn memory_pressure(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::memory_pressure(ctx)
+    presses(&scenarios::memory_pressure(ctx)?, &[("pages", DetailKind::MemoryPressure)])
 }
 
 #[ktstr_test(cores = 2, duration_s = 2)]
 fn hotplug(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::hotplug(ctx)
+}
+
+/// Expects that a bound which only holds without pressure does not hold in these cgroups, and that
+/// nothing else failed.
+fn presses(verdict: &AssertResult, wanted: &[(&str, DetailKind)]) -> Result<AssertResult> {
+    let failed = verdict.details.iter().filter(|detail| detail.outcome == Outcome::Fail);
+    let failed: Vec<_> = failed.map(|detail| (detail.cgroup.as_deref(), detail.kind)).collect();
+    for (cgroup, kind) in wanted {
+        ensure!(failed.contains(&(Some(cgroup), *kind)), "no {kind} in {cgroup}: {verdict:?}");
+    }
+    ensure!(failed.iter().all(|(_, kind)| *kind == wanted[0].1), "{verdict:?}");
+    Ok(AssertResult::pass())
 }
 
 type Scenario = fn(&Ctx) -> Result<AssertResult>;

@@ -270,10 +270,13 @@ pub(crate) fn sched_setattr(pid: Option<Pid>, attr: SchedAttr) -> io::Result<()>
 ///
 /// Source: set_mempolicy(2).
 pub(crate) fn set_mempolicy(mode: i32, nodes: u64) -> io::Result<()> {
-    // The kernel reads one bit less than it is told.
-    let bits = if nodes == 0 { 0 } else { u64::BITS + 1 };
+    // The kernel reads one bit less than it is told, and takes none from a null pointer only.
+    let (mask, bits) = match nodes {
+        0 => (std::ptr::null(), 0),
+        _ => (&raw const nodes, u64::BITS + 1),
+    };
     // SAFETY: the kernel reads `nodes`, 64 bits in whole words, or nothing.
-    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, &raw const nodes, bits) } {
+    match unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

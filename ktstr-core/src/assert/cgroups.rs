@@ -20,7 +20,7 @@ pub struct CgroupAsked {
     pub quota: Option<CpuQuota>,
     /// Its part of the CPU time that it and its siblings want, 1 to 10,000.
     pub weight: Option<u32>,
-    /// The CPUs on which it may run at any time of the window; empty if none were asked for.
+    /// The CPUs that its cpuset and those above leave it; empty if none were asked for.
     pub cpuset: Vec<u32>,
     /// A process of it is to be killed for want of memory.
     pub oom_kill_expected: bool,
@@ -42,6 +42,8 @@ pub struct CgroupSample {
     pub name: String,
     /// What was asked.
     pub asked: CgroupAsked,
+    /// When the window began, in nanoseconds since boot.
+    pub began_ns: u64,
     /// The counters at the window's start.
     pub before: CgroupStats,
     /// The counters at its end.
@@ -130,7 +132,8 @@ pub(super) fn quota(
     } else if used < least_used * (1.0 - most / 100.0) {
         let told = format!("throttled in {throttled} of {periods} periods");
         failed("at least the used-up quotas'", least_used)
-            .map_details(|detail| detail.because(&told))
+            // The timer that refills may be late by periods, which all count as throttled.
+            .map_details(|detail| detail.because(&told).time_based())
     } else {
         AssertResult::pass()
     }
@@ -157,17 +160,29 @@ pub(super) fn pressure(
     .map_details(AssertDetail::time_based)
 }
 
-/// Siblings that compete on the same CPUs, of which at least one was given a weight.
+/// Windows that begin so close to each other, and end so, are one.
+const SAME_WINDOW: Duration = Duration::from_millis(100);
+
+/// Siblings that compete on the same CPUs at the same time, of which at least one was given a weight.
 pub(super) fn families(samples: &[CgroupSample]) -> Vec<Vec<&CgroupSample>> {
-    let mut families: BTreeMap<_, Vec<&CgroupSample>> = BTreeMap::new();
+    let mut families: BTreeMap<_, Vec<Vec<&CgroupSample>>> = BTreeMap::new();
     for sample in samples {
         let above = sample.name.rsplit_once('/').map_or("", |(above, _)| above);
-        families.entry((above, &sample.asked.cpuset)).or_default().push(sample);
+        let family: &mut Vec<_> = families.entry((above, &sample.asked.cpuset)).or_default();
+        match family.iter_mut().find(|window| is_same_window(window[0], sample)) {
+            Some(window) => window.push(sample),
+            None => family.push(vec![sample]),
+        }
     }
     let is_weighted = |family: &Vec<&CgroupSample>| {
         family.len() > 1 && family.iter().any(|sample| sample.asked.weight.is_some())
     };
-    families.into_values().filter(is_weighted).collect()
+    families.into_values().flatten().filter(is_weighted).collect()
+}
+
+fn is_same_window(one: &CgroupSample, other: &CgroupSample) -> bool {
+    let began = Duration::from_nanos(one.began_ns.abs_diff(other.began_ns));
+    began <= SAME_WINDOW && one.wall.abs_diff(other.wall) <= SAME_WINDOW
 }
 
 /// A cgroup with what it used and what it would have used had it not waited, in seconds.
@@ -186,8 +201,18 @@ pub(super) fn weights(
     most: f64,
 ) -> AssertResult {
     let kind = DetailKind::Weight;
+    let own =
+        |sample: &CgroupSample| reports.iter().filter(|worker| is_below(sample, worker)).collect();
+    let owns: Vec<Vec<&WorkerReport>> = family.iter().map(|sample| own(sample)).collect();
+    let longer = |(sample, own): (&&CgroupSample, &Vec<&WorkerReport>)| {
+        own.iter().any(|worker| worker.wall > sample.wall + SAME_WINDOW)
+    };
+    if family.iter().zip(&owns).any(longer) {
+        let why = "workers waited for longer than their cgroup was counted";
+        return unmeasured(kind, why).map_details(AssertDetail::time_based);
+    }
     let contenders: Option<Vec<_>> =
-        family.iter().map(|sample| contender(sample, reports)).collect();
+        family.iter().zip(&owns).map(|(sample, own)| contender(sample, own)).collect();
     let Some(mut contenders) = contenders else { return went_back(kind) };
     let part = loop {
         let weights: f64 = contenders.iter().map(|contender| contender.weight).sum();
@@ -211,17 +236,20 @@ pub(super) fn weights(
     }))
 }
 
+fn is_below(sample: &CgroupSample, worker: &WorkerReport) -> bool {
+    let below = worker.cgroup.strip_prefix(&*sample.name);
+    below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+}
+
 /// `None` if the counters went back.
-fn contender<'a>(sample: &'a CgroupSample, reports: &[WorkerReport]) -> Option<Contender<'a>> {
+fn contender<'a>(sample: &'a CgroupSample, own: &[&WorkerReport]) -> Option<Contender<'a>> {
     let (before, after) = (&sample.before.cpu, &sample.after.cpu);
     let used = after.usage_usec.checked_sub(before.usage_usec)? as f64 / 1e6;
-    let below = |cgroup: &str| {
-        cgroup
-            .strip_prefix(&*sample.name)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    // Waiting for the next quota is counted as waiting for a CPU, and nobody else has that.
+    let waited: f64 = match sample.asked.quota {
+        Some(_) => 0.0,
+        None => own.iter().map(|worker| worker.run_delay.as_secs_f64()).sum(),
     };
-    let own = reports.iter().filter(|worker| below(&worker.cgroup));
-    let waited: f64 = own.map(|worker| worker.run_delay.as_secs_f64()).sum();
     let weight = f64::from(sample.asked.weight.unwrap_or(DEFAULT_WEIGHT));
     Some(Contender { name: &sample.name, weight, used, wanted: used + waited })
 }
@@ -305,7 +333,7 @@ mod tests {
             (cpu(5_050_000, 100, 100), WALL, 0.0, Pass, true, ""),
             (cpu(5_060_000, 100, 100), WALL, 0.0, Fail, true, much),
             (cpu(5_060_000, 100, 100), WALL, 1.0, Pass, true, ""),
-            (cpu(2_000_000, 100, 50), WALL, 10.0, Fail, false, early),
+            (cpu(2_000_000, 100, 50), WALL, 10.0, Fail, true, early),
             (cpu(2_000_000, 100, 50), WALL, 20.0, Pass, false, ""),
             (cpu(2_000_000, 100, 0), WALL, 0.0, Pass, false, ""),
             (cpu(0, 0, 0), WALL, 0.0, Inconclusive, false, none),
@@ -357,7 +385,7 @@ mod tests {
     fn sample(name: &str, weight: u32, used_ms: u64) -> CgroupSample {
         let asked = CgroupAsked { weight: Some(weight), ..CgroupAsked::default() };
         let (before, after) = (cpu(77_000, 0, 0), cpu(77_000 + 1000 * used_ms, 0, 0));
-        CgroupSample { name: name.to_owned(), asked, before, after, wall: WALL }
+        CgroupSample { name: name.to_owned(), asked, began_ns: 0, before, after, wall: WALL }
     }
 
     fn plain(name: &str, used_ms: u64) -> CgroupSample {

@@ -18,8 +18,6 @@ pub const MEASURABLE_AFTER: Duration = Duration::from_millis(100);
 pub struct Surroundings<'a> {
     /// A worker without progress is only called stuck when it ran this long.
     pub stuck_after: Duration,
-    /// What was asked of each cgroup, by its name.
-    pub cgroups: &'a BTreeMap<String, CgroupAsked>,
     /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::topology::TestTopology::nodes).
     pub nodes: &'a [Vec<u32>],
 }
@@ -83,8 +81,9 @@ checks! {
         /// [`Surroundings::stuck_after`] for it. Not time-based: any share of a CPU is enough for
         /// one.
         not_stuck = true,
-        /// A worker that was seen on a CPU outside of the cpuset asked for its cgroup, or for the
-        /// nearest one above that has one, fails the test. Not time-based: stolen time moves
+        /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup, and
+        /// for those above, left it at any time fails the test. One that was without a cpuset for a
+        /// time is not judged. Not time-based: stolen time moves
         /// nobody.
         isolation = true,
         /// A process killed for want of memory fails the test, unless that was expected of its
@@ -99,12 +98,12 @@ checks! {
         /// the host does not run makes no turn.
         max_gap_ms: u32,
         /// The most percentage points between the shares of a CPU, CPU time by wall time, that
-        /// workers of one cgroup and command name got. Others are not compared: weights, quotas and
+        /// workers of one spawn and role got. Others are not compared: weights, quotas and
         /// kinds of work may give them different shares by intention. Time-based: a worker on a
         /// vCPU that the host runs less gets less.
         max_spread_pct: f64,
         /// The highest coefficient of variation, standard deviation by mean, of work units per
-        /// second of CPU time among workers of one cgroup and command name, which do equal work.
+        /// second of CPU time among workers of one spawn and role, which do equal work.
         /// The share of a CPU is the matter of `max_spread_pct`; this is what each made of its
         /// share. Time-based: stolen time counts as the worker's.
         max_throughput_cv: f64,
@@ -171,13 +170,9 @@ impl Assert {
     ) -> AssertResult {
         let mut verdict = AssertResult::pass();
         for worker in reports {
-            let asked = surroundings.cgroups.get(&worker.cgroup);
-            let oom_kill_expected = asked.is_some_and(|asked| asked.oom_kill_expected);
-            verdict.absorb(of(worker, workers::died(worker, oom_kill_expected)));
-            if self.isolation
-                && let Some(cpuset) = cpuset_of(&worker.cgroup, surroundings.cgroups)
-            {
-                verdict.absorb(of(worker, workers::isolation(worker, cpuset)));
+            verdict.absorb(of(worker, workers::died(worker)));
+            if self.isolation && !worker.cpuset.is_empty() {
+                verdict.absorb(of(worker, workers::isolation(worker)));
             }
         }
         let alive: Vec<_> = reports.iter().filter(|worker| worker.ended.is_none()).collect();
@@ -216,7 +211,7 @@ impl Assert {
             let check = |worker: &_| workers::migration_ratio(worker, most);
             every(DetailKind::MigrationRatio, &|_| true, &check);
         }
-        // Workers of one group do the same work: if one of them sleeps, all do.
+        // Equal workers do the same work: if one of them sleeps, all do.
         let sleeps = |worker: &WorkerReport| {
             let mut group = alive.iter().filter(|other| workers::are_equal(worker, other));
             group.any(|other| other.wake_latency_ns.count() > 0)
@@ -240,7 +235,7 @@ impl Assert {
     fn judge_groups(&self, alive: &[&WorkerReport]) -> AssertResult {
         let mut groups: BTreeMap<_, Vec<&WorkerReport>> = BTreeMap::new();
         for worker in alive {
-            groups.entry((&worker.cgroup, &worker.comm)).or_default().push(worker);
+            groups.entry((worker.spawn, worker.role)).or_default().push(worker);
         }
         groups.retain(|_, group| group.len() > 1);
         let mut verdict = AssertResult::pass();
@@ -304,7 +299,7 @@ impl Assert {
         reports: &[WorkerReport],
     ) -> AssertResult {
         let mut verdict = AssertResult::pass();
-        for CgroupSample { name, asked, before, after, wall } in samples {
+        for CgroupSample { name, asked, before, after, wall, .. } in samples {
             verdict.absorb(self.judge_cgroup(name, asked, before, after, *wall));
         }
         let has_quota = samples.iter().any(|sample| sample.asked.quota.is_some());
@@ -347,12 +342,6 @@ fn or_unmeasured(kind: DetailKind, judged: Vec<AssertResult>) -> AssertResult {
 fn of(worker: &WorkerReport, verdict: AssertResult) -> AssertResult {
     let who = format!("{} ({})", worker.pid, worker.comm);
     verdict.map_details(|detail| detail.worker(&who).cgroup(&worker.cgroup))
-}
-
-/// The CPUs asked for a cgroup, or for the nearest one above it.
-fn cpuset_of<'a>(name: &str, asked: &'a BTreeMap<String, CgroupAsked>) -> Option<&'a [u32]> {
-    let own = asked.get(name).map(|asked| &*asked.cpuset).filter(|cpus| !cpus.is_empty());
-    own.or_else(|| name.rsplit_once('/').and_then(|(above, _)| cpuset_of(above, asked)))
 }
 
 /// A value and what it is held against.
@@ -401,11 +390,9 @@ mod tests {
     use super::super::workers::tests::{latencies, spin};
     use super::*;
 
-    const NONE: BTreeMap<String, CgroupAsked> = BTreeMap::new();
-
     fn judge(assert: Assert, reports: &[WorkerReport]) -> AssertResult {
         let stuck_after = Duration::from_secs(5);
-        let surroundings = Surroundings { stuck_after, cgroups: &NONE, nodes: &[vec![0, 1]] };
+        let surroundings = Surroundings { stuck_after, nodes: &[vec![0, 1]] };
         assert.judge_workers(reports, &surroundings)
     }
 
@@ -506,10 +493,9 @@ mod tests {
 
     #[test]
     fn who_does_not_sleep_or_stands_alone_is_passed_over() {
-        let sleeper =
-            WorkerReport { comm: "pipe".into(), wake_latency_ns: latencies(100, 5), ..spin() };
-        let elsewhere = WorkerReport { comm: "pipe".into(), cgroup: "cg_1".into(), ..spin() };
-        let mute = WorkerReport { pid: 9, comm: "pipe".into(), ..spin() };
+        let sleeper = WorkerReport { spawn: 1, wake_latency_ns: latencies(100, 5), ..spin() };
+        let elsewhere = WorkerReport { spawn: 2, ..spin() };
+        let mute = WorkerReport { pid: 9, spawn: 1, ..spin() };
         let bound = Assert::DEFAULT.max_p99_wake_latency_ns(1000);
         for (workers, outcome) in [
             (vec![spin(), elsewhere, sleeper.clone()], Outcome::Pass),
@@ -547,48 +533,41 @@ mod tests {
 
     #[test]
     fn who_was_to_be_killed_may_die_so_and_not_otherwise() {
-        let asked = CgroupAsked { oom_kill_expected: true, ..CgroupAsked::default() };
-        let cgroups = BTreeMap::from([("cg_0".to_owned(), asked)]);
-        for (cgroup, how, outcome) in [
-            ("cg_0", "signal 9 (SIGKILL)", Outcome::Pass),
-            ("cg_0", "signal 11 (SIGSEGV)", Outcome::Fail),
-            ("cg_0", "exit status 9", Outcome::Fail),
-            ("cg_1", "signal 9 (SIGKILL)", Outcome::Fail),
+        for (oom_kill_expected, how, outcome) in [
+            (true, "signal 9 (SIGKILL)", Outcome::Pass),
+            (true, "signal 11 (SIGSEGV)", Outcome::Fail),
+            (true, "exit status 9", Outcome::Fail),
+            (false, "signal 9 (SIGKILL)", Outcome::Fail),
         ] {
-            let ended = Some(how.to_owned());
-            let worker = WorkerReport { ended, cgroup: cgroup.to_owned(), ..spin() };
-            let surroundings =
-                Surroundings { stuck_after: Duration::from_secs(5), cgroups: &cgroups, nodes: &[] };
-            let verdict = Assert::DEFAULT.judge_workers(&[worker], &surroundings);
-            assert_eq!(verdict.outcome, outcome, "{cgroup}: {how}");
+            let worker = WorkerReport { ended: Some(how.to_owned()), oom_kill_expected, ..spin() };
+            let verdict = judge(Assert::DEFAULT, &[worker]);
+            assert_eq!(verdict.outcome, outcome, "{oom_kill_expected}: {how}");
             assert_eq!(verdict.notes.len(), usize::from(outcome == Outcome::Pass));
         }
     }
 
     #[test]
-    fn the_cpuset_is_that_of_the_nearest_group() {
-        let asked = |cpus: &[u32]| CgroupAsked { cpuset: cpus.to_vec(), ..CgroupAsked::default() };
-        let cgroups = BTreeMap::from([
-            ("a".to_owned(), asked(&[0, 1])),
-            ("a/b".to_owned(), asked(&[])),
-            ("a/b/c".to_owned(), asked(&[1])),
-        ]);
-        for (name, cpus) in [
-            ("a", Some(&[0, 1][..])),
-            ("a/b", Some(&[0, 1])),
-            ("a/b/c", Some(&[1])),
-            ("ab", None),
-            ("", None),
+    fn only_who_was_confined_all_the_time_can_have_escaped() {
+        for (isolation, cpuset, outcome) in [
+            (true, vec![0, 1], Outcome::Fail),
+            (true, vec![1, 2], Outcome::Pass),
+            (true, vec![], Outcome::Pass),
+            (false, vec![0, 1], Outcome::Pass),
         ] {
-            assert_eq!(cpuset_of(name, &cgroups), cpus, "{name}");
-        }
-        let surroundings =
-            Surroundings { stuck_after: Duration::from_secs(5), cgroups: &cgroups, nodes: &[] };
-        let astray = WorkerReport { cgroup: "a/b".into(), cpus_used: vec![1, 2], ..spin() };
-        for (isolation, outcome) in [(true, Outcome::Fail), (false, Outcome::Pass)] {
-            let assert = Assert::DEFAULT.isolation(isolation);
-            let verdict = assert.judge_workers(std::slice::from_ref(&astray), &surroundings);
+            let worker = WorkerReport { cpuset, cpus_used: vec![1, 2], ..spin() };
+            let verdict = judge(Assert::DEFAULT.isolation(isolation), &[worker]);
             assert_eq!(verdict.outcome, outcome);
         }
+    }
+
+    #[test]
+    fn who_was_frozen_is_not_blamed_for_it() {
+        let frozen = WorkerReport { was_frozen: true, ..spin() };
+        let still = WorkerReport { iterations: 0, wall: Duration::from_secs(9), ..frozen.clone() };
+        assert_eq!(judge(Assert::DEFAULT, &[still.clone()]).outcome, Outcome::Pass);
+        let thawed = WorkerReport { was_frozen: false, ..still };
+        assert_eq!(judge(Assert::DEFAULT, &[thawed]).outcome, Outcome::Fail);
+        let verdict = judge(Assert::DEFAULT.max_gap_ms(1), &[frozen]);
+        assert_eq!(verdict.outcome, Outcome::Inconclusive);
     }
 }

@@ -11,17 +11,17 @@ use crate::workload::WorkerReport;
 /// The fewest wake-ups of which one in a hundred is not simply the slowest.
 pub const FEWEST_WAKES: u64 = 100;
 
-/// Whether two workers do the same work in the same place, so that they can be compared.
+/// Whether two workers do the same work at the same time, so that they can be compared.
 pub(super) fn are_equal(one: &WorkerReport, other: &WorkerReport) -> bool {
-    one.cgroup == other.cgroup && one.comm == other.comm
+    (one.spawn, one.role) == (other.spawn, other.role)
 }
 
 /// One that is killed in a cgroup of which an OOM kill is expected is noted; whether it was one, the
 /// cgroup's counters tell.
-pub(super) fn died(worker: &WorkerReport, oom_kill_expected: bool) -> AssertResult {
+pub(super) fn died(worker: &WorkerReport) -> AssertResult {
     match &worker.ended {
         None => AssertResult::pass(),
-        Some(how) if oom_kill_expected && was_killed(how) => {
+        Some(how) if worker.oom_kill_expected && was_killed(how) => {
             let mut verdict = AssertResult::pass();
             verdict.note(format!("{worker} was killed, as was expected"));
             verdict
@@ -45,8 +45,12 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
     if worker.iterations > 0 {
         return verdict;
     }
-    if worker.wall < stuck_after {
-        let wall = worker.wall;
+    let wall = worker.wall;
+    if worker.was_frozen {
+        verdict.note(format!("{worker} made no turn in {wall:.1?}, and was frozen for a time"));
+        return verdict;
+    }
+    if wall < stuck_after {
         verdict.note(format!("{worker} made no turn in {wall:.1?}, too short to call it stuck"));
         return verdict;
     }
@@ -55,7 +59,8 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
 }
 
 /// A worker that was seen nowhere is noted: it proves nothing, for nor against.
-pub(super) fn isolation(worker: &WorkerReport, cpuset: &[u32]) -> AssertResult {
+pub(super) fn isolation(worker: &WorkerReport) -> AssertResult {
+    let cpuset = &*worker.cpuset;
     let mut verdict = AssertResult::pass();
     if worker.cpus_used.is_empty() {
         verdict.note(format!("{worker} was seen on no CPU: nothing is known of its isolation"));
@@ -71,7 +76,10 @@ pub(super) fn isolation(worker: &WorkerReport, cpuset: &[u32]) -> AssertResult {
 
 pub(super) fn gap(worker: &WorkerReport, most: Duration) -> AssertResult {
     match worker.longest_gap {
-        None => unmeasured(DetailKind::Gap, "fewer than two turns, between which nothing is"),
+        None => unmeasured(DetailKind::Gap, "it made no turn"),
+        Some(gap) if gap.length > most && worker.was_frozen => {
+            unmeasured(DetailKind::Gap, "it was frozen for a time, in which it made no turn")
+        }
         Some(gap) if gap.length > most => AssertResult::fail(
             AssertDetail::measured(
                 DetailKind::Gap,
@@ -299,12 +307,13 @@ pub(super) mod tests {
 
     #[test]
     fn the_isolated_stay_in_their_cpuset() {
-        let on = |cpus: &[u32]| WorkerReport { cpus_used: cpus.to_vec(), ..spin() };
+        let on =
+            |cpus: &[u32]| WorkerReport { cpus_used: cpus.to_vec(), cpuset: vec![0, 1], ..spin() };
         let text = "isolation: ran on CPUs 0-2,5, only on 0-1, CPU 2";
         for (worker, outcome, notes, text) in
             [(on(&[1]), Pass, 0, ""), (on(&[0, 1, 2, 5]), Fail, 0, text), (on(&[]), Pass, 1, "")]
         {
-            let verdict = isolation(&worker, &[0, 1]);
+            let verdict = isolation(&worker);
             is(&verdict, outcome, false, text);
             assert_eq!(verdict.notes.len(), notes);
         }
@@ -314,7 +323,7 @@ pub(super) mod tests {
     fn gaps() {
         let none = WorkerReport { longest_gap: None, ..spin() };
         let text = "max_gap_ms: 63.21 ms, at most 62 ms, CPU 1, at 3.214 s";
-        let untold = "max_gap_ms: fewer than two turns, between which nothing is";
+        let untold = "max_gap_ms: it made no turn";
         for (worker, most, outcome, text) in
             [(spin(), 64, Pass, ""), (spin(), 62, Fail, text), (none, 62, Inconclusive, untold)]
         {

@@ -1,12 +1,11 @@
 //! What each operation does.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::execute::Scenario;
-use super::layer::{Made, PlacedWorker};
+use super::layer::{Made, PlacedWorker, is_in};
 use super::ops::{Op, SpawnPlacement};
 use super::{CgroupDef, CgroupKnob, hotplug};
 use crate::snapshot::{self, CgroupProcsSnapshot, ProcIdentity};
@@ -63,42 +62,75 @@ impl Scenario<'_> {
 
     fn remove_cgroup(&mut self, cgroup: &str) -> Result<()> {
         self.stop_cgroup(cgroup)?;
+        self.ctx.cgroups.remove_cgroup(cgroup)?;
+        // Not before it is gone: what could not be removed now is tried again at the end.
         for layer in &mut self.layers {
             layer.cgroups.retain(|made| made.name != cgroup);
         }
-        Ok(self.ctx.cgroups.remove_cgroup(cgroup)?)
+        Ok(())
     }
 
     fn stop_cgroup(&mut self, cgroup: &str) -> Result<()> {
         self.known(cgroup)?;
-        self.stop_workers(|placed| placed.cgroup == cgroup, |made| made.name == cgroup)
+        self.stop_workers(|_, placed| placed.cgroup == cgroup)
     }
 
     fn set_knob(&mut self, cgroup: &str, knob: &CgroupKnob) -> Result<()> {
         self.known(cgroup)?;
+        // What was counted under the value before is judged by that.
+        self.end_counting(cgroup)?;
         knob.apply(self.ctx.cgroups, cgroup, self.ctx.topo)?;
         self.made_mut(cgroup).for_each(|made| made.note(knob));
         if let CgroupKnob::Cpuset(cpus) = knob {
             let cpus = cpus.as_ref().map(|cpus| cpus.resolve(self.ctx.topo)).transpose()?;
-            self.made_mut(cgroup).for_each(|made| made.note_cpuset(cpus.clone()));
+            self.note_cpuset(cgroup, &cpus);
         }
-        self.begin_if_used(cgroup)
+        self.begin_counting()
     }
 
-    /// A cgroup with workers is counted on.
-    fn begin_if_used(&mut self, cgroup: &str) -> Result<()> {
-        if self.workers().any(|placed| placed.cgroup == cgroup) {
-            let cgroups = self.ctx.cgroups;
-            self.made_mut(cgroup).try_for_each(|made| made.begin(cgroups))?;
+    fn note_cpuset(&mut self, cgroup: &str, cpus: &Option<BTreeSet<usize>>) {
+        self.made_mut(cgroup).for_each(|made| made.cpuset.clone_from(cpus));
+        for layer in 0..self.layers.len() {
+            for index in 0..self.layers[layer].workers.len() {
+                let placed = &self.layers[layer].workers[index];
+                if placed.is_in(cgroup) {
+                    let now = self.cpuset_asked(&placed.cgroup);
+                    self.layers[layer].workers[index].note_cpuset(now.as_ref());
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// The CPUs that the cpusets of a group and of those above leave; `None` if there is none.
+    pub(super) fn cpuset_asked(&self, cgroup: &str) -> Option<BTreeSet<u32>> {
+        let made = self.layers.iter().flat_map(|layer| &layer.cgroups);
+        let above = made.filter(|made| is_in(cgroup, &made.name));
+        let cpusets = above.filter_map(|made| made.cpuset.as_ref());
+        let cpusets = cpusets.map(|cpus| cpus.iter().map(|cpu| *cpu as u32).collect());
+        cpusets.reduce(|one: BTreeSet<u32>, other| &one & &other)
+    }
+
+    /// The CPUs that workers of a group may use.
+    fn cpus_of(&self, cgroup: &str) -> BTreeSet<u32> {
+        self.cpuset_asked(cgroup).unwrap_or_else(|| self.ctx.topo.cpus.iter().copied().collect())
+    }
+
+    /// Counts for all groups with workers in them or below.
+    fn begin_counting(&mut self) -> Result<()> {
+        let used: BTreeSet<_> = self.workers().map(|placed| placed.cgroup.clone()).collect();
+        let cgroups = self.ctx.cgroups;
+        let mut made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
+        made.try_for_each(|made| match used.iter().any(|cgroup| is_in(cgroup, &made.name)) {
+            true => made.begin(cgroups),
+            false => Ok(()),
+        })
     }
 
     fn swap_cpusets(&mut self, a: &str, b: &str) -> Result<()> {
         let (of_a, of_b) = (self.cpuset_of(a)?, self.cpuset_of(b)?);
         for (cgroup, cpus) in [(a, of_b), (b, of_a)] {
             self.ctx.cgroups.set_cpuset(cgroup, &cpus)?;
-            self.made_mut(cgroup).for_each(|made| made.note_cpuset(Some(cpus.clone())));
+            self.note_cpuset(cgroup, &Some(cpus));
         }
         Ok(())
     }
@@ -110,38 +142,43 @@ impl Scenario<'_> {
         cpus.with_context(|| format!("no cpuset was set for `{cgroup}`"))
     }
 
-    /// The CPUs of a group: its own, or those of the nearest one above that has some.
-    fn cpus_of(&self, cgroup: &str) -> BTreeSet<u32> {
-        let nearest = Path::new(cgroup).ancestors().find_map(|group| {
-            let made = self.layers.iter().flat_map(|layer| &layer.cgroups);
-            made.filter(|made| Path::new(&made.name) == group).find_map(|made| made.cpuset.as_ref())
-        });
-        match nearest {
-            Some(cpus) => cpus.iter().map(|cpu| *cpu as u32).collect(),
-            None => self.ctx.topo.cpus.iter().copied().collect(),
-        }
-    }
-
     fn spawn(&mut self, cgroup: &str, work: &WorkSpec) -> Result<()> {
         self.known(cgroup)?;
         let workers = Workers::fork(work, self.ctx.topo, &self.cpus_of(cgroup))?;
         for worker in &workers {
             self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
         }
-        let cgroups = self.ctx.cgroups;
-        self.made_mut(cgroup).try_for_each(|made| made.begin(cgroups))?;
-        for mut worker in workers {
-            worker.release().context("cannot release a worker")?;
-            let placed = PlacedWorker { worker, cgroup: cgroup.to_owned() };
-            self.layer_mut().workers.push(placed);
+        let cpuset = self.cpuset_asked(cgroup);
+        let above = |made: &&Made| is_in(cgroup, &made.name);
+        let made = self.layers.iter().flat_map(|layer| &layer.cgroups).filter(above);
+        let (oom_kill_expected, was_frozen) = made.fold((false, false), |(oom, frozen), made| {
+            (oom || made.expects_oom_kill(), frozen || made.is_frozen)
+        });
+        let spawn = self.spawns;
+        self.spawns += 1;
+        let placed = workers.into_iter().map(|worker| PlacedWorker {
+            worker,
+            cgroup: cgroup.to_owned(),
+            spawn,
+            cpuset: cpuset.clone(),
+            oom_kill_expected,
+            was_frozen,
+        });
+        let layer = self.layer_mut();
+        let first = layer.workers.len();
+        layer.workers.extend(placed);
+        self.begin_counting()?;
+        for placed in &mut self.layer_mut().workers[first..] {
+            placed.worker.release().context("cannot release a worker")?;
         }
         Ok(())
     }
 
     fn set_affinity(&mut self, cgroup: &str, affinity: &AffinityIntent) -> Result<()> {
         self.known(cgroup)?;
-        let workers = self.workers().filter(|placed| placed.cgroup == cgroup);
-        let workers = workers.map(|placed| &placed.worker);
+        let workers: Vec<_> = self.workers().filter(|placed| placed.cgroup == cgroup).collect();
+        ensure!(!workers.is_empty(), "`{cgroup}` has no workers to pin");
+        let workers = workers.into_iter().map(|placed| &placed.worker);
         Workers::set_affinity(workers, affinity, self.ctx.topo, &self.cpus_of(cgroup))
     }
 
@@ -149,19 +186,29 @@ impl Scenario<'_> {
         self.known(from)?;
         self.known(to)?;
         let pids = self.ctx.cgroups.read_procs(from)?;
+        let moves = self.workers().any(|placed| placed.cgroup == from);
+        ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
+        self.end_counting(from)?;
+        self.end_counting(to)?;
         self.ctx.cgroups.move_tasks(to, &pids)?;
+        let cpuset = self.cpuset_asked(to);
         for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
             if placed.cgroup == from {
                 placed.cgroup = to.to_owned();
+                placed.note_cpuset(cpuset.as_ref());
             }
         }
-        self.made_mut(to).for_each(Made::note_arrival);
-        self.begin_if_used(to)
+        self.begin_counting()
     }
 
     fn freeze(&mut self, cgroup: &str, frozen: bool) -> Result<()> {
         self.known(cgroup)?;
-        Ok(self.ctx.cgroups.set_freeze(cgroup, frozen)?)
+        self.ctx.cgroups.set_freeze(cgroup, frozen)?;
+        self.made_mut(cgroup).for_each(|made| made.is_frozen = frozen);
+        for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
+            placed.was_frozen |= frozen && placed.is_in(cgroup);
+        }
+        Ok(())
     }
 
     fn capture(&self, tag: &str, cgroup: &str) -> Result<()> {

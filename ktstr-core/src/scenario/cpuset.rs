@@ -71,7 +71,9 @@ impl CpusetSpec {
             Self::Numa(index) => group(&topo.nodes, *index),
             Self::Range(first, last) => {
                 ensure!(first <= last, "cpuset {self}: {first} comes after {last}");
-                Some((*first..=*last).collect())
+                // Not collected before it is known to be there: it may be of any length.
+                let highest = topo.cpus.last().map_or(0, |cpu| *cpu as usize);
+                (*last <= highest).then(|| (*first..=*last).collect())
             }
             Self::Disjoint(index, of) => self.part(topo, *index, *of).map(wide),
             Self::Overlap(index, of, frac) => {

@@ -1,22 +1,24 @@
 //! Carries a scenario out, one phase after the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::layer::{Layer, Made, PlacedWorker};
+use super::layer::{Layer, Made, PlacedWorker, is_in};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
-use crate::assert::{Assert, AssertResult, CgroupSample, Surroundings, was_killed};
+use crate::assert::{
+    Assert, AssertDetail, AssertResult, CgroupSample, DetailKind, Surroundings, was_killed,
+};
 use crate::sys::since_boot_ns;
 use crate::wire::{Report, ScenarioEvent};
 use crate::workload::{WorkerReport, Workers};
 
 /// A worker without progress is only called stuck when it had this long; shorter steps prove
 /// nothing on a busy host.
-const STUCK_AFTER: Duration = Duration::from_secs(5);
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// Has cgroups work for the test's whole duration.
 ///
@@ -81,15 +83,25 @@ fn play(
         ctx.cgroups.setup(&controllers).context("cannot enable controllers")?;
     }
     let mut scenario =
-        Scenario { ctx, layers: Vec::new(), workers: Vec::new(), cgroups: Vec::new() };
+        Scenario { ctx, layers: Vec::new(), spawns: 0, workers: Vec::new(), cgroups: Vec::new() };
     let played = scenario.play(backdrop, steps);
     // Layers that an error left standing come down here; the first error is the one that counts.
-    let mut cleared = Ok(());
-    while !scenario.layers.is_empty() {
-        cleared = cleared.and(scenario.end_layer());
-    }
-    played.and(cleared)?;
+    played.and(scenario.end_all())?;
     Ok(scenario.judge(assert))
+}
+
+/// What the workers of a scenario did, which is judged otherwise.
+#[cfg(test)]
+pub(super) fn play_for_reports(
+    ctx: &Ctx<'_>,
+    backdrop: &Backdrop,
+    steps: &[Step],
+) -> Result<Vec<WorkerReport>> {
+    let mut scenario =
+        Scenario { ctx, layers: Vec::new(), spawns: 0, workers: Vec::new(), cgroups: Vec::new() };
+    scenario.play(backdrop, steps)?;
+    scenario.end_all()?;
+    Ok(std::mem::take(&mut scenario.workers))
 }
 
 fn controllers(backdrop: &Backdrop, steps: &[Step]) -> BTreeSet<crate::cgroup::Controller> {
@@ -103,13 +115,32 @@ pub(super) struct Scenario<'a> {
     pub(super) ctx: &'a Ctx<'a>,
     /// The backdrop, then the current step.
     pub(super) layers: Vec<Layer>,
+    /// How many times workers were spawned.
+    pub(super) spawns: u32,
     /// What the workers that were stopped had done.
     workers: Vec<WorkerReport>,
     /// What the kernel had counted for the cgroups when their workers were stopped.
     cgroups: Vec<CgroupSample>,
 }
 
+/// A panic of a callback leaves nothing behind, either.
+impl Drop for Scenario<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.end_all() {
+            tracing::warn!("left behind: {error:#}");
+        }
+    }
+}
+
 impl Scenario<'_> {
+    fn end_all(&mut self) -> Result<()> {
+        let mut ended = Ok(());
+        while !self.layers.is_empty() {
+            ended = ended.and(self.end_layer());
+        }
+        ended
+    }
+
     fn play(&mut self, backdrop: &Backdrop, steps: &[Step]) -> Result<()> {
         self.begin_layer("backdrop".to_owned(), &backdrop.defs, &backdrop.ops)?;
         for (index, step) in steps.iter().enumerate() {
@@ -155,10 +186,8 @@ impl Scenario<'_> {
         }
         let end = Instant::now().checked_add(hold).context("the hold is too long")?;
         while let Some(interval) = interval {
-            let next = Instant::now() + interval;
-            if next >= end {
-                break;
-            }
+            let next = Instant::now().checked_add(interval).filter(|next| *next < end);
+            let Some(next) = next else { break };
             if !self.wait_until(next)? {
                 return Ok(false);
             }
@@ -193,10 +222,8 @@ impl Scenario<'_> {
 
     /// Whether a worker that has ended did so by what is expected of its cgroup.
     fn was_to_be_killed(&self, placed: &PlacedWorker) -> Result<bool> {
-        let mut made = self.layers.iter().flat_map(|layer| &layer.cgroups);
-        let expected = made.any(|made| made.name == placed.cgroup && made.expects_oom_kill());
         let how = placed.worker.ended().context("cannot ask how a worker ended")?;
-        Ok(expected && how.is_some_and(|how| was_killed(&how)))
+        Ok(placed.oom_kill_expected && how.is_some_and(|how| was_killed(&how)))
     }
 
     /// Stops the workers of the innermost layer and undoes what it did.
@@ -204,53 +231,69 @@ impl Scenario<'_> {
         let inner = self.layers.len() - 1;
         let made: Vec<_> = self.layer().cgroups.iter().map(|made| made.name.clone()).collect();
         // Who works in a group of this layer cannot stay in it, whoever spawned it.
-        let stopped = self.stop_workers_of(
-            |layer, placed| layer == inner || made.contains(&placed.cgroup),
-            |name| made.contains(&name.name),
-        );
+        let stopped =
+            self.stop_workers(|layer, placed| layer == inner || made.contains(&placed.cgroup));
         let layer = self.layers.pop().expect("only called with a layer standing");
         let phase = layer.phase.clone();
         let undone = layer.take_down(self.ctx.cgroups);
         stopped.and(undone).with_context(|| format!("{phase}: failed to take it down"))
     }
 
-    /// Stops workers and takes down what they did, and what was counted for groups until then.
+    /// Stops workers, and keeps what they did. Groups that have none any more are not counted on, or
+    /// an idle time would be that nobody asked for.
     pub(super) fn stop_workers(
         &mut self,
-        which: impl Fn(&PlacedWorker) -> bool,
-        groups: impl Fn(&Made) -> bool,
+        which: impl Fn(usize, &PlacedWorker) -> bool,
     ) -> Result<()> {
-        self.stop_workers_of(|_, placed| which(placed), groups)
+        let all = self.layers.iter().enumerate();
+        let going =
+            all.flat_map(|(index, layer)| layer.workers.iter().map(move |one| (index, one)));
+        let (going, staying): (Vec<_>, Vec<_>) = going.partition(|(index, one)| which(*index, one));
+        let names = |workers: Vec<(usize, &PlacedWorker)>| -> BTreeSet<String> {
+            workers.into_iter().map(|(_, placed)| placed.cgroup.clone()).collect()
+        };
+        let (left, used) = (names(going), names(staying));
+        let is_used = |name: &str| used.iter().any(|cgroup| is_in(cgroup, name));
+        let emptied = |name: &str| left.iter().any(|cgroup| is_in(cgroup, name)) && !is_used(name);
+        // While they still work.
+        let counted = self.end_counting_of(|made| emptied(&made.name));
+        let mut stop = Vec::new();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            stop.extend(layer.workers.extract_if(.., |placed| which(index, placed)));
+        }
+        let mut workers: Vec<_> = stop.iter_mut().map(|placed| &mut placed.worker).collect();
+        let stopped = Workers::stop(&mut workers).context("cannot stop the workers");
+        self.workers.extend(stop.iter().map(PlacedWorker::report));
+        counted.and(stopped)
     }
 
-    fn stop_workers_of(
-        &mut self,
-        which: impl Fn(usize, &PlacedWorker) -> bool,
-        groups: impl Fn(&Made) -> bool,
-    ) -> Result<()> {
-        let (mut stop, mut cgroups) = (Vec::new(), Vec::new());
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            for placed in layer.workers.extract_if(.., |placed| which(index, placed)) {
-                cgroups.push(placed.cgroup);
-                stop.push(placed.worker);
-            }
-        }
-        // While they still work, or an idle time would be counted that nobody asked for.
-        let made = self.layers.iter().flat_map(|layer| &layer.cgroups).filter(|made| groups(made));
-        let samples: Result<Vec<_>> = made.map(|made| made.sample(self.ctx.cgroups)).collect();
-        let stopped = Workers::stop(&mut stop).context("cannot stop the workers");
-        let reports = stop.iter().zip(&cgroups).map(|(worker, cgroup)| worker.report(cgroup));
-        self.workers.extend(reports);
-        self.cgroups.extend(samples?.into_iter().flatten());
-        stopped
+    /// Ends counting for a group, and for those above and below, which its knobs concern as well.
+    pub(super) fn end_counting(&mut self, cgroup: &str) -> Result<()> {
+        self.end_counting_of(|made| is_in(&made.name, cgroup) || is_in(cgroup, &made.name))
+    }
+
+    fn end_counting_of(&mut self, which: impl Fn(&Made) -> bool) -> Result<()> {
+        let made = self.layers.iter().flat_map(|layer| &layer.cgroups).map(|made| &made.name);
+        let cpusets: HashMap<_, _> =
+            made.map(|name| (name.clone(), self.cpuset_asked(name))).collect();
+        let cgroups = self.ctx.cgroups;
+        let made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
+        let ended = made.filter(|made| which(made)).map(|made| {
+            let cpuset = cpusets.get(&made.name).and_then(Option::as_ref);
+            made.end(cgroups, cpuset)
+        });
+        let samples = ended.collect::<Result<Vec<_>>>()?;
+        self.cgroups.extend(samples.into_iter().flatten());
+        Ok(())
     }
 
     /// Holds everything that was measured against the bounds.
     fn judge(&self, assert: &Assert) -> AssertResult {
-        let asked = self.cgroups.iter();
-        let asked = asked.map(|sample| (sample.name.clone(), sample.asked.clone())).collect();
-        let surroundings =
-            Surroundings { stuck_after: STUCK_AFTER, cgroups: &asked, nodes: &self.ctx.topo.nodes };
+        if self.workers.is_empty() {
+            let nothing = "no worker worked in this scenario, so nothing was checked";
+            return AssertResult::inconclusive(AssertDetail::new(DetailKind::Other, nothing));
+        }
+        let surroundings = Surroundings { stuck_after: STUCK_AFTER, nodes: &self.ctx.topo.nodes };
         let of_workers = assert.judge_workers(&self.workers, &surroundings);
         of_workers.merge(assert.judge_cgroups(&self.cgroups, &self.workers))
     }

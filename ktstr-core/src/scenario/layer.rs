@@ -1,14 +1,15 @@
 //! What one phase of a scenario has made, and how that is undone.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::{CgroupKnob, hotplug};
 use crate::assert::{CgroupAsked, CgroupSample, CpuQuota};
 use crate::cgroup::{CgroupOps, CgroupStats};
-use crate::workload::Worker;
+use crate::sys::since_boot_ns;
+use crate::workload::{Worker, WorkerReport};
 
 /// What one phase made.
 #[derive(Debug)]
@@ -20,10 +21,43 @@ pub(super) struct Layer {
     pub(super) cpus: Vec<(u32, bool)>,
 }
 
+/// A worker, and what its cgroups have asked of it since its release.
 #[derive(Debug)]
 pub(super) struct PlacedWorker {
     pub(super) worker: Worker,
     pub(super) cgroup: String,
+    /// Of the scenario, counted from 0.
+    pub(super) spawn: u32,
+    /// The CPUs that cpusets allowed it at any time; `None` if there was a time without one.
+    pub(super) cpuset: Option<BTreeSet<u32>>,
+    pub(super) oom_kill_expected: bool,
+    pub(super) was_frozen: bool,
+}
+
+impl PlacedWorker {
+    /// Its cgroups allow it these CPUs from now on.
+    pub(super) fn note_cpuset(&mut self, now: Option<&BTreeSet<u32>>) {
+        self.cpuset = self.cpuset.take().zip(now).map(|(before, now)| &before | now);
+    }
+
+    pub(super) fn is_in(&self, cgroup: &str) -> bool {
+        is_in(&self.cgroup, cgroup)
+    }
+
+    pub(super) fn report(&self) -> WorkerReport {
+        WorkerReport {
+            spawn: self.spawn,
+            cpuset: self.cpuset.iter().flatten().copied().collect(),
+            oom_kill_expected: self.oom_kill_expected,
+            was_frozen: self.was_frozen,
+            ..self.worker.report(&self.cgroup)
+        }
+    }
+}
+
+/// Whether a group is another one or below it.
+pub(super) fn is_in(group: &str, other: &str) -> bool {
+    group.strip_prefix(other).is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
 
 /// A cgroup that an operation made.
@@ -33,10 +67,9 @@ pub(super) struct Made {
     /// The CPUs it has now; `None` for those of the group above.
     pub(super) cpuset: Option<BTreeSet<usize>>,
     asked: CgroupAsked,
-    /// At some time its workers had other CPUs than its own.
-    is_open: bool,
-    /// What the kernel had counted when its first workers were spawned.
-    before: Option<(Instant, CgroupStats)>,
+    pub(super) is_frozen: bool,
+    /// What the kernel had counted when the first of the workers there are now was spawned.
+    before: Option<(u64, CgroupStats)>,
 }
 
 impl Layer {
@@ -60,13 +93,8 @@ impl Layer {
 
 impl Made {
     pub(super) fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            cpuset: None,
-            asked: CgroupAsked::default(),
-            is_open: false,
-            before: None,
-        }
+        let name = name.to_owned();
+        Self { name, cpuset: None, asked: CgroupAsked::default(), is_frozen: false, before: None }
     }
 
     pub(super) fn expect_oom_kill(&mut self) {
@@ -85,58 +113,32 @@ impl Made {
                     quota: Duration::from_micros(quota_us),
                     period: Duration::from_micros(*period_us),
                 });
-                self.count_anew();
             }
-            CgroupKnob::CpuWeight(weight) => {
-                self.asked.weight = Some(*weight);
-                self.count_anew();
-            }
+            CgroupKnob::CpuWeight(weight) => self.asked.weight = Some(*weight),
             _ => {}
         }
     }
 
-    /// What was counted under another quota or weight says nothing of this one.
-    fn count_anew(&mut self) {
-        self.before = None;
-    }
-
-    pub(super) fn note_cpuset(&mut self, cpus: Option<BTreeSet<usize>>) {
-        // Who was here before was where it was allowed to be then.
-        let is_used = self.before.is_some();
-        self.is_open |= cpus.is_none() || is_used && self.cpuset.is_none();
-        let all = self.asked.cpuset.iter().copied();
-        let more = cpus.iter().flatten().map(|cpu| *cpu as u32);
-        self.asked.cpuset = all.chain(more).collect::<BTreeSet<_>>().into_iter().collect();
-        self.cpuset = cpus;
-    }
-
-    /// Processes come in from elsewhere, with the CPUs they had there.
-    pub(super) fn note_arrival(&mut self) {
-        self.is_open = true;
-    }
-
-    /// Begins to count.
+    /// Begins to count, unless it has.
     pub(super) fn begin(&mut self, cgroups: &dyn CgroupOps) -> Result<()> {
         if self.before.is_none() {
-            self.before = Some((Instant::now(), cgroups.stats(&self.name)?));
+            self.before = Some((since_boot_ns(), cgroups.stats(&self.name)?));
         }
         Ok(())
     }
 
-    /// What was asked for and what the kernel has counted since; `None` if nobody worked in it.
-    pub(super) fn sample(&self, cgroups: &dyn CgroupOps) -> Result<Option<CgroupSample>> {
-        let Some((began, before)) = &self.before else { return Ok(None) };
-        let (wall, after) = (began.elapsed(), cgroups.stats(&self.name)?);
-        let mut asked = self.asked.clone();
-        if self.is_open {
-            asked.cpuset.clear();
-        }
-        Ok(Some(CgroupSample {
-            name: self.name.clone(),
-            asked,
-            before: before.clone(),
-            after,
-            wall,
-        }))
+    /// Ends counting: what was asked for, and what the kernel has counted since. `None` if nobody
+    /// worked in it.
+    pub(super) fn end(
+        &mut self,
+        cgroups: &dyn CgroupOps,
+        cpuset: Option<&BTreeSet<u32>>,
+    ) -> Result<Option<CgroupSample>> {
+        let Some((began_ns, before)) = self.before.take() else { return Ok(None) };
+        let wall = Duration::from_nanos(since_boot_ns().saturating_sub(began_ns));
+        let after = cgroups.stats(&self.name)?;
+        let cpuset = cpuset.into_iter().flatten().copied().collect();
+        let asked = CgroupAsked { cpuset, ..self.asked.clone() };
+        Ok(Some(CgroupSample { name: self.name.clone(), asked, began_ns, before, after, wall }))
     }
 }

@@ -72,8 +72,8 @@ impl Workers {
     /// Kills all of them, then waits until they have ended: one by one, each of a thousand workers
     /// would have to wait for its turn among all others. What they report from then on is what they
     /// did until their end, with the kernel's final counts.
-    pub(crate) fn stop(workers: &mut [Worker]) -> io::Result<()> {
-        workers.iter_mut().try_for_each(Worker::kill)?;
+    pub(crate) fn stop(workers: &mut [&mut Worker]) -> io::Result<()> {
+        workers.iter_mut().try_for_each(|worker| worker.kill())?;
         let mut left: Vec<_> = workers.iter_mut().collect();
         while !left.is_empty() {
             let ends: Vec<_> = left.iter().map(|worker| worker.pidfd()).collect();

@@ -16,6 +16,17 @@ pub struct WorkerReport {
     pub comm: String,
     /// The cgroup it was placed in; empty for none.
     pub cgroup: String,
+    /// Which spawn of its scenario it is of: workers of one spawn and role did the same work.
+    pub spawn: u32,
+    /// Its part in the group that it works in, for types whose workers do different things.
+    pub role: u32,
+    /// The CPUs that the cpusets asked for its cgroup, and those above, left it at any time since its
+    /// release; empty if there was a time without one.
+    pub cpuset: Vec<u32>,
+    /// Processes of its cgroup, or one above, were expected to be killed for want of memory.
+    pub oom_kill_expected: bool,
+    /// The scenario froze its cgroup for a time, in which it could do nothing.
+    pub was_frozen: bool,
     /// The CPUs it was allowed at its stop, by its cgroup and its affinity.
     pub allowed_cpus: Vec<u32>,
     /// How it ended before it was stopped: `exit status 1`; `None` if it did not.
@@ -32,7 +43,8 @@ pub struct WorkerReport {
     pub iterations: u64,
     /// Units of work, whatever its type counts: loop turns, bytes, wake-ups, pages.
     pub work_units: u64,
-    /// The longest time between two turns of its work loop; `None` before the second.
+    /// The longest time without the end of a turn of its work loop: between two, from its release to
+    /// the first, or from the last to its stop. `None` if it made no turn.
     pub longest_gap: Option<Gap>,
     /// How many times it found itself on another CPU than at its last turn.
     pub migrations: u64,

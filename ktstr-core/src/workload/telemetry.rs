@@ -15,6 +15,7 @@ const MAX_NODES: usize = 64;
 pub(super) struct Telemetry {
     iterations: AtomicU64,
     work_units: AtomicU64,
+    first_turn_ns: AtomicU64,
     last_turn_ns: AtomicU64,
     last_cpu: AtomicU32,
     migrations: AtomicU64,
@@ -42,6 +43,7 @@ impl Default for Telemetry {
         Self {
             iterations: AtomicU64::new(0),
             work_units: AtomicU64::new(0),
+            first_turn_ns: AtomicU64::new(0),
             last_turn_ns: AtomicU64::new(0),
             last_cpu: AtomicU32::new(NO_CPU),
             migrations: AtomicU64::new(0),
@@ -61,8 +63,9 @@ impl Telemetry {
         add(&self.iterations, 1);
         let last_ns = self.last_turn_ns.load(Ordering::Relaxed);
         self.last_turn_ns.store(now_ns, Ordering::Relaxed);
-        if last_ns != 0 {
-            self.note_gap(now_ns.saturating_sub(last_ns), cpu, now_ns);
+        match last_ns {
+            0 => self.first_turn_ns.store(now_ns, Ordering::Relaxed),
+            _ => self.note_gap(now_ns.saturating_sub(last_ns), cpu, now_ns),
         }
         let last_cpu = self.last_cpu.load(Ordering::Relaxed);
         if cpu != last_cpu {
@@ -117,7 +120,24 @@ impl Telemetry {
         self.last_turn_ns.load(Ordering::Relaxed)
     }
 
-    pub(super) fn longest_gap(&self) -> Option<Gap> {
+    /// The longest time between two turns, or before the first, or after the last; `None` without a
+    /// turn.
+    pub(super) fn longest_gap_within(&self, released_ns: u64, until_ns: u64) -> Option<Gap> {
+        let last_ns = self.last_turn_ns();
+        if last_ns == 0 {
+            return None;
+        }
+        let of = |from_ns: u64, to_ns: u64| Gap {
+            length: Duration::from_nanos(to_ns.saturating_sub(from_ns)),
+            cpu: self.last_cpu.load(Ordering::Relaxed),
+            at_ns: to_ns,
+        };
+        let first = of(released_ns, self.first_turn_ns.load(Ordering::Relaxed));
+        let open = of(last_ns, until_ns);
+        self.longest_gap().into_iter().chain([first, open]).max_by_key(|gap| gap.length)
+    }
+
+    fn longest_gap(&self) -> Option<Gap> {
         loop {
             let valid = self.longest_gap.load(Ordering::Acquire);
             if valid == 0 {

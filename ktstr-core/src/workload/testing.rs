@@ -60,7 +60,7 @@ impl Running {
 
     /// Stops them and returns what they did.
     pub(super) fn stop(mut self) -> Vec<WorkerReport> {
-        Workers::stop(&mut self.0).unwrap();
+        Workers::stop(&mut self.0.iter_mut().collect::<Vec<_>>()).unwrap();
         self.reports()
     }
 }

@@ -107,6 +107,9 @@ pub enum WorkType {
     Sequence(Vec<(Self, Duration)>),
     /// Whatever the function does. The worker ends when it returns, and that counts as dying early.
     /// It should call [`WorkerCtx::turn`] at least every now and then.
+    ///
+    /// It runs in a fork. In a `host_only` test, whose process has other threads, it must not wait for
+    /// what one of those may hold at that time: standard output, a logger, a lock.
     Custom(fn(&WorkerCtx)),
     /// Moves itself from one cgroup to the other after each burst. Both are folders in the cgroup
     /// file system, and the worker's own cgroup plays no role after its first move. Unit: a move.
@@ -154,6 +157,16 @@ impl WorkType {
             Grouping::AllOf(least) => {
                 Err(format!("{self:?} takes at least {least} workers, not {workers}"))
             }
+        }
+    }
+
+    /// The part of a worker in its group, by its place there: of a few each has its own, of many the
+    /// first.
+    pub(super) fn role(&self, index: usize) -> u32 {
+        match self.grouping() {
+            Grouping::Alone => 0,
+            Grouping::Of(_) => index as u32,
+            Grouping::AllOf(_) => index.min(1) as u32,
         }
     }
 

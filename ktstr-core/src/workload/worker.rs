@@ -82,6 +82,7 @@ pub(crate) struct Worker {
     comm: String,
     pages: Arc<[Shared<Page>]>,
     index: usize,
+    role: u32,
     treatment: Treatment,
     released: Option<Released>,
     stopped: Option<Stopped>,
@@ -99,6 +100,8 @@ struct Stopped {
     /// When it was found to have ended; before that, when it was killed. On a busy CPU it is long
     /// until it gets to run and to die, which the kernel counts as any other waiting.
     at_ns: u64,
+    /// When it was killed.
+    killed_ns: u64,
     /// How it had ended before it was killed.
     ended: Option<String>,
     allowed_cpus: Vec<u32>,
@@ -133,14 +136,21 @@ impl Worker {
         // SAFETY: the child makes system calls, counts in atomics and allocates, which glibc keeps
         // possible; it waits for nothing but the kernel and its group.
         let pid = unsafe { sys::fork(child) }.context("cannot fork a worker")?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .context("cannot open a worker's pidfd")?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+            // Nobody has waited for it, so the number is its own.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = sys::reap(pid);
+        });
+        let pidfd = pidfd.context(
+            "cannot open a worker's pidfd; each takes a descriptor (RLIMIT_NOFILE, `ulimit -n`)",
+        )?;
         Ok(Self {
             pid,
             pidfd,
             comm: spec.comm.clone(),
             pages: Arc::clone(pages),
             index,
+            role: spec.work_type.role(index),
             treatment,
             released: None,
             stopped: None,
@@ -234,12 +244,16 @@ impl Worker {
             (Some(stopped), None) => stopped.at_ns,
             (None, None) => since_boot_ns(),
         };
+        // Until it was killed: dying takes time that is not the load's.
+        let worked_until_ns = self.stopped.as_ref().map_or(until_ns, |stopped| stopped.killed_ns);
+        let worked_until_ns = worked_until_ns.min(until_ns);
         let released_ns = self.released.map_or(until_ns, |released| released.at_ns);
         let wall = Duration::from_nanos(until_ns.saturating_sub(released_ns));
         WorkerReport {
             pid: self.pid(),
             comm: self.comm().to_owned(),
             cgroup: cgroup.to_owned(),
+            role: self.role,
             allowed_cpus: self.allowed_cpus(),
             ended,
             wall: wall.max(kernel.cpu + kernel.run_delay),
@@ -248,11 +262,12 @@ impl Worker {
             timeslices: kernel.timeslices,
             iterations: self.iterations(),
             work_units: telemetry.work_units(),
-            longest_gap: telemetry.longest_gap(),
+            longest_gap: telemetry.longest_gap_within(released_ns, worked_until_ns),
             migrations: telemetry.migrations(),
             cpus_used: telemetry.cpus_used(),
             wake_latency_ns: telemetry.wake_latency.read(),
             numa_pages: telemetry.numa_pages(),
+            ..WorkerReport::default()
         }
     }
 
@@ -282,7 +297,8 @@ impl Worker {
     pub(super) fn kill(&mut self) -> io::Result<()> {
         if self.stopped.is_none() {
             let (ended, allowed_cpus) = (self.ended()?, self.allowed_cpus());
-            self.stopped = Some(Stopped { at_ns: since_boot_ns(), ended, allowed_cpus });
+            let now_ns = since_boot_ns();
+            self.stopped = Some(Stopped { at_ns: now_ns, killed_ns: now_ns, ended, allowed_cpus });
         }
         match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
             // It has been reaped, which nobody else should have done.
@@ -412,7 +428,7 @@ mod tests {
         let mut workers = forked(&WorkSpec::default().workers(2));
         rustix::process::pidfd_send_signal(workers[0].pidfd(), Signal::KILL).unwrap();
         assert_eq!(wait_for_end(&workers[0]), "signal 9 (SIGKILL)");
-        Workers::stop(&mut workers).unwrap();
+        Workers::stop(&mut workers.iter_mut().collect::<Vec<_>>()).unwrap();
         let ended: Vec<_> = workers.iter().map(|worker| worker.report("").ended).collect();
         assert_eq!(ended, [Some("signal 9 (SIGKILL)".to_owned()), None], "one was stopped");
     }
@@ -424,7 +440,7 @@ mod tests {
         running.wait_for_units(2000);
         let begun = std::time::Instant::now();
         let mut workers = running.0;
-        Workers::stop(&mut workers).unwrap();
+        Workers::stop(&mut workers.iter_mut().collect::<Vec<_>>()).unwrap();
         let reports: Vec<_> = workers.iter().map(|worker| worker.report("")).collect();
         for (report, worker) in reports.iter().zip(&workers) {
             assert!(report.cpu > Duration::ZERO && report.timeslices > 0, "{report:?}");

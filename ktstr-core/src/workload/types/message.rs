@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -75,23 +76,36 @@ pub(super) fn epoll_storm(ctx: &WorkerCtx) -> io::Result<()> {
     Ok(())
 }
 
-fn epoll_listen(ctx: &WorkerCtx, events: &[std::os::fd::OwnedFd]) -> io::Result<()> {
+/// The events that are ready. A thaw interrupts the wait for them.
+fn wait_ready(epoll: &OwnedFd, timeout: Option<&Timespec>) -> io::Result<Vec<usize>> {
+    loop {
+        let mut ready = [MaybeUninit::<epoll::Event>::uninit(); 16];
+        match epoll::wait(epoll, &mut ready, timeout) {
+            Ok((list, _)) => {
+                return Ok(list.iter().map(|event| event.data.u64() as usize).collect());
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn epoll_listen(ctx: &WorkerCtx, events: &[OwnedFd]) -> io::Result<()> {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     for (index, event) in events.iter().enumerate() {
         epoll::add(&epoll, event, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
     }
-    let mut ready = [MaybeUninit::<epoll::Event>::uninit(); 16];
     while ctx.goes_on() {
-        let (mut list, _) = epoll::wait(&epoll, &mut ready, Some(&AT_ONCE))?;
-        if list.is_empty() {
-            (list, _) = epoll::wait(&epoll, &mut ready, None)?;
+        let mut ready = wait_ready(&epoll, Some(&AT_ONCE))?;
+        if ready.is_empty() {
+            ready = wait_ready(&epoll, None)?;
             ctx.woke(ctx.page(0).desk.inbox.noted_ns());
         }
         let mut got = 0;
-        for event in &*list {
+        for event in ready {
             let mut count = [0; 8];
-            match rustix::io::read(&events[event.data.u64() as usize], &mut count) {
+            match rustix::io::read(&events[event], &mut count) {
                 Ok(_) => got += u64::from_ne_bytes(count),
                 // Another one was faster.
                 Err(Errno::AGAIN) => {}

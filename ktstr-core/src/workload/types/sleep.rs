@@ -48,8 +48,9 @@ pub(super) fn timer_latency(ctx: &WorkerCtx) -> io::Result<()> {
     rustix::thread::set_current_timer_slack(NonZero::new(1))?;
     let mut due_ns = since_boot_ns();
     while ctx.goes_on() {
-        // One that was missed is not made up for.
-        due_ns = (due_ns + MILLISECOND_NS).max(since_boot_ns());
+        // Those that were missed are not made up for; the next one is on the dot.
+        let late_ns = since_boot_ns().saturating_sub(due_ns);
+        due_ns += (late_ns / MILLISECOND_NS + 1) * MILLISECOND_NS;
         ctx.sleep_until(due_ns);
         ctx.turn(1);
     }

@@ -564,7 +564,7 @@ mod tests {
     fn who_was_frozen_is_not_blamed_for_it() {
         let frozen = WorkerReport { was_frozen: true, ..spin() };
         let still = WorkerReport { iterations: 0, wall: Duration::from_secs(9), ..frozen.clone() };
-        assert_eq!(judge(Assert::DEFAULT, &[still.clone()]).outcome, Outcome::Pass);
+        assert_eq!(judge(Assert::DEFAULT, std::slice::from_ref(&still)).outcome, Outcome::Pass);
         let thawed = WorkerReport { was_frozen: false, ..still };
         assert_eq!(judge(Assert::DEFAULT, &[thawed]).outcome, Outcome::Fail);
         let verdict = judge(Assert::DEFAULT.max_gap_ms(1), &[frozen]);

@@ -148,7 +148,7 @@ impl Scenario<'_> {
         for worker in &workers {
             self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
         }
-        let cpuset = self.cpuset_asked(cgroup);
+        let cpuset = self.cpuset_asked(cgroup).filter(|_| !work.work_type.moves_itself());
         let above = |made: &&Made| is_in(cgroup, &made.name);
         let made = self.layers.iter().flat_map(|layer| &layer.cgroups).filter(above);
         let (oom_kill_expected, was_frozen) = made.fold((false, false), |(oom, frozen), made| {

@@ -47,6 +47,7 @@ pub enum WorkType {
     WakeChain,
     /// 2 or more: the first wakes all others at once, of whom one gets something to do. The rest was
     /// woken in vain, on as many CPUs as there are. Unit: a herd woken; for the others, the prize won.
+    /// Its wake-up latencies count from the last wake-up before, so they are lower bounds.
     ThunderingHerd,
     /// Pairs that send 4 KiB to and fro through pipes: blocking I/O, with wake-ups that are
     /// synchronous (the waker says it is about to sleep). Unit: a byte received.
@@ -58,7 +59,7 @@ pub enum WorkType {
     /// answered: wide fan-outs of short requests. Unit: a round; for the others, a message.
     FutexFanOut,
     /// 2 or more that all need the same lock, half of the time: lock holders that are preempted hold
-    /// everybody up. Unit: a time the lock was held.
+    /// everybody up. Unit: a time the lock was held. Wake-up latencies are lower bounds, as above.
     MutexContention,
     /// Groups of three on one CPU: one of nice 19 holds a lock for long, one of nice -10 needs it, and
     /// one of nice 0 computes in between, which keeps the first from ever letting go. Unit: a time the
@@ -97,7 +98,7 @@ pub enum WorkType {
     RtStarvation,
     /// 2 or more: the first writes to 16 event descriptors, one after each burst, and all others wait
     /// for all of them by epoll: each event wakes several, one of whom gets it. Unit: an event written;
-    /// for the others, got.
+    /// for the others, got. Wake-up latencies are lower bounds, as above.
     EpollStorm,
     /// Pairs: one sends a signal after each burst, the other computes and is interrupted by them.
     /// Unit: a signal sent; for the other, handled.
@@ -195,6 +196,15 @@ impl WorkType {
             | Self::RtStarvation
             | Self::AffinityChurn => true,
             Self::Sequence(phases) => phases.iter().any(|(work, _)| work.places_itself()),
+            _ => false,
+        }
+    }
+
+    /// True if the type leaves the cgroup it was placed in.
+    pub(crate) fn moves_itself(&self) -> bool {
+        match self {
+            Self::CgroupAttachStorm { .. } => true,
+            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.moves_itself()),
             _ => false,
         }
     }

@@ -40,8 +40,13 @@ impl Scenario<'_> {
         for (end, _) in cgroup.match_indices('/') {
             let above = &cgroup[..end];
             // Made on the way, so it is to be removed as well; one that was there stays.
-            if self.ctx.cgroups.read_procs(above).is_err_and(|error| error.is_missing()) {
-                self.layer_mut().cgroups.push(Made::new(above));
+            match self.ctx.cgroups.read_procs(above) {
+                Ok(_) => {}
+                Err(error) if error.is_missing() => {
+                    self.layer_mut().cgroups.push(Made::new(above));
+                }
+                // Whether it is there is not known, so neither is who has to remove it.
+                Err(error) => return Err(error.into()),
             }
         }
         self.ctx.cgroups.create_cgroup(cgroup)?;

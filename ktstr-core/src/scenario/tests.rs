@@ -321,6 +321,25 @@ fn a_group_that_would_not_go_is_tried_again_at_the_end() {
     let (played, _) = play_on_four(&cgroups, Backdrop::new(), vec![Step::new(ops, NOW)]);
     assert!(format!("{:#}", played.unwrap_err()).contains("EBUSY"));
     assert_eq!(cgroups.groups(), [""; 0]);
+
+#[test]
+fn a_group_above_that_cannot_be_looked_at_is_not_made_and_left() {
+    let cgroups = RecordingCgroups::new();
+    cgroups.fail("read_procs", "a", libc::EBUSY);
+    let backdrop = Backdrop::new().push_op(Op::add_cgroup("a/c"));
+    let (played, calls) = play_on_four(&cgroups, backdrop, vec![]);
+    assert!(format!("{:#}", played.unwrap_err()).contains("EBUSY"));
+    assert_eq!(cgroups.groups(), [""; 0], "{calls:?}");
+}
+
+#[test]
+fn a_group_that_could_not_be_removed_yet_is_taken_down_later() {
+    let cgroups = RecordingCgroups::new();
+    let backdrop = Backdrop::new().push_op(Op::add_cgroup("a/c"));
+    let steps = vec![Step::new([Op::remove_cgroup("a")], NOW)];
+    let (played, calls) = play_on_four(&cgroups, backdrop, steps);
+    assert!(format!("{:#}", played.unwrap_err()).starts_with("step 0: failed to remove cgroup a"));
+    assert_eq!(cgroups.groups(), [""; 0], "{calls:?}");
 }
 
 fn any_op() -> impl Strategy<Value = Op> {

@@ -321,6 +321,7 @@ fn a_group_that_would_not_go_is_tried_again_at_the_end() {
     let (played, _) = play_on_four(&cgroups, Backdrop::new(), vec![Step::new(ops, NOW)]);
     assert!(format!("{:#}", played.unwrap_err()).contains("EBUSY"));
     assert_eq!(cgroups.groups(), [""; 0]);
+}
 
 #[test]
 fn a_group_above_that_cannot_be_looked_at_is_not_made_and_left() {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::checks::{Limit, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
 use crate::cgroup::{CgroupStats, Pressure};
-use crate::workload::WorkerReport;
 
 /// The weight of a cgroup for which none was asked.
 ///
@@ -22,8 +21,6 @@ pub struct CgroupAsked {
     pub weight: Option<u32>,
     /// The CPUs that its cpuset and those above leave it; empty if none were asked for.
     pub cpuset: Vec<u32>,
-    /// A process of it is to be killed for want of memory.
-    pub oom_kill_expected: bool,
 }
 
 /// The CPU time that a cgroup may have in each period, over all CPUs.
@@ -35,24 +32,39 @@ pub struct CpuQuota {
     pub period: Duration,
 }
 
-/// What was asked of a cgroup, and what the kernel counted for it in a window.
+/// What was asked of a cgroup, and what the kernel counted for it in a window of time in which
+/// nothing was changed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CgroupSample {
     /// Its name, as the manager knows it.
     pub name: String,
     /// What was asked.
     pub asked: CgroupAsked,
-    /// When the window began, in nanoseconds since boot.
+    /// When the window began, in nanoseconds since boot. All cgroups have the same windows.
     pub began_ns: u64,
-    /// The counters at the window's start.
+    /// How long it was.
+    pub wall: Duration,
+    /// The counters at its start.
     pub before: CgroupStats,
     /// The counters at its end.
     pub after: CgroupStats,
-    /// How long it was.
-    pub wall: Duration,
+    /// How long its workers and those below were runnable and waited for a CPU, all added up.
+    pub waited: Duration,
 }
 
-type Part = fn(&CgroupStats) -> Option<&Pressure>;
+/// What was killed in a cgroup for want of memory, from its making to its removal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OomKills {
+    /// The cgroup's name, as the manager knows it.
+    pub cgroup: String,
+    /// Whether one was to be killed.
+    pub expected: bool,
+    /// How many processes of it were, those of groups below not counted; `None` where the kernel
+    /// does not count them, which is without the memory controller.
+    pub killed: Option<u64>,
+}
+
+pub(super) type Part = fn(&CgroupStats) -> Option<&Pressure>;
 
 pub(super) const CPU: Part = |stats| stats.cpu_pressure.as_ref();
 pub(super) const MEMORY: Part = |stats| stats.memory_pressure.as_ref();
@@ -60,31 +72,25 @@ pub(super) const IO: Part = |stats| stats.io_pressure.as_ref();
 
 /// Without the memory controller a cgroup has no limit of its own, so nothing is known only of what
 /// was expected.
-pub(super) fn oom_kill(expected: bool, before: &CgroupStats, after: &CgroupStats) -> AssertResult {
+pub(super) fn oom_kill(kills: &OomKills) -> AssertResult {
     let kind = DetailKind::OomKill;
-    let kills = |stats: &CgroupStats| stats.memory.map(|memory| memory.events.oom_kill);
-    let Some(after) = kills(after) else {
-        return match expected {
-            true => unmeasured(kind, "the kernel counts no OOM kill without the memory controller"),
-            false => AssertResult::pass(),
-        };
+    let fail = |measured: String, bound: &str| {
+        AssertResult::fail(AssertDetail::measured(kind, measured, bound))
     };
-    match (after.checked_sub(kills(before).unwrap_or(0)), expected) {
-        (None, _) => went_back(kind),
-        (Some(0), false) | (Some(1..), true) => AssertResult::pass(),
-        (Some(kills), false) => {
-            let killed = format!("{kills} killed for want of memory");
-            AssertResult::fail(AssertDetail::measured(kind, killed, "none"))
-        }
+    match (kills.killed, kills.expected) {
+        (None, true) => unmeasured(kind, "the kernel counts none without the memory controller"),
+        (Some(0) | None, false) | (Some(1..), true) => AssertResult::pass(),
+        (Some(count), false) => fail(format!("{count} killed for want of memory"), "none"),
         (Some(0), true) => {
-            let none = "none killed for want of memory";
-            AssertResult::fail(AssertDetail::measured(kind, none, "at least one was expected"))
+            fail("none killed for want of memory".to_owned(), "at least one was expected")
         }
     }
+    .map_details(|detail| detail.cgroup(&kills.cgroup))
 }
 
-pub(super) fn throttled(before: &CgroupStats, after: &CgroupStats, most: f64) -> AssertResult {
+pub(super) fn throttled(sample: &CgroupSample, most: f64) -> AssertResult {
     let kind = DetailKind::Throttled;
+    let (before, after) = (&sample.before, &sample.after);
     let periods = after.cpu.nr_periods.checked_sub(before.cpu.nr_periods);
     let throttled = after.cpu.nr_throttled.checked_sub(before.cpu.nr_throttled);
     match (periods, throttled) {
@@ -95,25 +101,19 @@ pub(super) fn throttled(before: &CgroupStats, after: &CgroupStats, most: f64) ->
             hold(kind, percent, Limit::Most(most), " % of its periods")
         }
     }
-    .map_details(AssertDetail::time_based)
 }
 
-pub(super) fn quota(
-    quota: CpuQuota,
-    before: &CgroupStats,
-    after: &CgroupStats,
-    wall: Duration,
-    most: f64,
-) -> AssertResult {
+pub(super) fn quota(sample: &CgroupSample, quota: CpuQuota, most: f64) -> AssertResult {
     let kind = DetailKind::Quota;
+    let CgroupSample { before, after, wall, .. } = sample;
     let used = after.cpu.usage_usec.checked_sub(before.cpu.usage_usec);
     let periods = after.cpu.nr_periods.checked_sub(before.cpu.nr_periods);
     let throttled = after.cpu.nr_throttled.checked_sub(before.cpu.nr_throttled);
     let (Some(used), Some(periods), Some(throttled)) = (used, periods, throttled) else {
         return went_back(kind);
     };
-    if periods == 0 || quota.period.is_zero() || wall < quota.period {
-        return unmeasured(kind, "it was runnable in no whole period");
+    if quota.period.is_zero() || *wall < quota.period {
+        return unmeasured(kind, "the window is shorter than a period");
     }
     let used = used as f64 / 1e6;
     let per_period = quota.quota.as_secs_f64();
@@ -128,12 +128,13 @@ pub(super) fn quota(
         return unmeasured(kind, "the bound is no number");
     }
     if used > most_used * (1.0 + most / 100.0) {
-        failed("at most the quota's", most_used).map_details(AssertDetail::time_based)
+        failed("at most the quota's", most_used)
     } else if used < least_used * (1.0 - most / 100.0) {
         let told = format!("throttled in {throttled} of {periods} periods");
         failed("at least the used-up quotas'", least_used)
-            // The timer that refills may be late by periods, which all count as throttled.
-            .map_details(|detail| detail.because(&told).time_based())
+            .map_details(|detail| detail.because(&told))
+    } else if periods == 0 {
+        unmeasured(kind, "it was runnable in no period")
     } else {
         AssertResult::pass()
     }
@@ -141,48 +142,33 @@ pub(super) fn quota(
 
 /// `some`: the time in which at least one task waited.
 pub(super) fn pressure(
+    sample: &CgroupSample,
     kind: DetailKind,
-    before: Option<&Pressure>,
-    after: Option<&Pressure>,
-    wall: Duration,
+    part: Part,
     most: f64,
 ) -> AssertResult {
-    let total = |pressure: &Pressure| pressure.some.total_usec;
-    match (before.map(total), after.map(total)) {
+    let total = |stats| part(stats).map(|pressure| pressure.some.total_usec);
+    match (total(&sample.before), total(&sample.after)) {
         (Some(before), Some(after)) if before > after => went_back(kind),
-        (Some(_), Some(_)) if wall.is_zero() => unmeasured(kind, "no time passed"),
         (Some(before), Some(after)) => {
-            let percent = 100.0 * (after - before) as f64 / 1e6 / wall.as_secs_f64();
+            let percent = 100.0 * (after - before) as f64 / 1e6 / sample.wall.as_secs_f64();
             hold(kind, percent, Limit::Most(most), " % of the time")
         }
         _ => unmeasured(kind, "this kernel counts no pressure"),
     }
-    .map_details(AssertDetail::time_based)
 }
-
-/// Windows that begin so close to each other, and end so, are one.
-const SAME_WINDOW: Duration = Duration::from_millis(100);
 
 /// Siblings that compete on the same CPUs at the same time, of which at least one was given a weight.
 pub(super) fn families(samples: &[CgroupSample]) -> Vec<Vec<&CgroupSample>> {
-    let mut families: BTreeMap<_, Vec<Vec<&CgroupSample>>> = BTreeMap::new();
+    let mut families: BTreeMap<_, Vec<&CgroupSample>> = BTreeMap::new();
     for sample in samples {
         let above = sample.name.rsplit_once('/').map_or("", |(above, _)| above);
-        let family: &mut Vec<_> = families.entry((above, &sample.asked.cpuset)).or_default();
-        match family.iter_mut().find(|window| is_same_window(window[0], sample)) {
-            Some(window) => window.push(sample),
-            None => family.push(vec![sample]),
-        }
+        families.entry((sample.began_ns, above, &sample.asked.cpuset)).or_default().push(sample);
     }
     let is_weighted = |family: &Vec<&CgroupSample>| {
         family.len() > 1 && family.iter().any(|sample| sample.asked.weight.is_some())
     };
-    families.into_values().flatten().filter(is_weighted).collect()
-}
-
-fn is_same_window(one: &CgroupSample, other: &CgroupSample) -> bool {
-    let began = Duration::from_nanos(one.began_ns.abs_diff(other.began_ns));
-    began <= SAME_WINDOW && one.wall.abs_diff(other.wall) <= SAME_WINDOW
+    families.into_values().filter(is_weighted).collect()
 }
 
 /// A cgroup with what it used and what it would have used had it not waited, in seconds.
@@ -195,24 +181,9 @@ struct Contender<'a> {
 
 /// Shares CPU time out by weights, the way the kernel means to: who wants less than its part has
 /// what it wants, and the others share the rest. Judged are those that want more.
-pub(super) fn weights(
-    family: &[&CgroupSample],
-    reports: &[WorkerReport],
-    most: f64,
-) -> AssertResult {
+pub(super) fn weights(family: &[&CgroupSample], most: f64) -> AssertResult {
     let kind = DetailKind::Weight;
-    let own =
-        |sample: &CgroupSample| reports.iter().filter(|worker| is_below(sample, worker)).collect();
-    let owns: Vec<Vec<&WorkerReport>> = family.iter().map(|sample| own(sample)).collect();
-    let longer = |(sample, own): (&&CgroupSample, &Vec<&WorkerReport>)| {
-        own.iter().any(|worker| worker.wall > sample.wall + SAME_WINDOW)
-    };
-    if family.iter().zip(&owns).any(longer) {
-        let why = "workers waited for longer than their cgroup was counted";
-        return unmeasured(kind, why).map_details(AssertDetail::time_based);
-    }
-    let contenders: Option<Vec<_>> =
-        family.iter().zip(&owns).map(|(sample, own)| contender(sample, own)).collect();
+    let contenders: Option<Vec<_>> = family.iter().map(|sample| contender(sample)).collect();
     let Some(mut contenders) = contenders else { return went_back(kind) };
     let part = loop {
         let weights: f64 = contenders.iter().map(|contender| contender.weight).sum();
@@ -222,7 +193,7 @@ pub(super) fn weights(
         contenders.retain(|contender| contender.wanted > part * contender.weight);
         if contenders.len() < 2 {
             let why = "fewer than two of the siblings wanted more CPU time than was theirs";
-            return unmeasured(kind, why).map_details(AssertDetail::time_based);
+            return unmeasured(kind, why);
         }
         if contenders.len() == count {
             break part;
@@ -232,24 +203,16 @@ pub(super) fn weights(
         let share = 100.0 * contender.used / (part * contender.weight);
         let unit = " % of what its weight entitles it to";
         hold(kind, share, Limit::Least(100.0 - most), unit)
-            .map_details(|detail| detail.cgroup(contender.name).time_based())
+            .map_details(|detail| detail.cgroup(contender.name))
     }))
 }
 
-fn is_below(sample: &CgroupSample, worker: &WorkerReport) -> bool {
-    let below = worker.cgroup.strip_prefix(&*sample.name);
-    below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
-}
-
 /// `None` if the counters went back.
-fn contender<'a>(sample: &'a CgroupSample, own: &[&WorkerReport]) -> Option<Contender<'a>> {
+fn contender(sample: &CgroupSample) -> Option<Contender<'_>> {
     let (before, after) = (&sample.before.cpu, &sample.after.cpu);
     let used = after.usage_usec.checked_sub(before.usage_usec)? as f64 / 1e6;
     // Waiting for the next quota is counted as waiting for a CPU, and nobody else has that.
-    let waited: f64 = match sample.asked.quota {
-        Some(_) => 0.0,
-        None => own.iter().map(|worker| worker.run_delay.as_secs_f64()).sum(),
-    };
+    let waited = if sample.asked.quota.is_some() { 0.0 } else { sample.waited.as_secs_f64() };
     let weight = f64::from(sample.asked.weight.unwrap_or(DEFAULT_WEIGHT));
     Some(Contender { name: &sample.name, weight, used, wanted: used + waited })
 }
@@ -262,19 +225,30 @@ fn went_back(kind: DetailKind) -> AssertResult {
 mod tests {
     use super::super::Assert;
     use super::super::Outcome::{self, Fail, Inconclusive, Pass};
-    use super::super::workers::tests::spin;
     use super::*;
-    use crate::cgroup::{CpuStat, MemoryEvents, MemoryStats, Stall};
+    use crate::cgroup::{CpuStat, Stall};
 
     const WALL: Duration = Duration::from_secs(10);
     const QUOTA: CpuQuota =
         CpuQuota { quota: Duration::from_millis(50), period: Duration::from_millis(100) };
 
     #[track_caller]
-    fn is(verdict: &AssertResult, outcome: Outcome, time_based: bool, text: &str) {
+    fn is(verdict: &AssertResult, outcome: Outcome, text: &str) {
         let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
         assert_eq!((verdict.outcome, &*texts.concat()), (outcome, text));
-        assert!(verdict.details.iter().all(|detail| detail.time_based == time_based));
+    }
+
+    /// A window of ten seconds.
+    fn window(before: CgroupStats, after: CgroupStats) -> CgroupSample {
+        CgroupSample {
+            name: "cg".to_owned(),
+            asked: CgroupAsked::default(),
+            began_ns: 0,
+            wall: WALL,
+            before,
+            after,
+            waited: Duration::ZERO,
+        }
     }
 
     fn cpu(usage_usec: u64, nr_periods: u64, nr_throttled: u64) -> CgroupStats {
@@ -282,31 +256,22 @@ mod tests {
         CgroupStats { cpu, ..CgroupStats::default() }
     }
 
-    fn kills(oom_kill: u64) -> CgroupStats {
-        let events = MemoryEvents { oom_kill, ..MemoryEvents::default() };
-        let memory = Some(MemoryStats { events, ..MemoryStats::default() });
-        CgroupStats { memory, ..CgroupStats::default() }
-    }
-
     #[test]
     fn oom_kills_are_those_that_were_expected() {
-        let none = CgroupStats::default();
-        let killed = "no_oom_kill: 2 killed for want of memory, none";
-        let missing = "no_oom_kill: none killed for want of memory, at least one was expected";
-        let back =
-            "no_oom_kill: the kernel's counters went back: it is not the same cgroup any more";
-        let uncounted = "no_oom_kill: the kernel counts no OOM kill without the memory controller";
-        for (expected, before, after, outcome, text) in [
-            (false, kills(3), kills(3), Pass, ""),
-            (false, kills(3), kills(5), Fail, killed),
-            (true, kills(3), kills(4), Pass, ""),
-            (true, kills(3), kills(3), Fail, missing),
-            (false, kills(3), kills(2), Inconclusive, back),
-            (true, none.clone(), none.clone(), Inconclusive, uncounted),
-            (false, none.clone(), none.clone(), Pass, ""),
-            (true, none.clone(), kills(1), Pass, ""),
+        let killed = "no_oom_kill: 2 killed for want of memory, none, cgroup cg";
+        let missing = "no_oom_kill: none killed for want of memory, at least one was expected, \
+                       cgroup cg";
+        let uncounted =
+            "no_oom_kill: the kernel counts none without the memory controller, cgroup cg";
+        for (expected, killed, outcome, text) in [
+            (false, Some(0), Pass, ""),
+            (false, Some(2), Fail, killed),
+            (true, Some(1), Pass, ""),
+            (true, Some(0), Fail, missing),
+            (true, None, Inconclusive, uncounted),
+            (false, None, Pass, ""),
         ] {
-            is(&oom_kill(expected, &before, &after), outcome, false, text);
+            is(&oom_kill(&OomKills { cgroup: "cg".to_owned(), expected, killed }), outcome, text);
         }
     }
 
@@ -319,7 +284,7 @@ mod tests {
             (cpu(0, 100, 50), cpu(0, 200, 110), 59.0, Fail, text),
             (cpu(0, 100, 50), cpu(0, 100, 50), 100.0, Inconclusive, none),
         ] {
-            is(&throttled(&before, &after, most), outcome, true, text);
+            is(&throttled(&window(before, after), most), outcome, text);
         }
     }
 
@@ -328,27 +293,31 @@ mod tests {
         let much = "max_quota_error_pct: 5.06 s of CPU time, at most the quota's 5.05 s and 0 %";
         let early = "max_quota_error_pct: 2 s of CPU time, at least the used-up quotas' 2.45 s and \
                      10 %: throttled in 50 of 100 periods";
-        let none = "max_quota_error_pct: it was runnable in no whole period";
-        for (after, wall, most, outcome, time_based, text) in [
-            (cpu(5_050_000, 100, 100), WALL, 0.0, Pass, true, ""),
-            (cpu(5_060_000, 100, 100), WALL, 0.0, Fail, true, much),
-            (cpu(5_060_000, 100, 100), WALL, 1.0, Pass, true, ""),
-            (cpu(2_000_000, 100, 50), WALL, 10.0, Fail, true, early),
-            (cpu(2_000_000, 100, 50), WALL, 20.0, Pass, false, ""),
-            (cpu(2_000_000, 100, 0), WALL, 0.0, Pass, false, ""),
-            (cpu(0, 0, 0), WALL, 0.0, Inconclusive, false, none),
-            (cpu(9, 1, 0), Duration::from_millis(99), 0.0, Inconclusive, false, none),
-            (cpu(9, 1, 0), Duration::from_millis(100), 0.0, Pass, false, ""),
+        let idle = "max_quota_error_pct: it was runnable in no period";
+        let short = "max_quota_error_pct: the window is shorter than a period";
+        for (after, wall, most, outcome, text) in [
+            (cpu(5_050_000, 100, 100), WALL, 0.0, Pass, ""),
+            (cpu(5_060_000, 100, 100), WALL, 0.0, Fail, much),
+            (cpu(5_060_000, 100, 100), WALL, 1.0, Pass, ""),
+            (cpu(2_000_000, 100, 50), WALL, 10.0, Fail, early),
+            (cpu(2_000_000, 100, 50), WALL, 20.0, Pass, ""),
+            (cpu(2_000_000, 100, 0), WALL, 0.0, Pass, ""),
+            (cpu(0, 0, 0), WALL, 0.0, Inconclusive, idle),
+            // The kernel has no quota for it, and counts no periods.
+            (cpu(5_060_000, 0, 0), WALL, 0.0, Fail, much),
+            (cpu(9, 1, 0), Duration::from_millis(99), 0.0, Inconclusive, short),
+            (cpu(9, 1, 0), Duration::from_millis(100), 0.0, Pass, ""),
         ] {
-            is(&quota(QUOTA, &cpu(0, 0, 0), &after, wall, most), outcome, time_based, text);
+            let sample = CgroupSample { wall, ..window(cpu(0, 0, 0), after) };
+            is(&quota(&sample, QUOTA, most), outcome, text);
         }
         let second = Duration::from_secs(1);
         let half = CpuQuota { quota: second / 2, period: second };
-        let exact = quota(half, &cpu(0, 0, 0), &cpu(1_000_000, 1, 0), second, 0.0);
-        assert_eq!(exact.outcome, Pass);
-        let back = quota(QUOTA, &cpu(2, 0, 0), &cpu(1, 9, 0), WALL, 5.0);
+        let sample = CgroupSample { wall: second, ..window(cpu(0, 0, 0), cpu(1_000_000, 1, 0)) };
+        assert_eq!(quota(&sample, half, 0.0).outcome, Pass);
+        let back = quota(&window(cpu(2, 0, 0), cpu(1, 9, 0)), QUOTA, 5.0);
         assert_eq!(back.outcome, Inconclusive);
-        let nan = quota(QUOTA, &cpu(0, 0, 0), &cpu(1, 9, 0), WALL, f64::NAN);
+        let nan = quota(&window(cpu(0, 0, 0), cpu(1, 9, 0)), QUOTA, f64::NAN);
         assert_eq!(nan.outcome, Inconclusive);
     }
 
@@ -358,42 +327,33 @@ mod tests {
             some: Stall { total_usec, ..Stall::default() },
             ..Pressure::default()
         };
+        let stats = |io_pressure| CgroupStats { io_pressure, ..CgroupStats::default() };
         let text = "max_io_pressure_pct: 10 % of the time, at most 9.5 % of the time";
         let none = "max_io_pressure_pct: this kernel counts no pressure";
         let back = "max_io_pressure_pct: the kernel's counters went back: it is not the same \
                     cgroup any more";
-        for (before, after, wall, most, outcome, text) in [
-            (Some(stall(5)), Some(stall(1_000_005)), WALL, 10.0, Pass, ""),
-            (Some(stall(5)), Some(stall(1_000_005)), WALL, 9.5, Fail, text),
-            (None, None, WALL, 9.5, Inconclusive, none),
-            (Some(stall(5)), Some(stall(4)), WALL, 9.5, Inconclusive, back),
-            (
-                Some(stall(5)),
-                Some(stall(5)),
-                Duration::ZERO,
-                9.5,
-                Inconclusive,
-                "max_io_pressure_pct: no time passed",
-            ),
+        for (before, after, most, outcome, text) in [
+            (Some(stall(5)), Some(stall(1_000_005)), 10.0, Pass, ""),
+            (Some(stall(5)), Some(stall(1_000_005)), 9.5, Fail, text),
+            (None, None, 9.5, Inconclusive, none),
+            (Some(stall(5)), Some(stall(4)), 9.5, Inconclusive, back),
         ] {
-            let kind = DetailKind::IoPressure;
-            let verdict = pressure(kind, before.as_ref(), after.as_ref(), wall, most);
-            is(&verdict, outcome, true, text);
+            let sample = window(stats(before), stats(after));
+            is(&pressure(&sample, DetailKind::IoPressure, IO, most), outcome, text);
         }
     }
 
-    fn sample(name: &str, weight: u32, used_ms: u64) -> CgroupSample {
-        let asked = CgroupAsked { weight: Some(weight), ..CgroupAsked::default() };
-        let (before, after) = (cpu(77_000, 0, 0), cpu(77_000 + 1000 * used_ms, 0, 0));
-        CgroupSample { name: name.to_owned(), asked, began_ns: 0, before, after, wall: WALL }
+    fn sample(name: &str, weight: u32, used_ms: u64, waited_ms: u64) -> CgroupSample {
+        CgroupSample {
+            name: name.to_owned(),
+            asked: CgroupAsked { weight: Some(weight), ..CgroupAsked::default() },
+            waited: Duration::from_millis(waited_ms),
+            ..window(cpu(77_000, 0, 0), cpu(77_000 + 1000 * used_ms, 0, 0))
+        }
     }
 
-    fn plain(name: &str, used_ms: u64) -> CgroupSample {
-        CgroupSample { asked: CgroupAsked::default(), ..sample(name, 1, used_ms) }
-    }
-
-    fn waited(cgroup: &str, ms: u64) -> WorkerReport {
-        WorkerReport { cgroup: cgroup.to_owned(), run_delay: Duration::from_millis(ms), ..spin() }
+    fn plain(name: &str, used_ms: u64, waited_ms: u64) -> CgroupSample {
+        CgroupSample { asked: CgroupAsked::default(), ..sample(name, 1, used_ms, waited_ms) }
     }
 
     #[test]
@@ -402,46 +362,56 @@ mod tests {
                     at least 90 % of what its weight entitles it to, cgroup a";
         let content = "max_weight_error_pct: fewer than two of the siblings wanted more CPU time \
                        than was theirs";
-        let two = |a, b| vec![sample("a", 100, a), sample("b", 300, b)];
-        let both = || vec![waited("a", 7000), waited("b/c", 3000)];
-        for (samples, reports, most, outcome, text) in [
-            (two(2500, 7500), both(), 0.0, Pass, ""),
-            (two(2000, 8000), both(), 20.0, Pass, ""),
-            (two(2000, 8000), both(), 10.0, Fail, text),
-            // It slept, unlike another one whose name begins with its name.
+        let two = |a, b| vec![sample("a", 100, a, 7000), sample("b", 300, b, 3000)];
+        let limited = |mut sample: CgroupSample| {
+            sample.asked.quota = Some(QUOTA);
+            sample
+        };
+        let third = || vec![sample("c", 400, 2000, 0)];
+        for (samples, most, outcome, text) in [
+            (two(2500, 7500), 0.0, Pass, ""),
+            (two(2000, 8000), 20.0, Pass, ""),
+            (two(2000, 8000), 10.0, Fail, text),
+            // It slept.
             (
-                two(2000, 8000),
-                vec![waited("ab", 9000), waited("b", 3000)],
+                vec![sample("a", 100, 2000, 0), sample("b", 300, 8000, 3000)],
+                10.0,
+                Inconclusive,
+                content,
+            ),
+            // What it waited for was its quota.
+            (
+                vec![limited(sample("a", 100, 2000, 7000)), sample("b", 300, 8000, 3000)],
                 10.0,
                 Inconclusive,
                 content,
             ),
             // One without a weight has that of the kernel.
-            (vec![plain("a", 2000), sample("b", 300, 8000)], both(), 10.0, Fail, text),
-            (two(0, 0), vec![], 10.0, Inconclusive, content),
+            (vec![plain("a", 2000, 7000), sample("b", 300, 8000, 3000)], 10.0, Fail, text),
+            (vec![sample("a", 100, 0, 0), sample("b", 300, 0, 0)], 10.0, Inconclusive, content),
             // What a third one left is shared among the other two.
-            ([two(2000, 6000), vec![sample("c", 400, 2000)]].concat(), both(), 0.0, Pass, ""),
-            ([two(1600, 6400), vec![sample("c", 400, 2000)]].concat(), both(), 10.0, Fail, text),
+            ([two(2000, 6000), third()].concat(), 0.0, Pass, ""),
+            ([two(1600, 6400), third()].concat(), 10.0, Fail, text),
         ] {
-            let family: Vec<_> = samples.iter().collect();
-            is(&weights(&family, &reports, most), outcome, true, text);
+            is(&weights(&samples.iter().collect::<Vec<_>>(), most), outcome, text);
         }
     }
 
     #[test]
-    fn siblings_compete_on_the_same_cpus() {
+    fn siblings_compete_on_the_same_cpus_at_the_same_time() {
         let on = |name: &str, cpu| {
-            let mut sample = sample(name, 100, 0);
+            let mut sample = plain(name, 0, 0);
             sample.asked.cpuset = vec![cpu];
             sample
         };
         let samples = [
-            sample("a", 200, 0),
-            plain("b", 0),
+            sample("a", 200, 0, 0),
+            plain("b", 0, 0),
             on("c", 1),
-            sample("a/x", 1, 0),
-            plain("d/x", 0),
-            plain("d/y", 0),
+            CgroupSample { began_ns: 7, ..plain("e", 0, 0) },
+            sample("a/x", 1, 0, 0),
+            plain("d/x", 0, 0),
+            plain("d/y", 0, 0),
         ];
         let families = families(&samples);
         let names: Vec<Vec<_>> =
@@ -451,33 +421,63 @@ mod tests {
 
     #[test]
     fn a_cgroup_is_judged_by_what_was_asked_of_it() {
-        let assert = Assert::DEFAULT.max_throttled_pct(50.0).max_quota_error_pct(5.0);
-        let (before, mut after) = (cpu(0, 0, 0), cpu(9_000_000, 100, 90));
-        let judge = |assert: Assert, asked: &CgroupAsked, after: &CgroupStats| {
-            assert.judge_cgroup("cg", asked, &before, after, WALL)
+        let mut sample = window(cpu(0, 0, 0), cpu(9_000_000, 100, 90));
+        let judge = |assert: Assert, sample: &CgroupSample| {
+            assert.judge_cgroups(std::slice::from_ref(sample), &[])
         };
-        let none = CgroupAsked::default();
-        assert!(judge(assert, &none, &after).is_pass());
-        let limited = CgroupAsked { quota: Some(QUOTA), ..none.clone() };
-        let verdict = judge(assert, &limited, &after);
-        let kinds: Vec<_> = verdict.details.iter().map(|detail| detail.kind).collect();
-        assert_eq!(kinds, [DetailKind::Throttled, DetailKind::Quota]);
-        assert!(verdict.details.iter().all(|detail| detail.cgroup.as_deref() == Some("cg")));
-        after.memory = kills(1).memory;
-        assert_eq!(judge(Assert::DEFAULT, &none, &after).outcome, Fail);
-        assert!(judge(Assert::DEFAULT.no_oom_kill(false), &none, &after).is_pass());
-        let pressed = Assert::DEFAULT.max_cpu_pressure_pct(1.0);
-        assert_eq!(judge(pressed, &limited, &before).outcome, Inconclusive);
+        let assert = Assert::DEFAULT.max_throttled_pct(50.0).max_quota_error_pct(5.0);
+        assert_eq!(judge(assert, &sample).outcome, Inconclusive, "no quota was asked for");
+        sample.asked.quota = Some(QUOTA);
+        let verdict = judge(assert, &sample);
+        assert_eq!(verdict.outcome, Fail);
+        let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "max_throttled_pct: 90 % of its periods, at most 50 % of its periods, cgroup cg, \
+             at 10.000 s",
+                "max_quota_error_pct: 9 s of CPU time, at most the quota's 5.05 s and 5 %, cgroup cg, \
+             at 10.000 s",
+            ]
+        );
+        assert!(verdict.details.iter().all(|detail| detail.time_based));
+        assert!(judge(Assert::DEFAULT, &sample).is_pass());
+        assert_eq!(judge(Assert::DEFAULT.max_cpu_pressure_pct(1.0), &sample).outcome, Inconclusive);
+        let killed = OomKills { cgroup: "cg".to_owned(), expected: false, killed: Some(1) };
+        let kills = std::slice::from_ref(&killed);
+        assert_eq!(Assert::DEFAULT.judge_cgroups(&[], kills).outcome, Fail);
+        assert!(Assert::DEFAULT.no_oom_kill(false).judge_cgroups(&[], kills).is_pass());
     }
 
     #[test]
-    fn all_cgroups_are_judged_once() {
-        let samples = [sample("a", 100, 2000), sample("b", 300, 8000)];
-        let reports = [waited("a", 7000), waited("b", 3000)];
-        let judge = |assert: Assert| assert.judge_cgroups(&samples, &reports).outcome;
-        assert_eq!(judge(Assert::DEFAULT.max_weight_error_pct(10.0)), Fail);
-        assert_eq!(judge(Assert::DEFAULT.max_weight_error_pct(20.0)), Pass);
-        assert_eq!(judge(Assert::DEFAULT.max_throttled_pct(100.0)), Inconclusive);
-        assert_eq!(judge(Assert::DEFAULT), Pass);
+    fn a_bound_holds_in_each_window_in_which_it_can_be_measured() {
+        let throttled = |began_ns, periods, throttled| {
+            let asked = CgroupAsked { quota: Some(QUOTA), ..CgroupAsked::default() };
+            let window = window(cpu(0, 0, 0), cpu(0, periods, throttled));
+            CgroupSample { asked, began_ns, ..window }
+        };
+        let short = CgroupSample { wall: Duration::from_millis(99), ..throttled(0, 10, 10) };
+        let other = CgroupSample { name: "other".to_owned(), ..throttled(0, 0, 0) };
+        let (good, bad, idle) = (throttled(1, 10, 0), throttled(2, 10, 10), throttled(3, 0, 0));
+        for (samples, outcome) in [
+            (vec![&good], Pass),
+            (vec![&good, &bad], Fail),
+            (vec![&bad, &idle, &short], Fail),
+            (vec![&idle, &good, &short], Pass),
+            (vec![&idle], Inconclusive),
+            (vec![&short], Inconclusive),
+            // What is measured of one proves nothing of another.
+            (vec![&good, &other], Inconclusive),
+        ] {
+            let samples: Vec<_> = samples.into_iter().cloned().collect();
+            let assert = Assert::DEFAULT.max_throttled_pct(50.0);
+            assert_eq!(assert.judge_cgroups(&samples, &[]).outcome, outcome, "{samples:?}");
+        }
+        let [a, b] = [sample("a", 100, 2000, 7000), sample("b", 300, 8000, 3000)];
+        let weights = |most: f64| Assert::DEFAULT.max_weight_error_pct(most);
+        let two = [a.clone(), b];
+        assert_eq!(weights(10.0).judge_cgroups(&two, &[]).outcome, Fail);
+        assert_eq!(weights(20.0).judge_cgroups(&two, &[]).outcome, Pass);
+        assert_eq!(weights(20.0).judge_cgroups(&[a], &[]).outcome, Inconclusive);
     }
 }

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::cgroups::{self, CgroupAsked, CgroupSample};
+use super::cgroups::{self, CgroupSample, OomKills};
 use super::workers;
-use super::{AssertDetail, AssertResult, DetailKind};
-use crate::cgroup::CgroupStats;
+use super::{AssertDetail, AssertResult, DetailKind, Outcome};
 use crate::workload::WorkerReport;
 
 /// Shares and rates over less than this prove nothing: start and stop weigh too much, and a kernel
@@ -254,27 +253,33 @@ impl Assert {
         verdict
     }
 
-    /// Judges a cgroup by what the kernel counted for it in a window of `wall`. What does not
-    /// concern it, the bounds of a quota it does not have for instance, is passed over.
-    pub fn judge_cgroup(
-        &self,
-        name: &str,
-        asked: &CgroupAsked,
-        before: &CgroupStats,
-        after: &CgroupStats,
-        wall: Duration,
-    ) -> AssertResult {
+    /// Judges cgroups by what the kernel counted for them, and siblings by their weights. What does
+    /// not concern one, the bounds of a quota it does not have for instance, is passed over.
+    ///
+    /// A bound holds in each window. It is inconclusive for a cgroup if it could be measured in none
+    /// of its windows, and for the test if no cgroup is concerned; so this is to be called once, with
+    /// all there is.
+    pub fn judge_cgroups(&self, samples: &[CgroupSample], kills: &[OomKills]) -> AssertResult {
         let mut verdict = AssertResult::pass();
         if self.no_oom_kill {
-            verdict.absorb(cgroups::oom_kill(asked.oom_kill_expected, before, after));
+            kills.iter().for_each(|kills| verdict.absorb(cgroups::oom_kill(kills)));
         }
-        if let Some(quota) = asked.quota {
-            if let Some(most) = self.max_throttled_pct {
-                verdict.absorb(cgroups::throttled(before, after, most));
-            }
-            if let Some(most) = self.max_quota_error_pct {
-                verdict.absorb(cgroups::quota(quota, before, after, wall, most));
-            }
+        let mut each = |kind, check: &dyn Fn(&CgroupSample) -> Option<AssertResult>| {
+            let judged = samples.iter().filter_map(|sample| {
+                let judged = check(sample)?.map_details(|detail| detail.cgroup(&sample.name));
+                Some((&*sample.name, in_window(kind, sample, judged)))
+            });
+            verdict.absorb(over_windows(kind, judged));
+        };
+        if let Some(most) = self.max_throttled_pct {
+            each(DetailKind::Throttled, &|sample| {
+                sample.asked.quota.map(|_| cgroups::throttled(sample, most))
+            });
+        }
+        if let Some(most) = self.max_quota_error_pct {
+            each(DetailKind::Quota, &|sample| {
+                sample.asked.quota.map(|quota| cgroups::quota(sample, quota, most))
+            });
         }
         for (kind, bound, part) in [
             (DetailKind::CpuPressure, self.max_cpu_pressure_pct, cgroups::CPU),
@@ -282,49 +287,53 @@ impl Assert {
             (DetailKind::IoPressure, self.max_io_pressure_pct, cgroups::IO),
         ] {
             if let Some(most) = bound {
-                verdict.absorb(cgroups::pressure(kind, part(before), part(after), wall, most));
-            }
-        }
-        verdict.map_details(|detail| detail.cgroup(name))
-    }
-
-    /// Judges each cgroup, and siblings by their weights. The reports are those of all workers,
-    /// over the same window; they tell which cgroup waited for CPU time that others had.
-    ///
-    /// To be called once, with all cgroups of a test: a bound is inconclusive if no cgroup is
-    /// concerned.
-    pub fn judge_cgroups(
-        &self,
-        samples: &[CgroupSample],
-        reports: &[WorkerReport],
-    ) -> AssertResult {
-        let mut verdict = AssertResult::pass();
-        for CgroupSample { name, asked, before, after, wall, .. } in samples {
-            verdict.absorb(self.judge_cgroup(name, asked, before, after, *wall));
-        }
-        let has_quota = samples.iter().any(|sample| sample.asked.quota.is_some());
-        for (kind, is_set, is_measured) in [
-            (DetailKind::Throttled, self.max_throttled_pct.is_some(), has_quota),
-            (DetailKind::Quota, self.max_quota_error_pct.is_some(), has_quota),
-            (DetailKind::CpuPressure, self.max_cpu_pressure_pct.is_some(), !samples.is_empty()),
-            (
-                DetailKind::MemoryPressure,
-                self.max_memory_pressure_pct.is_some(),
-                !samples.is_empty(),
-            ),
-            (DetailKind::IoPressure, self.max_io_pressure_pct.is_some(), !samples.is_empty()),
-        ] {
-            if is_set && !is_measured {
-                verdict.absorb(or_unmeasured(kind, Vec::new()));
+                each(kind, &|sample| Some(cgroups::pressure(sample, kind, part, most)));
             }
         }
         if let Some(most) = self.max_weight_error_pct {
+            let kind = DetailKind::Weight;
             let families = cgroups::families(samples);
-            let judged = families.iter().map(|family| cgroups::weights(family, reports, most));
-            verdict.absorb(or_unmeasured(DetailKind::Weight, judged.collect()));
+            let judged = families.iter().map(|family| {
+                let names: Vec<_> = family.iter().map(|sample| &*sample.name).collect();
+                (names, in_window(kind, family[0], cgroups::weights(family, most)))
+            });
+            verdict.absorb(over_windows(kind, judged));
         }
         verdict
     }
+}
+
+/// What a check said of a window. All such checks are about time, of which little proves nothing.
+fn in_window(kind: DetailKind, sample: &CgroupSample, judged: AssertResult) -> AssertResult {
+    let judged = match sample.wall < MEASURABLE_AFTER {
+        true => unmeasured(kind, too_short(sample.wall))
+            .map_details(|detail| detail.cgroup(&sample.name)),
+        false => judged,
+    };
+    let ended_ns = sample.began_ns + sample.wall.as_nanos() as u64;
+    judged.map_details(|detail| detail.at_ns(ended_ns).time_based())
+}
+
+/// What a check said of each window of whom it concerns. Windows in which it could not be measured
+/// are passed over if there is another of the same in which it could.
+fn over_windows<K: Ord>(
+    kind: DetailKind,
+    judged: impl Iterator<Item = (K, AssertResult)>,
+) -> AssertResult {
+    let mut windows: BTreeMap<K, Vec<AssertResult>> = BTreeMap::new();
+    judged.for_each(|(whose, judged)| windows.entry(whose).or_default().push(judged));
+    let is_measured = |judged: &AssertResult| judged.outcome != Outcome::Inconclusive;
+    for windows in windows.values_mut() {
+        if windows.iter().any(is_measured) {
+            windows.retain(is_measured);
+        }
+    }
+    or_unmeasured(kind, windows.into_values().flatten().collect())
+}
+
+/// Why nothing can be said of `wall`.
+pub(super) fn too_short(wall: Duration) -> String {
+    format!("{wall:?} is too short, {MEASURABLE_AFTER:?} is not")
 }
 
 type Applies<'a> = &'a dyn Fn(&WorkerReport) -> bool;

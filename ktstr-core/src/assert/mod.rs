@@ -11,7 +11,7 @@ mod detail;
 mod verdict;
 mod workers;
 
-pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota};
+pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota, OomKills};
 pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};
 pub use claim::{Claim, Measure};
 pub use detail::{AssertDetail, DetailKind};

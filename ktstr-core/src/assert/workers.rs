@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::checks::{Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
+use super::checks::{self, Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
 use crate::cgroup::format_list;
 use crate::workload::WorkerReport;
@@ -228,9 +228,8 @@ fn variation(values: &[f64]) -> Option<f64> {
 }
 
 fn too_short(kind: DetailKind, worker: &WorkerReport) -> Option<AssertResult> {
-    let told = || format!("{:?} is too short, {MEASURABLE_AFTER:?} is not", worker.wall);
-    (worker.wall < MEASURABLE_AFTER)
-        .then(|| unmeasured(kind, told()).map_details(AssertDetail::time_based))
+    let told = || unmeasured(kind, checks::too_short(worker.wall));
+    (worker.wall < MEASURABLE_AFTER).then(|| told().map_details(AssertDetail::time_based))
 }
 
 fn too_few_wakes(kind: DetailKind, worker: &WorkerReport) -> Option<AssertResult> {

@@ -36,7 +36,7 @@ impl Scenario<'_> {
 
     fn add_cgroup(&mut self, cgroup: &str) -> Result<()> {
         // Whoever made it removes it; a second owner would remove it from under the first.
-        ensure!(!self.made().any(|name| name == cgroup), "`{cgroup}` is there already");
+        ensure!(!self.made().any(|made| made.name == cgroup), "`{cgroup}` is there already");
         for (end, _) in cgroup.match_indices('/') {
             let above = &cgroup[..end];
             // Made on the way, so it is to be removed as well; one that was there stays.
@@ -58,7 +58,7 @@ impl Scenario<'_> {
         let works = def.works(self.ctx.topo)?;
         self.add_cgroup(&def.name)?;
         if def.oom_kill_expected {
-            self.made_mut(&def.name).for_each(Made::expect_oom_kill);
+            self.made_mut(&def.name).for_each(|made| made.oom_kill_expected = true);
         }
         def.knobs.iter().try_for_each(|knob| self.set_knob(&def.name, knob))?;
         let placement = || SpawnPlacement::cgroup(&def.name);
@@ -67,6 +67,7 @@ impl Scenario<'_> {
 
     fn remove_cgroup(&mut self, cgroup: &str) -> Result<()> {
         self.stop_cgroup(cgroup)?;
+        self.note_oom_kills(cgroup)?;
         self.ctx.cgroups.remove_cgroup(cgroup)?;
         // Not before it is gone: what could not be removed now is tried again at the end.
         for layer in &mut self.layers {
@@ -82,15 +83,13 @@ impl Scenario<'_> {
 
     fn set_knob(&mut self, cgroup: &str, knob: &CgroupKnob) -> Result<()> {
         self.known(cgroup)?;
-        // What was counted under the value before is judged by that.
-        self.end_counting(cgroup)?;
         knob.apply(self.ctx.cgroups, cgroup, self.ctx.topo)?;
         self.made_mut(cgroup).for_each(|made| made.note(knob));
         if let CgroupKnob::Cpuset(cpus) = knob {
             let cpus = cpus.as_ref().map(|cpus| cpus.resolve(self.ctx.topo)).transpose()?;
             self.note_cpuset(cgroup, &cpus);
         }
-        self.begin_counting()
+        Ok(())
     }
 
     fn note_cpuset(&mut self, cgroup: &str, cpus: &Option<BTreeSet<usize>>) {
@@ -108,8 +107,7 @@ impl Scenario<'_> {
 
     /// The CPUs that the cpusets of a group and of those above leave; `None` if there is none.
     pub(super) fn cpuset_asked(&self, cgroup: &str) -> Option<BTreeSet<u32>> {
-        let made = self.layers.iter().flat_map(|layer| &layer.cgroups);
-        let above = made.filter(|made| is_in(cgroup, &made.name));
+        let above = self.made().filter(|made| is_in(cgroup, &made.name));
         let cpusets = above.filter_map(|made| made.cpuset.as_ref());
         let cpusets = cpusets.map(|cpus| cpus.iter().map(|cpu| *cpu as u32).collect());
         cpusets.reduce(|one: BTreeSet<u32>, other| &one & &other)
@@ -118,17 +116,6 @@ impl Scenario<'_> {
     /// The CPUs that workers of a group may use.
     fn cpus_of(&self, cgroup: &str) -> BTreeSet<u32> {
         self.cpuset_asked(cgroup).unwrap_or_else(|| self.ctx.topo.cpus.iter().copied().collect())
-    }
-
-    /// Counts for all groups with workers in them or below.
-    fn begin_counting(&mut self) -> Result<()> {
-        let used: BTreeSet<_> = self.workers().map(|placed| placed.cgroup.clone()).collect();
-        let cgroups = self.ctx.cgroups;
-        let mut made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
-        made.try_for_each(|made| match used.iter().any(|cgroup| is_in(cgroup, &made.name)) {
-            true => made.begin(cgroups),
-            false => Ok(()),
-        })
     }
 
     fn swap_cpusets(&mut self, a: &str, b: &str) -> Result<()> {
@@ -142,8 +129,8 @@ impl Scenario<'_> {
 
     fn cpuset_of(&self, cgroup: &str) -> Result<BTreeSet<usize>> {
         self.known(cgroup)?;
-        let made = self.layers.iter().flat_map(|layer| &layer.cgroups);
-        let cpus = made.filter(|made| made.name == cgroup).find_map(|made| made.cpuset.clone());
+        let mut made = self.made().filter(|made| made.name == cgroup);
+        let cpus = made.find_map(|made| made.cpuset.clone());
         cpus.with_context(|| format!("no cpuset was set for `{cgroup}`"))
     }
 
@@ -154,10 +141,9 @@ impl Scenario<'_> {
             self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
         }
         let cpuset = self.cpuset_asked(cgroup).filter(|_| !work.work_type.moves_itself());
-        let above = |made: &&Made| is_in(cgroup, &made.name);
-        let made = self.layers.iter().flat_map(|layer| &layer.cgroups).filter(above);
+        let made = self.made().filter(|made| is_in(cgroup, &made.name));
         let (oom_kill_expected, was_frozen) = made.fold((false, false), |(oom, frozen), made| {
-            (oom || made.expects_oom_kill(), frozen || made.is_frozen)
+            (oom || made.oom_kill_expected, frozen || made.is_frozen)
         });
         let spawn = self.spawns;
         self.spawns += 1;
@@ -172,8 +158,7 @@ impl Scenario<'_> {
         let layer = self.layer_mut();
         let first = layer.workers.len();
         layer.workers.extend(placed);
-        self.begin_counting()?;
-        for placed in &mut self.layer_mut().workers[first..] {
+        for placed in &mut layer.workers[first..] {
             placed.worker.release().context("cannot release a worker")?;
         }
         Ok(())
@@ -193,8 +178,6 @@ impl Scenario<'_> {
         let pids = self.ctx.cgroups.read_procs(from)?;
         let moves = self.workers().any(|placed| placed.cgroup == from);
         ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
-        self.end_counting(from)?;
-        self.end_counting(to)?;
         self.ctx.cgroups.move_tasks(to, &pids)?;
         let cpuset = self.cpuset_asked(to);
         for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
@@ -203,7 +186,7 @@ impl Scenario<'_> {
                 placed.note_cpuset(cpuset.as_ref());
             }
         }
-        self.begin_counting()
+        Ok(())
     }
 
     fn freeze(&mut self, cgroup: &str, frozen: bool) -> Result<()> {
@@ -245,18 +228,18 @@ impl Scenario<'_> {
     /// Refuses a cgroup that no operation has made: a typo must not pass silently.
     fn known(&self, cgroup: &str) -> Result<()> {
         ensure!(!cgroup.is_empty(), "the cgroup has no name");
-        if !self.made().any(|name| name == cgroup) {
-            let made: Vec<_> = self.made().collect();
+        if !self.made().any(|made| made.name == cgroup) {
+            let made: Vec<_> = self.made().map(|made| &made.name).collect();
             bail!("no operation has made cgroup `{cgroup}`; there are {made:?}");
         }
         Ok(())
     }
 
-    fn made(&self) -> impl Iterator<Item = &str> {
-        self.layers.iter().flat_map(|layer| &layer.cgroups).map(|made| &*made.name)
+    pub(super) fn made(&self) -> impl Iterator<Item = &Made> {
+        self.layers.iter().flat_map(|layer| &layer.cgroups)
     }
 
-    fn made_mut(&mut self, cgroup: &str) -> impl Iterator<Item = &mut Made> {
+    pub(super) fn made_mut(&mut self, cgroup: &str) -> impl Iterator<Item = &mut Made> {
         let made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
         made.filter(move |made| made.name == cgroup)
     }

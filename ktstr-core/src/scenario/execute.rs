@@ -1,17 +1,19 @@
 //! Carries a scenario out, one phase after the other.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::layer::{Layer, Made, PlacedWorker, is_in};
+use super::layer::{Layer, Made, PlacedWorker};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
 use crate::assert::{
-    Assert, AssertDetail, AssertResult, CgroupSample, DetailKind, Surroundings, was_killed,
+    Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills,
+    Surroundings, was_killed,
 };
+use crate::cgroup::CgroupStats;
 use crate::sys::since_boot_ns;
 use crate::wire::{Report, ScenarioEvent};
 use crate::workload::{WorkerReport, Workers};
@@ -82,8 +84,7 @@ fn play(
     if !controllers.is_empty() {
         ctx.cgroups.setup(&controllers).context("cannot enable controllers")?;
     }
-    let mut scenario =
-        Scenario { ctx, layers: Vec::new(), spawns: 0, workers: Vec::new(), cgroups: Vec::new() };
+    let mut scenario = Scenario::new(ctx);
     let played = scenario.play(backdrop, steps);
     // Layers that an error left standing come down here; the first error is the one that counts.
     played.and(scenario.end_all())?;
@@ -97,8 +98,7 @@ pub(super) fn play_for_reports(
     backdrop: &Backdrop,
     steps: &[Step],
 ) -> Result<Vec<WorkerReport>> {
-    let mut scenario =
-        Scenario { ctx, layers: Vec::new(), spawns: 0, workers: Vec::new(), cgroups: Vec::new() };
+    let mut scenario = Scenario::new(ctx);
     scenario.play(backdrop, steps)?;
     scenario.end_all()?;
     Ok(std::mem::take(&mut scenario.workers))
@@ -119,8 +119,17 @@ pub(super) struct Scenario<'a> {
     pub(super) spawns: u32,
     /// What the workers that were stopped had done.
     workers: Vec<WorkerReport>,
-    /// What the kernel had counted for the cgroups when their workers were stopped.
-    cgroups: Vec<CgroupSample>,
+    /// What the kernel has counted for the cgroups in each hold.
+    samples: Vec<CgroupSample>,
+    /// What was killed in the cgroups that are gone.
+    oom_kills: Vec<OomKills>,
+}
+
+/// What the kernel has counted for a cgroup by now.
+struct Count {
+    at_ns: u64,
+    stats: CgroupStats,
+    waited: Duration,
 }
 
 /// A panic of a callback leaves nothing behind, either.
@@ -132,7 +141,18 @@ impl Drop for Scenario<'_> {
     }
 }
 
-impl Scenario<'_> {
+impl<'a> Scenario<'a> {
+    fn new(ctx: &'a Ctx<'a>) -> Self {
+        Self {
+            ctx,
+            layers: Vec::new(),
+            spawns: 0,
+            workers: Vec::new(),
+            samples: Vec::new(),
+            oom_kills: Vec::new(),
+        }
+    }
+
     fn end_all(&mut self) -> Result<()> {
         let mut ended = Ok(());
         while !self.layers.is_empty() {
@@ -166,8 +186,7 @@ impl Scenario<'_> {
         self.apply(op).with_context(|| format!("{}: failed to {op}", self.layer().phase))
     }
 
-    /// Waits while the workers work. False as soon as one has died that was not to be killed, which
-    /// decides the verdict.
+    /// Lets the workers work for as long as the step says. False if that is decided before.
     fn hold(&mut self, step: &Step) -> Result<bool> {
         let (hold, interval) = match step.hold {
             HoldSpec::Fixed(hold) => (hold, None),
@@ -188,14 +207,51 @@ impl Scenario<'_> {
         while let Some(interval) = interval {
             let next = Instant::now().checked_add(interval).filter(|next| *next < end);
             let Some(next) = next else { break };
-            if !self.wait_until(next)? {
+            if !self.count_until(next)? {
                 return Ok(false);
             }
             step.ops.iter().try_for_each(|op| self.carry_out(op))?;
         }
-        self.wait_until(end)
+        self.count_until(end)
     }
 
+    /// Waits as [`wait_until`](Self::wait_until), and keeps what the kernel counts meanwhile for all
+    /// cgroups with workers in them or below. Nothing is changed by then, so that it can be held
+    /// against what was asked; and it is the same time for all, so that siblings can be compared.
+    fn count_until(&mut self, deadline: Instant) -> Result<bool> {
+        let used = |made: &&Made| self.workers().any(|placed| placed.is_in(&made.name));
+        let made: Vec<_> = self.made().filter(used).collect();
+        let count = || made.iter().map(|made| self.count(made)).collect::<Result<Vec<_>>>();
+        let began_ns = since_boot_ns();
+        let before = count()?;
+        let is_working = self.wait_until(deadline)?;
+        let counts = before.into_iter().zip(count()?);
+        let samples = made.iter().zip(counts).map(|(made, (before, after))| {
+            let cpuset = self.cpuset_asked(&made.name).into_iter().flatten().collect();
+            CgroupSample {
+                name: made.name.clone(),
+                asked: CgroupAsked { cpuset, ..made.asked.clone() },
+                began_ns,
+                wall: Duration::from_nanos(after.at_ns.saturating_sub(before.at_ns)),
+                waited: after.waited.saturating_sub(before.waited),
+                before: before.stats,
+                after: after.stats,
+            }
+        });
+        let samples: Vec<_> = samples.collect();
+        self.samples.extend(samples);
+        Ok(is_working)
+    }
+
+    fn count(&self, made: &Made) -> Result<Count> {
+        let own = self.workers().filter(|placed| placed.is_in(&made.name));
+        let waited = own.map(|placed| placed.worker.run_delay()).sum();
+        let stats = self.ctx.cgroups.stats(&made.name)?;
+        Ok(Count { at_ns: since_boot_ns(), stats, waited })
+    }
+
+    /// Waits while the workers work. False as soon as one has died that was not to be killed, which
+    /// decides the verdict.
     fn wait_until(&self, deadline: Instant) -> Result<bool> {
         let mut workers: Vec<_> = self.workers().collect();
         loop {
@@ -233,30 +289,19 @@ impl Scenario<'_> {
         // Who works in a group of this layer cannot stay in it, whoever spawned it.
         let stopped =
             self.stop_workers(|layer, placed| layer == inner || made.contains(&placed.cgroup));
+        let noted =
+            made.iter().rev().map(|made| self.note_oom_kills(made)).fold(Ok(()), Result::and);
         let layer = self.layers.pop().expect("only called with a layer standing");
         let phase = layer.phase.clone();
         let undone = layer.take_down(self.ctx.cgroups);
-        stopped.and(undone).with_context(|| format!("{phase}: failed to take it down"))
+        stopped.and(noted).and(undone).with_context(|| format!("{phase}: failed to take it down"))
     }
 
-    /// Stops workers, and keeps what they did. Groups that have none any more are not counted on, or
-    /// an idle time would be that nobody asked for.
+    /// Stops workers, and keeps what they did.
     pub(super) fn stop_workers(
         &mut self,
         which: impl Fn(usize, &PlacedWorker) -> bool,
     ) -> Result<()> {
-        let all = self.layers.iter().enumerate();
-        let going =
-            all.flat_map(|(index, layer)| layer.workers.iter().map(move |one| (index, one)));
-        let (going, staying): (Vec<_>, Vec<_>) = going.partition(|(index, one)| which(*index, one));
-        let names = |workers: Vec<(usize, &PlacedWorker)>| -> BTreeSet<String> {
-            workers.into_iter().map(|(_, placed)| placed.cgroup.clone()).collect()
-        };
-        let (left, used) = (names(going), names(staying));
-        let is_used = |name: &str| used.iter().any(|cgroup| is_in(cgroup, name));
-        let emptied = |name: &str| left.iter().any(|cgroup| is_in(cgroup, name)) && !is_used(name);
-        // While they still work.
-        let counted = self.end_counting_of(|made| emptied(&made.name));
         let mut stop = Vec::new();
         for (index, layer) in self.layers.iter_mut().enumerate() {
             stop.extend(layer.workers.extract_if(.., |placed| which(index, placed)));
@@ -264,26 +309,25 @@ impl Scenario<'_> {
         let mut workers: Vec<_> = stop.iter_mut().map(|placed| &mut placed.worker).collect();
         let stopped = Workers::stop(&mut workers).context("cannot stop the workers");
         self.workers.extend(stop.iter().map(PlacedWorker::report));
-        counted.and(stopped)
+        stopped
     }
 
-    /// Ends counting for a group, and for those above and below, which its knobs concern as well.
-    pub(super) fn end_counting(&mut self, cgroup: &str) -> Result<()> {
-        self.end_counting_of(|made| is_in(&made.name, cgroup) || is_in(cgroup, &made.name))
-    }
-
-    fn end_counting_of(&mut self, which: impl Fn(&Made) -> bool) -> Result<()> {
-        let made = self.layers.iter().flat_map(|layer| &layer.cgroups).map(|made| &made.name);
-        let cpusets: HashMap<_, _> =
-            made.map(|name| (name.clone(), self.cpuset_asked(name))).collect();
-        let cgroups = self.ctx.cgroups;
-        let made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
-        let ended = made.filter(|made| which(made)).map(|made| {
-            let cpuset = cpusets.get(&made.name).and_then(Option::as_ref);
-            made.end(cgroups, cpuset)
-        });
-        let samples = ended.collect::<Result<Vec<_>>>()?;
-        self.cgroups.extend(samples.into_iter().flatten());
+    /// Keeps what was killed for want of memory in a group that is to be removed. The kernel counts
+    /// those of groups below as well, which have been removed before.
+    pub(super) fn note_oom_kills(&mut self, cgroup: &str) -> Result<()> {
+        let killed = match self.ctx.cgroups.stats(cgroup) {
+            Ok(stats) => stats.memory.map(|memory| memory.events.oom_kill),
+            // Somebody else has removed it.
+            Err(error) if error.is_missing() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(made) = self.made().find(|made| made.name == cgroup) else { return Ok(()) };
+        let own = killed.map(|killed| killed.saturating_sub(made.oom_kills_below));
+        let expected = made.oom_kill_expected;
+        self.oom_kills.push(OomKills { cgroup: cgroup.to_owned(), expected, killed: own });
+        if let (Some(killed), Some((above, _))) = (killed, cgroup.rsplit_once('/')) {
+            self.made_mut(above).for_each(|made| made.oom_kills_below += killed);
+        }
         Ok(())
     }
 
@@ -295,7 +339,7 @@ impl Scenario<'_> {
         }
         let surroundings = Surroundings { stuck_after: STUCK_AFTER, nodes: &self.ctx.topo.nodes };
         let of_workers = assert.judge_workers(&self.workers, &surroundings);
-        of_workers.merge(assert.judge_cgroups(&self.cgroups, &self.workers))
+        of_workers.merge(assert.judge_cgroups(&self.samples, &self.oom_kills))
     }
 
     pub(super) fn layer(&self) -> &Layer {

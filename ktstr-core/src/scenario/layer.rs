@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{CgroupKnob, hotplug};
-use crate::assert::{CgroupAsked, CgroupSample, CpuQuota};
-use crate::cgroup::{CgroupOps, CgroupStats};
-use crate::sys::since_boot_ns;
+use crate::assert::{CgroupAsked, CpuQuota};
+use crate::cgroup::CgroupOps;
 use crate::workload::{Worker, WorkerReport};
 
 /// What one phase made.
@@ -66,10 +65,12 @@ pub(super) struct Made {
     pub(super) name: String,
     /// The CPUs it has now; `None` for those of the group above.
     pub(super) cpuset: Option<BTreeSet<usize>>,
-    asked: CgroupAsked,
+    /// What the checks have to know of its knobs; but for its cpuset, which is not all its own.
+    pub(super) asked: CgroupAsked,
     pub(super) is_frozen: bool,
-    /// What the kernel had counted when the first of the workers there are now was spawned.
-    before: Option<(u64, CgroupStats)>,
+    pub(super) oom_kill_expected: bool,
+    /// How many processes were killed for want of memory in groups below that are gone.
+    pub(super) oom_kills_below: u64,
 }
 
 impl Layer {
@@ -93,16 +94,14 @@ impl Layer {
 
 impl Made {
     pub(super) fn new(name: &str) -> Self {
-        let name = name.to_owned();
-        Self { name, cpuset: None, asked: CgroupAsked::default(), is_frozen: false, before: None }
-    }
-
-    pub(super) fn expect_oom_kill(&mut self) {
-        self.asked.oom_kill_expected = true;
-    }
-
-    pub(super) fn expects_oom_kill(&self) -> bool {
-        self.asked.oom_kill_expected
+        Self {
+            name: name.to_owned(),
+            cpuset: None,
+            asked: CgroupAsked::default(),
+            is_frozen: false,
+            oom_kill_expected: false,
+            oom_kills_below: 0,
+        }
     }
 
     /// Takes note of what the checks have to know of a knob.
@@ -117,28 +116,5 @@ impl Made {
             CgroupKnob::CpuWeight(weight) => self.asked.weight = Some(*weight),
             _ => {}
         }
-    }
-
-    /// Begins to count, unless it has.
-    pub(super) fn begin(&mut self, cgroups: &dyn CgroupOps) -> Result<()> {
-        if self.before.is_none() {
-            self.before = Some((since_boot_ns(), cgroups.stats(&self.name)?));
-        }
-        Ok(())
-    }
-
-    /// Ends counting: what was asked for, and what the kernel has counted since. `None` if nobody
-    /// worked in it.
-    pub(super) fn end(
-        &mut self,
-        cgroups: &dyn CgroupOps,
-        cpuset: Option<&BTreeSet<u32>>,
-    ) -> Result<Option<CgroupSample>> {
-        let Some((began_ns, before)) = self.before.take() else { return Ok(None) };
-        let wall = Duration::from_nanos(since_boot_ns().saturating_sub(began_ns));
-        let after = cgroups.stats(&self.name)?;
-        let cpuset = cpuset.into_iter().flatten().copied().collect();
-        let asked = CgroupAsked { cpuset, ..self.asked.clone() };
-        Ok(Some(CgroupSample { name: self.name.clone(), asked, began_ns, before, after, wall }))
     }
 }

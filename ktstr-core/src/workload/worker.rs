@@ -271,6 +271,11 @@ impl Worker {
         }
     }
 
+    /// How long it was runnable and waited for a CPU since its release.
+    pub(crate) fn run_delay(&self) -> Duration {
+        self.schedstat().run_delay
+    }
+
     fn ended_by_itself(&self) -> Option<String> {
         match &self.stopped {
             Some(stopped) => stopped.ended.clone(),

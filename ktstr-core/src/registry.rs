@@ -30,7 +30,9 @@ pub struct TestEntry {
     pub memory_mib: u32,
     /// How long the body means to run; [`Ctx::duration`].
     pub duration: Duration,
-    /// How much longer than `duration` a body may run, and how long a guest may be silent.
+    /// How long a load is given to settle; [`Ctx::settle`].
+    pub settle: Duration,
+    /// How much longer than `duration` and `settle` a body may run, and how long a guest may be silent.
     pub watchdog_timeout: Duration,
     /// The kernel to boot, as in `KTSTR_KERNEL`; `None` leaves the choice to the environment.
     pub kernel: Option<&'static str>,
@@ -79,6 +81,7 @@ impl TestEntry {
         topology: Topology::DEFAULT,
         memory_mib: 256,
         duration: Duration::from_secs(5),
+        settle: Duration::from_millis(500),
         watchdog_timeout: Duration::from_secs(20),
         kernel: None,
         workload_root_cgroup: "/ktstr",

@@ -188,6 +188,7 @@ fn field(arg: &Arg) -> Option<TokenStream> {
     let (field, value) = match arg.key.target {
         Target::Field(field) => (field, value),
         Target::Seconds(field) => (field, quote!(::core::time::Duration::from_secs(#value))),
+        Target::Millis(field) => (field, quote!(::core::time::Duration::from_millis(#value))),
         Target::Optional(field) => (field, optional(&arg.value, &value)),
         Target::ExpectErr => ("expect_err", expect_err(&arg.value)),
         Target::Topology(_) | Target::Llcs | Target::Check | Target::IgnoreAttribute => {
@@ -264,6 +265,7 @@ mod tests {
             ("", quote!()),
             ("ignore, cores = 2", quote!()),
             ("memory_mib = 0x200u64", quote!(memory_mib: 512)),
+            ("settle_ms = 0", quote!(settle: ::core::time::Duration::from_millis(0))),
             ("duration_s = 1_0", quote!(duration: ::core::time::Duration::from_secs(10))),
             (
                 "watchdog_timeout_s = 3",

@@ -53,6 +53,8 @@ pub(crate) enum Target {
     Field(&'static str),
     /// A field of `TestEntry`, a `Duration` in seconds.
     Seconds(&'static str),
+    /// A field of `TestEntry`, a `Duration` in milliseconds.
+    Millis(&'static str),
     /// A field of `TestEntry`, an `Option`.
     Optional(&'static str),
     /// The field `expect_err` of `TestEntry`.
@@ -72,6 +74,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("threads", integer(1..=8, 1), Target::Topology("threads_per_core")).vm(),
     Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Field("memory_mib")).vm(),
     Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
+    Key::new("settle_ms", integer(0..=86_400_000, 500), Target::Millis("settle")),
     Key::new("watchdog_timeout_s", integer(1..=86_400, 20), Target::Seconds("watchdog_timeout"))
         .vm(),
     Key::new("kernel", text("debian:trixie", check_kernel), Target::Optional("kernel")).vm(),

@@ -105,7 +105,8 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     })?;
     let order =
         RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env: env.collect() };
-    let limits = Limits { duration: Some(entry.duration), watchdog: entry.watchdog_timeout };
+    let duration = Some(entry.duration + entry.settle);
+    let limits = Limits { duration, watchdog: entry.watchdog_timeout };
     let prepare = began.elapsed();
     let mut echo = Echo::default();
     let outcome = prepared.run(Order::Run(order), limits, &mut |live| {

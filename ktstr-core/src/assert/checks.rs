@@ -347,10 +347,18 @@ fn or_unmeasured(kind: DetailKind, judged: Vec<AssertResult>) -> AssertResult {
     AssertResult::all_of(judged)
 }
 
-/// The verdict, with its details saying whose it is.
+/// The verdict, with its details saying whose it is, where and until when that was measured.
 fn of(worker: &WorkerReport, verdict: AssertResult) -> AssertResult {
     let who = format!("{} ({})", worker.pid, worker.comm);
-    verdict.map_details(|detail| detail.worker(&who).cgroup(&worker.cgroup))
+    let only_cpu = match worker.cpus_used[..] {
+        [cpu] => Some(cpu),
+        _ => None,
+    };
+    verdict.map_details(|detail| AssertDetail {
+        cpu: detail.cpu.or(only_cpu),
+        at_ns: detail.at_ns.or(Some(worker.until_ns)),
+        ..detail.worker(&who).cgroup(&worker.cgroup)
+    })
 }
 
 /// A value and what it is held against.
@@ -534,9 +542,8 @@ mod tests {
         let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
-            [
-                "worker died: exit status 1, to run until it is stopped, worker 7 (spin), cgroup cg_0"
-            ]
+            ["worker died: exit status 1, to run until it is stopped, worker 7 (spin), \
+                 cgroup cg_0, at 12.000 s"]
         );
     }
 

@@ -26,11 +26,11 @@ pub(super) fn died(worker: &WorkerReport) -> AssertResult {
             verdict.note(format!("{worker} was killed, as was expected"));
             verdict
         }
-        Some(how) => AssertResult::fail(AssertDetail::measured(
-            DetailKind::WorkerDied,
-            how,
-            "to run until it is stopped",
-        )),
+        Some(how) => {
+            let kind = DetailKind::WorkerDied;
+            let detail = AssertDetail::measured(kind, how, "to run until it is stopped");
+            AssertResult::fail(AssertDetail { cpu: worker.last_cpu, ..detail })
+        }
     }
 }
 
@@ -184,8 +184,9 @@ pub(super) fn spread(group: &[&WorkerReport], most: f64) -> AssertResult {
         richest.pid
     );
     let who = format!("{} ({})", poorest.pid, poorest.comm);
-    hold(kind, share(richest) - share(poorest), Limit::Most(most), " points")
-        .map_details(|detail| detail.because(&told).worker(&who).time_based())
+    hold(kind, share(richest) - share(poorest), Limit::Most(most), " points").map_details(
+        |detail| detail.because(&told).worker(&who).at_ns(poorest.until_ns).time_based(),
+    )
 }
 
 /// The work units per CPU time of equal workers; the slowest is named.
@@ -205,8 +206,9 @@ pub(super) fn throughput_cv(group: &[&WorkerReport], most: f64) -> AssertResult 
     let fastest = rates.iter().copied().fold(0.0, f64::max);
     let told = format!("{rate:.0} units per second on a CPU, and up to {fastest:.0} for others");
     let who = format!("{} ({})", slowest.pid, slowest.comm);
-    hold(kind, variation, Limit::Most(most), "")
-        .map_details(|detail| detail.because(&told).worker(&who).time_based())
+    hold(kind, variation, Limit::Most(most), "").map_details(|detail| {
+        detail.because(&told).worker(&who).at_ns(slowest.until_ns).time_based()
+    })
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -266,6 +268,7 @@ pub(super) mod tests {
             }),
             migrations: 20,
             cpus_used: vec![0, 1],
+            until_ns: 12_000_000_000,
             ..WorkerReport::default()
         }
     }
@@ -420,7 +423,7 @@ pub(super) mod tests {
     #[test]
     fn spreads_are_between_shares() {
         let with = |pid, cpu, wall| WorkerReport { pid, cpu: ms(cpu), wall: ms(wall), ..spin() };
-        let text = "max_spread_pct: 10 points, at most 9 points, worker 1 (spin): \
+        let text = "max_spread_pct: 10 points, at most 9 points, worker 1 (spin), at 12.000 s: \
                     50.0 % of a CPU, and 60.0 % for worker 2";
         let short = "max_spread_pct: 10ms is too short, 100ms is not";
         // Two seconds less, but the same share.
@@ -440,7 +443,7 @@ pub(super) mod tests {
     #[test]
     fn throughputs_are_per_cpu_time() {
         let with = |work_units, cpu| WorkerReport { work_units, cpu: ms(cpu), ..spin() };
-        let text = "max_throughput_cv: 0.5, at most 0.4, worker 7 (spin): \
+        let text = "max_throughput_cv: 0.5, at most 0.4, worker 7 (spin), at 12.000 s: \
                     1000 units per second on a CPU, and up to 3000 for others";
         for (group, most, outcome, text) in [
             // Half of the work in half of the time.

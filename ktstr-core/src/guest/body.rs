@@ -105,7 +105,7 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> E
         Err(error) => return End::Error(error.to_string()),
     };
     let test_name = entry.test_name();
-    let ctx = Ctx::new(&cgroups, topo, entry.duration, entry.assert, &test_name, report);
+    let ctx = Ctx::new(&cgroups, topo, entry, &test_name, report);
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
         Ok(Ok(verdict)) => End::Verdict(verdict),
         Ok(Err(error)) => End::Error(format!("{error:#}")),

@@ -10,7 +10,7 @@ use super::layer::{Layer, Made, PlacedWorker};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
 use crate::assert::{
-    Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills,
+    Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills, Outcome,
     Surroundings, was_killed,
 };
 use crate::cgroup::CgroupStats;
@@ -87,8 +87,16 @@ fn play(
     let mut scenario = Scenario::new(ctx);
     let played = scenario.play(backdrop, steps);
     // Layers that an error left standing come down here; the first error is the one that counts.
-    played.and(scenario.end_all())?;
-    Ok(scenario.judge(assert))
+    let ended = played.and(scenario.end_all());
+    let verdict = scenario.judge(assert);
+    let Err(error) = ended else { return Ok(verdict) };
+    // What failed before may well be why. What is based on time, the host judges.
+    let has_failed = |detail: &&AssertDetail| detail.outcome == Outcome::Fail && !detail.time_based;
+    let failed = verdict.details.iter().filter(has_failed);
+    Err(match failed.map(|detail| format!("\n  {detail}")).collect::<String>() {
+        failed if failed.is_empty() => error,
+        failed => anyhow::anyhow!("{error:#}; by then, this had failed:{failed}"),
+    })
 }
 
 /// What the workers of a scenario did, which is judged otherwise.
@@ -188,17 +196,26 @@ impl<'a> Scenario<'a> {
 
     /// Lets the workers work for as long as the step says. False if that is decided before.
     fn hold(&mut self, step: &Step) -> Result<bool> {
-        let (hold, interval) = match step.hold {
-            HoldSpec::Fixed(hold) => (hold, None),
-            HoldSpec::Frac(frac) => {
-                let hold = Duration::try_from_secs_f64(self.ctx.duration.as_secs_f64() * frac);
-                (hold.with_context(|| format!("{frac} is no part of the duration"))?, None)
-            }
+        let part = |frac: f64| {
+            let part = Duration::try_from_secs_f64(self.ctx.duration.as_secs_f64() * frac);
+            part.with_context(|| format!("{frac} is no part of the duration"))
+        };
+        let (settle, hold, interval) = match step.hold {
+            HoldSpec::Fixed(hold) => (None, hold, None),
+            HoldSpec::Frac(frac) => (None, part(frac)?, None),
+            HoldSpec::Settled(settle, frac) => (Some(settle), part(frac)?, None),
             HoldSpec::LoopAt(interval) => {
                 anyhow::ensure!(!interval.is_zero(), "operations cannot be done again every 0 s");
-                (self.ctx.duration, Some(interval))
+                (None, self.ctx.duration, Some(interval))
             }
         };
+        if let Some(settle) = settle {
+            self.tell(format!("settle for {settle:?}"));
+            let settled = Instant::now().checked_add(settle).context("it settles too long")?;
+            if !self.wait_until(settled)? {
+                return Ok(false);
+            }
+        }
         match interval {
             None => self.tell(format!("hold for {hold:?}")),
             Some(interval) => self.tell(format!("hold for {hold:?}, again every {interval:?}")),

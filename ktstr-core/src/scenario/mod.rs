@@ -22,6 +22,7 @@ pub use knob::CgroupKnob;
 
 use crate::assert::Assert;
 use crate::cgroup::CgroupOps;
+use crate::registry::TestEntry;
 use crate::topology::TestTopology;
 use crate::wire::Report;
 
@@ -33,6 +34,8 @@ pub struct Ctx<'a> {
     pub topo: &'a TestTopology,
     /// How long the body means to run, from the attribute's `duration_s`.
     pub duration: Duration,
+    /// How long a load is given to settle, from the attribute's `settle_ms`.
+    pub settle: Duration,
     /// What scenarios check, from the attribute's keys.
     pub assert: Assert,
     /// The test, as libtest names it.
@@ -46,12 +49,18 @@ impl<'a> Ctx<'a> {
     pub fn new(
         cgroups: &'a dyn CgroupOps,
         topo: &'a TestTopology,
-        duration: Duration,
-        assert: Assert,
+        entry: &TestEntry,
         test_name: &'a str,
         report: &'a dyn Fn(Report),
     ) -> Self {
-        Self { cgroups, topo, duration, assert, test_name, report }
+        let TestEntry { duration, settle, assert, .. } = *entry;
+        Self { cgroups, topo, duration, settle, assert, test_name, report }
+    }
+
+    /// Lets the load settle, and then holds for the part `frac` of the duration. By what it did
+    /// while it settled, no cgroup is judged; workers are, from their release on.
+    pub fn settled_hold(&self, frac: f64) -> ops::HoldSpec {
+        ops::HoldSpec::Settled(self.settle, frac)
     }
 
     /// A cgroup to be defined: [`CgroupDef::named`].
@@ -75,6 +84,7 @@ impl fmt::Debug for Ctx<'_> {
             .field("cgroups", &self.cgroups)
             .field("topo", &self.topo)
             .field("duration", &self.duration)
+            .field("settle", &self.settle)
             .field("assert", &self.assert)
             .field("test_name", &self.test_name)
             .finish_non_exhaustive()

@@ -167,6 +167,9 @@ pub enum HoldSpec {
     Fixed(Duration),
     /// A part of the test's duration.
     Frac(f64),
+    /// A time in which nothing is judged of cgroups, then a part of the test's duration;
+    /// [`Ctx::settled_hold`](super::Ctx::settled_hold).
+    Settled(Duration, f64),
     /// The whole duration of the test; the operations are done again every so often.
     LoopAt(Duration),
 }

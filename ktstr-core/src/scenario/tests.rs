@@ -7,8 +7,14 @@ use proptest::prelude::*;
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step};
 use super::*;
 use crate::assert::{AssertResult, Outcome};
-use crate::cgroup::RecordingCgroups;
+use crate::cgroup::{CgroupStats, MemoryEvents, MemoryStats, RecordingCgroups};
+use crate::wire::ScenarioEvent;
 use crate::workload::{AffinityIntent, WorkSpec};
+
+/// A test that is to last so long.
+fn lasting(duration: Duration) -> TestEntry {
+    TestEntry { duration, settle: Duration::from_millis(20), ..TestEntry::DEFAULT }
+}
 
 fn play(
     cgroups: &RecordingCgroups,
@@ -16,8 +22,7 @@ fn play(
     ops: Vec<Op>,
 ) -> anyhow::Result<AssertResult> {
     let topology = TestTopology::read()?;
-    let ctx =
-        Ctx::new(cgroups, &topology, Duration::from_secs(1), Assert::DEFAULT, "test", &|_| ());
+    let ctx = Ctx::new(cgroups, &topology, &lasting(Duration::from_secs(1)), "test", &|_| ());
     let step = Step::new(ops, HoldSpec::fixed(Duration::from_millis(10)));
     execute_scenario(&ctx, backdrop, vec![step])
 }
@@ -88,8 +93,7 @@ fn play_on_four(
     steps: Vec<Step>,
 ) -> (anyhow::Result<AssertResult>, Vec<String>) {
     let topology = machine();
-    let ctx =
-        Ctx::new(cgroups, &topology, Duration::from_millis(10), Assert::DEFAULT, "test", &|_| ());
+    let ctx = Ctx::new(cgroups, &topology, &lasting(Duration::from_millis(10)), "test", &|_| ());
     let played = execute_scenario(&ctx, backdrop, steps);
     let told =
         |call: crate::cgroup::Call| format!("{} {} {}", call.operation, call.cgroup, call.value);
@@ -215,13 +219,13 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
         }
     };
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx =
-        Ctx::new(&cgroups, &topology, Duration::from_millis(500), Assert::DEFAULT, "test", &report);
+    let ctx = Ctx::new(&cgroups, &topology, &lasting(Duration::from_millis(500)), "test", &report);
     let step = Step::new([], HoldSpec::loop_at(Duration::from_millis(50)))
         .with_op(Op::freeze_cgroup("a"))
         .with_defs([CgroupDef::named("a").pids_max(5)]);
     let next = Step::new([], HoldSpec::FULL).hold(HoldSpec::frac(0.1));
-    assert_eq!(execute_steps(&ctx, [step, next]).unwrap().outcome, Outcome::Inconclusive);
+    let last = Step::new([], ctx.settled_hold(0.02));
+    assert_eq!(execute_steps(&ctx, [step, next, last]).unwrap().outcome, Outcome::Inconclusive);
     let mut events = events.into_inner().unwrap();
     let frozen = events.iter().filter(|event| *event == "step 0: freeze a").count();
     // How often, the machine decides.
@@ -235,6 +239,8 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
             "step 0: hold for 500ms, again every 50ms",
             "step 0: freeze a",
             "step 1: hold for 50ms",
+            "step 2: settle for 20ms",
+            "step 2: hold for 10ms",
         ]
     );
 }
@@ -253,8 +259,7 @@ fn what_a_step_made_is_gone_when_the_next_begins() {
 /// Reports of a scenario on a machine of four CPUs, whose workers really run on this one.
 fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::workload::WorkerReport> {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx =
-        Ctx::new(&cgroups, &topology, Duration::from_millis(50), Assert::DEFAULT, "test", &|_| ());
+    let ctx = Ctx::new(&cgroups, &topology, &lasting(Duration::from_millis(50)), "test", &|_| ());
     execute::play_for_reports(&ctx, &backdrop, &steps).unwrap()
 }
 
@@ -298,6 +303,60 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
     let cpusets: Vec<_> = reports.iter().map(|report| &*report.cpuset).collect();
     assert_eq!(cpusets, [&[0, 1], &[2, 3]]);
     assert_ne!(reports[0].spawn, reports[1].spawn);
+}
+
+#[test]
+fn what_failed_before_an_error_is_told_with_it() {
+    fn leave(_: &crate::workload::WorkerCtx) {}
+    let cgroups = RecordingCgroups::new();
+    let leaving = WorkSpec::default().work_type(crate::workload::WorkType::Custom(leave));
+    let ops = [Op::add_cgroup("a"), Op::spawn(SpawnPlacement::cgroup("a"), leaving)];
+    let steps = vec![Step::new(ops, HoldSpec::FULL)];
+    cgroups.fail("remove_cgroup", "a", libc::EBUSY);
+    let (played, _) = play_on_four(&cgroups, Backdrop::new(), steps);
+    let error = format!("{:#}", played.unwrap_err());
+    let (first, failed) = error.split_once("; by then, this had failed:\n  ").unwrap();
+    assert!(first.contains("remove_cgroup") && first.contains("EBUSY"), "{error}");
+    assert!(failed.starts_with("worker died: exit status 0, "), "{error}");
+}
+
+#[test]
+fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
+    let cgroups = RecordingCgroups::new();
+    let killing = |cgroup: &str, oom_kill| {
+        let events = MemoryEvents { oom_kill, ..MemoryEvents::default() };
+        let memory = Some(MemoryStats { events, ..MemoryStats::default() });
+        cgroups.set_stats(cgroup, CgroupStats { memory, ..CgroupStats::default() }).unwrap();
+    };
+    let topology = machine();
+    let entry = lasting(Duration::from_millis(10));
+    let kills = |below: u64, above: u64, expect_below: bool| {
+        // The one above is made on the way.
+        let def = CgroupDef::named("a/b").workers(1);
+        let def = if expect_below { def.expect_oom_kill() } else { def };
+        let backdrop = Backdrop::new().push_def(def);
+        let report = |report| {
+            if matches!(report, Report::Event(ScenarioEvent { what, .. }) if what.starts_with("hold"))
+            {
+                killing("a/b", below);
+                killing("a", above);
+            }
+        };
+        let ctx = Ctx::new(&cgroups, &topology, &entry, "test", &report);
+        execute_scenario(&ctx, backdrop, [Step::new([], HoldSpec::FULL)]).unwrap()
+    };
+    for (below, above, expected, outcome, whose) in [
+        (0, 0, false, Outcome::Pass, None),
+        (2, 2, true, Outcome::Pass, None),
+        (2, 3, true, Outcome::Fail, Some("a")),
+        (2, 2, false, Outcome::Fail, Some("a/b")),
+        (0, 0, true, Outcome::Fail, Some("a/b")),
+    ] {
+        let verdict = kills(below, above, expected);
+        assert_eq!(verdict.outcome, outcome, "{below} {above} {expected}: {verdict:?}");
+        let told: Vec<_> = verdict.details.iter().map(|detail| detail.cgroup.as_deref()).collect();
+        assert_eq!(told, whose.map(Some).into_iter().collect::<Vec<_>>());
+    }
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct WorkerReport {
     pub ended: Option<String>,
     /// From its release to its stop or end.
     pub wall: Duration,
+    /// When that was, in nanoseconds since boot.
+    pub until_ns: u64,
     /// Time on a CPU, by the kernel's `schedstat`.
     pub cpu: Duration,
     /// Time it was runnable and waited for a CPU, by the kernel's `schedstat`.
@@ -50,6 +52,8 @@ pub struct WorkerReport {
     pub migrations: u64,
     /// The CPUs it found itself on, sorted.
     pub cpus_used: Vec<u32>,
+    /// The one of the last turn; `None` before the first.
+    pub last_cpu: Option<u32>,
     /// From when it could have run again to when it did, in nanoseconds, for types that sleep.
     pub wake_latency_ns: Histogram,
     /// Pages of its memory by NUMA node, for types that look.

@@ -115,6 +115,10 @@ impl Telemetry {
         self.migrations.load(Ordering::Relaxed)
     }
 
+    pub(super) fn last_cpu(&self) -> Option<u32> {
+        Some(self.last_cpu.load(Ordering::Relaxed)).filter(|cpu| *cpu != NO_CPU)
+    }
+
     /// When the last turn ended; 0 before the first.
     pub(super) fn last_turn_ns(&self) -> u64 {
         self.last_turn_ns.load(Ordering::Relaxed)

@@ -257,6 +257,7 @@ impl Worker {
             allowed_cpus: self.allowed_cpus(),
             ended,
             wall: wall.max(kernel.cpu + kernel.run_delay),
+            until_ns,
             cpu: kernel.cpu,
             run_delay: kernel.run_delay,
             timeslices: kernel.timeslices,
@@ -265,6 +266,7 @@ impl Worker {
             longest_gap: telemetry.longest_gap_within(released_ns, worked_until_ns),
             migrations: telemetry.migrations(),
             cpus_used: telemetry.cpus_used(),
+            last_cpu: telemetry.last_cpu(),
             wake_latency_ns: telemetry.wake_latency.read(),
             numa_pages: telemetry.numa_pages(),
             ..WorkerReport::default()

@@ -18,6 +18,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     threads = 2,
     memory_mib = 1_048_576,
     duration_s = 86_400,
+    settle_ms = 0,
     watchdog_timeout_s = 1,
     kernel = "debian:trixie",
     workload_root_cgroup = "/a/b.slice",

@@ -124,3 +124,40 @@ fn uneven_machines_fit_as_well(ctx: &Ctx) -> Result<AssertResult> {
     ensure!(after == *ctx.topo, "the machine is not as it was: {after}");
     Ok(AssertResult::pass())
 }
+
+/// The cgroups and the workers of the moment, in the body and on the host.
+#[ktstr_test(cores = 2, duration_s = 1, post_vm = ensure_the_snapshots_arrived)]
+fn snapshots_show_what_there_is(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = SnapshotBridge::new(|_| ());
+    let _guard = bridge.set_thread_local();
+    let backdrop = Backdrop::new().push_def(CgroupDef::named("a").workers(2).pids_max(9));
+    let begun = Step::new([Op::capture_snapshot("begun")], ctx.settled_hold(0.5));
+    let beside = Step::new([], HoldSpec::fixed(std::time::Duration::ZERO))
+        .with_defs([CgroupDef::named("b/c")])
+        .with_op(Op::stop_cgroup("a"))
+        .with_op(Op::capture_snapshot("stopped"));
+    let verdict = execute_scenario(ctx, backdrop, [begun, beside])?;
+    ensure_snapshots(&bridge.drain_snapshots())?;
+    Ok(verdict)
+}
+
+fn ensure_the_snapshots_arrived(result: &VmResult) -> Result<()> {
+    ensure_snapshots(&result.snapshots)
+}
+
+fn ensure_snapshots(snapshots: &[Snapshot]) -> Result<()> {
+    let [begun, stopped] = snapshots else { bail!("two were taken: {snapshots:?}") };
+    ensure!((&*begun.name, &*stopped.name) == ("begun", "stopped"));
+    ensure!(begun.at_ns < stopped.at_ns);
+    let [a] = &begun.cgroups[..] else { bail!("{begun:?}") };
+    ensure!(a.cgroup == "a" && a.procs.len() == 2, "{a:?}");
+    ensure!(a.stats.pids.is_some_and(|pids| pids.current == 2), "{a:?}");
+    let pids: Vec<_> = a.procs.iter().map(|one| one.pid).collect();
+    ensure!(begun.workers.len() == 2 && begun.workers.iter().all(|one| pids.contains(&one.pid)));
+    let names: Vec<_> = stopped.cgroups.iter().map(|group| &*group.cgroup).collect();
+    ensure!(names == ["a", "b", "b/c"] && stopped.workers.is_empty(), "{stopped:?}");
+    // Half a second and what it settled in, of two CPUs that had little else to do.
+    let used = stopped.cgroups[0].stats.cpu.usage_usec - a.stats.cpu.usage_usec;
+    ensure!(used > 100_000, "{used} us");
+    Ok(())
+}

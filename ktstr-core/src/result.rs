@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::assert::AssertResult;
-use crate::snapshot::CgroupProcsSnapshot;
+use crate::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::wire::ScenarioEvent;
 
 /// Everything the host learned from one run in a virtual machine.
@@ -21,6 +21,8 @@ pub struct VmResult {
     pub kernel_events: Vec<KernelEvent>,
     /// The captures that arrived, the oldest first.
     pub captures: Vec<CgroupProcsSnapshot>,
+    /// The snapshots that arrived, the oldest first.
+    pub snapshots: Vec<Snapshot>,
     /// What the scenario did, the oldest first.
     pub events: Vec<ScenarioEvent>,
     /// The guest's console: the kernel's messages and those of PID 1. An artefact of its own.

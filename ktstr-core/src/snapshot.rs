@@ -5,11 +5,13 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::CgroupStats;
 use crate::process::Stat;
+use crate::workload::WorkerReport;
 
 /// The processes of one cgroup at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,30 @@ impl ProcIdentity {
     }
 }
 
+/// What the cgroups of a scenario held and had used by one moment, and what its workers had done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The name the test gave it.
+    pub name: String,
+    /// When it was begun, in nanoseconds since the guest booted.
+    pub at_ns: u64,
+    /// All cgroups that the scenario has made and not removed.
+    pub cgroups: Vec<CgroupSnapshot>,
+    /// All workers that have not been stopped.
+    pub workers: Vec<WorkerReport>,
+}
+
+/// What one cgroup held and had used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CgroupSnapshot {
+    /// The cgroup, as the test names it.
+    pub cgroup: String,
+    /// Who was in it, without those in groups below.
+    pub procs: Vec<ProcIdentity>,
+    /// What the kernel had counted since it was made, for it and those below.
+    pub stats: CgroupStats,
+}
+
 type Callback = dyn Fn(&CgroupProcsSnapshot) + Send + Sync;
 
 /// Collects the captures taken on a thread, in order. Clones share what was collected.
@@ -54,6 +80,7 @@ type Callback = dyn Fn(&CgroupProcsSnapshot) + Send + Sync;
 pub struct SnapshotBridge {
     callback: Arc<Callback>,
     cgroup_procs: Arc<Mutex<Vec<CgroupProcsSnapshot>>>,
+    snapshots: Arc<Mutex<Vec<Snapshot>>>,
 }
 
 thread_local! {
@@ -61,9 +88,13 @@ thread_local! {
 }
 
 impl SnapshotBridge {
-    /// A bridge that calls `callback` for each capture as it is taken.
+    /// A bridge that calls `callback` for each capture of a cgroup's processes as it is taken.
     pub fn new(callback: impl Fn(&CgroupProcsSnapshot) + Send + Sync + 'static) -> Self {
-        Self { callback: Arc::new(callback), cgroup_procs: Arc::default() }
+        Self {
+            callback: Arc::new(callback),
+            cgroup_procs: Arc::default(),
+            snapshots: Arc::default(),
+        }
     }
 
     /// Makes this the bridge of the current thread until the guard is dropped, which brings back
@@ -73,9 +104,14 @@ impl SnapshotBridge {
         BridgeGuard { previous: CURRENT.replace(Some(self.clone())) }
     }
 
-    /// Takes the captures collected so far, the oldest first.
+    /// Takes the captures of cgroups' processes collected so far, the oldest first.
     pub fn drain_cgroup_procs(&self) -> Vec<CgroupProcsSnapshot> {
-        std::mem::take(&mut *self.cgroup_procs.lock().unwrap_or_else(PoisonError::into_inner))
+        drain(&self.cgroup_procs)
+    }
+
+    /// Takes the snapshots collected so far, the oldest first.
+    pub fn drain_snapshots(&self) -> Vec<Snapshot> {
+        drain(&self.snapshots)
     }
 }
 
@@ -83,6 +119,7 @@ impl fmt::Debug for SnapshotBridge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SnapshotBridge")
             .field("cgroup_procs", &self.cgroup_procs)
+            .field("snapshots", &self.snapshots)
             .finish_non_exhaustive()
     }
 }
@@ -99,12 +136,26 @@ impl Drop for BridgeGuard {
     }
 }
 
+fn lock<T>(collected: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    collected.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn drain<T>(collected: &Mutex<Vec<T>>) -> Vec<T> {
+    std::mem::take(&mut *lock(collected))
+}
+
 /// Hands a capture to the bridge of the current thread, if there is one.
 pub(crate) fn collect(capture: CgroupProcsSnapshot) {
-    let bridge = CURRENT.with_borrow(Clone::clone);
-    if let Some(bridge) = bridge {
+    if let Some(bridge) = CURRENT.with_borrow(Clone::clone) {
         (bridge.callback)(&capture);
-        bridge.cgroup_procs.lock().unwrap_or_else(PoisonError::into_inner).push(capture);
+        lock(&bridge.cgroup_procs).push(capture);
+    }
+}
+
+/// Hands a snapshot to the bridge of the current thread, if there is one.
+pub(crate) fn collect_snapshot(snapshot: Snapshot) {
+    if let Some(bridge) = CURRENT.with_borrow(Clone::clone) {
+        lock(&bridge.snapshots).push(snapshot);
     }
 }
 

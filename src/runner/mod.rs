@@ -122,6 +122,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         kernel_events: console::kernel_events(&outcome.console),
         end: judged_on(&machine, entry, &outcome.stolen, outcome.end),
         captures: outcome.captures,
+        snapshots: outcome.snapshots,
         events: outcome.events,
         console: outcome.console,
         log: outcome.log,
@@ -188,18 +189,20 @@ impl Echo {
 fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
     let began = Instant::now();
     let topology = TestTopology::read()?;
-    let heard = std::cell::RefCell::new((Vec::new(), Vec::new()));
+    let heard = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
     let end = guest::run_body(entry, &topology, &|report| match report {
         wire::Report::Event(event) => heard.borrow_mut().0.push(event),
         wire::Report::Capture(capture) => heard.borrow_mut().1.push(capture),
+        wire::Report::Snapshot(snapshot) => heard.borrow_mut().2.push(snapshot),
         _ => {}
     });
-    let (events, captures) = heard.into_inner();
+    let (events, captures, snapshots) = heard.into_inner();
     Ok(VmResult {
         test: entry.test_name(),
         end: session::end_of_body(end),
         kernel_events: Vec::new(),
         captures,
+        snapshots,
         events,
         console: String::new(),
         log: String::new(),

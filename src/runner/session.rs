@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ktstr_core::guest::COMPLAINT;
 use ktstr_core::result::{RunEnd, Timings};
+use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{Decoder, Encoder, End, Order, Report, ScenarioEvent, Stream};
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 
@@ -63,7 +64,8 @@ pub(crate) struct Outcome {
     pub(crate) console: String,
     pub(crate) log: String,
     pub(crate) events: Vec<ScenarioEvent>,
-    pub(crate) captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
+    pub(crate) captures: Vec<CgroupProcsSnapshot>,
+    pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) timings: Timings,
     pub(crate) stolen: Vec<f64>,
 }
@@ -94,6 +96,7 @@ pub(crate) fn run(
         panics: Vec::new(),
         events: Vec::new(),
         captures: Vec::new(),
+        snapshots: Vec::new(),
         kept: 0,
         timings: Timings { slowness: 1.0, ..Timings::default() },
         delays: None,
@@ -127,6 +130,7 @@ pub(crate) fn run(
         log: String::from_utf8_lossy(&session.log).into_owned(),
         events: session.events,
         captures: session.captures,
+        snapshots: session.snapshots,
         timings: session.timings,
         stolen: session.stolen,
     }
@@ -187,7 +191,8 @@ struct Session {
     log: Vec<u8>,
     panics: Vec<String>,
     events: Vec<ScenarioEvent>,
-    captures: Vec<ktstr_core::snapshot::CgroupProcsSnapshot>,
+    captures: Vec<CgroupProcsSnapshot>,
+    snapshots: Vec<Snapshot>,
     /// About how many bytes these two take.
     kept: usize,
     timings: Timings,
@@ -351,6 +356,11 @@ impl Session {
                 Report::Capture(capture) => {
                     self.keep(64 * (1 + capture.pids.len()) + capture.tag.len())?;
                     self.captures.push(capture);
+                }
+                Report::Snapshot(snapshot) => {
+                    // A worker's histogram may have that much.
+                    self.keep((snapshot.cgroups.len() << 10) + (snapshot.workers.len() << 14))?;
+                    self.snapshots.push(snapshot);
                 }
                 Report::Panic { message } => {
                     self.panics.truncate(MAX_PANICS - 1);

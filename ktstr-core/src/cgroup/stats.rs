@@ -5,11 +5,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 
 /// What the kernel counts for a group. A part is `None` if its files are not there: the controller
 /// is not enabled, or the kernel was built or booted without pressure accounting.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct CgroupStats {
     /// `cpu.stat`.
     pub cpu: CpuStat,
@@ -30,7 +32,7 @@ pub struct CgroupStats {
 }
 
 /// `cpu.stat`. The last three are zero without the cpu controller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CpuStat {
     /// CPU time in all, in microseconds.
     pub usage_usec: u64,
@@ -47,7 +49,7 @@ pub struct CpuStat {
 }
 
 /// The files of the memory controller, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryStats {
     /// `memory.current`.
     pub current: u64,
@@ -60,7 +62,7 @@ pub struct MemoryStats {
 }
 
 /// `memory.events`: how often what happened, in the group and below it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryEvents {
     /// Reclaimed although below `memory.low`.
     pub low: u64,
@@ -75,7 +77,7 @@ pub struct MemoryEvents {
 }
 
 /// The usual fields of `memory.stat`, in bytes, and its faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryStat {
     /// Anonymous memory.
     pub anon: u64,
@@ -94,7 +96,7 @@ pub struct MemoryStat {
 }
 
 /// The files of the pids controller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PidsStats {
     /// `pids.current`.
     pub current: u64,
@@ -108,7 +110,7 @@ pub struct PidsStats {
 /// A pressure file: how much time tasks lost to a resource.
 ///
 /// Source: Linux 6.12, accounting/psi.rst.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Pressure {
     /// At least one task waited.
     pub some: Stall,
@@ -117,7 +119,7 @@ pub struct Pressure {
 }
 
 /// One line of a pressure file: percent of the time lost, over three windows, and the total.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Stall {
     /// Over 10 s.
     pub avg10: f64,

@@ -8,7 +8,7 @@ use super::execute::Scenario;
 use super::layer::{Made, PlacedWorker, is_in};
 use super::ops::{Op, SpawnPlacement};
 use super::{CgroupDef, CgroupKnob, hotplug};
-use crate::snapshot::{self, CgroupProcsSnapshot, ProcIdentity};
+use crate::snapshot::{self, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
 use crate::sys::since_boot_ns;
 use crate::wire::Report;
 use crate::workload::{AffinityIntent, WorkSpec, Workers};
@@ -30,6 +30,7 @@ impl Scenario<'_> {
             Op::FreezeCgroup { cgroup } => self.freeze(cgroup, true),
             Op::UnfreezeCgroup { cgroup } => self.freeze(cgroup, false),
             Op::CaptureCgroupProcs { tag, cgroup } => self.capture(tag, cgroup),
+            Op::CaptureSnapshot { name } => self.capture_snapshot(name),
             Op::HotplugCpu { cpu, online } => self.hotplug(*cpu, *online),
         }
     }
@@ -206,12 +207,31 @@ impl Scenario<'_> {
         let capture = CgroupProcsSnapshot {
             tag: tag.to_owned(),
             cgroup: cgroup.to_owned(),
-            procs: pids.iter().filter_map(|pid| ProcIdentity::read(*pid)).collect(),
+            procs: who_are(&pids),
             pids,
             at_ns: since_boot_ns(),
         };
         (self.ctx.report)(Report::Capture(capture.clone()));
         snapshot::collect(capture);
+        Ok(())
+    }
+
+    fn capture_snapshot(&self, name: &str) -> Result<()> {
+        ensure!(!name.is_empty(), "a snapshot needs a name: nobody could find it again");
+        let at_ns = since_boot_ns();
+        let of = |made: &Made| -> Result<CgroupSnapshot> {
+            let procs = who_are(&self.ctx.cgroups.read_procs(&made.name)?);
+            let stats = self.ctx.cgroups.stats(&made.name)?;
+            Ok(CgroupSnapshot { cgroup: made.name.clone(), procs, stats })
+        };
+        let snapshot = Snapshot {
+            name: name.to_owned(),
+            at_ns,
+            cgroups: self.made().map(of).collect::<Result<_>>()?,
+            workers: self.workers().map(PlacedWorker::report).collect(),
+        };
+        (self.ctx.report)(Report::Snapshot(snapshot.clone()));
+        snapshot::collect_snapshot(snapshot);
         Ok(())
     }
 
@@ -247,4 +267,9 @@ impl Scenario<'_> {
     pub(super) fn workers(&self) -> impl Iterator<Item = &PlacedWorker> {
         self.layers.iter().flat_map(|layer| &layer.workers)
     }
+}
+
+/// Those of the processes that are still there.
+fn who_are(pids: &[i32]) -> Vec<ProcIdentity> {
+    pids.iter().filter_map(|pid| ProcIdentity::read(*pid)).collect()
 }

@@ -24,6 +24,7 @@ pub enum Op {
     FreezeCgroup { cgroup: String },
     UnfreezeCgroup { cgroup: String },
     CaptureCgroupProcs { tag: String, cgroup: String },
+    CaptureSnapshot { name: String },
     HotplugCpu { cpu: u32, online: bool },
 }
 
@@ -98,6 +99,12 @@ impl Op {
         Self::CaptureCgroupProcs { tag: tag.into(), cgroup: cgroup.into() }
     }
 
+    /// Captures what all cgroups of the scenario hold and have used, and what all workers have done,
+    /// under `name`, for the body and for the host.
+    pub fn capture_snapshot(name: impl Into<String>) -> Self {
+        Self::CaptureSnapshot { name: name.into() }
+    }
+
     /// Switches a CPU on or off. It is as it was before when the step ends.
     pub fn hotplug_cpu(cpu: u32, online: bool) -> Self {
         Self::HotplugCpu { cpu, online }
@@ -138,6 +145,7 @@ impl fmt::Display for Op {
             Self::CaptureCgroupProcs { tag, cgroup } => {
                 write!(f, "capture the processes of {cgroup} as {tag}")
             }
+            Self::CaptureSnapshot { name } => write!(f, "capture a snapshot as {name}"),
             Self::HotplugCpu { cpu, online: true } => write!(f, "switch CPU {cpu} on"),
             Self::HotplugCpu { cpu, online: false } => write!(f, "switch CPU {cpu} off"),
         }

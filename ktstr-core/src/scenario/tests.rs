@@ -186,6 +186,7 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
     }
     for (op, why) in [
         (Op::capture_cgroup_procs("", "a"), "needs a tag"),
+        (Op::capture_snapshot(""), "needs a name"),
         (Op::capture_cgroup_procs("tag", ""), "has no name"),
         (Op::freeze_cgroup(""), "has no name"),
         (Op::add_cgroup("a"), "is there already"),
@@ -311,7 +312,8 @@ fn what_failed_before_an_error_is_told_with_it() {
     let cgroups = RecordingCgroups::new();
     let leaving = WorkSpec::default().work_type(crate::workload::WorkType::Custom(leave));
     let ops = [Op::add_cgroup("a"), Op::spawn(SpawnPlacement::cgroup("a"), leaving)];
-    let steps = vec![Step::new(ops, HoldSpec::FULL)];
+    // Which its death ends.
+    let steps = vec![Step::new(ops, HoldSpec::fixed(Duration::from_secs(60)))];
     cgroups.fail("remove_cgroup", "a", libc::EBUSY);
     let (played, _) = play_on_four(&cgroups, Backdrop::new(), steps);
     let error = format!("{:#}", played.unwrap_err());

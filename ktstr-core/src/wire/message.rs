@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::assert::AssertResult;
-use crate::snapshot::CgroupProcsSnapshot;
+use crate::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::topology::Topology;
 
 /// From the host to the guest.
@@ -48,7 +48,7 @@ pub struct RunOrder {
 }
 
 /// From the guest to the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Report {
     /// PID 1 is up and takes orders.
     Hello(Hello),
@@ -73,6 +73,8 @@ pub enum Report {
     Event(ScenarioEvent),
     /// A capture, sent as it was taken.
     Capture(CgroupProcsSnapshot),
+    /// A snapshot, sent as it was taken.
+    Snapshot(Snapshot),
     /// The body panicked. It may still catch the panic and end well.
     Panic {
         /// Message and place, as the panic hook was told.

@@ -130,9 +130,9 @@ checks! {
         max_throttled_pct: f64,
         /// How many percent the CPU time of a cgroup with a quota may be off. It used too much if
         /// it had more than its quota in every period of the window and one more, for parts at both
-        /// ends: time-based, for the tick that takes the CPU away may come late. It was throttled
-        /// too early if it had less than its quota for every period in which it was throttled, but
-        /// one: not time-based, for quota and usage are one clock.
+        /// ends. It was throttled too early if it had less than its quota for every period in which
+        /// it was throttled, but one. Time-based: the tick that takes the CPU away may come late,
+        /// and so may the timer that refills, by periods that count as throttled.
         max_quota_error_pct: f64,
         /// How many percent of what its `cpu.weight` entitles it to a cgroup may lack, among
         /// siblings with the same cpuset. One that would not have used its part even without

@@ -395,3 +395,97 @@ fn a_group_that_waits_for_its_cpu_is_under_pressure(ctx: &Ctx) -> Result<AssertR
 fn a_group_that_is_alone_is_not(ctx: &Ctx) -> Result<AssertResult> {
     is_quiet(play(ctx, [cg()])?)
 }
+
+/// Some do ten times as much in a turn as others, by their number.
+fn uneven(ctx: &WorkerCtx) {
+    loop {
+        let bursts = if std::process::id() % 2 == 0 { 1 } else { 10 };
+        (0..bursts).for_each(|_| ctx.compute());
+        ctx.turn(1);
+    }
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_throughput_cv = 0.3)]
+fn equal_workers_of_unequal_speed_are_seen(ctx: &Ctx) -> Result<AssertResult> {
+    let four = cg().workers(4).work_type(WorkType::Custom(uneven));
+    fires(&play(ctx, [four])?, "max_throughput_cv: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_throughput_cv = 0.3)]
+fn equal_workers_do_equal_work(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg().workers(4).work_type(WorkType::AluHot)])?)
+}
+
+/// A burst takes some 5 us, and the quota leaves a fiftieth of the CPU.
+#[ktstr_test(cores = 1, duration_s = 2, min_iteration_rate = 20_000)]
+fn few_turns_are_seen(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&play(ctx, [cg().cpu_quota_pct(2)])?, "min_iteration_rate: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, min_iteration_rate = 10, min_work_rate = 100)]
+fn many_turns_are_enough(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg()])?)
+}
+
+/// Does a hundred bursts for what passes for one unit.
+fn slow(ctx: &WorkerCtx) {
+    loop {
+        (0..100).for_each(|_| ctx.compute());
+        ctx.turn(1);
+    }
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, min_work_rate = 20_000)]
+fn little_work_is_seen(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&play(ctx, [cg().work_type(WorkType::Custom(slow))])?, "min_work_rate: ")
+}
+
+fn doze(ctx: &WorkerCtx) {
+    loop {
+        ctx.sleep(Duration::from_millis(10));
+        ctx.turn(1);
+    }
+}
+
+/// A sleeper that is frozen every other tenth of a second.
+fn interrupted_sleeper(ctx: &Ctx) -> Result<AssertResult> {
+    let captures = std::sync::atomic::AtomicU32::new(0);
+    let toggle = move |cgroups: &CgroupManager, _: &str| {
+        let count = captures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        cgroups.set_freeze("cg", count % 2 == 0)
+    };
+    let bridge = behind_its_back(ctx, toggle);
+    let _guard = bridge.set_thread_local();
+    let backdrop = Backdrop::new().push_def(cg().work_type(WorkType::Custom(doze)));
+    let step = Step::new([capture("again")], HoldSpec::loop_at(Duration::from_millis(100)));
+    execute_scenario(ctx, backdrop, [step])
+}
+
+#[ktstr_test(cores = 1, duration_s = 6, max_p99_wake_latency_ns = 20_000_000)]
+fn late_wake_ups_are_seen(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&interrupted_sleeper(ctx)?, "max_p99_wake_latency_ns: ")
+}
+
+#[ktstr_test(cores = 1, duration_s = 6, max_wake_latency_cv = 0.5)]
+fn uneven_wake_ups_are_seen(ctx: &Ctx) -> Result<AssertResult> {
+    fires(&interrupted_sleeper(ctx)?, "max_wake_latency_cv: ")
+}
+
+#[ktstr_test(
+    cores = 1,
+    duration_s = 2,
+    max_p99_wake_latency_ns = 500_000_000,
+    max_wake_latency_cv = 50,
+    max_memory_pressure_pct = 50,
+    max_io_pressure_pct = 50
+)]
+fn a_sleeper_alone_wakes_in_time_and_under_no_pressure(ctx: &Ctx) -> Result<AssertResult> {
+    is_quiet(play(ctx, [cg().work_type(WorkType::TimerLatency)])?)
+}
+
+/// Goes through more memory than its group may have without being slowed down.
+#[ktstr_test(cores = 1, memory_mib = 512, duration_s = 3, max_memory_pressure_pct = 1)]
+fn a_group_without_enough_memory_is_under_pressure(ctx: &Ctx) -> Result<AssertResult> {
+    let def = CgroupDef::named("cg").comm("eater").work_type(WorkType::Custom(eat));
+    fires(&play(ctx, [def.memory_high(16 * MIB)])?, "max_memory_pressure_pct: ")
+}

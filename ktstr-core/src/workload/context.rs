@@ -15,8 +15,9 @@ use super::telemetry::Telemetry;
 use super::worker::Page;
 use crate::sys::{Shared, since_boot_ns};
 
-/// A burst is at least so many times as long as the measuring after it.
-const BURST_PER_SAMPLE: u64 = 50;
+/// A burst is at least so many times as long as measuring over and over. After a burst, with caches
+/// and branch predictors used by others, measuring takes up to twice as long.
+const BURST_PER_SAMPLE: u64 = 100;
 const SHORTEST_BURST_NS: u64 = 5_000;
 /// However the clock behaves, a burst stays below a tick.
 const MOST_LOOPS: u32 = 1 << 15;
@@ -147,8 +148,10 @@ fn spin(loops: u32) {
 fn compute(loops: u32) {
     let mut chains = black_box([3_u64, 5, 7, 11]);
     for _ in 0..loops {
-        for chain in &mut chains {
-            *chain = chain.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ (*chain >> 29);
+        // Not one shift for all: the compiler would make SSE2 vectors of them, whose loop takes 8 %
+        // more or less time by how far the chains are apart when it is entered.
+        for (chain, shift) in chains.iter_mut().zip(29..) {
+            *chain = chain.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ (*chain >> shift);
         }
     }
     black_box(chains);
@@ -190,12 +193,12 @@ mod tests {
         let pages: Arc<[_]> = vec![Shared::new(Page::default()).unwrap()].into();
         let ctx = WorkerCtx::new(pages, 0, Arc::new(Resources::None));
         let fastest = |what: &dyn Fn()| (0..200).map(|_| time(what)).min().unwrap();
-        for (sample_ns, wanted) in [(0, 5_000), (40, 5_000), (1_000, 50_000)] {
+        for (sample_ns, wanted) in [(0, 5_000), (40, 5_000), (1_000, 100_000)] {
             assert_eq!(burst_ns(sample_ns), wanted);
         }
         for burst in [fastest(&|| ctx.spin()), fastest(&|| ctx.compute())] {
-            // It is made to be 50 times as long.
-            assert!(burst > 20 * sample_cost_ns(), "{burst}, {}", sample_cost_ns());
+            // It is made to be 100 times as long.
+            assert!(burst > 40 * sample_cost_ns(), "{burst}, {}", sample_cost_ns());
             assert!(burst > SHORTEST_BURST_NS / 2, "{burst}");
         }
     }

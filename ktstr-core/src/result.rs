@@ -209,7 +209,10 @@ pub struct Timings {
     pub ready: Option<Duration>,
     /// From there until the verdict, or until the run ended without one.
     pub body: Option<Duration>,
-    /// From there until the machine was gone.
+    /// The part of `body` after the scenario's last event, which is its last step's hold, arrived.
+    /// `None` if there was no event, or no verdict.
+    pub last_event_to_verdict: Option<Duration>,
+    /// From the end of `body` until the machine was gone.
     pub teardown: Duration,
     /// How many times slower than hardware this machine booted; scales the watchdogs.
     pub slowness: f64,

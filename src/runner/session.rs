@@ -95,6 +95,7 @@ pub(crate) fn run(
         log: Vec::new(),
         panics: Vec::new(),
         events: Vec::new(),
+        last_event: None,
         captures: Vec::new(),
         snapshots: Vec::new(),
         kept: 0,
@@ -107,6 +108,10 @@ pub(crate) fn run(
             let end = session.drive(&mut *vm, live);
             let ended = Instant::now();
             session.leave_phase(ended);
+            if let Ended::Run(RunEnd::Verdict(_)) = end {
+                session.timings.last_event_to_verdict =
+                    session.last_event.map(|arrived| ended - arrived);
+            }
             session.measure_stolen(&mut *vm);
             // A machine that cannot be stopped is an engine's failure, whatever came before.
             let end = match vm.stop() {
@@ -191,9 +196,11 @@ struct Session {
     log: Vec<u8>,
     panics: Vec<String>,
     events: Vec<ScenarioEvent>,
+    /// When the last of them arrived.
+    last_event: Option<Instant>,
     captures: Vec<CgroupProcsSnapshot>,
     snapshots: Vec<Snapshot>,
-    /// About how many bytes these two take.
+    /// About how many bytes these three take.
     kept: usize,
     timings: Timings,
     /// What the engine said of its CPUs when the body started, and when that was.
@@ -352,6 +359,7 @@ impl Session {
                 Report::Event(event) => {
                     self.keep(event.phase.len() + event.what.len())?;
                     self.events.push(event);
+                    self.last_event = Some(Instant::now());
                 }
                 Report::Capture(capture) => {
                     self.keep(64 * (1 + capture.pids.len()) + capture.tag.len())?;

@@ -147,6 +147,23 @@ fn a_whole_stream_is_a_verdict() {
 }
 
 #[test]
+fn the_time_after_the_last_event_is_that_of_a_verdict() {
+    let event = || {
+        let (phase, what) = ("step 0".to_owned(), "hold for 1ms".to_owned());
+        Scene::Reports(vec![Report::Event(ScenarioEvent { at_ns: 4, phase, what })])
+    };
+    let held_up = || Scene::HeldUp(Duration::from_millis(20));
+    let verdict = || Scene::Reports(vec![pass()]);
+    let timings = play([started(), held_up(), event(), event(), held_up(), verdict()]).timings;
+    let (after, body) = (timings.last_event_to_verdict.unwrap(), timings.body.unwrap());
+    assert!(after >= Duration::from_millis(20) && body >= after + Duration::from_millis(20));
+    let gone = Scene::Exit(ExitReason::PowerOff);
+    for scenes in [[started(), verdict(), held_up()], [started(), event(), gone]] {
+        assert_eq!(play(scenes).timings.last_event_to_verdict, None);
+    }
+}
+
+#[test]
 fn what_the_host_kept_from_each_cpu_is_measured_while_the_body_runs() {
     let body = Scene::HeldUp(Duration::from_millis(50));
     let outcome = play([started(), body, Scene::Reports(vec![pass()])]);

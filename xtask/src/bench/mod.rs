@@ -3,6 +3,7 @@
 mod boot;
 mod cgroup;
 mod process;
+mod scenario;
 mod vmm;
 
 use anyhow::Result;
@@ -17,6 +18,8 @@ pub(crate) enum Bench {
     Cgroup(cgroup::Cgroup),
     /// What a job costs, beside std and a crate that groups processes, on this host.
     Process(process::Process),
+    /// What measuring workers costs, what the scenario engine adds, and how soon the verdict is there.
+    Scenario(scenario::Scenario),
     /// The KVM engine beside QEMU's machines, all on the KVM of one nested machine.
     Vmm(vmm::Vmm),
     /// What `vmm` runs in that machine.
@@ -30,6 +33,7 @@ impl Bench {
             Self::Boot(boot) => boot.run(),
             Self::Cgroup(cgroup) => cgroup.run(),
             Self::Process(process) => process.run(),
+            Self::Scenario(scenario) => scenario.run(),
             Self::Vmm(vmm) => vmm.run(),
             Self::VmmInside(inside) => inside.run(),
         }

@@ -315,7 +315,7 @@ mod tests {
             let llcs = Llcs::of(&cores);
             assert_eq!(llcs.cores().collect::<Vec<_>>(), cores);
             assert_eq!(llcs.count() as usize, cores.len(), "{llcs:?}");
-            assert_eq!(llcs.nr_cores(), cores.iter().sum(), "{llcs:?}");
+            assert_eq!(llcs.nr_cores(), cores.iter().sum::<u32>(), "{llcs:?}");
             assert_eq!(llcs.to_string(), text);
             assert_eq!(format!("{llcs:?}"), format!("{cores:?}"));
             let wire = postcard::to_allocvec(&llcs).unwrap();
@@ -350,7 +350,7 @@ mod tests {
             (topology(2, &[1, 3], 2), "2n2l1+3c2t", vec![2, 6], vec![2, 6]),
         ] {
             assert_eq!(topology.to_string(), text);
-            assert_eq!(topology.nr_cpus(), node_cpus.iter().sum());
+            assert_eq!(topology.nr_cpus(), node_cpus.iter().sum::<u32>());
             assert_eq!(topology.llc_cpus().collect::<Vec<_>>(), llc_cpus, "{text}");
             assert_eq!(topology.node_cpus().collect::<Vec<_>>(), node_cpus, "{text}");
         }

@@ -175,7 +175,7 @@ fn pids_that_would_move_somebody_else_are_refused() {
         let error = manager.move_task("cg", pid).unwrap_err().to_string();
         assert!(error.contains("pids are positive"), "{error}");
     }
-    assert_eq!(manager.read_procs("cg").unwrap(), []);
+    assert_eq!(manager.read_procs("cg").unwrap(), [0_i32; 0]);
 }
 
 #[test]

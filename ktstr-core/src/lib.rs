@@ -8,6 +8,7 @@ pub mod assert;
 pub mod cgroup;
 pub mod guest;
 pub mod logging;
+pub mod payload;
 pub mod process;
 pub mod registry;
 pub mod result;

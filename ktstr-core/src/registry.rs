@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::assert::{Assert, AssertResult};
+use crate::payload::Payload;
 use crate::result::VmResult;
 use crate::scenario::Ctx;
 use crate::topology::Topology;
@@ -42,6 +43,8 @@ pub struct TestEntry {
     pub expect_err: ExpectErr,
     /// What is checked of workers and cgroups, and by which bounds.
     pub assert: Assert,
+    /// The external programs that are put into the guest.
+    pub payloads: &'static [&'static Payload],
     /// Run the body on the host, without a virtual machine.
     pub host_only: bool,
     /// Let the kernel randomise its addresses.
@@ -87,6 +90,7 @@ impl TestEntry {
         workload_root_cgroup: "/ktstr",
         expect_err: ExpectErr::No,
         assert: Assert::DEFAULT,
+        payloads: &[],
         host_only: false,
         kaslr: true,
         auto_repro: true,

@@ -385,7 +385,7 @@ pub(super) fn hold(kind: DetailKind, value: f64, limit: Limit, unit: &str) -> As
 }
 
 /// Four digits, or all where four would hide the difference from `bound`.
-pub(super) fn shown(value: f64, bound: f64) -> String {
+pub(crate) fn shown(value: f64, bound: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }

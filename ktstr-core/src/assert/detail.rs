@@ -52,6 +52,10 @@ pub enum DetailKind {
     IoPressure,
     /// A cgroup does not hold what it should.
     Cgroup,
+    /// How a payload ended.
+    PayloadEnd,
+    /// A metric of a payload.
+    PayloadMetric,
     /// A claim of the test's own.
     Claim,
     /// The reason of a skip.
@@ -83,6 +87,8 @@ impl fmt::Display for DetailKind {
             Self::MemoryPressure => "max_memory_pressure_pct",
             Self::IoPressure => "max_io_pressure_pct",
             Self::Cgroup => "cgroup",
+            Self::PayloadEnd => "payload end",
+            Self::PayloadMetric => "payload metric",
             Self::Claim => "claim",
             Self::Skip => "skipped",
             Self::Other => "check",
@@ -106,7 +112,7 @@ pub struct AssertDetail {
     pub measured: Option<String>,
     /// What it is held against: `at most 50 ms`.
     pub bound: Option<String>,
-    /// Whose value it is: `77 (spin)`.
+    /// Whose value it is: `77 (spin)`; that of a payload has its name.
     pub worker: Option<String>,
     /// The cgroup in which that was.
     pub cgroup: Option<String>,
@@ -191,10 +197,14 @@ impl fmt::Display for AssertDetail {
             Some(measured) => (measured, &*self.message),
             None => (&self.message, ""),
         };
+        let whose = match self.kind {
+            DetailKind::PayloadEnd | DetailKind::PayloadMetric => "payload",
+            _ => "worker",
+        };
         let parts = [
             Some(first.clone()).filter(|first| !first.is_empty()),
             self.bound.clone(),
-            self.worker.as_ref().map(|worker| format!("worker {worker}")),
+            self.worker.as_ref().map(|worker| format!("{whose} {worker}")),
             self.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}")),
             self.cpu.map(|cpu| format!("CPU {cpu}")),
             self.at_ns.map(seconds),

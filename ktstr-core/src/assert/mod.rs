@@ -12,6 +12,7 @@ mod verdict;
 mod workers;
 
 pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota, OomKills};
+pub(crate) use checks::shown;
 pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};
 pub use claim::{Claim, Measure};
 pub use detail::{AssertDetail, DetailKind};

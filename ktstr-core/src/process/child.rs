@@ -139,7 +139,7 @@ impl Leader {
 }
 
 /// Waits until one of the descriptors is ready; false if that takes until `deadline`.
-pub(super) fn wait_for(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool, Errno> {
+pub(crate) fn wait_for(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool, Errno> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // A time too long for the kernel's clock is none.

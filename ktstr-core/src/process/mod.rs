@@ -40,6 +40,7 @@ mod place;
 mod shutdown;
 
 pub use child::Child;
+pub(crate) use child::wait_for;
 pub use error::Error;
 pub use job::{Job, Mechanism, Stats};
 pub use limits::Limits;

@@ -32,6 +32,9 @@ impl Scenario<'_> {
             Op::CaptureCgroupProcs { tag, cgroup } => self.capture(tag, cgroup),
             Op::CaptureSnapshot { name } => self.capture_snapshot(name),
             Op::HotplugCpu { cpu, online } => self.hotplug(*cpu, *online),
+            Op::RunPayload { run, cgroup } => self.run_payload(run, cgroup),
+            Op::WaitPayload { name, timeout } => self.wait_payload(name, *timeout),
+            Op::KillPayload { name } => self.kill_payload(name),
         }
     }
 
@@ -63,7 +66,9 @@ impl Scenario<'_> {
         }
         def.knobs.iter().try_for_each(|knob| self.set_knob(&def.name, knob))?;
         let placement = || SpawnPlacement::cgroup(&def.name);
-        works.into_iter().try_for_each(|work| self.carry_out(&Op::spawn(placement(), work)))
+        works.into_iter().try_for_each(|work| self.carry_out(&Op::spawn(placement(), work)))?;
+        let runs = def.payloads.iter().cloned();
+        runs.map(|run| Op::run_payload(run, &*def.name)).try_for_each(|op| self.carry_out(&op))
     }
 
     fn remove_cgroup(&mut self, cgroup: &str) -> Result<()> {
@@ -79,6 +84,8 @@ impl Scenario<'_> {
 
     fn stop_cgroup(&mut self, cgroup: &str) -> Result<()> {
         self.known(cgroup)?;
+        let how = format!("stopped with {cgroup}");
+        self.stop_payloads(&how, |_, payload| payload.cgroup() == cgroup)?;
         self.stop_workers(|_, placed| placed.cgroup == cgroup)
     }
 
@@ -176,6 +183,7 @@ impl Scenario<'_> {
     fn move_all_tasks(&mut self, from: &str, to: &str) -> Result<()> {
         self.known(from)?;
         self.known(to)?;
+        self.check_no_payload_moves(from)?;
         let pids = self.ctx.cgroups.read_procs(from)?;
         let moves = self.workers().any(|placed| placed.cgroup == from);
         ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
@@ -203,7 +211,7 @@ impl Scenario<'_> {
     fn capture(&self, tag: &str, cgroup: &str) -> Result<()> {
         ensure!(!tag.is_empty(), "a capture needs a tag: nobody could find it again");
         self.known(cgroup)?;
-        let pids = self.ctx.cgroups.read_procs(cgroup)?;
+        let pids = self.pids_of(cgroup)?;
         let capture = CgroupProcsSnapshot {
             tag: tag.to_owned(),
             cgroup: cgroup.to_owned(),
@@ -216,11 +224,21 @@ impl Scenario<'_> {
         Ok(())
     }
 
+    /// The processes of a group, and those of its payloads, which are in groups below that are not the
+    /// scenario's own.
+    fn pids_of(&self, cgroup: &str) -> Result<Vec<i32>> {
+        let mut pids = self.ctx.cgroups.read_procs(cgroup)?;
+        for payload in self.payloads().filter(|payload| payload.cgroup() == cgroup) {
+            pids.extend(payload.pids()?);
+        }
+        Ok(pids)
+    }
+
     fn capture_snapshot(&self, name: &str) -> Result<()> {
         ensure!(!name.is_empty(), "a snapshot needs a name: nobody could find it again");
         let at_ns = since_boot_ns();
         let of = |made: &Made| -> Result<CgroupSnapshot> {
-            let procs = who_are(&self.ctx.cgroups.read_procs(&made.name)?);
+            let procs = who_are(&self.pids_of(&made.name)?);
             let stats = self.ctx.cgroups.stats(&made.name)?;
             Ok(CgroupSnapshot { cgroup: made.name.clone(), procs, stats })
         };
@@ -246,7 +264,7 @@ impl Scenario<'_> {
     }
 
     /// Refuses a cgroup that no operation has made: a typo must not pass silently.
-    fn known(&self, cgroup: &str) -> Result<()> {
+    pub(super) fn known(&self, cgroup: &str) -> Result<()> {
         ensure!(!cgroup.is_empty(), "the cgroup has no name");
         if !self.made().any(|made| made.name == cgroup) {
             let made: Vec<_> = self.made().map(|made| &made.name).collect();

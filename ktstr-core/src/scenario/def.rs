@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{CgroupKnob, CpusetSpec};
+use crate::payload::PayloadRun;
 use crate::topology::TestTopology;
 use crate::workload::{AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType};
 
@@ -22,6 +23,7 @@ pub struct CgroupDef {
     /// What the definition's own methods say of its workers, once one has.
     own: Option<WorkSpec>,
     works: Vec<WorkSpec>,
+    pub(crate) payloads: Vec<PayloadRun>,
     pub(crate) oom_kill_expected: bool,
 }
 
@@ -35,6 +37,7 @@ impl CgroupDef {
             workers_pct: None,
             own: None,
             works: Vec::new(),
+            payloads: Vec::new(),
             oom_kill_expected: false,
         }
     }
@@ -55,6 +58,13 @@ impl CgroupDef {
     /// Adds workers of a kind of their own; can be said several times.
     pub fn work(mut self, work: WorkSpec) -> Self {
         self.works.push(work);
+        self
+    }
+
+    /// Adds a program that is started in the group after its workers; can be said several times, with
+    /// a name for each ([`Payload::named`](crate::payload::Payload::named)) if it is the same one.
+    pub fn workload(mut self, payload: impl Into<PayloadRun>) -> Self {
+        self.payloads.push(payload.into());
         self
     }
 

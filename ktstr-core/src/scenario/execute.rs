@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::layer::{Layer, Made, PlacedWorker};
+use super::layer::{Layer, Made, PlacedWorker, is_in};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
 use crate::assert::{
@@ -14,6 +14,7 @@ use crate::assert::{
     Surroundings, was_killed,
 };
 use crate::cgroup::CgroupStats;
+use crate::payload::PayloadReport;
 use crate::sys::since_boot_ns;
 use crate::wire::{Report, ScenarioEvent};
 use crate::workload::{WorkerReport, Workers};
@@ -59,8 +60,8 @@ pub fn execute_steps_with(
 /// Sets the backdrop up, plays the steps in order, and takes everything down again.
 ///
 /// The controllers that any knob of the scenario needs are enabled before all else, once. What the
-/// workers and cgroups did is held against the attribute's keys ([`Assert`]); a worker that dies before
-/// it is stopped ends the scenario and fails the test.
+/// workers and cgroups did is held against the attribute's keys ([`Assert`]), what payloads did against
+/// their own checks; a worker that dies before it is stopped ends the scenario and fails the test.
 ///
 /// # Errors
 ///
@@ -131,6 +132,8 @@ pub(super) struct Scenario<'a> {
     samples: Vec<CgroupSample>,
     /// What was killed in the cgroups that are gone.
     oom_kills: Vec<OomKills>,
+    /// What came of the payloads that have ended.
+    pub(super) payloads: Vec<PayloadReport>,
 }
 
 /// What the kernel has counted for a cgroup by now.
@@ -158,6 +161,7 @@ impl<'a> Scenario<'a> {
             workers: Vec::new(),
             samples: Vec::new(),
             oom_kills: Vec::new(),
+            payloads: Vec::new(),
         }
     }
 
@@ -172,7 +176,8 @@ impl<'a> Scenario<'a> {
     fn play(&mut self, backdrop: &Backdrop, steps: &[Step]) -> Result<()> {
         self.begin_layer("backdrop".to_owned(), &backdrop.defs, &backdrop.ops)?;
         for (index, step) in steps.iter().enumerate() {
-            self.begin_layer(format!("step {index}"), &step.defs, &step.ops)?;
+            let ops = step.payloads.iter().chain(&step.ops);
+            self.begin_layer(format!("step {index}"), &step.defs, ops)?;
             if !self.hold(step)? {
                 break;
             }
@@ -181,12 +186,17 @@ impl<'a> Scenario<'a> {
         Ok(())
     }
 
-    fn begin_layer(&mut self, phase: String, defs: &[CgroupDef], ops: &[Op]) -> Result<()> {
+    fn begin_layer<'op>(
+        &mut self,
+        phase: String,
+        defs: &[CgroupDef],
+        ops: impl IntoIterator<Item = &'op Op>,
+    ) -> Result<()> {
         self.layers.push(Layer::new(phase));
         for def in defs {
             self.carry_out(&Op::add_cgroup_def(def.clone()))?;
         }
-        ops.iter().try_for_each(|op| self.carry_out(op))
+        ops.into_iter().try_for_each(|op| self.carry_out(op))
     }
 
     pub(super) fn carry_out(&mut self, op: &Op) -> Result<()> {
@@ -232,16 +242,23 @@ impl<'a> Scenario<'a> {
         self.count_until(end)
     }
 
-    /// Waits as [`wait_until`](Self::wait_until), and keeps what the kernel counts meanwhile for all
-    /// cgroups with workers in them or below. Nothing is changed by then, so that it can be held
-    /// against what was asked; and it is the same time for all, so that siblings can be compared.
     fn count_until(&mut self, deadline: Instant) -> Result<bool> {
-        let used = |made: &&Made| self.workers().any(|placed| placed.is_in(&made.name));
+        self.count_while(|scenario| scenario.wait_until(deadline))
+    }
+
+    /// Waits, and keeps what the kernel counts meanwhile for all cgroups with workers or payloads in
+    /// them or below. Nothing is changed by then, so that it can be held
+    /// against what was asked; and it is the same time for all, so that siblings can be compared.
+    pub(super) fn count_while<T>(&mut self, wait: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let used = |made: &&Made| {
+            self.workers().any(|placed| placed.is_in(&made.name))
+                || self.payloads().any(|payload| is_in(payload.cgroup(), &made.name))
+        };
         let made: Vec<_> = self.made().filter(used).collect();
         let count = || made.iter().map(|made| self.count(made)).collect::<Result<Vec<_>>>();
         let began_ns = since_boot_ns();
         let before = count()?;
-        let is_working = self.wait_until(deadline)?;
+        let waited = wait(self)?;
         let counts = before.into_iter().zip(count()?);
         let samples = made.iter().zip(counts).map(|(made, (before, after))| {
             let cpuset = self.cpuset_asked(&made.name).into_iter().flatten().collect();
@@ -257,7 +274,7 @@ impl<'a> Scenario<'a> {
         });
         let samples: Vec<_> = samples.collect();
         self.samples.extend(samples);
-        Ok(is_working)
+        Ok(waited)
     }
 
     fn count(&self, made: &Made) -> Result<Count> {
@@ -304,8 +321,10 @@ impl<'a> Scenario<'a> {
         let inner = self.layers.len() - 1;
         let made: Vec<_> = self.layer().cgroups.iter().map(|made| made.name.clone()).collect();
         // Who works in a group of this layer cannot stay in it, whoever spawned it.
+        let payloads = self.end_payloads(inner, &made);
         let stopped =
             self.stop_workers(|layer, placed| layer == inner || made.contains(&placed.cgroup));
+        let stopped = payloads.and(stopped);
         let noted =
             made.iter().rev().map(|made| self.note_oom_kills(made)).fold(Ok(()), Result::and);
         let layer = self.layers.pop().expect("only called with a layer standing");
@@ -350,13 +369,17 @@ impl<'a> Scenario<'a> {
 
     /// Holds everything that was measured against the bounds.
     fn judge(&self, assert: &Assert) -> AssertResult {
-        if self.workers.is_empty() {
+        let payloads = self.payloads.iter().map(|report| report.verdict.clone());
+        let of_payloads = payloads.fold(AssertResult::pass(), AssertResult::merge);
+        if self.workers.is_empty() && self.payloads.iter().all(|report| report.checked == 0) {
             let nothing = "no worker worked in this scenario, so nothing was checked";
-            return AssertResult::inconclusive(AssertDetail::new(DetailKind::Other, nothing));
+            let nothing = AssertDetail::new(DetailKind::Other, nothing);
+            return AssertResult::inconclusive(nothing).merge(of_payloads);
         }
         let surroundings = Surroundings { stuck_after: STUCK_AFTER, nodes: &self.ctx.topo.nodes };
         let of_workers = assert.judge_workers(&self.workers, &surroundings);
-        of_workers.merge(assert.judge_cgroups(&self.samples, &self.oom_kills))
+        let of_cgroups = assert.judge_cgroups(&self.samples, &self.oom_kills);
+        of_payloads.merge(of_workers).merge(of_cgroups)
     }
 
     pub(super) fn layer(&self) -> &Layer {
@@ -368,7 +391,7 @@ impl<'a> Scenario<'a> {
     }
 
     /// Sends an event to the host at once: it has the timeline even if the guest dies now.
-    fn tell(&self, what: String) {
+    pub(super) fn tell(&self, what: String) {
         let phase = self.layers.last().map_or_else(String::new, |layer| layer.phase.clone());
         tracing::info!("{phase}: {what}");
         (self.ctx.report)(Report::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));

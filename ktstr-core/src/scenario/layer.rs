@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::{CgroupKnob, hotplug};
 use crate::assert::{CgroupAsked, CpuQuota};
 use crate::cgroup::CgroupOps;
+use crate::payload::Running;
 use crate::workload::{Worker, WorkerReport};
 
 /// What one phase made.
@@ -16,6 +17,7 @@ pub(super) struct Layer {
     pub(super) phase: String,
     pub(super) cgroups: Vec<Made>,
     pub(super) workers: Vec<PlacedWorker>,
+    pub(super) payloads: Vec<Running>,
     /// CPUs as they were before they were switched first, in that order.
     pub(super) cpus: Vec<(u32, bool)>,
 }
@@ -75,7 +77,13 @@ pub(super) struct Made {
 
 impl Layer {
     pub(super) fn new(phase: String) -> Self {
-        Self { phase, cgroups: Vec::new(), workers: Vec::new(), cpus: Vec::new() }
+        Self {
+            phase,
+            cgroups: Vec::new(),
+            workers: Vec::new(),
+            payloads: Vec::new(),
+            cpus: Vec::new(),
+        }
     }
 
     /// Removes the cgroups, the last first, and switches CPUs back. All of it, whatever fails; the

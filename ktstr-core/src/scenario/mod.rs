@@ -8,6 +8,7 @@ mod hotplug;
 mod knob;
 mod layer;
 pub mod ops;
+mod payloads;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ pub use knob::CgroupKnob;
 
 use crate::assert::Assert;
 use crate::cgroup::CgroupOps;
+use crate::payload::{PayloadCall, PayloadRun};
 use crate::registry::TestEntry;
 use crate::topology::TestTopology;
 use crate::wire::Report;
@@ -66,6 +68,11 @@ impl<'a> Ctx<'a> {
     /// A cgroup to be defined: [`CgroupDef::named`].
     pub fn cgroup_def(&self, name: impl Into<String>) -> CgroupDef {
         CgroupDef::named(name)
+    }
+
+    /// A run of a program, to be waited for: `ctx.payload(&HACKBENCH).in_cgroup("cg").run()?`.
+    pub fn payload(&self, payload: impl Into<PayloadRun>) -> PayloadCall<'_> {
+        PayloadCall::new(self, payload.into())
     }
 
     /// The CPUs that a cpuset stands for on this machine.

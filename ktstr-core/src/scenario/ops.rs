@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{CgroupDef, CgroupKnob, CpusetSpec};
 use crate::cgroup::Controller;
+use crate::payload::PayloadRun;
 use crate::workload::{AffinityIntent, WorkSpec};
 
 /// One thing to do. Built by the constructors of the same name.
@@ -26,6 +27,9 @@ pub enum Op {
     CaptureCgroupProcs { tag: String, cgroup: String },
     CaptureSnapshot { name: String },
     HotplugCpu { cpu: u32, online: bool },
+    RunPayload { run: PayloadRun, cgroup: String },
+    WaitPayload { name: String, timeout: Duration },
+    KillPayload { name: String },
 }
 
 impl Op {
@@ -39,12 +43,12 @@ impl Op {
         Self::AddCgroupDef { def }
     }
 
-    /// Stops the workers of a cgroup that an operation made, and removes it.
+    /// Stops the workers and payloads of a cgroup that an operation made, and removes it.
     pub fn remove_cgroup(cgroup: impl Into<String>) -> Self {
         Self::RemoveCgroup { cgroup: cgroup.into() }
     }
 
-    /// Stops the workers of a cgroup, which stays.
+    /// Stops the workers and payloads of a cgroup, which stays.
     pub fn stop_cgroup(cgroup: impl Into<String>) -> Self {
         Self::StopCgroup { cgroup: cgroup.into() }
     }
@@ -79,7 +83,7 @@ impl Op {
         Self::SetAffinity { cgroup: cgroup.into(), affinity }
     }
 
-    /// Moves all processes of a cgroup to another.
+    /// Moves all processes of a cgroup to another. Payloads cannot be moved.
     pub fn move_all_tasks(from: impl Into<String>, to: impl Into<String>) -> Self {
         Self::MoveAllTasks { from: from.into(), to: to.into() }
     }
@@ -110,6 +114,24 @@ impl Op {
         Self::HotplugCpu { cpu, online }
     }
 
+    /// Starts a program in a cgroup, where it is from its first instruction on: in a group of its own
+    /// below. Whatever still runs of it at the end of the step is stopped.
+    pub fn run_payload(payload: impl Into<PayloadRun>, cgroup: impl Into<String>) -> Self {
+        Self::RunPayload { run: payload.into(), cgroup: cgroup.into() }
+    }
+
+    /// Waits until a program that was started has ended, and judges it. That it still runs after
+    /// `timeout` is an error. Cgroups are judged meanwhile as in a hold.
+    pub fn wait_payload(name: impl Into<String>, timeout: Duration) -> Self {
+        Self::WaitPayload { name: name.into(), timeout }
+    }
+
+    /// Kills a program that was started, with all that it started itself. Its exit status is not
+    /// judged, unless it had ended before; its metrics are, as far as it had printed them.
+    pub fn kill_payload(name: impl Into<String>) -> Self {
+        Self::KillPayload { name: name.into() }
+    }
+
     /// The controllers it needs.
     pub(crate) fn controllers(&self) -> Vec<Controller> {
         match self {
@@ -131,6 +153,9 @@ impl fmt::Display for Op {
             }
             Self::RemoveCgroup { cgroup } => write!(f, "remove cgroup {cgroup}"),
             Self::StopCgroup { cgroup } => write!(f, "stop the workers of {cgroup}"),
+            Self::RunPayload { run, cgroup } => write!(f, "run {run} in {cgroup}"),
+            Self::WaitPayload { name, timeout } => write!(f, "wait for {name}, up to {timeout:?}"),
+            Self::KillPayload { name } => write!(f, "kill {name}"),
             Self::SetKnob { cgroup, knob } => write!(f, "set {knob} of {cgroup}"),
             Self::SwapCpusets { a, b } => write!(f, "swap the cpusets of {a} and {b}"),
             Self::Spawn { placement: SpawnPlacement::Cgroup(cgroup), work } => {
@@ -207,6 +232,8 @@ impl HoldSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     pub(crate) defs: Vec<CgroupDef>,
+    /// After the cgroups and before the operations; not done again with those.
+    pub(crate) payloads: Vec<Op>,
     pub(crate) ops: Vec<Op>,
     pub(crate) hold: HoldSpec,
 }
@@ -214,12 +241,24 @@ pub struct Step {
 impl Step {
     /// A step that does `ops` in order and then holds.
     pub fn new(ops: impl Into<Vec<Op>>, hold: HoldSpec) -> Self {
-        Self { defs: Vec::new(), ops: ops.into(), hold }
+        Self { defs: Vec::new(), payloads: Vec::new(), ops: ops.into(), hold }
     }
 
     /// Adds cgroups, which are there before the operations.
     pub fn with_defs(mut self, defs: impl IntoIterator<Item = CgroupDef>) -> Self {
         self.defs.extend(defs);
+        self
+    }
+
+    /// Adds a program that is started in a cgroup before the operations, once, however often these
+    /// are done. It is stopped at the end of the hold if it still runs then: to have it run to its
+    /// own end, wait for it ([`Op::wait_payload`]).
+    pub fn with_payload(
+        mut self,
+        payload: impl Into<PayloadRun>,
+        cgroup: impl Into<String>,
+    ) -> Self {
+        self.payloads.push(Op::run_payload(payload, cgroup));
         self
     }
 

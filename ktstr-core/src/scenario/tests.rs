@@ -8,6 +8,7 @@ use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step};
 use super::*;
 use crate::assert::{AssertResult, Outcome};
 use crate::cgroup::{CgroupStats, MemoryEvents, MemoryStats, RecordingCgroups};
+use crate::payload::Payload;
 use crate::wire::ScenarioEvent;
 use crate::workload::{AffinityIntent, WorkSpec};
 
@@ -161,6 +162,8 @@ fn the_controllers_of_all_knobs_are_enabled_once_and_first() {
     }
 }
 
+const LOAD: Payload = Payload::new("load");
+
 #[test]
 fn a_group_nobody_made_is_answered_with_those_there_are() {
     for op in [
@@ -175,6 +178,7 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         Op::freeze_cgroup("typo"),
         Op::unfreeze_cgroup("typo"),
         Op::capture_cgroup_procs("tag", "typo"),
+        Op::run_payload(&LOAD, "typo"),
     ] {
         let cgroups = RecordingCgroups::new();
         let told = op.to_string();
@@ -198,6 +202,11 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         (Op::move_all_tasks("a", "b"), "`a` has no task to move"),
         (Op::set_affinity("a", AffinityIntent::SingleCpu), "`a` has no workers to pin"),
         (Op::hotplug_cpu(9999, false), "CPU 9999 cannot be switched"),
+        (Op::wait_payload("load", Duration::ZERO), "no payload called `load` was started"),
+        (Op::kill_payload("load"), "no payload called `load` was started; there are []"),
+        (Op::run_payload(&LOAD, "a"), "this guest has no program `load`"),
+        (Op::run_payload(LOAD.named(""), "a"), "a run needs a name"),
+        (Op::run_payload(&Payload::new(""), "a"), "the program has no name"),
     ] {
         let cgroups = RecordingCgroups::new();
         let told = op.to_string();
@@ -418,6 +427,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         (name(), name()).prop_map(|(a, b)| Op::move_all_tasks(a, b)),
         name().prop_map(Op::freeze_cgroup),
         name().prop_map(|name| Op::capture_cgroup_procs("tag", name)),
+        name().prop_map(|name| Op::run_payload(&LOAD, name)),
     ]
 }
 

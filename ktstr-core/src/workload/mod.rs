@@ -35,6 +35,6 @@ pub use memory::MemoryPolicy;
 pub use policy::SchedPolicy;
 pub use report::{Gap, WorkerReport};
 pub use spec::WorkSpec;
-pub(crate) use status::describe_status;
+pub(crate) use status::{describe_signal, describe_status};
 pub use work_type::WorkType;
 pub(crate) use worker::Worker;

@@ -28,10 +28,15 @@ const SIGNALS: [(i32, &str); 18] = [
 pub(crate) fn describe_status(status: &WaitIdStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (_, Some(signal)) => match SIGNALS.iter().find(|(number, _)| *number == signal) {
-            Some((_, name)) => format!("signal {signal} ({name})"),
-            None => format!("signal {signal}"),
-        },
+        (_, Some(signal)) => describe_signal(signal),
         _ => "an unknown status".to_owned(),
+    }
+}
+
+/// `signal 9 (SIGKILL)`.
+pub(crate) fn describe_signal(signal: i32) -> String {
+    match SIGNALS.iter().find(|(number, _)| *number == signal) {
+        Some((_, name)) => format!("signal {signal} ({name})"),
+        None => format!("signal {signal}"),
     }
 }

@@ -1,0 +1,252 @@
+//! Numbers read from what a program did and said.
+
+use std::fmt;
+
+use anyhow::{Context, Result, bail, ensure};
+use regex_lite::Regex;
+use serde_json::Value;
+
+use super::{Output, PayloadEnd, short};
+
+/// A number to be read from a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Metric {
+    /// Its name, by which checks refer to it.
+    pub name: &'static str,
+    /// Where it is read.
+    pub source: MetricSource,
+    /// Whether time that the host took from the guest's CPUs could explain a bad value.
+    pub time_based: bool,
+}
+
+/// Where a metric is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetricSource {
+    /// The exit status.
+    ExitCode,
+    /// A place in a JSON document on standard output.
+    Json(&'static str),
+    /// The group of a regular expression.
+    Regex(&'static str),
+}
+
+impl Metric {
+    /// The exit status; a program that was killed has none.
+    pub const fn exit_code(name: &'static str) -> Self {
+        Self { name, source: MetricSource::ExitCode, time_based: false }
+    }
+
+    /// The number at `pointer` (`/thread/0/max`) in the JSON document on standard output.
+    ///
+    /// If standard output holds other lines as well, the document is the first object or array that
+    /// begins at the start of a line, spaces aside, and is whole.
+    ///
+    /// Source: RFC 6901, JSON Pointer.
+    pub const fn json(name: &'static str, pointer: &'static str) -> Self {
+        Self { name, source: MetricSource::Json(pointer), time_based: false }
+    }
+
+    /// The number that the only group of the regular expression `pattern` holds, where that matches
+    /// first: in standard output, else in standard error.
+    ///
+    /// `^` and `$` are the ends of all of it, with `(?m)` those of lines. The syntax is that of the
+    /// crate `regex-lite`.
+    pub const fn regex(name: &'static str, pattern: &'static str) -> Self {
+        Self { name, source: MetricSource::Regex(pattern), time_based: false }
+    }
+
+    /// Says that time which the host took could explain a bad value. Where the CPUs are emulated in
+    /// software, a check of it that fails is a note, unless the test says `judge_emulated_time`.
+    pub const fn time_based(self) -> Self {
+        Self { time_based: true, ..self }
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        ensure!(!self.name.is_empty(), "it has no name");
+        match self.source {
+            MetricSource::ExitCode => {}
+            MetricSource::Json(pointer) => {
+                ensure!(
+                    pointer.is_empty() || pointer.starts_with('/'),
+                    "`{pointer}` is no JSON pointer: one begins with `/`"
+                );
+                let mut escapes = pointer.split('~').skip(1);
+                let known = escapes.all(|rest| rest.starts_with(['0', '1']));
+                ensure!(known, "`{pointer}` is no JSON pointer: its escapes are `~0` and `~1`");
+            }
+            MetricSource::Regex(pattern) => drop(compile(pattern)?),
+        }
+        Ok(())
+    }
+
+    /// Reads it from a run that has ended.
+    pub(super) fn read(&self, end: &PayloadEnd, stdout: &Output, stderr: &Output) -> MetricValue {
+        let read = match self.source {
+            MetricSource::ExitCode => match end {
+                PayloadEnd::Exited(code) => Ok(MetricValue::Number(f64::from(*code))),
+                end => Err(format!("there is no exit status: {end}")),
+            },
+            MetricSource::Json(pointer) => from_json(pointer, &stdout.text),
+            MetricSource::Regex(pattern) => from_text(pattern, &[&stdout.text, &stderr.text]),
+        };
+        read.unwrap_or_else(|mut why| {
+            let dropped = stdout.dropped + stderr.dropped;
+            if dropped > 0 && self.source != MetricSource::ExitCode {
+                why += &format!(", of whose output the first {dropped} bytes were not kept");
+            }
+            MetricValue::Missing(why)
+        })
+    }
+}
+
+/// What was found of a metric.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MetricValue {
+    /// Its value, which is finite.
+    Number(f64),
+    /// What was in its place, which is no number.
+    Text(String),
+    /// Nothing: why.
+    Missing(String),
+}
+
+/// `0.123`, `"n/a", which is no number`, or why it is missing.
+impl fmt::Display for MetricValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => write!(f, "{text:?}, which is no number"),
+            Self::Missing(why) => f.write_str(why),
+        }
+    }
+}
+
+fn compile(pattern: &str) -> Result<Regex> {
+    let regex = Regex::new(pattern).with_context(|| format!("cannot read `{pattern}`"))?;
+    match regex.captures_len() - 1 {
+        1 => Ok(regex),
+        0 => bail!("`{pattern}` has no group: put parentheses around the number"),
+        groups => bail!("`{pattern}` has {groups} groups: write all but one as `(?:…)`"),
+    }
+}
+
+fn from_text(pattern: &str, outputs: &[&str]) -> Result<MetricValue, String> {
+    let regex = compile(pattern).map_err(|error| format!("{error:#}"))?;
+    let found = outputs.iter().find_map(|text| regex.captures(text));
+    let found = found.ok_or_else(|| format!("nothing matches `{pattern}`"))?;
+    // A group of a branch that was not taken.
+    let group = found.get(1).ok_or_else(|| format!("the group of `{pattern}` matches nothing"))?;
+    let number = group.as_str().trim().parse::<f64>().ok().filter(|number| number.is_finite());
+    Ok(number.map_or_else(|| MetricValue::Text(short(group.as_str())), MetricValue::Number))
+}
+
+fn from_json(pointer: &str, text: &str) -> Result<MetricValue, String> {
+    let document = document(text).ok_or("standard output holds no JSON document")?;
+    let value = document
+        .pointer(pointer)
+        .ok_or_else(|| format!("the JSON document has nothing at `{pointer}`"))?;
+    let number = value.as_f64().filter(|number| number.is_finite());
+    Ok(number.map_or_else(|| MetricValue::Text(short(&value.to_string())), MetricValue::Number))
+}
+
+/// The first JSON object or array that begins on a line of its own and is whole; else all of the
+/// text, which may be a bare number.
+fn document(text: &str) -> Option<Value> {
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if line.trim_start().starts_with(['{', '[']) {
+            let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter();
+            if let Some(Ok(value)) = values.next() {
+                return Some(value);
+            }
+        }
+        at += line.len();
+    }
+    serde_json::from_str(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(metric: Metric, stdout: &str, stderr: &str) -> MetricValue {
+        let output = |text: &str| Output { text: text.to_owned(), dropped: 0 };
+        metric.read(&PayloadEnd::Exited(3), &output(stdout), &output(stderr))
+    }
+
+    fn is(metric: Metric, stdout: &str, want: Result<f64, &str>) {
+        match (read(metric, stdout, ""), want) {
+            (MetricValue::Number(number), Ok(want)) => assert_eq!(number, want, "{stdout}"),
+            (value @ (MetricValue::Text(_) | MetricValue::Missing(_)), Err(want)) => {
+                assert_eq!(value.to_string(), want, "{stdout}");
+            }
+            (value, want) => panic!("{value:?}, not {want:?}: {stdout}"),
+        }
+    }
+
+    #[test]
+    fn a_regular_expression_finds_its_group() {
+        let time = Metric::regex("m", r"Time: (\S*)");
+        for (stdout, want) in [
+            ("Running\nTime: 0.125\n", Ok(0.125)),
+            ("Time: -3e2\nTime: 4", Ok(-300.0)),
+            ("Time: n/a", Err("\"n/a\", which is no number")),
+            ("Time: inf", Err("\"inf\", which is no number")),
+            ("Time: NaN", Err("\"NaN\", which is no number")),
+            ("Time: ", Err("\"\", which is no number")),
+            ("", Err(r"nothing matches `Time: (\S*)`")),
+        ] {
+            is(time, stdout, want);
+        }
+        is(Metric::regex("m", "a|b(.)"), "a", Err("the group of `a|b(.)` matches nothing"));
+    }
+
+    #[test]
+    fn standard_output_comes_before_standard_error() {
+        let metric = Metric::regex("m", "n=([0-9]+)");
+        assert_eq!(read(metric, "n=1", "n=2"), MetricValue::Number(1.0));
+        assert_eq!(read(metric, "", "n=2"), MetricValue::Number(2.0));
+        assert_eq!(
+            read(Metric::json("m", "/a"), "", "{\"a\":1}").to_string(),
+            "standard output holds no JSON document"
+        );
+    }
+
+    #[test]
+    fn a_pointer_leads_into_the_document() {
+        let text = "# Policy: fifo\n[info] starts\n  {\"thread\": {\"0\": {\"max\": 17, \"a/b~\": 2}},\n\
+                    \"list\": [1, 2.5], \"name\": \"x\", \"none\": null}\ntrailing {\n";
+        for (pointer, want) in [
+            ("/thread/0/max", Ok(17.0)),
+            ("/thread/0/a~1b~0", Ok(2.0)),
+            ("/list/1", Ok(2.5)),
+            ("/list/2", Err("the JSON document has nothing at `/list/2`")),
+            ("/name", Err("\"\\\"x\\\"\", which is no number")),
+            ("/none", Err("\"null\", which is no number")),
+            ("/thread", Err("\"{\\\"0\\\":{\\\"a/b~\\\":2,\\\"max\\\":17}}\", which is no number")),
+        ] {
+            is(Metric::json("m", pointer), text, want);
+        }
+        is(Metric::json("m", ""), " 12.5 \n", Ok(12.5));
+        is(Metric::json("m", ""), "{ broken", Err("standard output holds no JSON document"));
+    }
+
+    #[test]
+    fn only_a_program_that_exits_has_an_exit_status() {
+        let metric = Metric::exit_code("m");
+        is(metric, "", Ok(3.0));
+        let output = Output { text: String::new(), dropped: 9 };
+        let killed = PayloadEnd::Died("signal 9 (SIGKILL)".to_owned());
+        let value = metric.read(&killed, &output, &output).to_string();
+        assert_eq!(value, "there is no exit status: signal 9 (SIGKILL)");
+    }
+
+    #[test]
+    fn what_was_dropped_may_have_held_it() {
+        let output = |dropped| Output { text: String::new(), dropped };
+        let metric = Metric::regex("m", "(a)");
+        let value = metric.read(&PayloadEnd::Exited(0), &output(5), &output(2)).to_string();
+        assert!(value.ends_with("of whose output the first 7 bytes were not kept"), "{value}");
+    }
+}

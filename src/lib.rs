@@ -16,8 +16,8 @@ mod report;
 pub mod runner;
 
 pub use ktstr_core::{
-    assert, cgroup, claim, claim_present, process, result, scenario, scenarios, snapshot, topology,
-    workload,
+    assert, cgroup, claim, claim_present, payload, process, result, scenario, scenarios, snapshot,
+    topology, workload,
 };
 pub use ktstr_macros::ktstr_test;
 

@@ -136,5 +136,5 @@ fn defaults_are_those_of_the_attribute() {
     assert!(entry.assert.not_stuck && entry.assert.isolation && entry.assert.no_oom_kill);
     assert!(!entry.assert.judge_emulated_time);
     assert!(!entry.host_only && entry.kaslr && entry.auto_repro);
-    assert!(entry.post_vm.is_none());
+    assert!(entry.post_vm.is_none() && entry.payloads.is_empty());
 }

@@ -52,6 +52,8 @@ pub(crate) enum Value {
     Bool(bool),
     Text(LitStr),
     Function(ExprPath),
+    /// At least one.
+    Paths(Vec<ExprPath>),
     /// `ignore` alone.
     Nothing,
 }
@@ -384,11 +386,39 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
             Ok(Value::Text(lit))
         }
         (Takes::Function, Expr::Path(path)) => Ok(Value::Function(path)),
+        (Takes::Paths, Expr::Array(list)) => check_paths(key, &list),
         (takes, expr) => {
             let message = format!("expected {takes}, found {}", describe(&expr));
             Err(syn::Error::new_spanned(expr, message))
         }
     }
+}
+
+/// Reports everything that is no path, not only the first.
+fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
+    let (mut errors, mut values) = (Errors::default(), Vec::new());
+    if list.elems.is_empty() {
+        errors.on(list, format!("the list is empty: write `{key}`, or remove the key"));
+    }
+    for element in &list.elems {
+        match ungrouped(element) {
+            Expr::Path(path) => values.push(path.clone()),
+            other => {
+                let found = describe(other);
+                errors.on(other, format!("expected the path of a constant, found {found}"));
+            }
+        }
+    }
+    errors.into_result()?;
+    Ok(Value::Paths(values))
+}
+
+/// An expression that may come out of a `macro_rules!` metavariable.
+fn ungrouped(mut expr: &Expr) -> &Expr {
+    while let Expr::Group(group) = expr {
+        expr = &group.expr;
+    }
+    expr
 }
 
 /// Reports every number that is bad, not only the first.
@@ -398,11 +428,7 @@ fn check_integers(key: &Key, range: &RangeInclusive<u32>, list: &ExprArray) -> s
         errors.on(list, format!("the list is empty: write `{key}`, or one number for each"));
     }
     for element in &list.elems {
-        let mut element = element;
-        while let Expr::Group(group) = element {
-            element = &group.expr;
-        }
-        match element {
+        match ungrouped(element) {
             Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) => {
                 values.extend(errors.take(check_integer(key, range, lit)));
             }
@@ -521,6 +547,7 @@ mod tests {
             "max_spread_pct = 0, max_throughput_cv = 1.5e-1f64, min_work_rate = 0x10, max_throttled_pct = 9f32",
             "max_p99_wake_latency_ns = 4_294_967_295, host_only, min_page_locality = 1.0",
             "ignore = \"slow\", post_vm = <Host as Check>::check::<u8, u16>",
+            "payloads = [A,crate::b::C,<P as Load>::RUN,], cores = 2",
         ] {
             let (args, errors) = parse_text(attr);
             assert!(errors.is_empty(), "{attr}: {errors:?}");
@@ -563,6 +590,9 @@ mod tests {
             ),
             ("max_spread_pct, max_wake_latency_cv =", &["max_spread_pct", "="]),
             ("host_only, judge_emulated_time", &["judge_emulated_time"]),
+            ("payloads = [A, 1, \"b\", [C]], host_only", &["1", "\"b\"", "[C]", "payloads"]),
+            ("payloads = [], payloads = A", &["[]", "payloads", "A"]),
+            ("payloads", &["payloads"]),
             // Not the third error, of too many CPUs.
             ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),
         ] {

@@ -190,6 +190,7 @@ fn field(arg: &Arg) -> Option<TokenStream> {
         Target::Seconds(field) => (field, quote!(::core::time::Duration::from_secs(#value))),
         Target::Millis(field) => (field, quote!(::core::time::Duration::from_millis(#value))),
         Target::Optional(field) => (field, optional(&arg.value, &value)),
+        Target::References(field) => (field, references(&arg.value)),
         Target::ExpectErr => ("expect_err", expect_err(&arg.value)),
         Target::Topology(_) | Target::Llcs | Target::Check | Target::IgnoreAttribute => {
             return None;
@@ -206,6 +207,14 @@ fn expect_err(value: &Value) -> TokenStream {
         _ => quote!(No),
     };
     quote!(::ktstr::__private::ExpectErr::#variant)
+}
+
+/// `&[&A, &B]`, which the compiler reports at the one that has the wrong type.
+fn references(value: &Value) -> TokenStream {
+    let Value::Paths(paths) = value else { return quote!(&[]) };
+    let reference = |path: &syn::ExprPath| quote_spanned!(generated_at(path.span())=> &#path);
+    let references = paths.iter().map(reference);
+    quote!(&[#(#references),*])
 }
 
 /// `Some(value)`, which the compiler reports at the value if it has the wrong type.
@@ -228,6 +237,7 @@ fn tokens(arg: &Arg) -> TokenStream {
         Value::Bool(value) => value.into_token_stream(),
         Value::Text(text) => text.into_token_stream(),
         Value::Function(path) => path.into_token_stream(),
+        Value::Paths(paths) => quote!([#(#paths),*]),
         Value::Nothing => TokenStream::new(),
     }
 }
@@ -286,6 +296,7 @@ mod tests {
                 quote!(expect_err: ::ktstr::__private::ExpectErr::Containing("disk")),
             ),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
+            ("payloads = [A, b::C,]", quote!(payloads: &[&A, &b::C])),
             ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),
         ] {
             let args = parse_args(attr);

@@ -41,6 +41,8 @@ pub(crate) enum Takes {
     Reason,
     /// The path of a function.
     Function,
+    /// The paths of constants, in brackets.
+    Paths,
 }
 
 /// Where a value goes.
@@ -57,6 +59,8 @@ pub(crate) enum Target {
     Millis(&'static str),
     /// A field of `TestEntry`, an `Option`.
     Optional(&'static str),
+    /// A field of `TestEntry`, a slice of references.
+    References(&'static str),
     /// The field `expect_err` of `TestEntry`.
     ExpectErr,
     /// The field `assert` of `TestEntry`, which several keys share: a method of `Assert` by the
@@ -89,6 +93,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("kaslr", Takes::Bool, Target::Field("kaslr")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
+    Key::new("payloads", Takes::Paths, Target::References("payloads")).vm(),
     Key::new("not_stuck", Takes::Bool, Target::Check),
     Key::new("isolation", Takes::Bool, Target::Check),
     Key::new("no_oom_kill", Takes::Bool, Target::Check),
@@ -170,6 +175,7 @@ impl fmt::Display for Takes {
             Self::BoolOrText => f.write_str("`true`, `false` or a string literal"),
             Self::Text { .. } | Self::Reason => f.write_str("a string literal"),
             Self::Function => f.write_str("the path of a function"),
+            Self::Paths => f.write_str("a list of paths of constants"),
         }
     }
 }
@@ -190,6 +196,7 @@ impl fmt::Display for Key {
             }
             Takes::Reason => write!(f, "{name} = \"reason\""),
             Takes::Function => write!(f, "{name} = check_result"),
+            Takes::Paths => write!(f, "{name} = [HACKBENCH]"),
         }
     }
 }
@@ -272,6 +279,7 @@ mod tests {
                 Takes::Text { .. } => format!("`{}` | string |", key.name),
                 Takes::Reason => format!("`{}` | nothing or string |", key.name),
                 Takes::Function => format!("`{}` | path |", key.name),
+                Takes::Paths => format!("`{}` | list of paths |", key.name),
             };
             assert!(row.starts_with(&format!("/// | {start}")), "`{row}` should begin `{start}`");
         }
@@ -295,6 +303,7 @@ mod tests {
             ("max_gap", Some("max_gap_ms")),
             ("max_spread", Some("max_spread_pct")),
             ("not_stuk", Some("not_stuck")),
+            ("payload", Some("payloads")),
             ("vm", None),
             ("flavour", None),
             ("", None),

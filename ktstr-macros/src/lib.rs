@@ -53,6 +53,7 @@ use proc_macro::TokenStream;
 /// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
+/// | `payloads` | list of paths | none | external programs for the guest: constants of type `Payload` |
 /// | `not_stuck` | boolean | `true` | fail if a worker makes no progress |
 /// | `isolation` | boolean | `true` | fail if a worker is seen on a CPU outside of the cpuset that was set for it |
 /// | `no_oom_kill` | boolean | `true` | fail if a process is killed for want of memory, unless its cgroup says that it will be |
@@ -86,6 +87,10 @@ use proc_macro::TokenStream;
 /// An inconclusive verdict is no failure.
 ///
 /// `post_vm` is not asked after such a fault, nor after a skip; its error fails the test.
+///
+/// `payloads` has each of the programs put into the guest with its shared libraries: the host's, or that
+/// of a Debian package. A program that is nowhere, and a payload that cannot work, such as one with a
+/// regular expression that cannot be read, fail the test before a machine is booted.
 ///
 /// What the checks mean exactly, over which workers, and what they do when there is nothing to measure,
 /// is documented at `ktstr::assert::Assert`, whose fields have the names of the keys.

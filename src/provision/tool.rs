@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -10,7 +10,10 @@ use super::apt::Suite;
 use super::cache::Cache;
 use super::progress::{megabytes, say};
 
-const SUITE: &str = "trixie";
+pub(crate) const SUITE: &str = "trixie";
+/// The dynamic loader and the libraries below the folder of unpacked packages.
+pub(crate) const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
+pub(crate) const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// Raised when the layout of these entries changes.
 const KIND: &str = "tools-1";
 
@@ -23,6 +26,15 @@ const KIND: &str = "tools-1";
 ///
 /// The package cannot be fetched.
 pub fn resolve(cache: &Cache, package: &str, program: &str) -> Result<Vec<OsString>> {
+    Ok(command_line(&root(cache, package)?, program))
+}
+
+/// Finds the folder in which a package and all it needs are unpacked, or fetches it.
+///
+/// # Errors
+///
+/// As for [`resolve`].
+pub(crate) fn root(cache: &Cache, package: &str) -> Result<PathBuf> {
     let root = cache.build_once(&format!("{KIND}/{package}"), |root| {
         let mut suite = Suite::open(cache, SUITE, false)?;
         fs::create_dir(root)?;
@@ -33,17 +45,12 @@ pub fn resolve(cache: &Cache, package: &str, program: &str) -> Result<Vec<OsStri
             suite.unpack(&packages, root)
         })
     });
-    Ok(command_line(&root.with_context(|| format!("failed to fetch {package}"))?, program))
+    root.with_context(|| format!("failed to fetch {package}"))
 }
 
 /// Runs `usr/bin/<program>` of the packages unpacked in `root` by the loader that came with them,
 /// so that no library of the machine gets in.
 pub(super) fn command_line(root: &Path, program: &str) -> Vec<OsString> {
     let at = |path: &str| root.join(path).into_os_string();
-    vec![
-        at("usr/lib64/ld-linux-x86-64.so.2"),
-        "--library-path".into(),
-        at("usr/lib/x86_64-linux-gnu"),
-        at(&format!("usr/bin/{program}")),
-    ]
+    vec![at(LOADER), "--library-path".into(), at(LIBRARIES), at(&format!("usr/bin/{program}"))]
 }

@@ -6,6 +6,7 @@ mod engine;
 mod initramfs;
 pub mod nested;
 mod parent;
+mod payloads;
 mod prepare;
 mod session;
 pub mod shell;
@@ -25,7 +26,6 @@ use ktstr_core::wire::{self, Order, RunOrder};
 use crate::provision::cache::Cache;
 use crate::report::{self, Failure};
 use artifacts::Artifacts;
-use initramfs::Contents;
 #[doc(hidden)]
 pub use initramfs::bare as bare_initramfs;
 pub use ktstr_vmm::probe;
@@ -100,7 +100,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         topology: entry.topology,
         memory_mib: entry.memory_mib,
         kaslr: entry.kaslr,
-        contents: Contents::default(),
+        contents: payloads::contents(entry.payloads)?,
         nests: false,
     })?;
     let order =

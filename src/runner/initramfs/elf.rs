@@ -99,23 +99,54 @@ pub(super) fn libraries(program: &Path) -> Result<Libraries> {
     }
     let Some(interpreter) = interpreter else { return Ok(Libraries::default()) };
     let interpreter = std::str::from_utf8(interpreter).context("the loader's path is no text")?;
-    let output =
-        Command::new(interpreter).arg("--list").arg(program).output().with_context(|| {
-            format!("cannot run {interpreter}, the loader of {}", program.display())
-        })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success(),
-        "{interpreter} --list {} failed: {}",
-        program.display(),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    let needed =
-        parse_list(&text).with_context(|| format!("the libraries of {}", program.display()))?;
+    let needed = libraries_by(Path::new(interpreter), None, program)?;
     Ok(Libraries {
         interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))),
         needed,
     })
+}
+
+/// Finds the libraries that `loader` would load for the program, in `folder` before all others.
+pub(super) fn libraries_by(
+    loader: &Path,
+    folder: Option<&Path>,
+    program: &Path,
+) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = Command::new(loader);
+    if let Some(folder) = folder {
+        command.arg("--library-path").arg(folder);
+    }
+    let output = command.arg("--list").arg(program).output().with_context(|| {
+        format!("cannot run {}, the loader of {}", loader.display(), program.display())
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{} --list {} failed: {}",
+        loader.display(),
+        program.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    parse_list(&text).with_context(|| format!("the libraries of {}", program.display()))
+}
+
+/// Has the program ask for another loader, whose path must not be longer than that of its own. False
+/// if it is static and asks for none.
+///
+/// Source: elf(5), PT_INTERP: a path that ends with a NUL, at the place the segment says.
+pub(super) fn set_interpreter(program: &mut [u8], loader: &str) -> Result<bool> {
+    let header = Header::parse(&*program).context("not an ELF program for this machine")?;
+    let segments =
+        header.program_headers(ENDIAN, &*program).context("malformed program headers")?;
+    let interpreter = segments.iter().find(|segment| segment.p_type(ENDIAN) == elf::PT_INTERP);
+    let Some(interpreter) = interpreter else { return Ok(false) };
+    let (offset, len) = (interpreter.p_offset(ENDIAN), interpreter.p_filesz(ENDIAN));
+    let end = offset.checked_add(len).context("malformed program headers")?;
+    let place = program.get_mut(offset as usize..end as usize).context("it is cut short")?;
+    ensure!(loader.len() < place.len(), "no room for {loader} as the path of its loader");
+    place.fill(0);
+    place[..loader.len()].copy_from_slice(loader.as_bytes());
+    Ok(true)
 }
 
 /// Reads lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
@@ -177,9 +208,28 @@ mod tests {
     }
 
     #[test]
+    fn a_program_can_ask_for_another_loader() {
+        let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let mut changed = this.clone();
+        assert!(set_interpreter(&mut changed, "/ktstr/ld/0").unwrap());
+        assert_eq!(changed.len(), this.len());
+        let header = Header::parse(&*changed).unwrap();
+        let segments = header.program_headers(ENDIAN, &*changed).unwrap();
+        let asked = segments.iter().find_map(|one| one.interpreter(ENDIAN, &*changed).unwrap());
+        // The kernel wants the NUL at the end, and reads to the first one.
+        assert_eq!(
+            asked.map(|path| path.split(|byte| *byte == 0).next()),
+            Some(Some(&b"/ktstr/ld/0"[..]))
+        );
+        let error = set_interpreter(&mut changed, &"/long".repeat(20)).unwrap_err().to_string();
+        assert!(error.contains("no room for /long"), "{error}");
+    }
+
+    #[test]
     fn garbage_is_refused() {
         for data in [&b""[..], b"#!/bin/sh\n", &[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]] {
             assert!(strip_debug(data).is_err());
+            assert!(set_interpreter(&mut data.to_vec(), "/a").is_err());
         }
     }
 }

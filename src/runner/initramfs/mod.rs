@@ -14,10 +14,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ktstr_core::guest;
 
-use crate::provision::{self, Cache, Kernel};
+use crate::provision::{self, Cache, Kernel, tool};
 
 /// What goes into the initramfs.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Initramfs<'a> {
 pub(crate) struct Contents {
     /// Programs, with the libraries they need: where on the host, where in the guest.
     pub(crate) programs: Vec<(PathBuf, String)>,
+    /// Programs of packages that were fetched, which bring their own loader and libraries.
+    pub(crate) foreign: Vec<Foreign>,
     /// Other files, alike.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Symbolic links: name in the guest, target.
@@ -42,6 +44,23 @@ pub(crate) struct Contents {
     /// Modules to load beside those of the transport.
     pub(crate) modules: Vec<&'static str>,
 }
+
+/// A program of a system that is unpacked in a folder.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    /// That folder.
+    pub(crate) root: PathBuf,
+    /// The program's file in it.
+    pub(crate) program: PathBuf,
+    /// Where it is to be in the guest.
+    pub(crate) name: String,
+    /// The folder of its libraries there.
+    pub(crate) libraries: String,
+}
+
+/// The folder of the loaders of foreign programs. The name is short: it has to fit where a program
+/// names the loader it wants.
+const LOADERS: &str = "/ktstr/ld";
 
 /// What the transport needs, as modules where the kernel does not have it built in.
 pub(crate) const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
@@ -109,9 +128,12 @@ impl Initramfs<'_> {
         identity(self.init)?.hash(&mut hasher);
         self.kernel.version.hash(&mut hasher);
         self.kernel.modules.as_deref().map(identity).transpose()?.hash(&mut hasher);
-        let Contents { programs, files, links, modules } = self.contents;
+        let Contents { programs, foreign, files, links, modules } = self.contents;
         for (file, name) in programs.iter().chain(files) {
             (identity(file)?, name).hash(&mut hasher);
+        }
+        for Foreign { root, program, name, libraries } in foreign {
+            (identity(root)?, identity(program)?, name, libraries).hash(&mut hasher);
         }
         (programs.len(), links, modules).hash(&mut hasher);
         identity(Path::new("/etc/ld.so.cache")).ok().hash(&mut hasher);
@@ -147,6 +169,9 @@ impl Initramfs<'_> {
                 archive.file(&format!("{LIBRARIES}/{name}"), 0o755, &read(&file)?)?;
             }
         }
+        for (index, foreign) in self.contents.foreign.iter().enumerate() {
+            write_foreign(&mut archive, index, foreign)?;
+        }
         for (file, name) in &self.contents.files {
             archive.file(name, mode(file)?, &read(file)?)?;
         }
@@ -162,6 +187,37 @@ impl Initramfs<'_> {
         archive.file(guest::END_MARK, 0o644, b"")?;
         archive.finish()
     }
+}
+
+/// Adds a program that asks for the loader it came with, so that no library of the host's can get in,
+/// and that still is the program the kernel runs: it keeps its name, and may run itself again.
+fn write_foreign(
+    archive: &mut cpio::Archive<impl Write>,
+    index: usize,
+    foreign: &Foreign,
+) -> Result<()> {
+    let Foreign { root, program, name, libraries } = foreign;
+    let in_root = |path: &str| root.join(path);
+    let (loader, folder) = (in_root(tool::LOADER), in_root(tool::LIBRARIES));
+    let name_of_loader = format!("{LOADERS}/{index}");
+    let mut bytes = read(program)?;
+    let is_dynamic = elf::set_interpreter(&mut bytes, &name_of_loader)
+        .with_context(|| format!("cannot prepare {}", program.display()))?;
+    archive.file(name, 0o755, &bytes)?;
+    if !is_dynamic {
+        return Ok(());
+    }
+    archive.file(&name_of_loader, 0o755, &read(&loader)?)?;
+    for (library, file) in elf::libraries_by(&loader, Some(&folder), program)? {
+        ensure!(
+            file.starts_with(root),
+            "{} needs {library}, which its packages do not have in {}",
+            program.display(),
+            tool::LIBRARIES
+        );
+        archive.file(&format!("{libraries}/{library}"), 0o755, &read(&file)?)?;
+    }
+    Ok(())
 }
 
 /// An archive with nothing in it but `init`, a program that needs no library: for measurements in

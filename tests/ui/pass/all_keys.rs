@@ -6,6 +6,15 @@
 
 use ktstr::prelude::*;
 
+const LOAD: Payload = Payload::new("load");
+static OTHER: Payload = LOAD.package("load");
+
+struct Loads;
+
+impl Loads {
+    const THIRD: Payload = LOAD.args(&["-q"]);
+}
+
 #[ktstr_test]
 fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
@@ -28,6 +37,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     kaslr = false,
     auto_repro = false,
     post_vm = self::host::check,
+    payloads = [LOAD, self::OTHER, <Loads>::THIRD],
 )]
 fn all_keys(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())

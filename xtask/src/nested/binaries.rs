@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// Left out unless they are named: what a killed QEMU leaves behind is about QEMU, and the
-/// diagnostics of the macro take Cargo and boot nothing.
-const WITHOUT_KVM: [&str; 2] = ["containment", "macro_ui"];
+/// Left out unless they are named: what a killed QEMU leaves behind is about QEMU, the diagnostics of
+/// the macro take Cargo and boot nothing, and packages are fetched from a network.
+const WITHOUT_KVM: [&str; 3] = ["containment", "macro_ui", "packages"];
 
 /// A program of libtest.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -49,7 +49,7 @@ pub(crate) struct Nested {
     #[arg(long)]
     kernel: Vec<KernelSpec>,
     /// A test binary to run: one of a folder tests/, or `ktstr` and `ktstr_vmm` for the unit tests
-    /// of these; all but `containment` and `macro_ui` if none is given.
+    /// of these; all but `containment`, `macro_ui` and `packages` if none is given.
     #[arg(long, conflicts_with = "exec")]
     test: Vec<String>,
     /// Run a program of this host instead: its path and arguments follow `--`.

@@ -1,0 +1,121 @@
+//! The programs that a test brings into its guest.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use ktstr_core::guest;
+use ktstr_core::payload::Payload;
+
+use super::initramfs::{Contents, Foreign};
+use crate::provision::{Cache, find_program, tool};
+
+/// The folders of an unpacked package in which a program can be.
+const FOLDERS: [&str; 2] = ["usr/bin", "usr/sbin"];
+
+/// Finds the programs, the host's before those of packages, and says where they go.
+///
+/// # Errors
+///
+/// If a payload cannot work, its program is nowhere, or its package cannot be fetched.
+pub(super) fn contents(payloads: &[&Payload]) -> Result<Contents> {
+    let fetch = |package: &str| tool::root(&Cache::from_env()?, package);
+    gather(payloads, find_program, fetch)
+}
+
+fn gather(
+    payloads: &[&Payload],
+    find: impl Fn(&str) -> Option<PathBuf>,
+    fetch: impl Fn(&str) -> Result<PathBuf>,
+) -> Result<Contents> {
+    let mut contents = Contents::default();
+    let mut there: Vec<&Payload> = Vec::new();
+    for payload in payloads {
+        payload.validate()?;
+        let name = payload.name();
+        if let Some(other) = there.iter().find(|other| other.name() == name) {
+            let same = (other.program, other.package) == (payload.program, payload.package);
+            ensure!(same, "two payloads want a program `{name}`, and not the same one");
+            continue;
+        }
+        there.push(payload);
+        let folder = format!("{}/{name}", guest::PAYLOADS);
+        let place = format!("{folder}/{name}");
+        if let Some(program) = find(payload.program) {
+            contents.programs.push((program, place));
+            continue;
+        }
+        let Some(package) = payload.package else {
+            let program = payload.program;
+            let place = if program.contains('/') { "on this host" } else { "in PATH" };
+            bail!(
+                "there is no program `{program}` {place}: install it, or name the Debian package \
+                 that has it (`Payload::package`)"
+            );
+        };
+        let root = fetch(package)
+            .with_context(|| format!("there is no `{}` on this host", payload.program))?;
+        let program = in_root(&root, name).with_context(|| {
+            let (suite, folders) = (tool::SUITE, FOLDERS.join(" and "));
+            format!("package {package} of Debian {suite} has no program `{name}` in {folders}")
+        })?;
+        let libraries = format!("{folder}/{}", guest::PAYLOAD_LIBRARIES);
+        contents.foreign.push(Foreign { root, program, name: place, libraries });
+    }
+    Ok(contents)
+}
+
+fn in_root(root: &Path, name: &str) -> Option<PathBuf> {
+    FOLDERS.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOAD: Payload = Payload::new("load");
+
+    fn gathered(payloads: &[&Payload], root: &Path) -> Result<Contents> {
+        let find = |program: &str| (program == "here").then(|| PathBuf::from("/bin/here"));
+        gather(payloads, find, |package| match package {
+            "pack" => Ok(root.to_owned()),
+            other => bail!("no package {other}"),
+        })
+    }
+
+    #[test]
+    fn the_hosts_program_comes_before_that_of_a_package() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
+        std::fs::write(root.path().join("usr/sbin/load"), "").unwrap();
+        let here = Payload::new("here").package("none");
+        let packed = LOAD.package("pack");
+        let contents = gathered(&[&here, &packed, &here], root.path()).unwrap();
+        let place = "/ktstr/payloads/here/here".to_owned();
+        assert_eq!(contents.programs, [(PathBuf::from("/bin/here"), place)]);
+        let [foreign] = &contents.foreign[..] else { panic!("{contents:?}") };
+        assert_eq!(foreign.program, root.path().join("usr/sbin/load"));
+        assert_eq!(foreign.name, "/ktstr/payloads/load/load");
+        assert_eq!(foreign.libraries, "/ktstr/payloads/load/lib");
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_told_with_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        const PATTERN: Payload = LOAD.metrics(&[ktstr_core::payload::Metric::regex("m", "(")]);
+        for (payloads, why) in [
+            (&[LOAD][..], "no program `load` in PATH: install it, or name the Debian package"),
+            (&[Payload::new("/opt/load")], "no program `/opt/load` on this host"),
+            (&[LOAD.package("other")], "no `load` on this host: no package other"),
+            (&[LOAD.package("pack")], "package pack of Debian trixie has no program `load`"),
+            (&[PATTERN], "payload `load`: metric `m`: cannot read `(`"),
+            (
+                &[Payload::new("here"), Payload::new("/bin/here")],
+                "two payloads want a program `here`, and not the same one",
+            ),
+        ] {
+            let payloads: Vec<_> = payloads.iter().collect();
+            let error = format!("{:#}", gathered(&payloads, root.path()).unwrap_err());
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

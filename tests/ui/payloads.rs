@@ -1,0 +1,32 @@
+//! `payloads`: what is no list, and what is in it that is no payload.
+
+use ktstr::prelude::*;
+
+const LOAD: Payload = Payload::new("load");
+
+#[ktstr_test(payloads = LOAD)]
+fn not_a_list(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(payloads = [LOAD, "load", &LOAD, Payload::new("load")])]
+fn not_all_paths(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(payloads = [])]
+fn empty(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(payloads)]
+fn no_value(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(payloads = [LOAD], host_only)]
+fn on_the_host(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+fn main() {}

@@ -200,7 +200,7 @@ fn a_payload_of_the_backdrop_outlives_steps(ctx: &Ctx) -> Result<AssertResult> {
     Ok(verdict)
 }
 
-#[ktstr_test(cores = 1, payloads = [SH], expect_err = "payload metric: n 6, at most 5, payload sh, cgroup cg")]
+#[ktstr_test(cores = 1, payloads = [SH], expect_err = regex("^payload metric: n 6, at most 5, payload sh, cgroup cg$"))]
 fn a_check_that_fails_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
     let run = Op::run_payload(SH.with_args(["echo n=6"]), "cg");
     in_cg(ctx, [run, Op::wait_payload("sh", MINUTE)])

@@ -67,6 +67,9 @@ pub enum ExpectErr {
     Any,
     /// It is to fail in a way whose description contains this text.
     Containing(&'static str),
+    /// It is to fail in a way whose description this regular expression matches. One that cannot be
+    /// read matches nothing; the attribute refuses it.
+    Matching(&'static str),
 }
 
 impl ExpectErr {

@@ -10,7 +10,8 @@ use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::ParseStream;
 use syn::{
-    Expr, ExprArray, ExprLit, ExprPath, ExprUnary, Ident, Lit, LitBool, LitInt, LitStr, Token, UnOp,
+    Expr, ExprArray, ExprCall, ExprLit, ExprPath, ExprUnary, Ident, Lit, LitBool, LitInt, LitStr,
+    Token, UnOp,
 };
 
 use crate::errors::Errors;
@@ -51,6 +52,8 @@ pub(crate) enum Value {
     Integers(Vec<u32>, Span),
     Bool(bool),
     Text(LitStr),
+    /// A regular expression that can be read.
+    Regex(LitStr),
     Function(ExprPath),
     /// At least one.
     Paths(Vec<ExprPath>),
@@ -374,6 +377,7 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
             }
             Ok(Value::Text(lit))
         }
+        (Takes::BoolOrText, Expr::Call(call)) if is_regex(&call) => check_regex(&call),
         (Takes::Text { check, .. }, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
             check(&lit.value()).map_err(|message| syn::Error::new(lit.span(), message))?;
             Ok(Value::Text(lit))
@@ -390,6 +394,30 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         (takes, expr) => {
             let message = format!("expected {takes}, found {}", describe(&expr));
             Err(syn::Error::new_spanned(expr, message))
+        }
+    }
+}
+
+fn is_regex(call: &ExprCall) -> bool {
+    matches!(&*call.func, Expr::Path(path) if path.path.is_ident("regex"))
+}
+
+fn check_regex(call: &ExprCall) -> syn::Result<Value> {
+    let pattern = call.args.first().map(ungrouped).filter(|_| call.args.len() == 1);
+    let Some(Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) = pattern else {
+        let message = "expected one string literal: write `regex(\"...\")`";
+        return Err(syn::Error::new_spanned(call, message));
+    };
+    // It would match any failure.
+    if lit.value().is_empty() {
+        let message = "the regular expression is empty: write one, or `expect_err` alone";
+        return Err(syn::Error::new(lit.span(), message));
+    }
+    match regex_lite::Regex::new(&lit.value()) {
+        Ok(_) => Ok(Value::Regex(lit.clone())),
+        Err(error) => {
+            let message = format!("the regular expression cannot be read: {error}");
+            Err(syn::Error::new(lit.span(), message))
         }
     }
 }
@@ -547,6 +575,7 @@ mod tests {
             "max_spread_pct = 0, max_throughput_cv = 1.5e-1f64, min_work_rate = 0x10, max_throttled_pct = 9f32",
             "max_p99_wake_latency_ns = 4_294_967_295, host_only, min_page_locality = 1.0",
             "ignore = \"slow\", post_vm = <Host as Check>::check::<u8, u16>",
+            "expect_err = regex(r\"^fail: \\d+ of\\s\"), cores = 1",
             "payloads = [A,crate::b::C,<P as Load>::RUN,], cores = 2",
         ] {
             let (args, errors) = parse_text(attr);
@@ -592,6 +621,11 @@ mod tests {
             ("host_only, judge_emulated_time", &["judge_emulated_time"]),
             ("payloads = [A, 1, \"b\", [C]], host_only", &["1", "\"b\"", "[C]", "payloads"]),
             ("payloads = [], payloads = A", &["[]", "payloads", "A"]),
+            ("expect_err = regex(\"(\"), cores = 0", &["\"(\"", "0"]),
+            ("expect_err = regex(\"\")", &["\"\""]),
+            ("expect_err = regex(a)", &["regex(a)"]),
+            ("expect_err = regex(\"a\", \"b\")", &["regex(\"a\", \"b\")"]),
+            ("expect_err = text(\"a\")", &["text(\"a\")"]),
             ("payloads", &["payloads"]),
             // Not the third error, of too many CPUs.
             ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),

@@ -203,6 +203,7 @@ fn field(arg: &Arg) -> Option<TokenStream> {
 fn expect_err(value: &Value) -> TokenStream {
     let variant = match value {
         Value::Text(text) => quote!(Containing(#text)),
+        Value::Regex(pattern) => quote!(Matching(#pattern)),
         Value::Bool(true) => quote!(Any),
         _ => quote!(No),
     };
@@ -235,7 +236,7 @@ fn tokens(arg: &Arg) -> TokenStream {
         }
         Value::Number(value) => Literal::f64_unsuffixed(*value).into_token_stream(),
         Value::Bool(value) => value.into_token_stream(),
-        Value::Text(text) => text.into_token_stream(),
+        Value::Text(text) | Value::Regex(text) => text.into_token_stream(),
         Value::Function(path) => path.into_token_stream(),
         Value::Paths(paths) => quote!([#(#paths),*]),
         Value::Nothing => TokenStream::new(),
@@ -294,6 +295,10 @@ mod tests {
             (
                 "expect_err = \"disk\", max_gap_ms = 5",
                 quote!(expect_err: ::ktstr::__private::ExpectErr::Containing("disk")),
+            ),
+            (
+                "expect_err = regex(\"a+\")",
+                quote!(expect_err: ::ktstr::__private::ExpectErr::Matching("a+")),
             ),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
             ("payloads = [A, b::C,]", quote!(payloads: &[&A, &b::C])),

@@ -33,7 +33,7 @@ pub(crate) enum Takes {
     Integers { range: RangeInclusive<u32>, default: u32 },
     /// Nothing, `true` or `false`.
     Bool,
-    /// Nothing, `true`, `false`, or a string literal that is not empty.
+    /// Nothing, `true`, `false`, a string literal that is not empty, or `regex("...")`.
     BoolOrText,
     /// A string literal that passes `check`, which says what to do otherwise.
     Text { example: &'static str, check: fn(&str) -> Result<(), String> },
@@ -172,7 +172,9 @@ impl fmt::Display for Takes {
             }
             Self::Number { min, max, .. } => write!(f, "a number literal from {min} to {max}"),
             Self::Bool => f.write_str("`true` or `false`"),
-            Self::BoolOrText => f.write_str("`true`, `false` or a string literal"),
+            Self::BoolOrText => {
+                f.write_str("`true`, `false`, a string literal or `regex(\"...\")`")
+            }
             Self::Text { .. } | Self::Reason => f.write_str("a string literal"),
             Self::Function => f.write_str("the path of a function"),
             Self::Paths => f.write_str("a list of paths of constants"),
@@ -275,7 +277,7 @@ mod tests {
                     format!("`{}` | {min} to {max} | not checked |", key.name)
                 }
                 Takes::Bool => format!("`{}` | boolean |", key.name),
-                Takes::BoolOrText => format!("`{}` | boolean or string |", key.name),
+                Takes::BoolOrText => format!("`{}` | boolean, string or `regex` |", key.name),
                 Takes::Text { .. } => format!("`{}` | string |", key.name),
                 Takes::Reason => format!("`{}` | nothing or string |", key.name),
                 Takes::Function => format!("`{}` | path |", key.name),

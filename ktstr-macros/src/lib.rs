@@ -47,7 +47,7 @@ use proc_macro::TokenStream;
 /// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds a body may run over, or a guest be silent |
 /// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |
 /// | `workload_root_cgroup` | string | `"/ktstr"` | the cgroup below which the scenario works |
-/// | `expect_err` | boolean or string | `false` | pass if, and only if, the guest's side fails, and if a text is given, with that in its message |
+/// | `expect_err` | boolean, string or `regex` | `false` | pass if, and only if, the guest's side fails, and if a text or `regex("...")` is given, with that in its message |
 /// | `host_only` | boolean | `false` | run the body on the host, without a VM |
 /// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
 /// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
@@ -83,7 +83,8 @@ use proc_macro::TokenStream;
 /// `expect_err` accepts every way in which the guest's side can fail once the body has started: an
 /// error, a failed check, a panic, a death, a hang. It never accepts a fault of the machinery. With
 /// `expect_err = "text"` the message of one of its failures, as the report shows it, must contain the
-/// text, letter by letter: it is no pattern. A failure without it fails the test and is shown.
+/// text, letter by letter; `expect_err = regex("^max_gap_ms: \d+")` wants a match of a regular expression,
+/// in the syntax of the crate `regex-lite`. A failure without it fails the test and is shown.
 /// An inconclusive verdict is no failure.
 ///
 /// `post_vm` is not asked after such a fault, nor after a skip; its error fails the test.

@@ -4,6 +4,7 @@ use anyhow::Result;
 use ktstr_core::assert::{AssertResult, Outcome};
 use ktstr_core::registry::ExpectErr;
 use ktstr_core::result::RunEnd;
+use regex_lite::Regex;
 
 /// How a test can be fine.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,12 +59,8 @@ fn judge_end(expect_err: ExpectErr, end: &RunEnd) -> Result<Passed, Reasons> {
         }
         (Outcome::Pass, false) => Ok(Passed::AsExpected),
         (Outcome::Pass | Outcome::Inconclusive, true) => {
-            let mut reasons = vec![match expect_err {
-                ExpectErr::Containing(text) => format!(
-                    "the test was to fail with {text:?} (`expect_err`), but its verdict is {end}"
-                ),
-                _ => format!("the test was to fail (`expect_err`), but its verdict is {end}"),
-            }];
+            let wanted = wanted(expect_err);
+            let mut reasons = vec![format!("{wanted} (`expect_err`), but its verdict is {end}")];
             if verdict.outcome == Outcome::Inconclusive {
                 reasons.extend(reasons_of(verdict, end));
             }
@@ -87,14 +84,32 @@ fn judge_failure(
     match expect_err {
         ExpectErr::No => Err(reasons),
         ExpectErr::Any => Ok(Passed::AsExpected),
-        ExpectErr::Containing(text) if failures.iter().any(|failure| failure.contains(text)) => {
+        _ if failures.iter().any(|failure| is_expected(expect_err, failure)) => {
             Ok(Passed::AsExpected)
         }
-        ExpectErr::Containing(text) => {
-            let other =
-                format!("the test was to fail with {text:?} (`expect_err`), but it failed so:");
+        _ => {
+            let other = format!("{} (`expect_err`), but it failed so:", wanted(expect_err));
             Err([vec![other], reasons].concat())
         }
+    }
+}
+
+fn is_expected(expect_err: ExpectErr, failure: &str) -> bool {
+    match expect_err {
+        ExpectErr::No => false,
+        ExpectErr::Any => true,
+        ExpectErr::Containing(text) => failure.contains(text),
+        ExpectErr::Matching(pattern) => {
+            Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(failure))
+        }
+    }
+}
+
+fn wanted(expect_err: ExpectErr) -> String {
+    match expect_err {
+        ExpectErr::Containing(text) => format!("the test was to fail with {text:?}"),
+        ExpectErr::Matching(pattern) => format!("the test was to fail with a match of `{pattern}`"),
+        _ => "the test was to fail".to_owned(),
     }
 }
 
@@ -138,6 +153,7 @@ mod tests {
                 (ExpectErr::No, alone),
                 (ExpectErr::Any, with_expect_err),
                 (ExpectErr::Containing(""), with_expect_err),
+                (ExpectErr::Matching(""), with_expect_err),
             ] {
                 assert_eq!(judge(expect_err, &end, &Ok(())).is_ok(), wanted, "{end:?}");
                 assert!(judge(expect_err, &end, &Err(anyhow::anyhow!("no"))).is_err(), "{end:?}");
@@ -153,6 +169,25 @@ mod tests {
         let skipped = RunEnd::Verdict(AssertResult::skip("no KVM"));
         let skipped = judge(ExpectErr::No, &skipped, &Ok(()));
         assert_eq!(skipped, Ok(Passed::Skipped("no KVM".to_owned())));
+    }
+
+    #[test]
+    fn a_pattern_is_matched_anywhere_in_a_failure() {
+        for (pattern, is_ok) in [
+            (r"^check: \d of \d CPUs$", true),
+            ("CPU", true),
+            ("^5", false),
+            ("(?i)cpus", true),
+            ("(", false),
+        ] {
+            let end = RunEnd::Verdict(AssertResult::fail(detail("5 of 4 CPUs")));
+            let judged = judge(ExpectErr::Matching(pattern), &end, &Ok(()));
+            assert_eq!(judged.is_ok(), is_ok, "{pattern}");
+            let Err(reasons) = judged else { continue };
+            let heading =
+                format!("the test was to fail with a match of `{pattern}` (`expect_err`)");
+            assert_eq!(reasons[0], format!("{heading}, but it failed so:"));
+        }
     }
 
     #[test]

@@ -22,6 +22,16 @@ fn booleans(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(expect_err = regex("a(b"))]
+fn unreadable_pattern(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(expect_err = regex(CORES), kaslr = regex("a"))]
+fn patterns(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
 #[ktstr_test(kernel = 6.12, workload_root_cgroup = b"/ktstr", ignore = true)]
 fn strings(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())

@@ -44,7 +44,7 @@ fn all_keys(_ctx: &Ctx) -> Result<AssertResult> {
 }
 
 /// Documented.
-#[ktstr_test(host_only, expect_err, ignore)]
+#[ktstr_test(host_only, expect_err = regex(r"^check: \d"), ignore)]
 #[cfg(not(any()))]
 #[allow(unused_variables)]
 pub fn bare_keys(ctx: &Ctx) -> Result<AssertResult> {

@@ -399,7 +399,7 @@ fn a_group_that_is_alone_is_not(ctx: &Ctx) -> Result<AssertResult> {
 /// Some do ten times as much in a turn as others, by their number.
 fn uneven(ctx: &WorkerCtx) {
     loop {
-        let bursts = if std::process::id() % 2 == 0 { 1 } else { 10 };
+        let bursts = if std::process::id().is_multiple_of(2) { 1 } else { 10 };
         (0..bursts).for_each(|_| ctx.compute());
         ctx.turn(1);
     }
@@ -452,7 +452,7 @@ fn interrupted_sleeper(ctx: &Ctx) -> Result<AssertResult> {
     let captures = std::sync::atomic::AtomicU32::new(0);
     let toggle = move |cgroups: &CgroupManager, _: &str| {
         let count = captures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        cgroups.set_freeze("cg", count % 2 == 0)
+        cgroups.set_freeze("cg", count.is_multiple_of(2))
     };
     let bridge = behind_its_back(ctx, toggle);
     let _guard = bridge.set_thread_local();
@@ -488,4 +488,65 @@ fn a_sleeper_alone_wakes_in_time_and_under_no_pressure(ctx: &Ctx) -> Result<Asse
 fn a_group_without_enough_memory_is_under_pressure(ctx: &Ctx) -> Result<AssertResult> {
     let def = CgroupDef::named("cg").comm("eater").work_type(WorkType::Custom(eat));
     fires(&play(ctx, [def.memory_high(16 * MIB)])?, "max_memory_pressure_pct: ")
+}
+
+/// Shares a CPU, but not by weight: pinned elsewhere, before all fair tasks, or held back by a quota.
+fn has_no_claim(ctx: &Ctx, defs: Vec<CgroupDef>, why: &str) -> Result<AssertResult> {
+    let verdict = play(ctx, defs)?;
+    ensure!(verdict.outcome == Outcome::Inconclusive, "{verdict:?}");
+    ensure!(verdict.details.iter().all(|detail| detail.to_string().contains(why)), "{verdict:?}");
+    Ok(AssertResult::pass())
+}
+
+fn weighed(name: &str, weight: u32) -> CgroupDef {
+    CgroupDef::named(name).cpu_weight(weight)
+}
+
+#[ktstr_test(cores = 2, duration_s = 1, max_weight_error_pct = 20.0)]
+fn weights_do_not_concern_the_pinned(ctx: &Ctx) -> Result<AssertResult> {
+    let on = |def: CgroupDef, cpu| def.workers(2).affinity(AffinityIntent::Exact([cpu].into()));
+    let defs = vec![on(weighed("cg", 300), 0), on(weighed("b", 100), 1)];
+    has_no_claim(ctx, defs, "pinned")
+}
+
+#[ktstr_test(cores = 1, duration_s = 1, max_weight_error_pct = 50.0)]
+fn weights_do_not_concern_realtime_tasks(ctx: &Ctx) -> Result<AssertResult> {
+    let realtime = weighed("rt", 100).workers(1).sched_policy(SchedPolicy::Fifo(1));
+    has_no_claim(ctx, vec![realtime, weighed("cg", 100).workers(1)], "no fair tasks")
+}
+
+#[ktstr_test(cores = 1, duration_s = 2, max_weight_error_pct = 30.0)]
+fn a_quota_below_is_no_demand(ctx: &Ctx) -> Result<AssertResult> {
+    let limited = CgroupDef::named("outer/x").cpu_quota_pct(20).workers(1);
+    let defs = vec![weighed("outer", 100), limited, weighed("cg", 100).workers(1)];
+    has_no_claim(ctx, defs, "fewer than two")
+}
+
+/// Has a child that takes all memory there is.
+fn feeds_a_child(ctx: &WorkerCtx) {
+    ctx.turn(1);
+    // SAFETY: a worker has one thread.
+    if unsafe { libc::fork() } == 0 {
+        eat_all(ctx)
+    }
+    loop {
+        ctx.spin();
+        ctx.turn(1);
+    }
+}
+
+fn eat_all(_: &WorkerCtx) -> ! {
+    let mut eaten = Vec::new();
+    loop {
+        eaten.push(std::hint::black_box(vec![1_u8; MIB as usize]));
+    }
+}
+
+#[ktstr_test(
+    cores = 1,
+    duration_s = 8,
+    expect_err = "no_oom_kill: 1 killed for want of memory elsewhere, none"
+)]
+fn an_oom_kill_of_whom_nobody_counts_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [cg().work_type(WorkType::Custom(feeds_a_child))])
 }

@@ -161,3 +161,26 @@ fn ensure_snapshots(snapshots: &[Snapshot]) -> Result<()> {
     ensure!(used > 100_000, "{used} us");
     Ok(())
 }
+
+/// Whichever step switched it, a CPU is as before when that step is over.
+#[ktstr_test(cores = 2, duration_s = 1)]
+fn each_step_switches_its_cpus_back(ctx: &Ctx) -> Result<AssertResult> {
+    let online = || std::fs::read_to_string("/sys/devices/system/cpu/cpu1/online");
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sees = std::sync::Arc::clone(&seen);
+    let bridge = SnapshotBridge::new(move |_| {
+        sees.lock().expect("no panic").push(online().expect("CPU 1 can be switched"));
+    });
+    let _guard = bridge.set_thread_local();
+    let capture = || Op::capture_cgroup_procs("now", "cg");
+    let hold = HoldSpec::fixed(std::time::Duration::from_millis(10));
+    let backdrop = Backdrop::new().push_def(CgroupDef::named("cg").workers(1));
+    let backdrop = backdrop.push_op(Op::hotplug_cpu(1, false)).push_op(capture());
+    let steps =
+        [Step::new([Op::hotplug_cpu(1, true), capture()], hold), Step::new([capture()], hold)];
+    let verdict = execute_scenario(ctx, backdrop, steps)?;
+    let seen: Vec<_> = seen.lock().expect("no panic").iter().map(|on| on.trim() == "1").collect();
+    ensure!(seen == [false, true, false], "{seen:?}");
+    ensure!(online()?.trim() == "1");
+    Ok(verdict)
+}

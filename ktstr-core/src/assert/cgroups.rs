@@ -1,6 +1,7 @@
 //! The checks of cgroups. Each is a function of what the kernel counted and a bound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::checks::{Limit, hold, shown, unmeasured};
@@ -38,6 +39,8 @@ pub struct CpuQuota {
 pub struct CgroupSample {
     /// Its name, as the manager knows it.
     pub name: String,
+    /// When it was made, in nanoseconds since boot, which tells it from others of that name.
+    pub made_ns: u64,
     /// What was asked.
     pub asked: CgroupAsked,
     /// When the window began, in nanoseconds since boot. All cgroups have the same windows.
@@ -50,16 +53,20 @@ pub struct CgroupSample {
     pub after: CgroupStats,
     /// How long its workers and those below were runnable and waited for a CPU, all added up.
     pub waited: Duration,
+    /// Whether what it gets depends on its weight alone: its workers and those below are fair tasks
+    /// that may use all CPUs it has.
+    pub weighs: bool,
 }
 
-/// What was killed in a cgroup for want of memory, from its making to its removal.
+/// What was killed for want of memory in a cgroup, from its making to its removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OomKills {
-    /// The cgroup's name, as the manager knows it.
-    pub cgroup: String,
-    /// Whether one was to be killed.
+    /// The cgroup's name, as the manager knows it; `None` for all of the machine that is in none of
+    /// the cgroups that are judged.
+    pub cgroup: Option<String>,
+    /// Whether one was to be killed, in it or below.
     pub expected: bool,
-    /// How many processes of it were, those of groups below not counted; `None` where the kernel
+    /// How many were: of those that may not be, else of it and all below; `None` where the kernel
     /// does not count them, which is without the memory controller.
     pub killed: Option<u64>,
 }
@@ -80,12 +87,15 @@ pub(super) fn oom_kill(kills: &OomKills) -> AssertResult {
     match (kills.killed, kills.expected) {
         (None, true) => unmeasured(kind, "the kernel counts none without the memory controller"),
         (Some(0) | None, false) | (Some(1..), true) => AssertResult::pass(),
-        (Some(count), false) => fail(format!("{count} killed for want of memory"), "none"),
+        (Some(count), false) => {
+            let elsewhere = if kills.cgroup.is_none() { " elsewhere" } else { "" };
+            fail(format!("{count} killed for want of memory{elsewhere}"), "none")
+        }
         (Some(0), true) => {
             fail("none killed for want of memory".to_owned(), "at least one was expected")
         }
     }
-    .map_details(|detail| detail.cgroup(&kills.cgroup))
+    .map_details(|detail| detail.cgroup(kills.cgroup.as_deref().unwrap_or_default()))
 }
 
 pub(super) fn throttled(sample: &CgroupSample, most: f64) -> AssertResult {
@@ -158,6 +168,32 @@ pub(super) fn pressure(
     }
 }
 
+/// Joins windows of a cgroup that follow each other and in which the same quota was asked for. It
+/// holds for what is between them as well, and each window of its own could begin and end in the
+/// middle of a period.
+pub(super) fn joined(samples: &[CgroupSample]) -> Vec<CgroupSample> {
+    let windows: BTreeSet<_> = samples.iter().map(|sample| sample.began_ns).collect();
+    let follows = |one: &CgroupSample, next: &CgroupSample| {
+        let mut after = windows.range((Bound::Excluded(one.began_ns), Bound::Unbounded));
+        after.next() == Some(&next.began_ns)
+            && (&one.name, one.made_ns, one.asked.quota)
+                == (&next.name, next.made_ns, next.asked.quota)
+    };
+    // The last window of each run so far, and all of the run.
+    let mut runs: Vec<(&CgroupSample, CgroupSample)> = Vec::new();
+    for sample in samples {
+        match runs.iter_mut().find(|(last, _)| follows(last, sample)) {
+            Some((last, run)) => {
+                *last = sample;
+                run.wall = sample.wall + Duration::from_nanos(sample.began_ns - run.began_ns);
+                run.after = sample.after.clone();
+            }
+            None => runs.push((sample, sample.clone())),
+        }
+    }
+    runs.into_iter().map(|(_, run)| run).collect()
+}
+
 /// Siblings that compete on the same CPUs at the same time, of which at least one was given a weight.
 pub(super) fn families(samples: &[CgroupSample]) -> Vec<Vec<&CgroupSample>> {
     let mut families: BTreeMap<_, Vec<&CgroupSample>> = BTreeMap::new();
@@ -181,9 +217,27 @@ struct Contender<'a> {
 
 /// Shares CPU time out by weights, the way the kernel means to: who wants less than its part has
 /// what it wants, and the others share the rest. Judged are those that want more.
-pub(super) fn weights(family: &[&CgroupSample], most: f64) -> AssertResult {
+pub(super) fn weights(
+    family: &[&CgroupSample],
+    samples: &[CgroupSample],
+    most: f64,
+) -> AssertResult {
     let kind = DetailKind::Weight;
-    let contenders: Option<Vec<_>> = family.iter().map(|sample| contender(sample)).collect();
+    if let Some(other) = family.iter().find(|sample| !sample.weighs) {
+        let why = "has workers that are pinned, or no fair tasks, whom weights do not concern";
+        return unmeasured(kind, format!("{} {why}", other.name));
+    }
+    // Who waits for a quota waits for what nobody else has.
+    let is_limited = |sample: &CgroupSample| {
+        let below = |other: &&CgroupSample| {
+            other.began_ns == sample.began_ns && is_in(&other.name, &sample.name)
+        };
+        let is_throttled =
+            |other: &CgroupSample| other.after.cpu.nr_throttled > other.before.cpu.nr_throttled;
+        samples.iter().filter(below).any(is_throttled)
+    };
+    let contenders = family.iter().map(|sample| contender(sample, is_limited(sample)));
+    let contenders: Option<Vec<_>> = contenders.collect();
     let Some(mut contenders) = contenders else { return went_back(kind) };
     let part = loop {
         let weights: f64 = contenders.iter().map(|contender| contender.weight).sum();
@@ -208,13 +262,22 @@ pub(super) fn weights(family: &[&CgroupSample], most: f64) -> AssertResult {
 }
 
 /// `None` if the counters went back.
-fn contender(sample: &CgroupSample) -> Option<Contender<'_>> {
+///
+/// A worker's waiting is counted when it is over; what pressure has counted has gone on until now, but
+/// is no more than the window's length, however many waited.
+fn contender(sample: &CgroupSample, is_limited: bool) -> Option<Contender<'_>> {
     let (before, after) = (&sample.before.cpu, &sample.after.cpu);
     let used = after.usage_usec.checked_sub(before.usage_usec)? as f64 / 1e6;
-    // Waiting for the next quota is counted as waiting for a CPU, and nobody else has that.
-    let waited = if sample.asked.quota.is_some() { 0.0 } else { sample.waited.as_secs_f64() };
+    let stalled = |stats| CPU(stats).map_or(0, |pressure| pressure.some.total_usec);
+    let stalled = stalled(&sample.after).saturating_sub(stalled(&sample.before)) as f64 / 1e6;
+    let waited = if is_limited { 0.0 } else { stalled.max(sample.waited.as_secs_f64()) };
     let weight = f64::from(sample.asked.weight.unwrap_or(DEFAULT_WEIGHT));
     Some(Contender { name: &sample.name, weight, used, wanted: used + waited })
+}
+
+/// Whether a cgroup is another one or below it.
+pub(crate) fn is_in(cgroup: &str, other: &str) -> bool {
+    cgroup.strip_prefix(other).is_some_and(|below| below.is_empty() || below.starts_with('/'))
 }
 
 fn went_back(kind: DetailKind) -> AssertResult {
@@ -242,12 +305,14 @@ mod tests {
     fn window(before: CgroupStats, after: CgroupStats) -> CgroupSample {
         CgroupSample {
             name: "cg".to_owned(),
+            made_ns: 0,
             asked: CgroupAsked::default(),
             began_ns: 0,
             wall: WALL,
             before,
             after,
             waited: Duration::ZERO,
+            weighs: true,
         }
     }
 
@@ -271,7 +336,11 @@ mod tests {
             (true, None, Inconclusive, uncounted),
             (false, None, Pass, ""),
         ] {
-            is(&oom_kill(&OomKills { cgroup: "cg".to_owned(), expected, killed }), outcome, text);
+            is(
+                &oom_kill(&OomKills { cgroup: Some("cg".to_owned()), expected, killed }),
+                outcome,
+                text,
+            );
         }
     }
 
@@ -364,9 +433,23 @@ mod tests {
                        than was theirs";
         let two = |a, b| vec![sample("a", 100, a, 7000), sample("b", 300, b, 3000)];
         let limited = |mut sample: CgroupSample| {
-            sample.asked.quota = Some(QUOTA);
+            sample.after.cpu.nr_throttled += 1;
             sample
         };
+        let below = |sample: CgroupSample| CgroupSample { name: "a/x".to_owned(), ..sample };
+        let unfair = |sample: CgroupSample| CgroupSample { weighs: false, ..sample };
+        // It waits since before the window began, and so nothing of it is in what was counted as over.
+        let starved = |mut sample: CgroupSample| {
+            let some = Stall { total_usec: 10_000_000, ..Stall::default() };
+            let pressure = Pressure { some, ..Pressure::default() };
+            sample.before.cpu_pressure = Some(Pressure::default());
+            sample.after.cpu_pressure = Some(pressure);
+            sample
+        };
+        let nothing = "max_weight_error_pct: 0 % of what its weight entitles it to, \
+                       at least 90 % of what its weight entitles it to, cgroup a";
+        let concerns = "max_weight_error_pct: b has workers that are pinned, or no fair tasks, whom \
+                        weights do not concern";
         let third = || vec![sample("c", 400, 2000, 0)];
         for (samples, most, outcome, text) in [
             (two(2500, 7500), 0.0, Pass, ""),
@@ -386,6 +469,25 @@ mod tests {
                 Inconclusive,
                 content,
             ),
+            // So did one below.
+            (
+                [two(2000, 8000), vec![below(limited(sample("", 1, 0, 0)))]].concat(),
+                10.0,
+                Inconclusive,
+                content,
+            ),
+            (
+                vec![starved(sample("a", 800, 0, 0)), sample("b", 100, 10_000, 500)],
+                10.0,
+                Fail,
+                nothing,
+            ),
+            (
+                vec![sample("a", 100, 2000, 7000), unfair(sample("b", 300, 8000, 3000))],
+                10.0,
+                Inconclusive,
+                concerns,
+            ),
             // One without a weight has that of the kernel.
             (vec![plain("a", 2000, 7000), sample("b", 300, 8000, 3000)], 10.0, Fail, text),
             (vec![sample("a", 100, 0, 0), sample("b", 300, 0, 0)], 10.0, Inconclusive, content),
@@ -393,7 +495,8 @@ mod tests {
             ([two(2000, 6000), third()].concat(), 0.0, Pass, ""),
             ([two(1600, 6400), third()].concat(), 10.0, Fail, text),
         ] {
-            is(&weights(&samples.iter().collect::<Vec<_>>(), most), outcome, text);
+            let family: Vec<_> = samples.iter().filter(|one| !one.name.contains('/')).collect();
+            is(&weights(&family, &samples, most), outcome, text);
         }
     }
 
@@ -443,22 +546,61 @@ mod tests {
         assert!(verdict.details.iter().all(|detail| detail.time_based));
         assert!(judge(Assert::DEFAULT, &sample).is_pass());
         assert_eq!(judge(Assert::DEFAULT.max_cpu_pressure_pct(1.0), &sample).outcome, Inconclusive);
-        let killed = OomKills { cgroup: "cg".to_owned(), expected: false, killed: Some(1) };
+        let killed = OomKills { cgroup: Some("cg".to_owned()), expected: false, killed: Some(1) };
         let kills = std::slice::from_ref(&killed);
         assert_eq!(Assert::DEFAULT.judge_cgroups(&[], kills).outcome, Fail);
         assert!(Assert::DEFAULT.no_oom_kill(false).judge_cgroups(&[], kills).is_pass());
     }
 
     #[test]
-    fn a_bound_holds_in_each_window_in_which_it_can_be_measured() {
-        let throttled = |began_ns, periods, throttled| {
-            let asked = CgroupAsked { quota: Some(QUOTA), ..CgroupAsked::default() };
-            let window = window(cpu(0, 0, 0), cpu(0, periods, throttled));
-            CgroupSample { asked, began_ns, ..window }
+    fn a_quota_holds_over_all_windows_that_follow_each_other() {
+        // Each could begin and end in the middle of a period, and have 100 ms.
+        let window = |index: u64, used_ms: u64| CgroupSample {
+            asked: CgroupAsked { quota: Some(QUOTA), ..CgroupAsked::default() },
+            began_ns: index * 110_000_000,
+            wall: Duration::from_millis(110),
+            ..window(
+                cpu(index * 1000 * used_ms, index, 0),
+                cpu((index + 1) * 1000 * used_ms, index + 1, 0),
+            )
         };
-        let short = CgroupSample { wall: Duration::from_millis(99), ..throttled(0, 10, 10) };
-        let other = CgroupSample { name: "other".to_owned(), ..throttled(0, 0, 0) };
-        let (good, bad, idle) = (throttled(1, 10, 0), throttled(2, 10, 10), throttled(3, 0, 0));
+        let judge = |samples: &[CgroupSample]| {
+            Assert::DEFAULT.max_quota_error_pct(0.0).judge_cgroups(samples, &[]).outcome
+        };
+        let all = |used_ms| (0..20).map(|index| window(index, used_ms)).collect::<Vec<_>>();
+        assert_eq!(judge(&all(100)), Fail);
+        assert_eq!(judge(&all(55)), Pass);
+        assert_eq!(joined(&all(55)).len(), 1);
+        // Another quota, another cgroup of that name, a window in which nobody worked in it.
+        let mut other = all(55);
+        other[5].asked.quota = None;
+        assert_eq!(joined(&other).len(), 3);
+        let mut other = all(55);
+        other[10..].iter_mut().for_each(|sample| sample.made_ns = 7);
+        assert_eq!(joined(&other).len(), 2);
+        let mut other = all(55);
+        other[5].name = "other".to_owned();
+        assert_eq!(joined(&other).len(), 3);
+    }
+
+    #[test]
+    fn a_bound_holds_in_each_window_in_which_it_can_be_measured() {
+        let pressed = |began_ns, total_usec: Option<u64>| {
+            let pressure = |total_usec| Pressure {
+                some: Stall { total_usec, ..Stall::default() },
+                ..Pressure::default()
+            };
+            let stats = |total_usec: Option<u64>| CgroupStats {
+                cpu_pressure: total_usec.map(pressure),
+                ..CgroupStats::default()
+            };
+            let window = window(stats(total_usec.map(|_| 0)), stats(total_usec));
+            CgroupSample { began_ns, ..window }
+        };
+        let short = CgroupSample { wall: Duration::from_millis(99), ..pressed(0, Some(99_000)) };
+        let other = CgroupSample { name: "other".to_owned(), ..pressed(0, None) };
+        let (good, bad) = (pressed(1, Some(4_000_000)), pressed(2, Some(6_000_000)));
+        let idle = pressed(3, None);
         for (samples, outcome) in [
             (vec![&good], Pass),
             (vec![&good, &bad], Fail),
@@ -470,7 +612,7 @@ mod tests {
             (vec![&good, &other], Inconclusive),
         ] {
             let samples: Vec<_> = samples.into_iter().cloned().collect();
-            let assert = Assert::DEFAULT.max_throttled_pct(50.0);
+            let assert = Assert::DEFAULT.max_cpu_pressure_pct(50.0);
             assert_eq!(assert.judge_cgroups(&samples, &[]).outcome, outcome, "{samples:?}");
         }
         let [a, b] = [sample("a", 100, 2000, 7000), sample("b", 300, 8000, 3000)];
@@ -478,6 +620,14 @@ mod tests {
         let two = [a.clone(), b];
         assert_eq!(weights(10.0).judge_cgroups(&two, &[]).outcome, Fail);
         assert_eq!(weights(20.0).judge_cgroups(&two, &[]).outcome, Pass);
-        assert_eq!(weights(20.0).judge_cgroups(&[a], &[]).outcome, Inconclusive);
+        assert_eq!(
+            weights(20.0).judge_cgroups(std::slice::from_ref(&a), &[]).outcome,
+            Inconclusive
+        );
+        // Others prove nothing of one that has a weight and nobody to share with.
+        let apart = CgroupSample { name: "c".to_owned(), ..a };
+        let apart = CgroupSample { asked: CgroupAsked { cpuset: vec![7], ..apart.asked }, ..apart };
+        let three = [two[0].clone(), two[1].clone(), apart];
+        assert_eq!(weights(20.0).judge_cgroups(&three, &[]).outcome, Inconclusive);
     }
 }

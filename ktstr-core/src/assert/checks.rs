@@ -183,7 +183,7 @@ impl Assert {
         }
         verdict.absorb(self.judge_each(&alive, surroundings.nodes));
         verdict.absorb(self.judge_groups(&alive));
-        verdict
+        self.emulated_or_not(verdict)
     }
 
     /// The bounds that concern one worker.
@@ -256,7 +256,8 @@ impl Assert {
     /// Judges cgroups by what the kernel counted for them, and siblings by their weights. What does
     /// not concern one, the bounds of a quota it does not have for instance, is passed over.
     ///
-    /// A bound holds in each window. It is inconclusive for a cgroup if it could be measured in none
+    /// A bound holds in each window; that of a quota over all of those that follow each other. It is
+    /// inconclusive for a cgroup if it could be measured in none
     /// of its windows, and for the test if no cgroup is concerned; so this is to be called once, with
     /// all there is.
     pub fn judge_cgroups(&self, samples: &[CgroupSample], kills: &[OomKills]) -> AssertResult {
@@ -264,22 +265,23 @@ impl Assert {
         if self.no_oom_kill {
             kills.iter().for_each(|kills| verdict.absorb(cgroups::oom_kill(kills)));
         }
-        let mut each = |kind, check: &dyn Fn(&CgroupSample) -> Option<AssertResult>| {
+        let joined = cgroups::joined(samples);
+        let each = |kind, samples: &[CgroupSample], check: Check<'_>| {
             let judged = samples.iter().filter_map(|sample| {
                 let judged = check(sample)?.map_details(|detail| detail.cgroup(&sample.name));
                 Some((&*sample.name, in_window(kind, sample, judged)))
             });
-            verdict.absorb(over_windows(kind, judged));
+            over_windows(kind, judged)
         };
         if let Some(most) = self.max_throttled_pct {
-            each(DetailKind::Throttled, &|sample| {
+            verdict.absorb(each(DetailKind::Throttled, &joined, &|sample| {
                 sample.asked.quota.map(|_| cgroups::throttled(sample, most))
-            });
+            }));
         }
         if let Some(most) = self.max_quota_error_pct {
-            each(DetailKind::Quota, &|sample| {
+            verdict.absorb(each(DetailKind::Quota, &joined, &|sample| {
                 sample.asked.quota.map(|quota| cgroups::quota(sample, quota, most))
-            });
+            }));
         }
         for (kind, bound, part) in [
             (DetailKind::CpuPressure, self.max_cpu_pressure_pct, cgroups::CPU),
@@ -287,7 +289,8 @@ impl Assert {
             (DetailKind::IoPressure, self.max_io_pressure_pct, cgroups::IO),
         ] {
             if let Some(most) = bound {
-                each(kind, &|sample| Some(cgroups::pressure(sample, kind, part, most)));
+                let check = |sample: &_| Some(cgroups::pressure(sample, kind, part, most));
+                verdict.absorb(each(kind, samples, &check));
             }
         }
         if let Some(most) = self.max_weight_error_pct {
@@ -295,11 +298,27 @@ impl Assert {
             let families = cgroups::families(samples);
             let judged = families.iter().map(|family| {
                 let names: Vec<_> = family.iter().map(|sample| &*sample.name).collect();
-                (names, in_window(kind, family[0], cgroups::weights(family, most)))
+                (names, in_window(kind, family[0], cgroups::weights(family, samples, most)))
             });
-            verdict.absorb(over_windows(kind, judged));
+            let in_family =
+                |name: &str| families.iter().flatten().any(|sample| sample.name == name);
+            let alone = samples
+                .iter()
+                .filter(|sample| sample.asked.weight.is_some() && !in_family(&sample.name));
+            let alone = alone.map(|sample| {
+                let why = "it has no sibling on the same CPUs to share them with";
+                let judged = unmeasured(kind, why).map_details(|d| d.cgroup(&sample.name));
+                (vec![&*sample.name], in_window(kind, sample, judged))
+            });
+            verdict.absorb(over_windows(kind, judged.chain(alone)));
         }
-        verdict
+        self.emulated_or_not(verdict)
+    }
+
+    /// What is time-based counts on an emulated CPU as well if these bounds say so.
+    fn emulated_or_not(&self, verdict: AssertResult) -> AssertResult {
+        let judge_emulated = self.judge_emulated_time;
+        verdict.map_details(|detail| AssertDetail { judge_emulated, ..detail })
     }
 }
 
@@ -335,6 +354,8 @@ fn over_windows<K: Ord>(
 pub(super) fn too_short(wall: Duration) -> String {
     format!("{wall:?} is too short, {MEASURABLE_AFTER:?} is not")
 }
+
+type Check<'a> = &'a dyn Fn(&CgroupSample) -> Option<AssertResult>;
 
 type Applies<'a> = &'a dyn Fn(&WorkerReport) -> bool;
 
@@ -461,6 +482,18 @@ mod tests {
             assert_eq!(shown(value, bound), text);
         }
         assert_eq!(shown(5e-324, 1.0).parse(), Ok(5e-324));
+    }
+
+    #[test]
+    fn bounds_that_want_it_are_judged_on_emulated_cpus_as_well() {
+        let bound = Assert::DEFAULT.max_gap_ms(1);
+        for (assert, outcome) in
+            [(bound, Outcome::Pass), (bound.judge_emulated_time(true), Outcome::Fail)]
+        {
+            let verdict = judge(assert, &[spin()]);
+            assert_eq!(verdict.outcome, Outcome::Fail);
+            assert_eq!(verdict.waive_time_based("emulated").outcome, outcome);
+        }
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub struct AssertDetail {
     pub at_ns: Option<u64>,
     /// Whether time that the host took from the guest's CPUs could explain it.
     pub time_based: bool,
+    /// Whether it counts even so where the CPUs are emulated in software.
+    pub judge_emulated: bool,
 }
 
 impl AssertDetail {
@@ -138,6 +140,7 @@ impl AssertDetail {
             cpu: None,
             at_ns: None,
             time_based: false,
+            judge_emulated: false,
         }
     }
 

@@ -11,6 +11,7 @@ mod detail;
 mod verdict;
 mod workers;
 
+pub(crate) use cgroups::is_in;
 pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota, OomKills};
 pub(crate) use checks::shown;
 pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};

@@ -192,13 +192,15 @@ impl AssertResult {
     }
 
     /// Turns everything time-based that is not good into notes, which say `why`: it is reported and
-    /// not judged. What is left decides; if nothing is, the verdict is a pass.
+    /// not judged, unless its bounds want it to be on emulated CPUs as well. What is left decides; if
+    /// nothing is, the verdict is a pass.
     pub fn waive_time_based(mut self, why: &str) -> Self {
         // Else the verdict was not made of its details, and does not change with them.
         let is_explained = self.details.iter().any(|detail| detail.outcome == self.outcome);
-        let (waived, kept): (Vec<_>, _) = std::mem::take(&mut self.details)
-            .into_iter()
-            .partition(|detail| detail.time_based && detail.outcome > Outcome::Pass);
+        let (waived, kept): (Vec<_>, _) =
+            std::mem::take(&mut self.details).into_iter().partition(|detail| {
+                detail.time_based && !detail.judge_emulated && detail.outcome > Outcome::Pass
+            });
         self.details = kept;
         if waived.is_empty() {
             return self;

@@ -5,13 +5,17 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::execute::Scenario;
-use super::layer::{Made, PlacedWorker, is_in};
+use super::layer::{Made, PlacedWorker};
 use super::ops::{Op, SpawnPlacement};
 use super::{CgroupDef, CgroupKnob, hotplug};
+use crate::assert::is_in;
 use crate::snapshot::{self, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
 use crate::sys::since_boot_ns;
-use crate::wire::Report;
+use crate::wire::{MAX_PAYLOAD, Report};
 use crate::workload::{AffinityIntent, WorkSpec, Workers};
+
+/// What a frame of the wire takes, and some room for what else is in it.
+const LARGEST_SNAPSHOT: usize = MAX_PAYLOAD - 64;
 
 impl Scenario<'_> {
     pub(super) fn apply(&mut self, op: &Op) -> Result<()> {
@@ -162,6 +166,7 @@ impl Scenario<'_> {
             cpuset: cpuset.clone(),
             oom_kill_expected,
             was_frozen,
+            is_pinned: false,
         });
         let layer = self.layer_mut();
         let first = layer.workers.len();
@@ -177,7 +182,11 @@ impl Scenario<'_> {
         let workers: Vec<_> = self.workers().filter(|placed| placed.cgroup == cgroup).collect();
         ensure!(!workers.is_empty(), "`{cgroup}` has no workers to pin");
         let workers = workers.into_iter().map(|placed| &placed.worker);
-        Workers::set_affinity(workers, affinity, self.ctx.topo, &self.cpus_of(cgroup))
+        Workers::set_affinity(workers, affinity, self.ctx.topo, &self.cpus_of(cgroup))?;
+        for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
+            placed.is_pinned |= placed.cgroup == cgroup;
+        }
+        Ok(())
     }
 
     fn move_all_tasks(&mut self, from: &str, to: &str) -> Result<()> {
@@ -189,9 +198,11 @@ impl Scenario<'_> {
         ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
         self.ctx.cgroups.move_tasks(to, &pids)?;
         let cpuset = self.cpuset_asked(to);
+        let oom_kill_expected = self.expects_oom_kill(to);
         for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
             if placed.cgroup == from {
                 placed.cgroup = to.to_owned();
+                placed.oom_kill_expected = oom_kill_expected;
                 placed.note_cpuset(cpuset.as_ref());
             }
         }
@@ -248,6 +259,13 @@ impl Scenario<'_> {
             cgroups: self.made().map(of).collect::<Result<_>>()?,
             workers: self.workers().map(PlacedWorker::report).collect(),
         };
+        let bytes = postcard::to_allocvec(&snapshot)?.len();
+        ensure!(
+            bytes <= LARGEST_SNAPSHOT,
+            "a snapshot of {} cgroups and {} workers takes {bytes} bytes, the most is {LARGEST_SNAPSHOT}",
+            snapshot.cgroups.len(),
+            snapshot.workers.len()
+        );
         (self.ctx.report)(Report::Snapshot(snapshot.clone()));
         snapshot::collect_snapshot(snapshot);
         Ok(())
@@ -255,10 +273,9 @@ impl Scenario<'_> {
 
     fn hotplug(&mut self, cpu: u32, online: bool) -> Result<()> {
         let before = hotplug::switch(cpu, online)?;
-        let known =
-            self.layers.iter().flat_map(|layer| &layer.cpus).any(|(known, _)| *known == cpu);
-        if !known {
-            self.layer_mut().cpus.push((cpu, before));
+        let cpus = &mut self.layer_mut().cpus;
+        if !cpus.iter().any(|(known, _)| *known == cpu) {
+            cpus.push((cpu, before));
         }
         Ok(())
     }

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::layer::{Layer, Made, PlacedWorker, is_in};
+use super::layer::{Layer, Made, PlacedWorker};
 use super::ops::{Backdrop, HoldSpec, Op, Step};
 use super::{CgroupDef, Ctx};
 use crate::assert::{
     Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills, Outcome,
-    Surroundings, was_killed,
+    Surroundings, is_in, was_killed,
 };
 use crate::cgroup::CgroupStats;
 use crate::payload::PayloadReport;
@@ -89,6 +89,7 @@ fn play(
     let played = scenario.play(backdrop, steps);
     // Layers that an error left standing come down here; the first error is the one that counts.
     let ended = played.and(scenario.end_all());
+    scenario.note_oom_kills_elsewhere();
     let verdict = scenario.judge(assert);
     let Err(error) = ended else { return Ok(verdict) };
     // What failed before may well be why. What is based on time, the host judges.
@@ -132,6 +133,10 @@ pub(super) struct Scenario<'a> {
     samples: Vec<CgroupSample>,
     /// What was killed in the cgroups that are gone.
     oom_kills: Vec<OomKills>,
+    /// How many that were.
+    oom_kills_counted: u64,
+    /// How many had been killed on the machine when the scenario began.
+    oom_kills_before: Option<u64>,
     /// What came of the payloads that have ended.
     pub(super) payloads: Vec<PayloadReport>,
 }
@@ -141,6 +146,7 @@ struct Count {
     at_ns: u64,
     stats: CgroupStats,
     waited: Duration,
+    weighs: bool,
 }
 
 /// A panic of a callback leaves nothing behind, either.
@@ -161,6 +167,8 @@ impl<'a> Scenario<'a> {
             workers: Vec::new(),
             samples: Vec::new(),
             oom_kills: Vec::new(),
+            oom_kills_counted: 0,
+            oom_kills_before: oom_kills(),
             payloads: Vec::new(),
         }
     }
@@ -247,8 +255,8 @@ impl<'a> Scenario<'a> {
     }
 
     /// Waits, and keeps what the kernel counts meanwhile for all cgroups with workers or payloads in
-    /// them or below. Nothing is changed by then, so that it can be held
-    /// against what was asked; and it is the same time for all, so that siblings can be compared.
+    /// them or below. Nothing is changed by then, so that it can be held against what was asked; and
+    /// it is the same time for all, so that siblings can be compared.
     pub(super) fn count_while<T>(&mut self, wait: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let used = |made: &&Made| {
             self.workers().any(|placed| placed.is_in(&made.name))
@@ -264,12 +272,14 @@ impl<'a> Scenario<'a> {
             let cpuset = self.cpuset_asked(&made.name).into_iter().flatten().collect();
             CgroupSample {
                 name: made.name.clone(),
+                made_ns: made.made_ns,
                 asked: CgroupAsked { cpuset, ..made.asked.clone() },
                 began_ns,
                 wall: Duration::from_nanos(after.at_ns.saturating_sub(before.at_ns)),
                 waited: after.waited.saturating_sub(before.waited),
                 before: before.stats,
                 after: after.stats,
+                weighs: after.weighs,
             }
         });
         let samples: Vec<_> = samples.collect();
@@ -278,10 +288,11 @@ impl<'a> Scenario<'a> {
     }
 
     fn count(&self, made: &Made) -> Result<Count> {
-        let own = self.workers().filter(|placed| placed.is_in(&made.name));
-        let waited = own.map(|placed| placed.worker.run_delay()).sum();
+        let own = || self.workers().filter(|placed| placed.is_in(&made.name));
+        let waited = own().map(|placed| placed.worker.run_delay()).sum();
+        let weighs = own().all(|placed| !placed.is_pinned && placed.worker.is_fair_and_free());
         let stats = self.ctx.cgroups.stats(&made.name)?;
-        Ok(Count { at_ns: since_boot_ns(), stats, waited })
+        Ok(Count { at_ns: since_boot_ns(), stats, waited, weighs })
     }
 
     /// Waits while the workers work. False as soon as one has died that was not to be killed, which
@@ -360,11 +371,32 @@ impl<'a> Scenario<'a> {
         let Some(made) = self.made().find(|made| made.name == cgroup) else { return Ok(()) };
         let own = killed.map(|killed| killed.saturating_sub(made.oom_kills_below));
         let expected = made.oom_kill_expected;
-        self.oom_kills.push(OomKills { cgroup: cgroup.to_owned(), expected, killed: own });
+        self.oom_kills_counted += own.unwrap_or(0);
+        // Where one was expected above, those below are among them.
+        if expected || !self.expects_oom_kill(cgroup) {
+            let killed = if expected { killed } else { own };
+            let kills = OomKills { cgroup: Some(cgroup.to_owned()), expected, killed };
+            self.oom_kills.push(kills);
+        }
         if let (Some(killed), Some((above, _))) = (killed, cgroup.rsplit_once('/')) {
             self.made_mut(above).for_each(|made| made.oom_kills_below += killed);
         }
         Ok(())
+    }
+
+    /// Whether a process of a group is to be killed for want of memory.
+    pub(super) fn expects_oom_kill(&self, cgroup: &str) -> bool {
+        self.made().any(|made| made.oom_kill_expected && is_in(cgroup, &made.name))
+    }
+
+    /// Notes what was killed for want of memory in none of the scenario's groups, or where the kernel
+    /// does not count it by group. On a host, others may be at work.
+    fn note_oom_kills_elsewhere(&mut self) {
+        let all = self.oom_kills_before.zip(oom_kills()).map(|(before, now)| now - before);
+        let killed = all.map(|all| all.saturating_sub(self.oom_kills_counted));
+        if !self.ctx.is_on_host {
+            self.oom_kills.push(OomKills { cgroup: None, expected: false, killed });
+        }
     }
 
     /// Holds everything that was measured against the bounds.
@@ -374,7 +406,8 @@ impl<'a> Scenario<'a> {
         if self.workers.is_empty() && self.payloads.iter().all(|report| report.checked == 0) {
             let nothing = "no worker worked in this scenario, so nothing was checked";
             let nothing = AssertDetail::new(DetailKind::Other, nothing);
-            return AssertResult::inconclusive(nothing).merge(of_payloads);
+            let of_cgroups = assert.judge_cgroups(&[], &self.oom_kills);
+            return of_payloads.merge(of_cgroups).merge(AssertResult::inconclusive(nothing));
         }
         let surroundings = Surroundings { stuck_after: STUCK_AFTER, nodes: &self.ctx.topo.nodes };
         let of_workers = assert.judge_workers(&self.workers, &surroundings);
@@ -396,4 +429,12 @@ impl<'a> Scenario<'a> {
         tracing::info!("{phase}: {what}");
         (self.ctx.report)(Report::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));
     }
+}
+
+/// How many processes the kernel has killed for want of memory since it booted.
+///
+/// Source: Linux 6.12, mm/vmstat.c, `oom_kill`.
+fn oom_kills() -> Option<u64> {
+    let counters = std::fs::read_to_string("/proc/vmstat").ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }

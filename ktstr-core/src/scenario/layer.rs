@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{CgroupKnob, hotplug};
-use crate::assert::{CgroupAsked, CpuQuota};
+use crate::assert::{CgroupAsked, CpuQuota, is_in};
 use crate::cgroup::CgroupOps;
 use crate::payload::Running;
+use crate::sys::since_boot_ns;
 use crate::workload::{Worker, WorkerReport};
 
 /// What one phase made.
@@ -33,6 +34,8 @@ pub(super) struct PlacedWorker {
     pub(super) cpuset: Option<BTreeSet<u32>>,
     pub(super) oom_kill_expected: bool,
     pub(super) was_frozen: bool,
+    /// By an operation.
+    pub(super) is_pinned: bool,
 }
 
 impl PlacedWorker {
@@ -56,15 +59,12 @@ impl PlacedWorker {
     }
 }
 
-/// Whether a group is another one or below it.
-pub(super) fn is_in(group: &str, other: &str) -> bool {
-    group.strip_prefix(other).is_some_and(|below| below.is_empty() || below.starts_with('/'))
-}
-
 /// A cgroup that an operation made.
 #[derive(Debug)]
 pub(super) struct Made {
     pub(super) name: String,
+    /// When it was made, in nanoseconds since boot.
+    pub(super) made_ns: u64,
     /// The CPUs it has now; `None` for those of the group above.
     pub(super) cpuset: Option<BTreeSet<usize>>,
     /// What the checks have to know of its knobs; but for its cpuset, which is not all its own.
@@ -104,6 +104,7 @@ impl Made {
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            made_ns: since_boot_ns(),
             cpuset: None,
             asked: CgroupAsked::default(),
             is_frozen: false,

@@ -42,6 +42,8 @@ pub struct Ctx<'a> {
     pub assert: Assert,
     /// The test, as libtest names it.
     pub test_name: &'a str,
+    /// There is no virtual machine.
+    pub(crate) is_on_host: bool,
     /// Tells the host what happens, as it happens.
     pub(crate) report: &'a dyn Fn(Report),
 }
@@ -55,8 +57,8 @@ impl<'a> Ctx<'a> {
         test_name: &'a str,
         report: &'a dyn Fn(Report),
     ) -> Self {
-        let TestEntry { duration, settle, assert, .. } = *entry;
-        Self { cgroups, topo, duration, settle, assert, test_name, report }
+        let TestEntry { duration, settle, assert, host_only: is_on_host, .. } = *entry;
+        Self { cgroups, topo, duration, settle, assert, test_name, is_on_host, report }
     }
 
     /// Lets the load settle, and then holds for the part `frac` of the duration. By what it did

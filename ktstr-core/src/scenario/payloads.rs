@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::execute::Scenario;
-use super::layer::{Made, is_in};
+use super::layer::Made;
+use crate::assert::is_in;
 use crate::payload::{PayloadRun, Running};
 
 impl Scenario<'_> {

@@ -14,7 +14,9 @@ use crate::workload::{AffinityIntent, WorkSpec};
 
 /// A test that is to last so long.
 fn lasting(duration: Duration) -> TestEntry {
-    TestEntry { duration, settle: Duration::from_millis(20), ..TestEntry::DEFAULT }
+    // Others may be killed for want of memory on this host.
+    let settle = Duration::from_millis(20);
+    TestEntry { duration, settle, host_only: true, ..TestEntry::DEFAULT }
 }
 
 fn play(

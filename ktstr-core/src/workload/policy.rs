@@ -41,6 +41,11 @@ pub enum SchedPolicy {
 }
 
 impl SchedPolicy {
+    /// Whether weights decide what it gets.
+    pub(super) fn is_fair(&self) -> bool {
+        matches!(self, Self::Normal | Self::Batch | Self::Idle | Self::Ext)
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         match *self {
             Self::Fifo(priority) | Self::RoundRobin(priority) if !(1..=99).contains(&priority) => {

@@ -83,6 +83,7 @@ pub(crate) struct Worker {
     pages: Arc<[Shared<Page>]>,
     index: usize,
     role: u32,
+    is_fair_and_free: bool,
     treatment: Treatment,
     released: Option<Released>,
     stopped: Option<Stopped>,
@@ -151,6 +152,10 @@ impl Worker {
             pages: Arc::clone(pages),
             index,
             role: spec.work_type.role(index),
+            is_fair_and_free: treatment.cpus.is_none()
+                && treatment.policy.is_fair()
+                && !spec.work_type.places_itself()
+                && !spec.work_type.ranks_itself(),
             treatment,
             released: None,
             stopped: None,
@@ -271,6 +276,12 @@ impl Worker {
             numa_pages: telemetry.numa_pages(),
             ..WorkerReport::default()
         }
+    }
+
+    /// Whether it was begun as a fair task that may use all CPUs of its cgroup, and its type leaves it at
+    /// that.
+    pub(crate) fn is_fair_and_free(&self) -> bool {
+        self.is_fair_and_free
     }
 
     /// How long it was runnable and waited for a CPU since its release.

@@ -182,6 +182,39 @@ fn an_expected_kill_for_want_of_memory_is_no_failure(ctx: &Ctx) -> Result<Assert
     Ok(verdict)
 }
 
+/// As nothing could start in it, the body would wait for ever.
+#[ktstr_test(cores = 1, payloads = [SH], expect_err = "`cg` is frozen, and nothing can start in it")]
+fn nothing_starts_in_a_frozen_group(ctx: &Ctx) -> Result<AssertResult> {
+    let run = Op::run_payload(SH.with_args(["exit 0"]), "cg");
+    in_cg(ctx, [Op::freeze_cgroup("cg"), run])
+}
+
+#[ktstr_test(
+    cores = 1,
+    payloads = [SH],
+    expect_err = "no program `/opt/new/sh`: add its payload to `payloads = [...]` of the test's \
+                  attribute; there are [\"sh\"]"
+)]
+fn another_program_of_that_name_is_not_run(ctx: &Ctx) -> Result<AssertResult> {
+    const OTHER: Payload = Payload::new("/opt/new/sh").args(&["-c", "exit 0"]);
+    Ok(ctx.payload(&OTHER).run()?.verdict)
+}
+
+fn leave(ctx: &WorkerCtx) {
+    ctx.turn(1);
+}
+
+/// As in a hold.
+#[ktstr_test(cores = 1, duration_s = 60, payloads = [SLEEP], expect_err = "worker died: exit status 0, ")]
+fn a_worker_that_dies_ends_the_wait_for_a_payload(ctx: &Ctx) -> Result<AssertResult> {
+    let began = std::time::Instant::now();
+    let cg = CgroupDef::named("cg").work_type(WorkType::Custom(leave)).workload(&SLEEP);
+    let step = Step::new([Op::wait_payload("sleep", MINUTE)], NOW).with_defs([cg]);
+    let verdict = execute_steps(ctx, [step])?;
+    ensure!(began.elapsed() < ctx.duration / 2, "it went on for {:?}", began.elapsed());
+    Ok(verdict)
+}
+
 /// A payload of an earlier phase goes on through the steps, and is seen where it is.
 #[ktstr_test(cores = 1, payloads = [SLEEP])]
 fn a_payload_of_the_backdrop_outlives_steps(ctx: &Ctx) -> Result<AssertResult> {

@@ -81,28 +81,18 @@ fn judge_failure(
     failures: &[String],
     reasons: Reasons,
 ) -> Result<Passed, Reasons> {
-    match expect_err {
-        ExpectErr::No => Err(reasons),
-        ExpectErr::Any => Ok(Passed::AsExpected),
-        _ if failures.iter().any(|failure| is_expected(expect_err, failure)) => {
-            Ok(Passed::AsExpected)
-        }
-        _ => {
-            let other = format!("{} (`expect_err`), but it failed so:", wanted(expect_err));
-            Err([vec![other], reasons].concat())
-        }
-    }
-}
-
-fn is_expected(expect_err: ExpectErr, failure: &str) -> bool {
-    match expect_err {
-        ExpectErr::No => false,
+    let is_it = match expect_err {
+        ExpectErr::No => return Err(reasons),
         ExpectErr::Any => true,
-        ExpectErr::Containing(text) => failure.contains(text),
-        ExpectErr::Matching(pattern) => {
-            Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(failure))
-        }
+        ExpectErr::Containing(text) => failures.iter().any(|failure| failure.contains(text)),
+        ExpectErr::Matching(pattern) => Regex::new(pattern)
+            .is_ok_and(|pattern| failures.iter().any(|failure| pattern.is_match(failure))),
+    };
+    if is_it {
+        return Ok(Passed::AsExpected);
     }
+    let other = format!("{} (`expect_err`), but it failed so:", wanted(expect_err));
+    Err([vec![other], reasons].concat())
 }
 
 fn wanted(expect_err: ExpectErr) -> String {

@@ -1,5 +1,7 @@
 //! The programs that a test brings into its guest.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,9 +42,17 @@ fn gather(
         there.push(payload);
         let folder = format!("{}/{name}", guest::PAYLOADS);
         let place = format!("{folder}/{name}");
-        if let Some(program) = find(payload.program) {
-            contents.programs.push((program, place));
-            continue;
+        match find(payload.program) {
+            Some(program) if is_elf(&program) => {
+                contents.programs.push((program, place));
+                continue;
+            }
+            Some(script) if payload.package.is_none() => bail!(
+                "{} is no ELF program: a script's interpreter would not come along; name the program \
+                 itself, or the Debian package that has it (`Payload::package`)",
+                script.display()
+            ),
+            _ => {}
         }
         let Some(package) = payload.package else {
             let program = payload.program;
@@ -64,6 +74,13 @@ fn gather(
     Ok(contents)
 }
 
+/// Whether a file begins as programs do.
+fn is_elf(file: &Path) -> bool {
+    let mut begin = [0; 4];
+    let read = File::open(file).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_ok() && begin == *b"\x7fELF"
+}
+
 fn in_root(root: &Path, name: &str) -> Option<PathBuf> {
     FOLDERS.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file())
 }
@@ -75,7 +92,11 @@ mod tests {
     const LOAD: Payload = Payload::new("load");
 
     fn gathered(payloads: &[&Payload], root: &Path) -> Result<Contents> {
-        let find = |program: &str| (program == "here").then(|| PathBuf::from("/bin/here"));
+        let find = |program: &str| match program {
+            "here" => Some(PathBuf::from("/proc/self/exe")),
+            "script" => Some(root.join("script")),
+            _ => None,
+        };
         gather(payloads, find, |package| match package {
             "pack" => Ok(root.to_owned()),
             other => bail!("no package {other}"),
@@ -86,14 +107,19 @@ mod tests {
     fn the_hosts_program_comes_before_that_of_a_package() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
-        std::fs::write(root.path().join("usr/sbin/load"), "").unwrap();
+        for name in ["load", "script"] {
+            std::fs::write(root.path().join("usr/sbin").join(name), "").unwrap();
+        }
+        std::fs::write(root.path().join("script"), "#!/bin/sh").unwrap();
+        let script = Payload::new("script").package("pack");
         let here = Payload::new("here").package("none");
         let packed = LOAD.package("pack");
-        let contents = gathered(&[&here, &packed, &here], root.path()).unwrap();
+        let contents = gathered(&[&here, &packed, &here, &script], root.path()).unwrap();
         let place = "/ktstr/payloads/here/here".to_owned();
-        assert_eq!(contents.programs, [(PathBuf::from("/bin/here"), place)]);
-        let [foreign] = &contents.foreign[..] else { panic!("{contents:?}") };
+        assert_eq!(contents.programs, [(PathBuf::from("/proc/self/exe"), place)]);
+        let [foreign, script] = &contents.foreign[..] else { panic!("{contents:?}") };
         assert_eq!(foreign.program, root.path().join("usr/sbin/load"));
+        assert_eq!(script.program, root.path().join("usr/sbin/script"));
         assert_eq!(foreign.name, "/ktstr/payloads/load/load");
         assert_eq!(foreign.libraries, "/ktstr/payloads/load/lib");
     }
@@ -104,6 +130,7 @@ mod tests {
         const PATTERN: Payload = LOAD.metrics(&[ktstr_core::payload::Metric::regex("m", "(")]);
         for (payloads, why) in [
             (&[LOAD][..], "no program `load` in PATH: install it, or name the Debian package"),
+            (&[Payload::new("script")], "script is no ELF program"),
             (&[Payload::new("/opt/load")], "no program `/opt/load` on this host"),
             (&[LOAD.package("other")], "no `load` on this host: no package other"),
             (&[LOAD.package("pack")], "package pack of Debian trixie has no program `load`"),

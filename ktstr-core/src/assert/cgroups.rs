@@ -232,8 +232,10 @@ pub(super) fn weights(
         let below = |other: &&CgroupSample| {
             other.began_ns == sample.began_ns && is_in(&other.name, &sample.name)
         };
-        let is_throttled =
-            |other: &CgroupSample| other.after.cpu.nr_throttled > other.before.cpu.nr_throttled;
+        let is_throttled = |other: &CgroupSample| {
+            let (before, after) = (&other.before.cpu, &other.after.cpu);
+            other.asked.quota.is_some() && after.nr_throttled > before.nr_throttled
+        };
         samples.iter().filter(below).any(is_throttled)
     };
     let contenders = family.iter().map(|sample| contender(sample, is_limited(sample)));
@@ -433,6 +435,7 @@ mod tests {
                        than was theirs";
         let two = |a, b| vec![sample("a", 100, a, 7000), sample("b", 300, b, 3000)];
         let limited = |mut sample: CgroupSample| {
+            sample.asked.quota = Some(QUOTA);
             sample.after.cpu.nr_throttled += 1;
             sample
         };

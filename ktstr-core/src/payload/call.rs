@@ -59,9 +59,11 @@ impl<'a> PayloadCall<'a> {
             });
             let group = group.transpose()?;
             let cgroup = cgroup.as_deref().unwrap_or_default();
-            let running = Running::start(run, group.as_deref(), cgroup)?;
-            running.wait(timeout)?;
-            running.finish("stopped", false)
+            let running = Running::start(run, ctx.payloads, group.as_deref(), cgroup)?;
+            let waited = running.wait(timeout);
+            // What it has printed is shown in any case.
+            let report = running.finish("stopped", false);
+            waited.and(report)
         };
         let report = report().with_context(|| format!("failed to {what}"))?;
         tell(ctx, report.to_string());

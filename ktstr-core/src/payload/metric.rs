@@ -87,13 +87,16 @@ impl Metric {
                 PayloadEnd::Exited(code) => Ok(MetricValue::Number(f64::from(*code))),
                 end => Err(format!("there is no exit status: {end}")),
             },
-            MetricSource::Json(pointer) => from_json(pointer, &stdout.text),
-            MetricSource::Regex(pattern) => from_text(pattern, &[&stdout.text, &stderr.text]),
+            MetricSource::Json(pointer) => from_json(pointer, stdout),
+            MetricSource::Regex(pattern) => {
+                let is_whole = matches!(end, PayloadEnd::Exited(_));
+                from_text(pattern, [stdout, stderr].map(|output| output.lines(is_whole)))
+            }
         };
         read.unwrap_or_else(|mut why| {
             let dropped = stdout.dropped + stderr.dropped;
             if dropped > 0 && self.source != MetricSource::ExitCode {
-                why += &format!(", of whose output the first {dropped} bytes were not kept");
+                why += &format!("; the first {dropped} bytes of what it printed were not kept");
             }
             MetricValue::Missing(why)
         })
@@ -131,9 +134,9 @@ fn compile(pattern: &str) -> Result<Regex> {
     }
 }
 
-fn from_text(pattern: &str, outputs: &[&str]) -> Result<MetricValue, String> {
+fn from_text(pattern: &str, outputs: [&str; 2]) -> Result<MetricValue, String> {
     let regex = compile(pattern).map_err(|error| format!("{error:#}"))?;
-    let found = outputs.iter().find_map(|text| regex.captures(text));
+    let found = outputs.into_iter().find_map(|text| regex.captures(text));
     let found = found.ok_or_else(|| format!("nothing matches `{pattern}`"))?;
     // A group of a branch that was not taken.
     let group = found.get(1).ok_or_else(|| format!("the group of `{pattern}` matches nothing"))?;
@@ -141,8 +144,8 @@ fn from_text(pattern: &str, outputs: &[&str]) -> Result<MetricValue, String> {
     Ok(number.map_or_else(|| MetricValue::Text(short(group.as_str())), MetricValue::Number))
 }
 
-fn from_json(pointer: &str, text: &str) -> Result<MetricValue, String> {
-    let document = document(text).ok_or("standard output holds no JSON document")?;
+fn from_json(pointer: &str, output: &Output) -> Result<MetricValue, String> {
+    let document = document(output)?;
     let value = document
         .pointer(pointer)
         .ok_or_else(|| format!("the JSON document has nothing at `{pointer}`"))?;
@@ -150,20 +153,33 @@ fn from_json(pointer: &str, text: &str) -> Result<MetricValue, String> {
     Ok(number.map_or_else(|| MetricValue::Text(short(&value.to_string())), MetricValue::Number))
 }
 
-/// The first JSON object or array that begins on a line of its own and is whole; else all of the
-/// text, which may be a bare number.
-fn document(text: &str) -> Option<Value> {
+/// The first JSON object or array that begins and ends on lines of its own; else all of the text,
+/// which may be a bare number. One of which the beginning or the end is missing is none, nor is
+/// anything that is in it.
+fn document(output: &Output) -> Result<Value, String> {
+    let text = &*output.text;
+    if output.dropped > 0 {
+        return Err("standard output does not begin with its beginning".to_owned());
+    }
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         if line.trim_start().starts_with(['{', '[']) {
             let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter();
-            if let Some(Ok(value)) = values.next() {
-                return Some(value);
+            let value = values.next();
+            let behind = text[at + values.byte_offset()..].lines().next().unwrap_or_default();
+            match value {
+                Some(Ok(value)) if behind.trim().is_empty() => return Ok(value),
+                Some(Err(error)) if error.is_eof() => {
+                    return Err("the JSON document is cut off".to_owned());
+                }
+                // It only looks like one: `[info] ...`, `[1] ...`.
+                _ => {}
             }
         }
         at += line.len();
     }
-    serde_json::from_str(text).ok()
+    let none = |_| "standard output holds no JSON document".to_owned();
+    serde_json::from_str(text).map_err(none)
 }
 
 #[cfg(test)]
@@ -230,6 +246,35 @@ mod tests {
         }
         is(Metric::json("m", ""), " 12.5 \n", Ok(12.5));
         is(Metric::json("m", ""), "{ broken", Err("standard output holds no JSON document"));
+        is(Metric::json("m", "/max"), "[1] worker started\n{} {}\n{\"max\": 99}", Ok(99.0));
+    }
+
+    #[test]
+    fn what_is_in_a_document_that_is_not_whole_is_none() {
+        let document = "{\"runs\": [\n  {\"max\": 1},\n  {\"max\": 2}\n], \"max\": 99}";
+        is(Metric::json("m", "/max"), document, Ok(99.0));
+        let cut = document.trim_end_matches('}');
+        is(Metric::json("m", "/max"), cut, Err("the JSON document is cut off"));
+        let tail = Output { text: document[10..].to_owned(), dropped: 10 };
+        let read = Metric::json("m", "/max").read(&PayloadEnd::Exited(0), &tail, &tail);
+        assert_eq!(
+            read.to_string(),
+            "standard output does not begin with its beginning; \
+             the first 20 bytes of what it printed were not kept"
+        );
+    }
+
+    #[test]
+    fn numbers_are_read_from_whole_lines() {
+        let metric = Metric::regex("m", "([0-9]+) us");
+        let cut = Output { text: "500 us\n7 us\n80 u".to_owned(), dropped: 1 };
+        let none = Output::default();
+        let read = |end: PayloadEnd, output: &Output| metric.read(&end, output, &none);
+        assert_eq!(read(PayloadEnd::Exited(0), &cut), MetricValue::Number(7.0));
+        let begun = Output { text: "9 us".to_owned(), dropped: 0 };
+        let stopped = || PayloadEnd::Stopped("stopped".to_owned());
+        assert_eq!(read(PayloadEnd::Exited(0), &begun), MetricValue::Number(9.0));
+        assert!(matches!(read(stopped(), &begun), MetricValue::Missing(_)));
     }
 
     #[test]
@@ -247,6 +292,6 @@ mod tests {
         let output = |dropped| Output { text: String::new(), dropped };
         let metric = Metric::regex("m", "(a)");
         let value = metric.read(&PayloadEnd::Exited(0), &output(5), &output(2)).to_string();
-        assert!(value.ends_with("of whose output the first 7 bytes were not kept"), "{value}");
+        assert!(value.ends_with("; the first 7 bytes of what it printed were not kept"), "{value}");
     }
 }

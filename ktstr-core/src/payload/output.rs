@@ -29,6 +29,23 @@ pub struct Output {
     pub dropped: u64,
 }
 
+impl Output {
+    /// The lines that are whole: the first is not if what was before it was not kept, the last may not
+    /// be if the program did not end by itself.
+    pub(super) fn lines(&self, is_whole: bool) -> &str {
+        let text = match (self.dropped, self.text.find('\n')) {
+            (0, _) => &*self.text,
+            (_, Some(end)) => &self.text[end + 1..],
+            (_, None) => "",
+        };
+        match (is_whole, text.rfind('\n')) {
+            (true, _) => text,
+            (false, Some(end)) => &text[..=end],
+            (false, None) => "",
+        }
+    }
+}
+
 /// What a program has printed until its end, and when that was.
 #[derive(Debug)]
 pub(super) struct Collected {
@@ -124,5 +141,19 @@ mod tests {
         let output = tail.into_output();
         assert_eq!((output.text.len(), output.dropped), (OUTPUT_KEPT, 2));
         assert!(output.text.starts_with("cx"));
+    }
+    #[test]
+    fn lines_are_whole() {
+        for (text, dropped, is_whole, want) in [
+            ("a\nb", 0, true, "a\nb"),
+            ("a\nb", 0, false, "a\n"),
+            ("a\nb\nc", 1, true, "b\nc"),
+            ("a\nb\nc", 1, false, "b\n"),
+            ("500 us", 1, true, ""),
+            ("p=9", 0, false, ""),
+        ] {
+            let output = Output { text: text.to_owned(), dropped };
+            assert_eq!(output.lines(is_whole), want);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A run while it lasts.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags};
 
 use super::output::{Collected, collect};
-use super::{Output, PayloadEnd, PayloadReport, PayloadRun};
+use super::{Output, Payload, PayloadEnd, PayloadReport, PayloadRun};
 use crate::assert::{AssertResult, was_killed};
 use crate::guest;
 use crate::process::{Child, Job, Limits, wait_for};
@@ -36,11 +36,23 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// If the payload is not valid, the guest has no such program, or it cannot be started there.
-    pub(crate) fn start(run: PayloadRun, group: Option<&Path>, cgroup: &str) -> Result<Self> {
+    /// If the payload is not valid or none of those that the test has `brought` along, the group is
+    /// frozen, or the program cannot be started there.
+    pub(crate) fn start(
+        run: PayloadRun,
+        brought: &[&Payload],
+        group: Option<&Path>,
+        cgroup: &str,
+    ) -> Result<Self> {
         run.payload.validate()?;
         ensure!(!run.name.is_empty(), "a run needs a name: nobody could refer to it");
-        let program = find(run.payload.name(), Path::new(guest::PAYLOADS))?;
+        let program = find(run.payload, brought)?;
+        if let Some(group) = group {
+            // Whoever starts it would wait until the group is thawed.
+            let events = std::fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+            let is_frozen = events.lines().any(|line| line == "frozen 1");
+            ensure!(!is_frozen, "`{cgroup}` is frozen, and nothing can start in it");
+        }
         let job = match group {
             Some(group) => Job::below(group, Limits::none()),
             None => Job::new(Limits::none()),
@@ -76,6 +88,11 @@ impl Running {
         Ok(self.job.members()?.into_iter().map(|process| process.pid).collect())
     }
 
+    /// Readable once the program has ended.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.child.as_fd()
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
@@ -84,15 +101,23 @@ impl Running {
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Result<()> {
         // A time too far for the clock is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.wait_until(deadline)?;
+        self.ensure_ended(timeout.unwrap_or_default())
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<bool> {
         let mut fds = [PollFd::new(&self.child, PollFlags::IN)];
-        if !wait_for(&mut fds, deadline).context("cannot wait for it")? {
-            let (pid, since) = (self.child.pid(), self.began.elapsed());
-            bail!(
-                "it did not end within {:?}: process {pid}, {}, has run for {since:.1?}",
-                timeout.unwrap_or_default(),
-                self.run
-            );
-        }
+        wait_for(&mut fds, deadline).context("cannot wait for it")
+    }
+
+    /// Refuses one that still runs after `timeout`.
+    pub(crate) fn ensure_ended(&self, timeout: Duration) -> Result<()> {
+        let (pid, since) = (self.child.pid(), self.began.elapsed());
+        ensure!(
+            self.wait_until(Some(Instant::now()))?,
+            "it did not end within {timeout:?}: process {pid}, {}, has run for {since:.1?}",
+            self.run
+        );
         Ok(())
     }
 
@@ -165,19 +190,19 @@ fn describe(status: ExitStatus) -> PayloadEnd {
     }
 }
 
-/// The program in its folder of the guest.
-fn find(name: &str, folder: &Path) -> Result<PathBuf> {
-    let program = folder.join(name).join(name);
-    if !program.exists() {
-        let entries = folder.read_dir().into_iter().flatten().flatten();
-        let mut there: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-        there.sort();
+/// Where a program is in the guest, if it was brought along: this one, and not another of its name.
+fn find(payload: Payload, brought: &[&Payload]) -> Result<PathBuf> {
+    let is_it =
+        |other: &&&Payload| (other.program, other.package) == (payload.program, payload.package);
+    if brought.iter().find(is_it).is_none() {
+        let program = payload.program;
+        let there: Vec<_> = brought.iter().map(|payload| payload.program).collect();
         bail!(
-            "this guest has no program `{name}`: add its payload to `payloads = [...]` of the \
+            "this guest has no program `{program}`: add its payload to `payloads = [...]` of the \
              test's attribute; there are {there:?}"
         );
     }
-    Ok(program)
+    Ok(Path::new(guest::PAYLOADS).join(payload.name()).join(payload.name()))
 }
 
 #[cfg(test)]
@@ -186,15 +211,17 @@ mod tests {
 
     #[test]
     fn a_program_that_was_not_brought_along_is_named_with_those_that_were() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["b", "a"] {
-            std::fs::create_dir(folder.path().join(name)).unwrap();
-            std::fs::write(folder.path().join(name).join(name), "").unwrap();
-        }
-        assert_eq!(find("a", folder.path()).unwrap(), folder.path().join("a/a"));
-        for (folder, there) in [(folder.path(), r#"["a", "b"]"#), (Path::new("/nowhere"), "[]")] {
-            let error = find("c", folder).unwrap_err().to_string();
-            assert!(error.contains("no program `c`") && error.ends_with(there), "{error}");
+        let (a, b) = (Payload::new("/opt/a"), Payload::new("b").package("pack"));
+        let at = |name: &str| Path::new(guest::PAYLOADS).join(name).join(name);
+        assert_eq!(find(a, &[&b, &a]).unwrap(), at("a"));
+        for (payload, brought, there) in [
+            (Payload::new("a"), &[&a, &b][..], r#"["/opt/a", "b"]"#),
+            (Payload::new("b"), &[&b], r#"["b"]"#),
+            (b, &[], "[]"),
+        ] {
+            let error = find(payload, brought).unwrap_err().to_string();
+            let named = error.contains(&format!("no program `{}`", payload.program));
+            assert!(named && error.ends_with(there), "{error}");
         }
     }
 }

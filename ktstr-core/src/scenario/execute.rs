@@ -1,6 +1,7 @@
 //! Carries a scenario out, one phase after the other.
 
 use std::collections::BTreeSet;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -230,7 +231,7 @@ impl<'a> Scenario<'a> {
         if let Some(settle) = settle {
             self.tell(format!("settle for {settle:?}"));
             let settled = Instant::now().checked_add(settle).context("it settles too long")?;
-            if !self.wait_until(settled)? {
+            if !self.wait_until(settled, None)? {
                 return Ok(false);
             }
         }
@@ -251,7 +252,7 @@ impl<'a> Scenario<'a> {
     }
 
     fn count_until(&mut self, deadline: Instant) -> Result<bool> {
-        self.count_while(|scenario| scenario.wait_until(deadline))
+        self.count_while(|scenario| scenario.wait_until(deadline, None))
     }
 
     /// Waits, and keeps what the kernel counts meanwhile for all cgroups with workers or payloads in
@@ -295,15 +296,20 @@ impl<'a> Scenario<'a> {
         Ok(Count { at_ns: since_boot_ns(), stats, waited, weighs })
     }
 
-    /// Waits while the workers work. False as soon as one has died that was not to be killed, which
-    /// decides the verdict.
-    fn wait_until(&self, deadline: Instant) -> Result<bool> {
+    /// Waits while the workers work, and until `event` is readable. False as soon as a worker has died
+    /// that was not to be killed, which decides the verdict.
+    pub(super) fn wait_until(
+        &self,
+        deadline: Instant,
+        event: Option<BorrowedFd<'_>>,
+    ) -> Result<bool> {
         let mut workers: Vec<_> = self.workers().collect();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = left.try_into().context("the hold is too long")?;
             let pidfds = workers.iter().map(|placed| placed.worker.pidfd());
             let mut fds: Vec<_> = pidfds.map(|pidfd| PollFd::new(pidfd, PollFlags::IN)).collect();
+            fds.extend(event.iter().map(|event| PollFd::new(event, PollFlags::IN)));
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) => return Ok(true),
                 Ok(_) => {}
@@ -315,6 +321,9 @@ impl<'a> Scenario<'a> {
                 if !working && !self.was_to_be_killed(placed)? {
                     return Ok(false);
                 }
+            }
+            if event.is_some() && working.last() == Some(&false) {
+                return Ok(true);
             }
             let mut working = working.into_iter();
             workers.retain(|_| working.next() == Some(true));
@@ -403,7 +412,9 @@ impl<'a> Scenario<'a> {
     fn judge(&self, assert: &Assert) -> AssertResult {
         let payloads = self.payloads.iter().map(|report| report.verdict.clone());
         let of_payloads = payloads.fold(AssertResult::pass(), AssertResult::merge);
-        if self.workers.is_empty() && self.payloads.iter().all(|report| report.checked == 0) {
+        let expects_kill = assert.no_oom_kill && self.oom_kills.iter().any(|kills| kills.expected);
+        let is_checked = expects_kill || self.payloads.iter().any(|report| report.checked > 0);
+        if self.workers.is_empty() && !is_checked {
             let nothing = "no worker worked in this scenario, so nothing was checked";
             let nothing = AssertDetail::new(DetailKind::Other, nothing);
             let of_cgroups = assert.judge_cgroups(&[], &self.oom_kills);

@@ -23,7 +23,7 @@ pub use knob::CgroupKnob;
 
 use crate::assert::Assert;
 use crate::cgroup::CgroupOps;
-use crate::payload::{PayloadCall, PayloadRun};
+use crate::payload::{Payload, PayloadCall, PayloadRun};
 use crate::registry::TestEntry;
 use crate::topology::TestTopology;
 use crate::wire::Report;
@@ -42,6 +42,8 @@ pub struct Ctx<'a> {
     pub assert: Assert,
     /// The test, as libtest names it.
     pub test_name: &'a str,
+    /// The programs that the test has brought along.
+    pub(crate) payloads: &'static [&'static Payload],
     /// There is no virtual machine.
     pub(crate) is_on_host: bool,
     /// Tells the host what happens, as it happens.
@@ -57,8 +59,8 @@ impl<'a> Ctx<'a> {
         test_name: &'a str,
         report: &'a dyn Fn(Report),
     ) -> Self {
-        let TestEntry { duration, settle, assert, host_only: is_on_host, .. } = *entry;
-        Self { cgroups, topo, duration, settle, assert, test_name, is_on_host, report }
+        let TestEntry { duration, settle, assert, payloads, host_only: is_on_host, .. } = *entry;
+        Self { cgroups, topo, duration, settle, assert, test_name, payloads, is_on_host, report }
     }
 
     /// Lets the load settle, and then holds for the part `frac` of the duration. By what it did

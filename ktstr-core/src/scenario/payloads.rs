@@ -1,6 +1,6 @@
 //! External programs in a scenario: what runs, and how it ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -21,14 +21,22 @@ impl Scenario<'_> {
             );
         }
         let group = self.ctx.cgroups.parent_path().join(cgroup);
-        let running = Running::start(run.clone(), Some(&group), cgroup)?;
+        let running = Running::start(run.clone(), self.ctx.payloads, Some(&group), cgroup)?;
         self.layer_mut().payloads.push(running);
         Ok(())
     }
 
-    /// As in a hold, nothing is changed meanwhile, so cgroups are judged by it as well.
+    /// As in a hold, nothing is changed meanwhile, so cgroups are judged by it as well; and a worker
+    /// that dies ends it.
     pub(super) fn wait_payload(&mut self, name: &str, timeout: Duration) -> Result<()> {
-        self.count_while(|scenario| scenario.payload(name)?.wait(Some(timeout)))?;
+        let deadline = Instant::now().checked_add(timeout).context("that is too long a time")?;
+        let is_working = self.count_while(|scenario| {
+            let payload = scenario.payload(name)?;
+            scenario.wait_until(deadline, Some(payload.pidfd()))
+        })?;
+        if is_working {
+            self.payload(name)?.ensure_ended(timeout)?;
+        }
         self.stop_payloads("stopped", |_, payload| payload.name() == name)
     }
 

@@ -6,7 +6,7 @@
 mod cpio;
 mod elf;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -121,7 +121,7 @@ impl Initramfs<'_> {
 
     /// Tells contents apart without reading them: a file that was changed or replaced has another
     /// inode or change time. The libraries are those that this process has loaded, for it is the
-    /// program, and those of the loader's cache, which their upgrade renews.
+    /// program, those of the loader's cache, which their upgrade renews, and those of other programs.
     fn key(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         FORMAT.hash(&mut hasher);
@@ -131,6 +131,11 @@ impl Initramfs<'_> {
         let Contents { programs, foreign, files, links, modules } = self.contents;
         for (file, name) in programs.iter().chain(files) {
             (identity(file)?, name).hash(&mut hasher);
+        }
+        for (program, _) in programs {
+            for (name, file) in elf::libraries(program)?.needed {
+                (name, identity(&file)?).hash(&mut hasher);
+            }
         }
         for Foreign { root, program, name, libraries } in foreign {
             (identity(root)?, identity(program)?, name, libraries).hash(&mut hasher);
@@ -156,6 +161,7 @@ impl Initramfs<'_> {
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,
         )?;
         let mut programs = vec![self.init];
+        let mut there: HashMap<String, PathBuf> = HashMap::new();
         for (program, name) in &self.contents.programs {
             archive.file(name, 0o755, &read(program)?)?;
             programs.push(program);
@@ -166,7 +172,16 @@ impl Initramfs<'_> {
                 archive.file(interpreter, 0o755, &read(file)?)?;
             }
             for (name, file) in libraries.needed {
-                archive.file(&format!("{LIBRARIES}/{name}"), 0o755, &read(&file)?)?;
+                let content = read(&file)?;
+                let first = there.entry(name.clone()).or_insert_with(|| file.clone());
+                ensure!(
+                    *first == file || read(first)? == content,
+                    "{} needs {}, and what is there already needs {}: a guest has one {name}",
+                    program.display(),
+                    file.display(),
+                    first.display()
+                );
+                archive.file(&format!("{LIBRARIES}/{name}"), 0o755, &content)?;
             }
         }
         for (index, foreign) in self.contents.foreign.iter().enumerate() {

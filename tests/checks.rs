@@ -134,6 +134,37 @@ fn a_freeze_that_was_asked_for_proves_nothing(ctx: &Ctx) -> Result<AssertResult>
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(cores = 1, duration_s = 3, max_gap_ms = 1000)]
+fn a_move_into_a_frozen_group_proves_nothing(ctx: &Ctx) -> Result<AssertResult> {
+    let backdrop = Backdrop::new().push_def(cg()).push_op(Op::add_cgroup("cold"));
+    let backdrop = backdrop.push_op(Op::freeze_cgroup("cold"));
+    let moved = Step::new([Op::move_all_tasks("cg", "cold")], HoldSpec::FULL);
+    let verdict = execute_scenario(ctx, backdrop, [Step::new([], hold(300)), moved])?;
+    ensure!(verdict.outcome == Outcome::Inconclusive, "{verdict:?}");
+    Ok(AssertResult::pass())
+}
+
+fn idle(_: &WorkerCtx) {
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+/// A freeze excuses its own time and no other.
+#[ktstr_test(
+    cores = 1,
+    duration_s = 5,
+    expect_err = regex("^not_stuck: no turn in .* in which it was frozen, do not count")
+)]
+fn who_makes_no_turn_after_the_thaw_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    let idle = WorkSpec::default().work_type(WorkType::Custom(idle));
+    let spawn = Op::spawn(SpawnPlacement::cgroup("cg"), idle);
+    let backdrop = [Op::add_cgroup("cg"), Op::freeze_cgroup("cg"), spawn];
+    let backdrop = backdrop.into_iter().fold(Backdrop::new(), Backdrop::push_op);
+    let thawed = Step::new([Op::unfreeze_cgroup("cg")], HoldSpec::FULL);
+    execute_scenario(ctx, backdrop, [Step::new([], hold(200)), thawed])
+}
+
 /// What people ask comes in the order in which they do.
 #[ktstr_test(cores = 1, max_gap_ms = 1000)]
 fn a_failure_says_what_of_whom_where_and_when(ctx: &Ctx) -> Result<AssertResult> {

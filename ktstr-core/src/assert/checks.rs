@@ -611,10 +611,11 @@ mod tests {
 
     #[test]
     fn who_was_frozen_is_not_blamed_for_it() {
-        let frozen = WorkerReport { was_frozen: true, ..spin() };
-        let still = WorkerReport { iterations: 0, wall: Duration::from_secs(9), ..frozen.clone() };
+        let always = crate::workload::Frozen { from_ns: 0, until_ns: u64::MAX };
+        let frozen = WorkerReport { frozen: vec![always], ..spin() };
+        let still = WorkerReport { iterations: 0, ..frozen.clone() };
         assert_eq!(judge(Assert::DEFAULT, std::slice::from_ref(&still)).outcome, Outcome::Pass);
-        let thawed = WorkerReport { was_frozen: false, ..still };
+        let thawed = WorkerReport { frozen: vec![], ..still };
         assert_eq!(judge(Assert::DEFAULT, &[thawed]).outcome, Outcome::Fail);
         let verdict = judge(Assert::DEFAULT.max_gap_ms(1), &[frozen]);
         assert_eq!(verdict.outcome, Outcome::Inconclusive);

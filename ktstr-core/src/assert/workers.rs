@@ -45,17 +45,26 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
     if worker.iterations > 0 {
         return verdict;
     }
-    let wall = worker.wall;
-    if worker.was_frozen {
-        verdict.note(format!("{worker} made no turn in {wall:.1?}, and was frozen for a time"));
+    let frozen = worker.frozen_within(worker.wall, worker.until_ns);
+    let had = worker.wall.saturating_sub(frozen);
+    if had < stuck_after {
+        let why = if frozen.is_zero() { "too short" } else { "beside being frozen, too short" };
+        verdict.note(format!("{worker} made no turn in {had:.1?}, {why} to call it stuck"));
         return verdict;
     }
-    if wall < stuck_after {
-        verdict.note(format!("{worker} made no turn in {wall:.1?}, too short to call it stuck"));
-        return verdict;
+    let measured = format!("no turn in {had:.1?}");
+    let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, "at least one");
+    AssertResult::fail(less_frozen(detail, frozen))
+}
+
+/// Says that the time a worker was frozen is left out of what was measured.
+fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
+    match frozen.is_zero() {
+        true => detail,
+        false => {
+            detail.because(&format!("{frozen:.1?} more, in which it was frozen, do not count"))
+        }
     }
-    let measured = format!("no turn in {:.1?}", worker.wall);
-    AssertResult::fail(AssertDetail::measured(DetailKind::WorkerStuck, measured, "at least one"))
 }
 
 /// A worker that was seen nowhere is noted: it proves nothing, for nor against.
@@ -74,24 +83,28 @@ pub(super) fn isolation(worker: &WorkerReport) -> AssertResult {
     AssertResult::fail(AssertDetail::measured(DetailKind::Isolation, measured, bound).cpu(*first))
 }
 
+/// A gap counts without the time in which the worker was frozen. If nothing is left then, another one
+/// may hide behind it: only the longest is known.
 pub(super) fn gap(worker: &WorkerReport, most: Duration) -> AssertResult {
-    match worker.longest_gap {
-        None => unmeasured(DetailKind::Gap, "it made no turn"),
-        Some(gap) if gap.length > most && worker.was_frozen => {
-            unmeasured(DetailKind::Gap, "it was frozen for a time, in which it made no turn")
-        }
-        Some(gap) if gap.length > most => AssertResult::fail(
-            AssertDetail::measured(
-                DetailKind::Gap,
-                format!("{} ms", shown(milliseconds(gap.length), milliseconds(most))),
-                format!("at most {} ms", milliseconds(most)),
-            )
-            .cpu(gap.cpu)
-            .at_ns(gap.at_ns),
-        ),
-        Some(_) => AssertResult::pass(),
-    }
-    .map_details(AssertDetail::time_based)
+    let Some(gap) = worker.longest_gap else {
+        return unmeasured(DetailKind::Gap, "it made no turn")
+            .map_details(AssertDetail::time_based);
+    };
+    let frozen = worker.frozen_within(gap.length, gap.at_ns);
+    let own = gap.length.saturating_sub(frozen);
+    let verdict = if gap.length <= most {
+        AssertResult::pass()
+    } else if own <= most {
+        unmeasured(DetailKind::Gap, "it was frozen in its longest time without a turn")
+    } else {
+        let detail = AssertDetail::measured(
+            DetailKind::Gap,
+            format!("{} ms", shown(milliseconds(own), milliseconds(most))),
+            format!("at most {} ms", milliseconds(most)),
+        );
+        AssertResult::fail(less_frozen(detail, frozen).cpu(gap.cpu).at_ns(gap.at_ns))
+    };
+    verdict.map_details(AssertDetail::time_based)
 }
 
 pub(super) fn iteration_rate(worker: &WorkerReport, least: f64) -> AssertResult {
@@ -248,7 +261,7 @@ fn list(cpus: &[u32]) -> String {
 pub(super) mod tests {
     use super::super::Outcome::{self, Fail, Inconclusive, Pass};
     use super::*;
-    use crate::workload::{Gap, Histogram};
+    use crate::workload::{Frozen, Gap, Histogram};
 
     /// A worker with nothing to complain about: 10 s on two CPUs, half of it on a CPU.
     pub(in crate::assert) fn spin() -> WorkerReport {
@@ -304,6 +317,49 @@ pub(super) mod tests {
             let verdict = not_stuck(&worker, ms(5000));
             is(&verdict, outcome, false, text);
             assert_eq!(verdict.notes.len(), notes);
+        }
+    }
+
+    /// Until the given milliseconds before the end of `spin`.
+    fn frozen(from: u64, until: u64) -> Vec<Frozen> {
+        let at = |before| spin().until_ns - before * 1_000_000;
+        vec![Frozen { from_ns: at(from), until_ns: at(until) }]
+    }
+
+    #[test]
+    fn only_the_time_in_which_it_was_frozen_is_excused() {
+        let idle = |frozen| WorkerReport { iterations: 0, frozen, ..spin() };
+        let text = "not_stuck: no turn in 9.0s, at least one: 1.0s more, in which it was frozen, \
+                    do not count";
+        for (worker, outcome, text) in [
+            (idle(frozen(10_000, 0)), Pass, ""),
+            (idle(frozen(12_000, 4999)), Pass, ""),
+            (idle(frozen(2000, 1000)), Fail, text),
+            (idle(frozen(12_000, 10_000)), Fail, "not_stuck: no turn in 10.0s, at least one"),
+        ] {
+            let verdict = not_stuck(&worker, ms(5000));
+            is(&verdict, outcome, false, text);
+            assert_eq!(verdict.notes.len(), usize::from(outcome == Pass));
+        }
+        // A gap of three seconds, two seconds before the end.
+        let at_ns = spin().until_ns - 2_000_000_000;
+        let longest_gap = Some(Gap { length: ms(3000), cpu: 1, at_ns });
+        let with = |frozen| WorkerReport { longest_gap, frozen, ..spin() };
+        let part = "max_gap_ms: 2500 ms, at most 1000 ms, CPU 1, at 10.000 s: \
+                    500.0ms more, in which it was frozen, do not count";
+        let untold = "max_gap_ms: it was frozen in its longest time without a turn";
+        for (worker, most, outcome, text) in [
+            (with(frozen(9000, 4500)), 1000, Fail, part),
+            (with(frozen(9000, 3000)), 1000, Inconclusive, untold),
+            (with(frozen(9000, 0)), 3000, Pass, ""),
+            (
+                with(frozen(9000, 5000)),
+                2999,
+                Fail,
+                "max_gap_ms: 3000 ms, at most 2999 ms, CPU 1, at 10.000 s",
+            ),
+        ] {
+            is(&gap(&worker, ms(most)), outcome, true, text);
         }
     }
 

@@ -148,15 +148,15 @@ impl Scenario<'_> {
 
     fn spawn(&mut self, cgroup: &str, work: &WorkSpec) -> Result<()> {
         self.known(cgroup)?;
+        let from_ns = since_boot_ns();
         let workers = Workers::fork(work, self.ctx.topo, &self.cpus_of(cgroup))?;
         for worker in &workers {
             self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
         }
         let cpuset = self.cpuset_asked(cgroup).filter(|_| !work.work_type.moves_itself());
-        let made = self.made().filter(|made| is_in(cgroup, &made.name));
-        let (oom_kill_expected, was_frozen) = made.fold((false, false), |(oom, frozen), made| {
-            (oom || made.oom_kill_expected, frozen || made.is_frozen)
-        });
+        let oom_kill_expected =
+            self.made().any(|made| made.oom_kill_expected && is_in(cgroup, &made.name));
+        let frozen_since_ns = self.is_frozen(cgroup).then_some(from_ns);
         let spawn = self.spawns;
         self.spawns += 1;
         let placed = workers.into_iter().map(|worker| PlacedWorker {
@@ -165,8 +165,9 @@ impl Scenario<'_> {
             spawn,
             cpuset: cpuset.clone(),
             oom_kill_expected,
-            was_frozen,
             is_pinned: false,
+            frozen: Vec::new(),
+            frozen_since_ns,
         });
         let layer = self.layer_mut();
         let first = layer.workers.len();
@@ -196,14 +197,16 @@ impl Scenario<'_> {
         let pids = self.ctx.cgroups.read_procs(from)?;
         let moves = self.workers().any(|placed| placed.cgroup == from);
         ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
+        let from_ns = since_boot_ns();
         self.ctx.cgroups.move_tasks(to, &pids)?;
-        let cpuset = self.cpuset_asked(to);
+        let (cpuset, is_frozen) = (self.cpuset_asked(to), self.is_frozen(to));
         let oom_kill_expected = self.expects_oom_kill(to);
         for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
             if placed.cgroup == from {
                 placed.cgroup = to.to_owned();
                 placed.oom_kill_expected = oom_kill_expected;
                 placed.note_cpuset(cpuset.as_ref());
+                placed.note_frozen(is_frozen, from_ns);
             }
         }
         Ok(())
@@ -211,12 +214,32 @@ impl Scenario<'_> {
 
     fn freeze(&mut self, cgroup: &str, frozen: bool) -> Result<()> {
         self.known(cgroup)?;
-        self.ctx.cgroups.set_freeze(cgroup, frozen)?;
-        self.made_mut(cgroup).for_each(|made| made.is_frozen = frozen);
-        for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
-            placed.was_frozen |= frozen && placed.is_in(cgroup);
+        let from_ns = since_boot_ns();
+        let done = self.ctx.cgroups.set_freeze(cgroup, frozen);
+        // A freeze that failed may have frozen some.
+        if frozen || done.is_ok() {
+            self.made_mut(cgroup).for_each(|made| made.is_frozen = frozen);
+            self.note_frozen(cgroup, from_ns);
         }
-        Ok(())
+        Ok(done?)
+    }
+
+    /// Notes a change to the freezing of a group that began at `from_ns`, for who is in it or below.
+    fn note_frozen(&mut self, cgroup: &str, from_ns: u64) {
+        for layer in 0..self.layers.len() {
+            for index in 0..self.layers[layer].workers.len() {
+                let placed = &self.layers[layer].workers[index];
+                if placed.is_in(cgroup) {
+                    let is_frozen = self.is_frozen(&placed.cgroup);
+                    self.layers[layer].workers[index].note_frozen(is_frozen, from_ns);
+                }
+            }
+        }
+    }
+
+    /// Whether a group, or one above it, is frozen.
+    fn is_frozen(&self, cgroup: &str) -> bool {
+        self.made().any(|made| made.is_frozen && is_in(cgroup, &made.name))
     }
 
     fn capture(&self, tag: &str, cgroup: &str) -> Result<()> {

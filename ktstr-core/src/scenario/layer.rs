@@ -10,7 +10,7 @@ use crate::assert::{CgroupAsked, CpuQuota, is_in};
 use crate::cgroup::CgroupOps;
 use crate::payload::Running;
 use crate::sys::since_boot_ns;
-use crate::workload::{Worker, WorkerReport};
+use crate::workload::{Frozen, Worker, WorkerReport};
 
 /// What one phase made.
 #[derive(Debug)]
@@ -33,9 +33,11 @@ pub(super) struct PlacedWorker {
     /// The CPUs that cpusets allowed it at any time; `None` if there was a time without one.
     pub(super) cpuset: Option<BTreeSet<u32>>,
     pub(super) oom_kill_expected: bool,
-    pub(super) was_frozen: bool,
     /// By an operation.
     pub(super) is_pinned: bool,
+    /// When it was frozen and thawed again.
+    pub(super) frozen: Vec<Frozen>,
+    pub(super) frozen_since_ns: Option<u64>,
 }
 
 impl PlacedWorker {
@@ -48,12 +50,23 @@ impl PlacedWorker {
         is_in(&self.cgroup, cgroup)
     }
 
+    /// A change that began at `from_ns` and is over now has left it frozen, or not.
+    pub(super) fn note_frozen(&mut self, is_frozen: bool, from_ns: u64) {
+        if is_frozen {
+            self.frozen_since_ns.get_or_insert(from_ns);
+        } else if let Some(from_ns) = self.frozen_since_ns.take() {
+            self.frozen.push(Frozen { from_ns, until_ns: since_boot_ns() });
+        }
+    }
+
     pub(super) fn report(&self) -> WorkerReport {
+        let until_ns = since_boot_ns();
+        let open = self.frozen_since_ns.map(|from_ns| Frozen { from_ns, until_ns });
         WorkerReport {
             spawn: self.spawn,
             cpuset: self.cpuset.iter().flatten().copied().collect(),
             oom_kill_expected: self.oom_kill_expected,
-            was_frozen: self.was_frozen,
+            frozen: self.frozen.iter().copied().chain(open).collect(),
             ..self.worker.report(&self.cgroup)
         }
     }

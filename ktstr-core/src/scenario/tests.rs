@@ -318,6 +318,49 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
 }
 
 #[test]
+fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
+    let freeze = |cgroup| Op::freeze_cgroup(cgroup);
+    let thaw = |cgroup| Op::unfreeze_cgroup(cgroup);
+    let spawn = |cgroup| Op::spawn(SpawnPlacement::cgroup(cgroup), WorkSpec::default());
+    let to = |to| Op::move_all_tasks("a/c", to);
+    let place = || vec![spawn("a/c")];
+    // How many times it was frozen, and whether it was in the end.
+    for (why, ops, times, is_open) in [
+        ("never", place(), 0, false),
+        ("of above, thawed", [place(), vec![freeze("a"), thaw("a")]].concat(), 1, false),
+        ("of above, left", [place(), vec![freeze("a")]].concat(), 1, true),
+        ("twice", [place(), vec![freeze("a"), thaw("a"), freeze("a/c")]].concat(), 2, true),
+        (
+            "by two",
+            [place(), vec![freeze("a"), freeze("a/c"), thaw("a"), thaw("a/c")]].concat(),
+            1,
+            false,
+        ),
+        ("still by one", [place(), vec![freeze("a"), freeze("a/c"), thaw("a")]].concat(), 1, true),
+        ("again", [place(), vec![freeze("a"), freeze("a")]].concat(), 1, true),
+        ("from its start", [vec![freeze("a/c")], place(), vec![thaw("a/c")]].concat(), 1, false),
+        ("by a move", [place(), vec![freeze("cold"), to("cold")]].concat(), 1, true),
+        ("until a move", [place(), vec![freeze("a"), to("cold")]].concat(), 1, false),
+        ("elsewhere", [place(), vec![freeze("cold")]].concat(), 0, false),
+    ] {
+        let backdrop = ["a/c", "cold"]
+            .map(Op::add_cgroup)
+            .into_iter()
+            .fold(Backdrop::new(), Backdrop::push_op);
+        let before_ns = crate::sys::since_boot_ns();
+        let reports = reports_of(backdrop, vec![Step::new(ops, NOW)]);
+        let [report] = &reports[..] else { panic!("{why}: {reports:?}") };
+        assert_eq!(report.frozen.len(), times, "{why}: {report:?}");
+        let mut last_ns = before_ns;
+        for frozen in &report.frozen {
+            assert!(last_ns <= frozen.from_ns && frozen.from_ns <= frozen.until_ns, "{report:?}");
+            last_ns = frozen.until_ns;
+        }
+        assert_eq!(times > 0 && last_ns >= report.until_ns, is_open, "{why}: {report:?}");
+    }
+}
+
+#[test]
 fn what_failed_before_an_error_is_told_with_it() {
     fn leave(_: &crate::workload::WorkerCtx) {}
     let cgroups = RecordingCgroups::new();

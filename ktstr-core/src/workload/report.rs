@@ -25,8 +25,8 @@ pub struct WorkerReport {
     pub cpuset: Vec<u32>,
     /// Processes of its cgroup, or one above, were expected to be killed for want of memory.
     pub oom_kill_expected: bool,
-    /// The scenario froze its cgroup for a time, in which it could do nothing.
-    pub was_frozen: bool,
+    /// When the scenario had its cgroup, or one above, frozen; in order.
+    pub frozen: Vec<Frozen>,
     /// The CPUs it was allowed at its stop, by its cgroup and its affinity.
     pub allowed_cpus: Vec<u32>,
     /// How it ended before it was stopped: `exit status 1`; `None` if it did not.
@@ -69,6 +69,27 @@ pub struct Gap {
     pub cpu: u32,
     /// When it ended, in nanoseconds since boot.
     pub at_ns: u64,
+}
+
+/// A time in which a worker was frozen and could do nothing, from before the kernel was told to freeze
+/// it until it had thawed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// When it began, in nanoseconds since boot.
+    pub from_ns: u64,
+    /// When it ended, in nanoseconds since boot.
+    pub until_ns: u64,
+}
+
+impl WorkerReport {
+    /// How long it was frozen within a time.
+    pub(crate) fn frozen_within(&self, length: Duration, until_ns: u64) -> Duration {
+        let from_ns = until_ns.saturating_sub(length.as_nanos() as u64);
+        let within = self.frozen.iter().map(|frozen| {
+            frozen.until_ns.min(until_ns).saturating_sub(frozen.from_ns.max(from_ns))
+        });
+        Duration::from_nanos(within.sum())
+    }
 }
 
 /// `worker 77 (spin) in cg_0`: who it was.

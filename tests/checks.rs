@@ -230,7 +230,56 @@ fn a_worker_outside_is_let_pass_if_nobody_asks(ctx: &Ctx) -> Result<AssertResult
     play(ctx, [on_cpu_0()])
 }
 
-/// Those that it had before and those that it has now, whoever runs on which.
+/// A bridge that has the kernel keep `cg` on one CPU, whatever the scenario asks for.
+fn kept_on(ctx: &Ctx, cpu: usize) -> SnapshotBridge {
+    behind_its_back(ctx, move |cgroups, _| cgroups.set_cpuset("cg", &[cpu].into()))
+}
+
+fn set_cpuset(cpu: usize) -> Op {
+    Op::set_cpuset("cg", CpusetSpec::exact([cpu]))
+}
+
+#[ktstr_test(
+    cores = 2,
+    duration_s = 2,
+    expect_err = regex("^isolation: ran on CPUs 0(-1)?, only on 1, .* CPU 0")
+)]
+fn a_cpuset_that_was_left_later_is_no_excuse(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = kept_on(ctx, 0);
+    let _guard = bridge.set_thread_local();
+    let backdrop = Backdrop::new().push_def(on_cpu_0());
+    let ignored = Step::new([set_cpuset(1), capture("now")], HoldSpec::FULL);
+    execute_scenario(ctx, backdrop, [Step::new([], hold(300)), ignored])
+}
+
+#[ktstr_test(cores = 2, duration_s = 2, expect_err = "isolation: ran on CPUs ")]
+fn who_is_confined_later_has_to_stay_from_then_on(ctx: &Ctx) -> Result<AssertResult> {
+    let bridge = kept_on(ctx, 1);
+    let _guard = bridge.set_thread_local();
+    let confined = Step::new([set_cpuset(0), capture("now")], HoldSpec::FULL);
+    execute_scenario(ctx, Backdrop::new().push_def(cg()), [confined])
+}
+
+/// Spins on both CPUs all the time: whoever is told of it late is seen outside.
+#[ktstr_test(cores = 2, duration_s = 2)]
+fn who_follows_its_cpuset_at_once_is_never_outside(ctx: &Ctx) -> Result<AssertResult> {
+    let other = CgroupDef::named("other").cpuset(CpusetSpec::exact([1])).workers(2);
+    let backdrop = Backdrop::new().push_def(on_cpu_0().workers(2)).push_def(other);
+    let swaps = (0..10).map(|_| Step::new([Op::swap_cpusets("cg", "other")], hold(20)));
+    let moves = [("cg", "other"), ("other", "cg")];
+    let moves = moves.map(|(from, to)| Step::new([Op::move_all_tasks(from, to)], hold(100)));
+    execute_scenario(ctx, backdrop, swaps.chain(moves).collect::<Vec<_>>())
+}
+
+/// The kernel lets them run elsewhere then, and takes them back.
+#[ktstr_test(cores = 2, duration_s = 1)]
+fn who_has_lost_all_its_cpus_may_run_elsewhere(ctx: &Ctx) -> Result<AssertResult> {
+    let backdrop = Backdrop::new().push_def(cg().cpuset(CpusetSpec::exact([1])));
+    let switch = |online| Step::new([Op::hotplug_cpu(1, online)], hold(300));
+    let steps = [switch(false), switch(true), Step::new([set_cpuset(0)], hold(300))];
+    execute_scenario(ctx, backdrop, steps)
+}
+
 #[ktstr_test(cores = 2, duration_s = 1)]
 fn a_cpuset_that_was_asked_for_later_is_its_own(ctx: &Ctx) -> Result<AssertResult> {
     let backdrop = Backdrop::new().push_def(on_cpu_0());

@@ -81,9 +81,9 @@ checks! {
         /// one.
         not_stuck = true,
         /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup, and
-        /// for those above, left it at any time fails the test. One that was without a cpuset for a
-        /// time is not judged. Not time-based: stolen time moves
-        /// nobody.
+        /// for those above, left it at that time fails the test. Not judged are times without a cpuset,
+        /// those in which one changes, and, until it is changed, those of one whose last CPU was
+        /// switched off. Not time-based: stolen time moves nobody.
         isolation = true,
         /// A process killed for want of memory fails the test, unless that was expected of its
         /// cgroup; then it is a failure if none was. Not time-based: memory is no time.
@@ -170,7 +170,7 @@ impl Assert {
         let mut verdict = AssertResult::pass();
         for worker in reports {
             verdict.absorb(of(worker, workers::died(worker)));
-            if self.isolation && !worker.cpuset.is_empty() {
+            if self.isolation && !worker.confinements.is_empty() {
                 verdict.absorb(of(worker, workers::isolation(worker)));
             }
         }
@@ -596,14 +596,17 @@ mod tests {
     }
 
     #[test]
-    fn only_who_was_confined_all_the_time_can_have_escaped() {
-        for (isolation, cpuset, outcome) in [
-            (true, vec![0, 1], Outcome::Fail),
-            (true, vec![1, 2], Outcome::Pass),
+    fn only_who_was_confined_can_have_escaped() {
+        let to = |cpuset: [u32; 2]| {
+            vec![crate::workload::Confinement { cpuset: cpuset.to_vec(), cpus_used: vec![1, 2] }]
+        };
+        for (isolation, confinements, outcome) in [
+            (true, to([0, 1]), Outcome::Fail),
+            (true, to([1, 2]), Outcome::Pass),
             (true, vec![], Outcome::Pass),
-            (false, vec![0, 1], Outcome::Pass),
+            (false, to([0, 1]), Outcome::Pass),
         ] {
-            let worker = WorkerReport { cpuset, cpus_used: vec![1, 2], ..spin() };
+            let worker = WorkerReport { confinements, ..spin() };
             let verdict = judge(Assert::DEFAULT.isolation(isolation), &[worker]);
             assert_eq!(verdict.outcome, outcome);
         }

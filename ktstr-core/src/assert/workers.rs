@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checks::{self, Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
 use crate::cgroup::format_list;
-use crate::workload::WorkerReport;
+use crate::workload::{Confinement, WorkerReport};
 
 /// The fewest wake-ups of which one in a hundred is not simply the slowest.
 pub const FEWEST_WAKES: u64 = 100;
@@ -69,18 +69,30 @@ fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
 
 /// A worker that was seen nowhere is noted: it proves nothing, for nor against.
 pub(super) fn isolation(worker: &WorkerReport) -> AssertResult {
-    let cpuset = &*worker.cpuset;
+    let confinements = &worker.confinements;
     let mut verdict = AssertResult::pass();
-    if worker.cpus_used.is_empty() {
+    if worker.confinements_forgotten > 0 {
+        let (more, last) = (worker.confinements_forgotten, confinements.len());
+        verdict.note(format!("{worker} had {more} cpusets before its last {last}: not judged"));
+    }
+    if confinements.iter().all(|confinement| confinement.cpus_used.is_empty()) {
         verdict.note(format!("{worker} was seen on no CPU: nothing is known of its isolation"));
         return verdict;
     }
-    let outside: Vec<u32> =
-        worker.cpus_used.iter().copied().filter(|cpu| !cpuset.contains(cpu)).collect();
-    let Some(first) = outside.first() else { return verdict };
-    let measured = format!("ran on CPUs {}", list(&worker.cpus_used));
-    let bound = format!("only on {}", list(cpuset));
-    AssertResult::fail(AssertDetail::measured(DetailKind::Isolation, measured, bound).cpu(*first))
+    let outside = |confinement: &Confinement| {
+        let mut used = confinement.cpus_used.iter();
+        used.find(|cpu| !confinement.cpuset.contains(cpu)).copied()
+    };
+    let mut left = confinements.iter().filter_map(|one| Some((one, outside(one)?)));
+    let Some((first, cpu)) = left.next() else { return verdict };
+    let measured = format!("ran on CPUs {}", list(&first.cpus_used));
+    let bound = format!("only on {}", list(&first.cpuset));
+    let detail = AssertDetail::measured(DetailKind::Isolation, measured, bound).cpu(cpu);
+    let detail = match left.count() {
+        0 => detail,
+        more => detail.because(&format!("and outside of {more} more of its cpusets")),
+    };
+    verdict.merge(AssertResult::fail(detail))
 }
 
 /// A gap counts without the time in which the worker was frozen. If nothing is left then, another one
@@ -365,12 +377,28 @@ pub(super) mod tests {
 
     #[test]
     fn the_isolated_stay_in_their_cpuset() {
-        let on =
-            |cpus: &[u32]| WorkerReport { cpus_used: cpus.to_vec(), cpuset: vec![0, 1], ..spin() };
+        let on = |confinements: &[(&[u32], &[u32])]| {
+            let of = |(cpuset, used): &(&[u32], &[u32])| Confinement {
+                cpuset: cpuset.to_vec(),
+                cpus_used: used.to_vec(),
+            };
+            WorkerReport { confinements: confinements.iter().map(of).collect(), ..spin() }
+        };
         let text = "isolation: ran on CPUs 0-2,5, only on 0-1, CPU 2";
-        for (worker, outcome, notes, text) in
-            [(on(&[1]), Pass, 0, ""), (on(&[0, 1, 2, 5]), Fail, 0, text), (on(&[]), Pass, 1, "")]
-        {
+        let both = "isolation: ran on CPUs 1, only on 0, CPU 1: \
+                    and outside of 1 more of its cpusets";
+        let many = WorkerReport { confinements_forgotten: 3, ..on(&[(&[0], &[0])]) };
+        let (zero, one, none): (&[u32], &[u32], &[u32]) = (&[0], &[1], &[]);
+        for (worker, outcome, notes, text) in [
+            (on(&[(&[0, 1], &[1])]), Pass, 0, ""),
+            (on(&[(&[0, 1], &[0, 1, 2, 5])]), Fail, 0, text),
+            (on(&[(&[0, 1], &[])]), Pass, 1, ""),
+            (on(&[(zero, zero), (one, one), (zero, none)]), Pass, 0, ""),
+            (on(&[(one, one), (zero, one)]), Fail, 0, "isolation: ran on CPUs 1, only on 0, CPU 1"),
+            (on(&[(zero, one), (zero, zero), (one, zero)]), Fail, 0, both),
+            (on(&[(zero, none), (one, none)]), Pass, 1, ""),
+            (many, Pass, 1, ""),
+        ] {
             let verdict = isolation(&worker);
             is(&verdict, outcome, false, text);
             assert_eq!(verdict.notes.len(), notes);

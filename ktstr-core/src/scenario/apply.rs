@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::execute::Scenario;
 use super::layer::{Made, PlacedWorker};
 use super::ops::{Op, SpawnPlacement};
-use super::{CgroupDef, CgroupKnob, hotplug};
+use super::{CgroupDef, CgroupKnob};
 use crate::assert::is_in;
 use crate::snapshot::{self, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
 use crate::sys::since_boot_ns;
@@ -95,34 +95,14 @@ impl Scenario<'_> {
 
     fn set_knob(&mut self, cgroup: &str, knob: &CgroupKnob) -> Result<()> {
         self.known(cgroup)?;
-        knob.apply(self.ctx.cgroups, cgroup, self.ctx.topo)?;
-        self.made_mut(cgroup).for_each(|made| made.note(knob));
+        let (cgroups, topo) = (self.ctx.cgroups, self.ctx.topo);
         if let CgroupKnob::Cpuset(cpus) = knob {
-            let cpus = cpus.as_ref().map(|cpus| cpus.resolve(self.ctx.topo)).transpose()?;
-            self.note_cpuset(cgroup, &cpus);
+            let cpus = cpus.as_ref().map(|cpus| cpus.resolve(topo)).transpose()?;
+            return self.set_cpuset(cgroup, cpus, || knob.apply(cgroups, cgroup, topo));
         }
+        knob.apply(cgroups, cgroup, topo)?;
+        self.made_mut(cgroup).for_each(|made| made.note(knob));
         Ok(())
-    }
-
-    fn note_cpuset(&mut self, cgroup: &str, cpus: &Option<BTreeSet<usize>>) {
-        self.made_mut(cgroup).for_each(|made| made.cpuset.clone_from(cpus));
-        for layer in 0..self.layers.len() {
-            for index in 0..self.layers[layer].workers.len() {
-                let placed = &self.layers[layer].workers[index];
-                if placed.is_in(cgroup) {
-                    let now = self.cpuset_asked(&placed.cgroup);
-                    self.layers[layer].workers[index].note_cpuset(now.as_ref());
-                }
-            }
-        }
-    }
-
-    /// The CPUs that the cpusets of a group and of those above leave; `None` if there is none.
-    pub(super) fn cpuset_asked(&self, cgroup: &str) -> Option<BTreeSet<u32>> {
-        let above = self.made().filter(|made| is_in(cgroup, &made.name));
-        let cpusets = above.filter_map(|made| made.cpuset.as_ref());
-        let cpusets = cpusets.map(|cpus| cpus.iter().map(|cpu| *cpu as u32).collect());
-        cpusets.reduce(|one: BTreeSet<u32>, other| &one & &other)
     }
 
     /// The CPUs that workers of a group may use.
@@ -133,8 +113,9 @@ impl Scenario<'_> {
     fn swap_cpusets(&mut self, a: &str, b: &str) -> Result<()> {
         let (of_a, of_b) = (self.cpuset_of(a)?, self.cpuset_of(b)?);
         for (cgroup, cpus) in [(a, of_b), (b, of_a)] {
-            self.ctx.cgroups.set_cpuset(cgroup, &cpus)?;
-            self.note_cpuset(cgroup, &Some(cpus));
+            let cgroups = self.ctx.cgroups;
+            let set = || Ok(cgroups.set_cpuset(cgroup, &cpus)?);
+            self.set_cpuset(cgroup, Some(cpus.clone()), set)?;
         }
         Ok(())
     }
@@ -153,7 +134,7 @@ impl Scenario<'_> {
         for worker in &workers {
             self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
         }
-        let cpuset = self.cpuset_asked(cgroup).filter(|_| !work.work_type.moves_itself());
+        let moves_itself = work.work_type.moves_itself();
         let oom_kill_expected =
             self.made().any(|made| made.oom_kill_expected && is_in(cgroup, &made.name));
         let frozen_since_ns = self.is_frozen(cgroup).then_some(from_ns);
@@ -163,16 +144,18 @@ impl Scenario<'_> {
             worker,
             cgroup: cgroup.to_owned(),
             spawn,
-            cpuset: cpuset.clone(),
+            moves_itself,
             oom_kill_expected,
             is_pinned: false,
             frozen: Vec::new(),
             frozen_since_ns,
         });
+        let cpuset = self.confinement(cgroup);
         let layer = self.layer_mut();
         let first = layer.workers.len();
         layer.workers.extend(placed);
         for placed in &mut layer.workers[first..] {
+            placed.confine(cpuset.as_ref());
             placed.worker.release().context("cannot release a worker")?;
         }
         Ok(())
@@ -198,18 +181,21 @@ impl Scenario<'_> {
         let moves = self.workers().any(|placed| placed.cgroup == from);
         ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
         let from_ns = since_boot_ns();
-        self.ctx.cgroups.move_tasks(to, &pids)?;
-        let (cpuset, is_frozen) = (self.cpuset_asked(to), self.is_frozen(to));
+        let is_frozen = self.is_frozen(to);
         let oom_kill_expected = self.expects_oom_kill(to);
-        for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
-            if placed.cgroup == from {
-                placed.cgroup = to.to_owned();
-                placed.oom_kill_expected = oom_kill_expected;
-                placed.note_cpuset(cpuset.as_ref());
-                placed.note_frozen(is_frozen, from_ns);
-            }
-        }
-        Ok(())
+        self.reconfine(
+            |placed| placed.cgroup == from,
+            |scenario| {
+                scenario.ctx.cgroups.move_tasks(to, &pids)?;
+                let workers = scenario.layers.iter_mut().flat_map(|layer| &mut layer.workers);
+                for placed in workers.filter(|placed| placed.cgroup == from) {
+                    placed.cgroup = to.to_owned();
+                    placed.oom_kill_expected = oom_kill_expected;
+                    placed.note_frozen(is_frozen, from_ns);
+                }
+                Ok(())
+            },
+        )
     }
 
     fn freeze(&mut self, cgroup: &str, frozen: bool) -> Result<()> {
@@ -295,7 +281,7 @@ impl Scenario<'_> {
     }
 
     fn hotplug(&mut self, cpu: u32, online: bool) -> Result<()> {
-        let before = hotplug::switch(cpu, online)?;
+        let before = self.switch_cpu(cpu, online)?;
         let cpus = &mut self.layer_mut().cpus;
         if !cpus.iter().any(|(known, _)| *known == cpu) {
             cpus.push((cpu, before));

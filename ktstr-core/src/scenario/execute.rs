@@ -138,6 +138,8 @@ pub(super) struct Scenario<'a> {
     oom_kills_counted: u64,
     /// How many had been killed on the machine when the scenario began.
     oom_kills_before: Option<u64>,
+    /// The CPUs that are switched off now.
+    pub(super) offline: BTreeSet<u32>,
     /// What came of the payloads that have ended.
     pub(super) payloads: Vec<PayloadReport>,
 }
@@ -170,6 +172,7 @@ impl<'a> Scenario<'a> {
             oom_kills: Vec::new(),
             oom_kills_counted: 0,
             oom_kills_before: oom_kills(),
+            offline: BTreeSet::new(),
             payloads: Vec::new(),
         }
     }
@@ -350,6 +353,8 @@ impl<'a> Scenario<'a> {
         let layer = self.layers.pop().expect("only called with a layer standing");
         let phase = layer.phase.clone();
         let undone = layer.take_down(self.ctx.cgroups);
+        let switched = layer.cpus.iter().rev().map(|(cpu, online)| self.switch_cpu(*cpu, *online));
+        let undone = switched.fold(undone, |undone, switched| undone.and(switched.map(drop)));
         stopped.and(noted).and(undone).with_context(|| format!("{phase}: failed to take it down"))
     }
 

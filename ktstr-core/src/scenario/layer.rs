@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{CgroupKnob, hotplug};
+use super::CgroupKnob;
 use crate::assert::{CgroupAsked, CpuQuota, is_in};
 use crate::cgroup::CgroupOps;
 use crate::payload::Running;
@@ -30,8 +30,8 @@ pub(super) struct PlacedWorker {
     pub(super) cgroup: String,
     /// Of the scenario, counted from 0.
     pub(super) spawn: u32,
-    /// The CPUs that cpusets allowed it at any time; `None` if there was a time without one.
-    pub(super) cpuset: Option<BTreeSet<u32>>,
+    /// It leaves its cgroup by itself, and with it the cpuset.
+    pub(super) moves_itself: bool,
     pub(super) oom_kill_expected: bool,
     /// By an operation.
     pub(super) is_pinned: bool,
@@ -41,9 +41,12 @@ pub(super) struct PlacedWorker {
 }
 
 impl PlacedWorker {
-    /// Its cgroups allow it these CPUs from now on.
-    pub(super) fn note_cpuset(&mut self, now: Option<&BTreeSet<u32>>) {
-        self.cpuset = self.cpuset.take().zip(now).map(|(before, now)| &before | now);
+    /// Its cgroups leave it these CPUs from now on; `None` if nothing is known of that.
+    pub(super) fn confine(&mut self, cpuset: Option<&BTreeSet<u32>>) {
+        match cpuset {
+            Some(cpuset) if !self.moves_itself => self.worker.confine(cpuset),
+            _ => self.worker.unconfine(),
+        }
     }
 
     pub(super) fn is_in(&self, cgroup: &str) -> bool {
@@ -64,7 +67,6 @@ impl PlacedWorker {
         let open = self.frozen_since_ns.map(|from_ns| Frozen { from_ns, until_ns });
         WorkerReport {
             spawn: self.spawn,
-            cpuset: self.cpuset.iter().flatten().copied().collect(),
             oom_kill_expected: self.oom_kill_expected,
             frozen: self.frozen.iter().copied().chain(open).collect(),
             ..self.worker.report(&self.cgroup)
@@ -80,6 +82,9 @@ pub(super) struct Made {
     pub(super) made_ns: u64,
     /// The CPUs it has now; `None` for those of the group above.
     pub(super) cpuset: Option<BTreeSet<usize>>,
+    /// All CPUs that cpusets leave it were switched off since the last one was set, so that the kernel
+    /// lets its tasks run on others.
+    pub(super) has_fallen_back: bool,
     /// What the checks have to know of its knobs; but for its cpuset, which is not all its own.
     pub(super) asked: CgroupAsked,
     pub(super) is_frozen: bool,
@@ -99,15 +104,11 @@ impl Layer {
         }
     }
 
-    /// Removes the cgroups, the last first, and switches CPUs back. All of it, whatever fails; the
-    /// first error is told.
-    pub(super) fn take_down(self, cgroups: &dyn CgroupOps) -> Result<()> {
+    /// Removes the cgroups, the last first. All of them, whatever fails; the first error is told.
+    pub(super) fn take_down(&self, cgroups: &dyn CgroupOps) -> Result<()> {
         let mut undone = Ok(());
         for cgroup in self.cgroups.iter().rev() {
             undone = undone.and(cgroups.remove_cgroup(&cgroup.name).map_err(anyhow::Error::from));
-        }
-        for (cpu, online) in self.cpus.into_iter().rev() {
-            undone = undone.and(hotplug::switch(cpu, online).map(drop));
         }
         undone
     }
@@ -119,6 +120,7 @@ impl Made {
             name: name.to_owned(),
             made_ns: since_boot_ns(),
             cpuset: None,
+            has_fallen_back: false,
             asked: CgroupAsked::default(),
             is_frozen: false,
             oom_kill_expected: false,

@@ -1,6 +1,7 @@
 //! Scenarios: what the machine should do, as data, and the engine that carries it out.
 
 mod apply;
+mod confine;
 mod cpuset;
 mod def;
 mod execute;

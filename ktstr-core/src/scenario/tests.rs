@@ -275,6 +275,10 @@ fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::workload::Work
     execute::play_for_reports(&ctx, &backdrop, &steps).unwrap()
 }
 
+fn cpusets(report: &crate::workload::WorkerReport) -> Vec<&[u32]> {
+    report.confinements.iter().map(|confinement| &*confinement.cpuset).collect()
+}
+
 #[test]
 fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
     let set = |cpus: CpusetSpec| Op::set_cpuset("a", cpus);
@@ -283,18 +287,24 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
     let spawn = |cgroup| Op::spawn(SpawnPlacement::cgroup(cgroup), WorkSpec::default());
     let now = |ops: Vec<Op>| Step::new(ops, NOW);
     for (why, def, ops, cpuset) in [
-        ("its own", a().cpuset(zero()), vec![spawn("a")], vec![0, 1]),
-        ("the last one before it", a().cpuset(zero()).cpuset(one()), vec![spawn("a")], vec![2, 3]),
+        ("its own", a().cpuset(zero()), vec![spawn("a")], vec![&[0, 1][..]]),
+        (
+            "the last one before it",
+            a().cpuset(zero()).cpuset(one()),
+            vec![spawn("a")],
+            vec![&[2, 3]],
+        ),
         (
             "no matter what was before",
             a().knob(CgroupKnob::Cpuset(None)).cpuset(one()),
             vec![spawn("a")],
-            vec![2, 3],
+            vec![&[2, 3]],
         ),
-        ("all it had", a().cpuset(zero()), vec![spawn("a"), set(one())], vec![0, 1, 2, 3]),
-        ("none before", a(), vec![spawn("a"), set(one())], vec![]),
-        ("none after", a().cpuset(zero()), vec![spawn("a"), Op::clear_cpuset("a")], vec![]),
-        ("of above", a().cpuset(zero()), vec![Op::add_cgroup("a/b"), spawn("a/b")], vec![0, 1]),
+        ("all it had", a().cpuset(zero()), vec![spawn("a"), set(one())], vec![&[0, 1], &[2, 3]]),
+        ("none before", a(), vec![spawn("a"), set(one())], vec![&[2, 3]]),
+        ("none after", a().cpuset(zero()), vec![spawn("a"), Op::clear_cpuset("a")], vec![&[0, 1]]),
+        ("none", a(), vec![spawn("a"), Op::clear_cpuset("a")], vec![]),
+        ("of above", a().cpuset(zero()), vec![Op::add_cgroup("a/b"), spawn("a/b")], vec![&[0, 1]]),
         (
             "of both",
             a().cpuset(CpusetSpec::range(0, 2)),
@@ -302,17 +312,41 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
                 Op::add_cgroup_def(CgroupDef::named("a/b").cpuset(CpusetSpec::range(1, 3))),
                 spawn("a/b"),
             ],
-            vec![1, 2],
+            vec![&[1, 2]],
+        ),
+        (
+            "of above, if its own has none of them",
+            a().cpuset(zero()),
+            vec![
+                Op::add_cgroup_def(CgroupDef::named("a/b").cpuset(one())),
+                spawn("a/b"),
+                Op::set_cpuset("a/b", CpusetSpec::range(1, 2)),
+            ],
+            vec![&[0, 1], &[1]],
+        ),
+        (
+            "of where it goes",
+            a().cpuset(zero()),
+            vec![
+                Op::add_cgroup_def(CgroupDef::named("b").cpuset(one())),
+                Op::add_cgroup("c"),
+                spawn("a"),
+                Op::move_all_tasks("a", "b"),
+                Op::move_all_tasks("b", "c"),
+                Op::swap_cpusets("a", "b"),
+                Op::move_all_tasks("c", "b"),
+            ],
+            vec![&[0, 1], &[2, 3], &[0, 1]],
         ),
     ] {
         let reports = reports_of(Backdrop::new().push_def(def), vec![now(ops)]);
         let [report] = &reports[..] else { panic!("{why}: {reports:?}") };
-        assert_eq!(report.cpuset, cpuset, "{why}");
+        assert_eq!(cpusets(report), cpuset, "{why}");
     }
     // One name in two steps is two groups.
     let step = |cpus| Step::new([spawn("a")], NOW).with_defs([a().cpuset(cpus)]);
     let reports = reports_of(Backdrop::new(), vec![step(zero()), step(one())]);
-    let cpusets: Vec<_> = reports.iter().map(|report| &*report.cpuset).collect();
+    let cpusets: Vec<_> = reports.iter().flat_map(cpusets).collect();
     assert_eq!(cpusets, [&[0, 1], &[2, 3]]);
     assert_ne!(reports[0].spawn, reports[1].spawn);
 }

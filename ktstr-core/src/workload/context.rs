@@ -135,7 +135,10 @@ impl fmt::Debug for WorkerCtx {
 }
 
 fn sample(telemetry: &Telemetry, units: u64) {
-    telemetry.turn(since_boot_ns(), rustix::thread::sched_getcpu() as u32, units);
+    let epoch = telemetry.epoch();
+    let cpu = rustix::thread::sched_getcpu() as u32;
+    telemetry.note_place(epoch, cpu);
+    telemetry.turn(since_boot_ns(), cpu, units);
 }
 
 fn spin(loops: u32) {
@@ -161,6 +164,8 @@ fn compute(loops: u32) {
 fn sample_cost_ns() -> u64 {
     const SAMPLES: u64 = 32;
     let telemetry = Telemetry::default();
+    // As for a worker with a cpuset, for which it takes longer.
+    telemetry.begin_epoch();
     (0..4).map(|_| time(|| (0..SAMPLES).for_each(|_| sample(&telemetry, 1)))).min().unwrap_or(0)
         / SAMPLES
 }

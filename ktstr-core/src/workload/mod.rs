@@ -33,7 +33,7 @@ pub(crate) use group::Workers;
 pub use histogram::Histogram;
 pub use memory::MemoryPolicy;
 pub use policy::SchedPolicy;
-pub use report::{Frozen, Gap, WorkerReport};
+pub use report::{Confinement, Frozen, Gap, WorkerReport};
 pub use spec::WorkSpec;
 pub(crate) use status::{describe_signal, describe_status};
 pub use work_type::WorkType;

@@ -20,9 +20,11 @@ pub struct WorkerReport {
     pub spawn: u32,
     /// Its part in the group that it works in, for types whose workers do different things.
     pub role: u32,
-    /// The CPUs that the cpusets asked for its cgroup, and those above, left it at any time since its
-    /// release; empty if there was a time without one.
-    pub cpuset: Vec<u32>,
+    /// The cpusets that confined it, one after the other. None for the times in which it had none, or
+    /// in which one changed.
+    pub confinements: Vec<Confinement>,
+    /// How many more it had before those: only the last 64 are told apart.
+    pub confinements_forgotten: u32,
     /// Processes of its cgroup, or one above, were expected to be killed for want of memory.
     pub oom_kill_expected: bool,
     /// When the scenario had its cgroup, or one above, frozen; in order.
@@ -69,6 +71,15 @@ pub struct Gap {
     pub cpu: u32,
     /// When it ended, in nanoseconds since boot.
     pub at_ns: u64,
+}
+
+/// A time in which a worker was confined to the same CPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Confinement {
+    /// The CPUs that the cpusets asked for its cgroup, and those above, left it; sorted.
+    pub cpuset: Vec<u32>,
+    /// Those on which it found itself, sorted; empty if it made no turn.
+    pub cpus_used: Vec<u32>,
 }
 
 /// A time in which a worker was frozen and could do nothing, from before the kernel was told to freeze

@@ -1,6 +1,6 @@
 //! What a worker tells of itself, in memory that it shares with its parent.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use super::Gap;
@@ -9,8 +9,11 @@ use super::histogram::SharedHistogram;
 /// CPUs beyond are not told apart by `cpus_used`.
 const MAX_CPUS: usize = 1024;
 const MAX_NODES: usize = 64;
+/// Of so many cpusets, the latest, a worker tells where it was while each held.
+pub(super) const MAX_EPOCHS: usize = 64;
 
-/// The counters of one worker. It alone writes them, so that no instruction has to be locked.
+/// The counters of one worker. It alone writes them, so that no instruction has to be locked; but for
+/// the epoch, which only its parent writes.
 #[derive(Debug)]
 pub(super) struct Telemetry {
     iterations: AtomicU64,
@@ -19,7 +22,12 @@ pub(super) struct Telemetry {
     last_turn_ns: AtomicU64,
     last_cpu: AtomicU32,
     migrations: AtomicU64,
-    cpus_used: [AtomicU64; MAX_CPUS / 64],
+    cpus_used: CpuBits,
+    /// Odd while a cpuset holds, another number for each; even while there is none, or while the kernel
+    /// is being told of another and nobody knows which holds.
+    epoch: AtomicU32,
+    /// By epoch; one that is long past gives its place to a new one.
+    epochs: [Epoch; MAX_EPOCHS],
     /// The longest gap is in the one or the other: the worker may be killed while it writes.
     gaps: [SharedGap; 2],
     /// Which of `gaps` is valid, from 1; 0 for none.
@@ -35,6 +43,38 @@ struct SharedGap {
     at_ns: AtomicU64,
 }
 
+/// The CPUs that a worker found itself on while one cpuset held.
+#[derive(Debug, Default)]
+struct Epoch {
+    /// 0 while it changes.
+    number: AtomicU32,
+    cpus_used: CpuBits,
+}
+
+#[derive(Debug, Default)]
+struct CpuBits([AtomicU64; MAX_CPUS / 64]);
+
+impl CpuBits {
+    fn note(&self, cpu: u32) {
+        let Some(word) = self.0.get(cpu as usize / 64) else { return };
+        let (bits, bit) = (word.load(Ordering::Relaxed), 1 << (cpu % 64));
+        if bits & bit == 0 {
+            word.store(bits | bit, Ordering::Release);
+        }
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+
+    /// Sorted.
+    fn list(&self) -> Vec<u32> {
+        let words: Vec<_> = self.0.iter().map(|word| word.load(Ordering::Acquire)).collect();
+        let is_noted = |cpu: &u32| words[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
+        (0..MAX_CPUS as u32).filter(is_noted).collect()
+    }
+}
+
 /// What `Telemetry::last_cpu` says before the first turn.
 const NO_CPU: u32 = u32::MAX;
 
@@ -47,7 +87,9 @@ impl Default for Telemetry {
             last_turn_ns: AtomicU64::new(0),
             last_cpu: AtomicU32::new(NO_CPU),
             migrations: AtomicU64::new(0),
-            cpus_used: [const { AtomicU64::new(0) }; MAX_CPUS / 64],
+            cpus_used: CpuBits::default(),
+            epoch: AtomicU32::new(0),
+            epochs: std::array::from_fn(|_| Epoch::default()),
             gaps: Default::default(),
             longest_gap: AtomicU32::new(0),
             wake_latency: SharedHistogram::default(),
@@ -91,9 +133,56 @@ impl Telemetry {
             add(&self.migrations, 1);
         }
         self.last_cpu.store(cpu, Ordering::Relaxed);
-        if let Some(word) = self.cpus_used.get(cpu as usize / 64) {
-            word.fetch_or(1 << (cpu % 64), Ordering::Relaxed);
+        self.cpus_used.note(cpu);
+    }
+
+    /// Which cpuset holds, to be asked before the worker asks on which CPU it is.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Notes on which CPU the worker was after `epoch` was read; in no epoch if that has changed since,
+    /// as nobody knows which cpuset held at the time.
+    pub(super) fn note_place(&self, epoch: u32, cpu: u32) {
+        fence(Ordering::Acquire);
+        if epoch.is_multiple_of(2) || self.epoch.load(Ordering::Relaxed) != epoch {
+            return;
         }
+        let own = self.place_of(epoch);
+        if own.number.load(Ordering::Relaxed) == epoch {
+            return own.cpus_used.note(cpu);
+        }
+        own.number.store(0, Ordering::Relaxed);
+        own.cpus_used.clear();
+        own.cpus_used.note(cpu);
+        own.number.store(epoch, Ordering::Release);
+    }
+
+    /// By the parent: no cpuset is known to hold from now on.
+    pub(super) fn end_epoch(&self) {
+        let epoch = self.epoch();
+        self.epoch.store(epoch + epoch % 2, Ordering::SeqCst);
+    }
+
+    /// By the parent: another cpuset holds from now on, in the epoch that is returned.
+    pub(super) fn begin_epoch(&self) -> u32 {
+        let epoch = self.epoch();
+        let next = epoch + 1 + epoch % 2;
+        self.epoch.store(next, Ordering::SeqCst);
+        next
+    }
+
+    /// The CPUs that the worker found itself on in one of the last epochs, sorted.
+    pub(super) fn cpus_used_in(&self, epoch: u32) -> Vec<u32> {
+        let own = self.place_of(epoch);
+        let is_valid = || own.number.load(Ordering::Acquire) == epoch;
+        let cpus_used = if is_valid() { own.cpus_used.list() } else { Vec::new() };
+        // The worker may have begun to write another one.
+        if is_valid() { cpus_used } else { Vec::new() }
+    }
+
+    fn place_of(&self, epoch: u32) -> &Epoch {
+        &self.epochs[epoch as usize / 2 % MAX_EPOCHS]
     }
 
     /// Adds to the pages seen on a NUMA node.
@@ -166,10 +255,7 @@ impl Telemetry {
 
     /// Sorted.
     pub(super) fn cpus_used(&self) -> Vec<u32> {
-        let used = |cpu: &u32| {
-            self.cpus_used[*cpu as usize / 64].load(Ordering::Relaxed) >> (cpu % 64) & 1 == 1
-        };
-        (0..MAX_CPUS as u32).filter(used).collect()
+        self.cpus_used.list()
     }
 
     /// By node, up to the last one with any.
@@ -211,6 +297,44 @@ mod tests {
         telemetry.turn(1, MAX_CPUS as u32, 1);
         telemetry.turn(2, 0, 1);
         assert_eq!((telemetry.cpus_used(), telemetry.migrations()), (vec![0], 1));
+    }
+
+    #[test]
+    fn each_cpuset_has_its_own_cpus() {
+        let telemetry = Telemetry::default();
+        // Before there is any.
+        telemetry.note_place(telemetry.epoch(), 9);
+        let first = telemetry.begin_epoch();
+        [3, 70, 3].into_iter().for_each(|cpu| telemetry.note_place(first, cpu));
+        telemetry.end_epoch();
+        telemetry.end_epoch();
+        telemetry.note_place(telemetry.epoch(), 9);
+        // It had read the epoch before it ended, and the CPU who knows when.
+        telemetry.note_place(first, 9);
+        let second = telemetry.begin_epoch();
+        let third = telemetry.begin_epoch();
+        telemetry.note_place(second, 9);
+        telemetry.note_place(third, 1);
+        telemetry.note_place(third, MAX_CPUS as u32);
+        for (epoch, cpus) in [(first, vec![3, 70]), (second, vec![]), (third, vec![1])] {
+            assert_eq!(telemetry.cpus_used_in(epoch), cpus, "{epoch}");
+        }
+    }
+
+    #[test]
+    fn a_new_cpuset_takes_the_place_of_the_oldest() {
+        let telemetry = Telemetry::default();
+        let epochs: Vec<_> = (0..=MAX_EPOCHS as u32)
+            .map(|cpu| {
+                let epoch = telemetry.begin_epoch();
+                telemetry.note_place(epoch, cpu);
+                epoch
+            })
+            .collect();
+        assert_eq!(telemetry.cpus_used_in(epochs[0]), [0; 0]);
+        for (epoch, cpu) in epochs.into_iter().zip(0..).skip(1) {
+            assert_eq!(telemetry.cpus_used_in(epoch), [cpu]);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One worker process: forked, prepared, released, measured, stopped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,8 +17,8 @@ use rustix::time::Timespec;
 use super::resources::Resources;
 use super::schedstat::Schedstat;
 use super::sync::Desk;
-use super::telemetry::Telemetry;
-use super::{SchedPolicy, WorkSpec, WorkerCtx, WorkerReport, describe_status, types};
+use super::telemetry::{MAX_EPOCHS, Telemetry};
+use super::{Confinement, SchedPolicy, WorkSpec, WorkerCtx, WorkerReport, describe_status, types};
 use crate::sys::{self, Shared, since_boot_ns};
 
 /// What a worker shares with its parent and its group.
@@ -85,6 +85,9 @@ pub(crate) struct Worker {
     role: u32,
     is_fair_and_free: bool,
     treatment: Treatment,
+    /// The last cpusets that were known to hold, each with its epoch.
+    cpusets: VecDeque<(u32, Vec<u32>)>,
+    cpusets_forgotten: u32,
     released: Option<Released>,
     stopped: Option<Stopped>,
 }
@@ -157,6 +160,8 @@ impl Worker {
                 && !spec.work_type.places_itself()
                 && !spec.work_type.ranks_itself(),
             treatment,
+            cpusets: VecDeque::new(),
+            cpusets_forgotten: 0,
             released: None,
             stopped: None,
         })
@@ -217,6 +222,35 @@ impl Worker {
             .with_context(|| format!("worker {} ({})", self.pid(), self.comm))
     }
 
+    /// The CPUs to which it is confined, as far as is known.
+    pub(crate) fn cpuset(&self) -> Option<&[u32]> {
+        let (epoch, cpuset) = self.cpusets.back()?;
+        (*epoch == self.page().telemetry.epoch()).then_some(cpuset)
+    }
+
+    /// Before the kernel is told of another cpuset: until it has taken it, any CPU may be right.
+    pub(crate) fn unconfine(&self) {
+        self.page().telemetry.end_epoch();
+    }
+
+    /// The kernel has taken a cpuset; from now on the worker has to be on these CPUs.
+    pub(crate) fn confine(&mut self, cpuset: &BTreeSet<u32>) {
+        let epoch = self.page().telemetry.begin_epoch();
+        self.cpusets.push_back((epoch, cpuset.iter().copied().collect()));
+        if self.cpusets.len() > MAX_EPOCHS {
+            self.cpusets.pop_front();
+            self.cpusets_forgotten += 1;
+        }
+    }
+
+    fn confinements(&self) -> Vec<Confinement> {
+        let of = |(epoch, cpuset): &(u32, Vec<u32>)| Confinement {
+            cpuset: cpuset.clone(),
+            cpus_used: self.page().telemetry.cpus_used_in(*epoch),
+        };
+        self.cpusets.iter().map(of).collect()
+    }
+
     /// Turns of the work loop so far.
     pub(crate) fn iterations(&self) -> u64 {
         self.page().telemetry.iterations()
@@ -259,6 +293,8 @@ impl Worker {
             comm: self.comm().to_owned(),
             cgroup: cgroup.to_owned(),
             role: self.role,
+            confinements: self.confinements(),
+            confinements_forgotten: self.cpusets_forgotten,
             allowed_cpus: self.allowed_cpus(),
             ended,
             wall: wall.max(kernel.cpu + kernel.run_delay),

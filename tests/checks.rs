@@ -165,6 +165,30 @@ fn who_makes_no_turn_after_the_thaw_is_stuck(ctx: &Ctx) -> Result<AssertResult> 
     execute_scenario(ctx, backdrop, [Step::new([], hold(200)), thawed])
 }
 
+/// A realtime task leaves nothing of its CPU: who is there cannot even die.
+#[ktstr_test(
+    cores = 2,
+    duration_s = 3,
+    expect_err = regex("(?s)has not ended 10s after SIGKILL: it gets no CPU.*not_stuck: no turn in ")
+)]
+fn who_cannot_die_is_told_of_with_what_it_failed(ctx: &Ctx) -> Result<AssertResult> {
+    std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
+    // The server of fair tasks, since Linux 6.12.
+    for cpu in std::fs::read_dir("/sys/kernel/debug/sched/fair_server").into_iter().flatten() {
+        std::fs::write(cpu?.path().join("runtime"), "0")?;
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(0);
+    sched_setaffinity(None, &cpus)?;
+    let on_cpu_1 = |name| {
+        let def = CgroupDef::named(name).workers(1).comm(name);
+        def.affinity(AffinityIntent::Exact([1].into()))
+    };
+    let backdrop = Backdrop::new().push_def(on_cpu_1("hog").sched_policy(SchedPolicy::Fifo(1)));
+    let starved = Step::new([], HoldSpec::FULL).with_defs([on_cpu_1("starved")]);
+    execute_scenario(ctx, backdrop, [starved])
+}
+
 /// What people ask comes in the order in which they do.
 #[ktstr_test(cores = 1, max_gap_ms = 1000)]
 fn a_failure_says_what_of_whom_where_and_when(ctx: &Ctx) -> Result<AssertResult> {

@@ -12,7 +12,7 @@ use crate::assert::is_in;
 use crate::snapshot::{self, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
 use crate::sys::since_boot_ns;
 use crate::wire::{MAX_PAYLOAD, Report};
-use crate::workload::{AffinityIntent, WorkSpec, Workers};
+use crate::workload::{AffinityIntent, WorkSpec, Worker, Workers};
 
 /// What a frame of the wire takes, and some room for what else is in it.
 const LARGEST_SNAPSHOT: usize = MAX_PAYLOAD - 64;
@@ -131,8 +131,14 @@ impl Scenario<'_> {
         self.known(cgroup)?;
         let from_ns = since_boot_ns();
         let workers = Workers::fork(work, self.ctx.topo, &self.cpus_of(cgroup))?;
-        for worker in &workers {
-            self.ctx.cgroups.place_task_during_handshake(cgroup, worker.pid())?;
+        let mut pids = workers.iter().map(Worker::pid);
+        let cgroups = self.ctx.cgroups;
+        if let Err(error) =
+            pids.try_for_each(|pid| cgroups.place_task_during_handshake(cgroup, pid))
+        {
+            drop(pids);
+            Workers::discard(workers);
+            return Err(error.into());
         }
         let moves_itself = work.work_type.moves_itself();
         let oom_kill_expected =

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
 use super::affinity::sibling_pairs;
 use super::resources::Resources;
@@ -14,6 +16,9 @@ use super::worker::{Page, Treatment, Worker};
 use super::{AffinityIntent, SchedPolicy, WorkSpec, WorkType};
 use crate::sys::Shared;
 use crate::topology::TestTopology;
+
+/// Even on a machine that is busy, one of many workers ends within this.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// The workers of one spec.
 #[derive(Debug)]
@@ -49,8 +54,21 @@ impl Workers {
                 workers.push(Worker::fork(spec, treatment, &pages, index as usize, &resources)?);
             }
         }
-        workers.iter().try_for_each(Worker::wait_until_ready)?;
-        Ok(workers)
+        match workers.iter().try_for_each(Worker::wait_until_ready) {
+            Ok(()) => Ok(workers),
+            Err(error) => {
+                Self::discard(workers);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends workers of which nobody wants to know any more. Dropped one by one, each would be waited
+    /// for.
+    pub(crate) fn discard(mut workers: Vec<Worker>) {
+        if let Err(error) = Self::stop(&mut workers.iter_mut().collect::<Vec<_>>()) {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Gives workers that run another affinity, looked for in the CPUs of their cgroup.
@@ -72,14 +90,31 @@ impl Workers {
     /// Kills all of them, then waits until they have ended: one by one, each of a thousand workers
     /// would have to wait for its turn among all others. What they report from then on is what they
     /// did until their end, with the kernel's final counts.
+    ///
+    /// # Errors
+    ///
+    /// If none of those left ends for 10 s: a task that gets no CPU cannot die. They are left to the
+    /// kernel then, which reaps them at the latest with this process.
     pub(crate) fn stop(workers: &mut [&mut Worker]) -> io::Result<()> {
         workers.iter_mut().try_for_each(|worker| worker.kill())?;
+        Self::wait_for_ends(workers, END_WITHIN)
+    }
+
+    fn wait_for_ends(workers: &mut [&mut Worker], within: Duration) -> io::Result<()> {
         let mut left: Vec<_> = workers.iter_mut().collect();
+        let mut deadline = Instant::now() + within;
         while !left.is_empty() {
             let ends: Vec<_> = left.iter().map(|worker| worker.pidfd()).collect();
             let mut ends: Vec<_> = ends.iter().map(|end| PollFd::new(end, PollFlags::IN)).collect();
-            match poll(&mut ends, None) {
-                Ok(_) | Err(Errno::INTR) => {}
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(timeout).expect("it is seconds");
+            match poll(&mut ends, Some(&timeout)) {
+                Ok(0) => {
+                    left.iter_mut().for_each(|worker| worker.give_up());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, undying(&left, within)));
+                }
+                Ok(_) => deadline = Instant::now() + within,
+                Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let ended: Vec<_> = ends.iter().map(|end| !end.revents().is_empty()).collect();
@@ -94,6 +129,22 @@ impl Workers {
         }
         Ok(())
     }
+}
+
+/// Who has not ended.
+fn undying(left: &[&mut &mut Worker], within: Duration) -> String {
+    const NAMED: usize = 5;
+    let named: Vec<_> = left.iter().take(NAMED).map(|worker| worker.who()).collect();
+    let more = match left.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let who = named.join(", ");
+    let (have, why) = match left {
+        [_] => ("has", "it gets no CPU"),
+        _ => ("have", "they get no CPU"),
+    };
+    format!("{who}{more} {have} not ended {within:?} after SIGKILL: {why}")
 }
 
 /// Where the workers of a spec may run.
@@ -142,5 +193,30 @@ impl Places {
             _ => (spec.policy, spec.nice),
         };
         Treatment { cpus: own.or(self.cpus.as_ref()).cloned(), policy, nice }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::testing::Running;
+
+    #[test]
+    fn who_does_not_end_is_named_and_not_waited_for() {
+        let mut running = Running::of(WorkType::SpinWait, 7);
+        let who = running.0[0].who();
+        let mut workers: Vec<_> = running.0.iter_mut().collect();
+        // Nobody has killed them.
+        let wait = |workers: &mut [&mut Worker]| {
+            Workers::wait_for_ends(workers, Duration::from_millis(20)).unwrap_err().to_string()
+        };
+        let all = wait(&mut workers);
+        assert!(all.starts_with(&who) && all.contains(" and 2 more have"), "{all}");
+        assert!(all.ends_with(" not ended 20ms after SIGKILL: they get no CPU"), "{all}");
+        let one = wait(&mut workers[..1]);
+        assert_eq!(one, format!("{who} has not ended 20ms after SIGKILL: it gets no CPU"));
+        // What they did is known all the same.
+        assert!(workers.iter().all(|worker| worker.report("").ended.is_none()));
+        Workers::stop(&mut workers).unwrap();
     }
 }

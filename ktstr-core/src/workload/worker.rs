@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
@@ -74,7 +74,7 @@ fn set_affinity(pid: Pid, cpus: &BTreeSet<u32>) -> anyhow::Result<()> {
         .with_context(|| format!("cannot set the affinity to CPUs {cpus:?}"))
 }
 
-/// A worker process. Dropping it kills and reaps it.
+/// A worker process. Dropping it kills and reaps it, unless it was given up.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pid: Pid,
@@ -90,6 +90,7 @@ pub(crate) struct Worker {
     cpusets_forgotten: u32,
     released: Option<Released>,
     stopped: Option<Stopped>,
+    given_up: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -164,14 +165,20 @@ impl Worker {
             cpusets_forgotten: 0,
             released: None,
             stopped: None,
+            given_up: false,
         })
     }
 
-    /// Waits until the worker is ready to be released.
+    /// Waits until the worker is ready to be released, for 30 s at most.
     pub(super) fn wait_until_ready(&self) -> anyhow::Result<()> {
         const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        const READY_WITHIN: Duration = Duration::from_secs(30);
+        let deadline = Instant::now() + READY_WITHIN;
         let state = &self.page().state;
         while state.load(Ordering::Acquire) == PREPARING {
+            if Instant::now() > deadline {
+                bail!("{} was not ready after {READY_WITHIN:?}: it gets no CPU", self.who());
+            }
             if let Some(how) = self.ended()? {
                 bail!("a worker was not ready when it ended: {how}");
             }
@@ -197,6 +204,11 @@ impl Worker {
         &self.comm
     }
 
+    /// `worker 77 (spin)`.
+    pub(super) fn who(&self) -> String {
+        format!("worker {} ({})", self.pid(), self.comm)
+    }
+
     /// Readable once the worker has ended.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
@@ -208,9 +220,8 @@ impl Worker {
         if self.released.is_some() {
             return Ok(());
         }
-        let who = || format!("worker {} ({})", self.pid(), self.comm);
-        self.treatment.apply(self.pid).with_context(who)?;
-        let schedstat = Schedstat::read(self.pid).with_context(who)?;
+        self.treatment.apply(self.pid).with_context(|| self.who())?;
+        let schedstat = Schedstat::read(self.pid).with_context(|| self.who())?;
         self.released = Some(Released { at_ns: since_boot_ns(), schedstat });
         self.page().change_state(RELEASED);
         Ok(())
@@ -218,8 +229,7 @@ impl Worker {
 
     /// Pins the worker, which has been released, to other CPUs.
     pub(super) fn set_affinity(&self, cpus: &BTreeSet<u32>) -> anyhow::Result<()> {
-        set_affinity(self.pid, cpus)
-            .with_context(|| format!("worker {} ({})", self.pid(), self.comm))
+        set_affinity(self.pid, cpus).with_context(|| self.who())
     }
 
     /// The CPUs to which it is confined, as far as is known.
@@ -368,6 +378,11 @@ impl Worker {
         }
     }
 
+    /// Nobody is to wait any more for the worker, which was killed and does not end.
+    pub(super) fn give_up(&mut self) {
+        self.given_up = true;
+    }
+
     fn page(&self) -> &Page {
         &self.pages[self.index]
     }
@@ -378,7 +393,8 @@ impl Drop for Worker {
         // Both can only fail if the worker is gone and reaped, which nobody else does.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd));
-        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED);
+        let wait = if self.given_up { WaitIdOptions::NOHANG } else { WaitIdOptions::empty() };
+        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | wait);
     }
 }
 

@@ -3,65 +3,74 @@
 use ktstr::prelude::*;
 use ktstr::scenarios;
 
+/// Expects that every worker has worked. One that did not is only noted where the time is too short to
+/// call it stuck, but it is long enough on these machines.
+fn all_work(verdict: AssertResult) -> Result<AssertResult> {
+    // Those of `memory_pressure` in `pages` the kernel holds up for up to 2 s, each time they take memory.
+    let is_idle = |note: &str| note.contains("made no turn") && !note.contains(" in pages made");
+    ensure!(!verdict.notes.iter().any(|note| is_idle(&note.to_string())), "{verdict:?}");
+    Ok(verdict)
+}
+
 #[ktstr_test(cores = 2, duration_s = 1)]
 fn steady(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::steady(ctx)
+    all_work(scenarios::steady(ctx)?)
 }
 
 #[ktstr_test(llcs = 2, cores = 2, duration_s = 1)]
 fn steady_llc(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::steady_llc(ctx)
+    all_work(scenarios::steady_llc(ctx)?)
 }
 
 #[ktstr_test(cores = 2, duration_s = 2, max_cpu_pressure_pct = 20.0)]
 fn oversubscribed(ctx: &Ctx) -> Result<AssertResult> {
     let pressed = [("cg_0", DetailKind::CpuPressure), ("cg_1", DetailKind::CpuPressure)];
-    presses(&scenarios::oversubscribed(ctx)?, &pressed)
+    presses(&all_work(scenarios::oversubscribed(ctx)?)?, &pressed)
 }
 
 #[ktstr_test(cores = 4, duration_s = 2)]
 fn cpuset_resize(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::cpuset_resize(ctx)
+    all_work(scenarios::cpuset_resize(ctx)?)
 }
 
 #[ktstr_test(cores = 2, duration_s = 2)]
 fn cgroup_churn(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::cgroup_churn(ctx)
+    all_work(scenarios::cgroup_churn(ctx)?)
 }
 
 #[ktstr_test(llcs = 2, cores = 2, duration_s = 2)]
 fn affinity_change(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::affinity_change(ctx)
+    all_work(scenarios::affinity_change(ctx)?)
 }
 
 #[ktstr_test(cores = 2, duration_s = 2)]
 fn host_contention(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::host_contention(ctx)
+    all_work(scenarios::host_contention(ctx)?)
 }
 
 #[ktstr_test(cores = 2, threads = 2, duration_s = 2)]
 fn mixed_workloads(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::mixed_workloads(ctx)
+    all_work(scenarios::mixed_workloads(ctx)?)
 }
 
 #[ktstr_test(cores = 4, duration_s = 2)]
 fn nested(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::nested(ctx)
+    all_work(scenarios::nested(ctx)?)
 }
 
 #[ktstr_test(cores = 2, duration_s = 2, max_throttled_pct = 0.0)]
 fn cpu_quota(ctx: &Ctx) -> Result<AssertResult> {
-    presses(&scenarios::cpu_quota(ctx)?, &[("tenth", DetailKind::Throttled)])
+    presses(&all_work(scenarios::cpu_quota(ctx)?)?, &[("tenth", DetailKind::Throttled)])
 }
 
 #[ktstr_test(cores = 2, duration_s = 2, max_memory_pressure_pct = 0.0)]
 fn memory_pressure(ctx: &Ctx) -> Result<AssertResult> {
-    presses(&scenarios::memory_pressure(ctx)?, &[("pages", DetailKind::MemoryPressure)])
+    presses(&all_work(scenarios::memory_pressure(ctx)?)?, &[("pages", DetailKind::MemoryPressure)])
 }
 
 #[ktstr_test(cores = 2, duration_s = 2)]
 fn hotplug(ctx: &Ctx) -> Result<AssertResult> {
-    scenarios::hotplug(ctx)
+    all_work(scenarios::hotplug(ctx)?)
 }
 
 /// Expects that a bound which only holds without pressure does not hold in these cgroups, and that
@@ -98,7 +107,7 @@ const FOR_TWO_CPUS: [(&str, Scenario); 3] = [
 
 fn play(ctx: &Ctx, scenarios: &[(&str, Scenario)], wanted: Outcome) -> Result<()> {
     for (name, scenario) in scenarios {
-        let verdict = scenario(ctx).with_context(|| (*name).to_owned())?;
+        let verdict = scenario(ctx).and_then(all_work).with_context(|| (*name).to_owned())?;
         ensure!(verdict.outcome == wanted, "{name}: {verdict:?}");
     }
     Ok(())

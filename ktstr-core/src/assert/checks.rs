@@ -77,8 +77,9 @@ macro_rules! checks {
 checks! {
     switches {
         /// A worker that made no turn of its work loop fails the test, if it had
-        /// [`Surroundings::stuck_after`] for it. Not time-based: any share of a CPU is enough for
-        /// one.
+        /// [`Surroundings::stuck_after`] for it; the time in which the scenario had it frozen does not
+        /// count. If none of the workers made any, however short the time, nothing was shown: that is
+        /// inconclusive. Not time-based: any share of a CPU is enough for one.
         not_stuck = true,
         /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup, and
         /// for those above, left it at that time fails the test. Not judged are times without a cpuset,
@@ -179,6 +180,9 @@ impl Assert {
             for worker in &alive {
                 let stuck = workers::not_stuck(worker, surroundings.stuck_after);
                 verdict.absorb(of(worker, stuck));
+            }
+            if verdict.outcome != Outcome::Fail {
+                verdict.absorb(workers::any_turn(reports));
             }
         }
         verdict.absorb(self.judge_each(&alive, surroundings.nodes));
@@ -613,12 +617,39 @@ mod tests {
     }
 
     #[test]
+    fn no_turn_of_anybody_shows_nothing() {
+        let short = Duration::from_millis(100);
+        let idle = || WorkerReport { iterations: 0, wall: short, ..spin() };
+        let killed = WorkerReport {
+            ended: Some("signal 9 (SIGKILL)".to_owned()),
+            oom_kill_expected: true,
+            ..idle()
+        };
+        let stuck = WorkerReport { iterations: 0, ..spin() };
+        let none = Assert::DEFAULT;
+        for (assert, workers, outcome) in [
+            (none, vec![idle(), spin()], Outcome::Pass),
+            (none, vec![idle(), idle()], Outcome::Inconclusive),
+            (none, vec![idle(), stuck], Outcome::Fail),
+            (none, vec![idle(), killed], Outcome::Pass),
+            (none.not_stuck(false), vec![idle()], Outcome::Pass),
+        ] {
+            let verdict = judge(assert, &workers);
+            assert_eq!((verdict.outcome, verdict.details.len()), {
+                (outcome, usize::from(outcome != Outcome::Pass))
+            });
+        }
+        let text = judge(none, &[idle()]).details[0].to_string();
+        assert_eq!(text, "not_stuck: no worker made a turn: nothing was shown");
+    }
+
+    #[test]
     fn who_was_frozen_is_not_blamed_for_it() {
         let always = crate::workload::Frozen { from_ns: 0, until_ns: u64::MAX };
         let frozen = WorkerReport { frozen: vec![always], ..spin() };
         let still = WorkerReport { iterations: 0, ..frozen.clone() };
-        assert_eq!(judge(Assert::DEFAULT, std::slice::from_ref(&still)).outcome, Outcome::Pass);
-        let thawed = WorkerReport { frozen: vec![], ..still };
+        assert_eq!(judge(Assert::DEFAULT, &[spin(), still.clone()]).outcome, Outcome::Pass);
+        let thawed = WorkerReport { frozen: vec![], ..still.clone() };
         assert_eq!(judge(Assert::DEFAULT, &[thawed]).outcome, Outcome::Fail);
         let verdict = judge(Assert::DEFAULT.max_gap_ms(1), &[frozen]);
         assert_eq!(verdict.outcome, Outcome::Inconclusive);

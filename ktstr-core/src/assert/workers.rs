@@ -57,6 +57,16 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
     AssertResult::fail(less_frozen(detail, frozen))
 }
 
+/// Inconclusive if no worker made a turn: who did nothing has shown nothing. Unless one has ended, which
+/// is something.
+pub(super) fn any_turn(reports: &[WorkerReport]) -> AssertResult {
+    let shows = |worker: &WorkerReport| worker.iterations > 0 || worker.ended.is_some();
+    if reports.is_empty() || reports.iter().any(shows) {
+        return AssertResult::pass();
+    }
+    unmeasured(DetailKind::WorkerStuck, "no worker made a turn: nothing was shown")
+}
+
 /// Says that the time a worker was frozen is left out of what was measured.
 fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
     match frozen.is_zero() {

@@ -6,17 +6,18 @@ use proptest::prelude::*;
 
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step};
 use super::*;
-use crate::assert::{AssertResult, Outcome};
+use crate::assert::{Assert, AssertResult, Outcome};
 use crate::cgroup::{CgroupStats, MemoryEvents, MemoryStats, RecordingCgroups};
 use crate::payload::Payload;
 use crate::wire::ScenarioEvent;
 use crate::workload::{AffinityIntent, WorkSpec};
 
-/// A test that is to last so long.
+/// A test that is to last so long, in which nobody needs to have worked: its holds are short or none.
 fn lasting(duration: Duration) -> TestEntry {
+    let assert = Assert::DEFAULT.not_stuck(false);
     // Others may be killed for want of memory on this host.
     let settle = Duration::from_millis(20);
-    TestEntry { duration, settle, host_only: true, ..TestEntry::DEFAULT }
+    TestEntry { duration, settle, assert, host_only: true, ..TestEntry::DEFAULT }
 }
 
 fn play(

@@ -166,6 +166,15 @@ fn who_makes_no_turn_after_the_thaw_is_stuck(ctx: &Ctx) -> Result<AssertResult> 
     execute_scenario(ctx, backdrop, [Step::new([], hold(200)), thawed])
 }
 
+#[ktstr_test(
+    cores = 1,
+    duration_s = 11,
+    expect_err = regex("^not_stuck: no turn for .*, at least one in 10s, worker .*, CPU 0, at ")
+)]
+fn a_worker_that_stalls_later_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    interrupted(ctx, HoldSpec::FULL)
+}
+
 /// A realtime task leaves nothing of its CPU: who is there cannot even die.
 #[ktstr_test(
     cores = 2,

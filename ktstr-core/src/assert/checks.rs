@@ -15,7 +15,8 @@ pub const MEASURABLE_AFTER: Duration = Duration::from_millis(100);
 /// What the checks of workers need to know beside the workers' reports.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// A worker without progress is only called stuck when it ran this long.
+    /// A worker without progress is only called stuck when it ran this long; one that has made some, when
+    /// it made none for five times as long.
     pub stuck_after: Duration,
     /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::topology::TestTopology::nodes).
     pub nodes: &'a [Vec<u32>],
@@ -77,8 +78,10 @@ macro_rules! checks {
 checks! {
     switches {
         /// A worker that made no turn of its work loop fails the test, if it had
-        /// [`Surroundings::stuck_after`] for it; the time in which the scenario had it frozen does not
-        /// count. If none of the workers made any, however short the time, nothing was shown: that is
+        /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long later
+        /// on. The time in which the scenario had it frozen does not count. A
+        /// [`Custom`](crate::workload::WorkType::Custom) worker whose turns take longer has to call
+        /// [`turn`](crate::workload::WorkerCtx::turn) more often, or the test to switch this off. If none of the workers made any, however short the time, nothing was shown: that is
         /// inconclusive. Not time-based: any share of a CPU is enough for one.
         not_stuck = true,
         /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup, and

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checks::{self, Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
 use crate::cgroup::format_list;
-use crate::workload::{Confinement, WorkerReport};
+use crate::workload::{Confinement, Gap, WorkerReport};
 
 /// The fewest wake-ups of which one in a hundred is not simply the slowest.
 pub const FEWEST_WAKES: u64 = 100;
@@ -39,11 +39,16 @@ pub(crate) fn was_killed(how: &str) -> bool {
     how == "signal 9 (SIGKILL)"
 }
 
+/// A worker that has made a turn is not stuck again before so many times as long: the next turn may take
+/// longer, by its type.
+const STALLED_AFTER: u32 = 5;
+
 /// No progress in less than `stuck_after` is noted: it proves nothing, for nor against.
 pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertResult {
     let mut verdict = AssertResult::pass();
     if worker.iterations > 0 {
-        return verdict;
+        let stalled = |gap| stalled(worker, gap, STALLED_AFTER * stuck_after);
+        return worker.longest_gap.map_or(verdict, stalled);
     }
     let frozen = worker.frozen_within(worker.wall, worker.until_ns);
     let had = worker.wall.saturating_sub(frozen);
@@ -55,6 +60,23 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
     let measured = format!("no turn in {had:.1?}");
     let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, "at least one");
     AssertResult::fail(less_frozen(detail, frozen))
+}
+
+/// Judges the longest time without a turn of a worker that made some.
+fn stalled(worker: &WorkerReport, gap: Gap, after: Duration) -> AssertResult {
+    let frozen = worker.frozen_within(gap.length, gap.at_ns);
+    let own = gap.length.saturating_sub(frozen);
+    if own >= after {
+        let (measured, bound) =
+            (format!("no turn for {own:.1?}"), format!("at least one in {after:?}"));
+        let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, bound);
+        return AssertResult::fail(less_frozen(detail, frozen).cpu(gap.cpu).at_ns(gap.at_ns));
+    }
+    let mut verdict = AssertResult::pass();
+    if gap.length >= after {
+        verdict.note(format!("{worker} was frozen for {frozen:.1?}: it may have stalled unseen"));
+    }
+    verdict
 }
 
 /// Inconclusive if no worker made a turn: who did nothing has shown nothing. Unless one has ended, which
@@ -283,7 +305,7 @@ fn list(cpus: &[u32]) -> String {
 pub(super) mod tests {
     use super::super::Outcome::{self, Fail, Inconclusive, Pass};
     use super::*;
-    use crate::workload::{Frozen, Gap, Histogram};
+    use crate::workload::{Frozen, Histogram};
 
     /// A worker with nothing to complain about: 10 s on two CPUs, half of it on a CPU.
     pub(in crate::assert) fn spin() -> WorkerReport {
@@ -331,8 +353,23 @@ pub(super) mod tests {
     #[test]
     fn the_stuck_are_those_that_had_the_time() {
         let idle = |wall| WorkerReport { iterations: 0, wall: ms(wall), ..spin() };
+        let stalled = |length, frozen| {
+            let gap = Gap { length: ms(length), ..spin().longest_gap.unwrap() };
+            WorkerReport { longest_gap: Some(gap), frozen, ..spin() }
+        };
+        let frozen = |ms: u64| {
+            let until_ns = spin().longest_gap.unwrap().at_ns;
+            vec![Frozen { from_ns: until_ns - ms * 1_000_000, until_ns }]
+        };
+        let text = "not_stuck: no turn for 25.0s, at least one in 25s, CPU 1, at 3.214 s";
+        let less = "not_stuck: no turn for 29.0s, at least one in 25s, CPU 1, at 3.214 s: \
+                    1.0s more, in which it was frozen, do not count";
         for (worker, outcome, notes, text) in [
             (spin(), Pass, 0, ""),
+            (stalled(24_999, vec![]), Pass, 0, ""),
+            (stalled(25_000, vec![]), Fail, 0, text),
+            (stalled(30_000, frozen(1000)), Fail, 0, less),
+            (stalled(25_000, frozen(1)), Pass, 1, ""),
             (idle(5000), Fail, 0, "not_stuck: no turn in 5.0s, at least one"),
             (idle(4999), Pass, 1, ""),
         ] {

@@ -121,7 +121,8 @@ checks! {
         max_migration_ratio: f64,
         /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep;
         /// measured to 1/32 and rounded up. Inconclusive below
-        /// [`FEWEST_WAKES`](super::FEWEST_WAKES). Time-based: a vCPU that the host does not run
+        /// [`FEWEST_WAKES`](super::FEWEST_WAKES), so also for workers of a type that sleeps which never
+        /// woke. Time-based: a vCPU that the host does not run
         /// wakes nobody.
         max_p99_wake_latency_ns: u64,
         /// The highest coefficient of variation of each worker's wake-up latencies, as above.
@@ -217,10 +218,13 @@ impl Assert {
             let check = |worker: &_| workers::migration_ratio(worker, most);
             every(DetailKind::MigrationRatio, &|_| true, &check);
         }
-        // Equal workers do the same work: if one of them sleeps, all do.
+        // Equal workers do the same work: if one of them sleeps, all do. Where none of any role has woken,
+        // it is not known which of them should have.
         let sleeps = |worker: &WorkerReport| {
-            let mut group = alive.iter().filter(|other| workers::are_equal(worker, other));
-            group.any(|other| other.wake_latency_ns.count() > 0)
+            let has_woken = |other: &&WorkerReport| other.wake_latency_ns.count() > 0;
+            let mut woken = alive.iter().copied().filter(has_woken);
+            woken.clone().any(|other| workers::are_equal(worker, other))
+                || worker.sleeps && !woken.any(|other| other.spawn == worker.spawn)
         };
         if let Some(most) = self.max_p99_wake_latency_ns {
             let check = |worker: &_| workers::p99_wake_latency(worker, most);
@@ -554,8 +558,12 @@ mod tests {
         let elsewhere = WorkerReport { spawn: 2, ..spin() };
         let mute = WorkerReport { pid: 9, spawn: 1, ..spin() };
         let bound = Assert::DEFAULT.max_p99_wake_latency_ns(1000);
+        let unwoken = WorkerReport { spawn: 3, sleeps: true, ..spin() };
+        let partner = WorkerReport { spawn: 1, role: 1, sleeps: true, ..spin() };
         for (workers, outcome) in [
             (vec![spin(), elsewhere, sleeper.clone()], Outcome::Pass),
+            (vec![sleeper.clone(), unwoken], Outcome::Inconclusive),
+            (vec![sleeper.clone(), partner], Outcome::Pass),
             (vec![spin()], Outcome::Inconclusive),
             (vec![sleeper.clone(), mute], Outcome::Inconclusive),
         ] {

@@ -56,6 +56,8 @@ pub struct WorkerReport {
     pub cpus_used: Vec<u32>,
     /// The one of the last turn; `None` before the first.
     pub last_cpu: Option<u32>,
+    /// Workers of its type, whatever their role, count their wake-ups.
+    pub sleeps: bool,
     /// From when it could have run again to when it did, in nanoseconds, for types that sleep.
     pub wake_latency_ns: Histogram,
     /// Pages of its memory by NUMA node, for types that look.

@@ -201,6 +201,27 @@ impl WorkType {
         }
     }
 
+    /// True if workers of the type, whatever their role, count their wake-ups; what a function does,
+    /// nobody knows.
+    pub(super) fn measures_wakes(&self) -> bool {
+        match self {
+            Self::Mixed
+            | Self::Bursty
+            | Self::IdleChurn
+            | Self::TimerLatency
+            | Self::WakeChain
+            | Self::ThunderingHerd
+            | Self::FutexPingPong
+            | Self::FutexFanOut
+            | Self::MutexContention
+            | Self::PriorityInversion
+            | Self::ProducerConsumer
+            | Self::EpollStorm => true,
+            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.measures_wakes()),
+            _ => false,
+        }
+    }
+
     /// True if the type leaves the cgroup it was placed in.
     pub(crate) fn moves_itself(&self) -> bool {
         match self {

@@ -84,6 +84,7 @@ pub(crate) struct Worker {
     index: usize,
     role: u32,
     is_fair_and_free: bool,
+    sleeps: bool,
     treatment: Treatment,
     /// The last cpusets that were known to hold, each with its epoch.
     cpusets: VecDeque<(u32, Vec<u32>)>,
@@ -160,6 +161,7 @@ impl Worker {
                 && treatment.policy.is_fair()
                 && !spec.work_type.places_itself()
                 && !spec.work_type.ranks_itself(),
+            sleeps: spec.work_type.measures_wakes(),
             treatment,
             cpusets: VecDeque::new(),
             cpusets_forgotten: 0,
@@ -303,6 +305,7 @@ impl Worker {
             comm: self.comm().to_owned(),
             cgroup: cgroup.to_owned(),
             role: self.role,
+            sleeps: self.sleeps,
             confinements: self.confinements(),
             confinements_forgotten: self.cpusets_forgotten,
             allowed_cpus: self.allowed_cpus(),

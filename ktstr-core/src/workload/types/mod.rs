@@ -84,6 +84,45 @@ mod tests {
     }
 
     #[test]
+    fn types_that_count_wake_ups_say_so() {
+        for (work, workers) in [
+            (WorkType::Mixed, 1),
+            (WorkType::Bursty, 1),
+            (WorkType::IdleChurn, 1),
+            (WorkType::TimerLatency, 1),
+            (WorkType::WakeChain, 2),
+            (WorkType::ThunderingHerd, 3),
+            (WorkType::FutexPingPong, 2),
+            (WorkType::FutexFanOut, 2),
+            (WorkType::MutexContention, 4),
+            (WorkType::PriorityInversion, 3),
+            (WorkType::ProducerConsumer, 2),
+            (WorkType::EpollStorm, 3),
+            (WorkType::Sequence(vec![(WorkType::Bursty, Duration::from_secs(1))]), 1),
+        ] {
+            let running = Running::of(work, workers);
+            assert!(running.reports().iter().all(|report| report.sleeps));
+            let wakes = |running: &Running| {
+                running.reports().iter().map(|report| report.wake_latency_ns.count()).sum::<u64>()
+            };
+            running.wait_until(|running| wakes(running) > 0);
+        }
+        for (work, workers) in [
+            (WorkType::SpinWait, 1),
+            (WorkType::PipeIo, 2),
+            (WorkType::ForkExit, 1),
+            (WorkType::SignalStorm, 2),
+            (WorkType::Sequence(vec![(WorkType::AluHot, Duration::from_secs(1))]), 1),
+        ] {
+            let running = Running::of(work, workers);
+            running.wait_for_units(10);
+            for report in running.reports() {
+                assert_eq!((report.sleeps, report.wake_latency_ns.count()), (false, 0));
+            }
+        }
+    }
+
+    #[test]
     fn a_custom_function_is_run_and_ends_its_worker() {
         let count_to_three = |ctx: &WorkerCtx| {
             assert_eq!((ctx.index(), ctx.group_size()), (0, 1));

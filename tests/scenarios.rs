@@ -3,10 +3,11 @@
 use ktstr::prelude::*;
 use ktstr::scenarios;
 
-/// Expects that every worker has worked. One that did not is only noted where the time is too short to
-/// call it stuck, but it is long enough on these machines.
+/// Expects that every worker has worked. One that did not is only noted where the time is too short
+/// to call it stuck, but it is long enough on these machines.
 fn all_work(verdict: AssertResult) -> Result<AssertResult> {
-    // Those of `memory_pressure` in `pages` the kernel holds up for up to 2 s, each time they take memory.
+    // Those of `memory_pressure` in `pages` the kernel holds up for up to 2 s, each time they take
+    // memory.
     let is_idle = |note: &str| note.contains("made no turn") && !note.contains(" in pages made");
     ensure!(!verdict.notes.iter().any(|note| is_idle(&note.to_string())), "{verdict:?}");
     Ok(verdict)

@@ -35,8 +35,9 @@ const TYPES: [(WorkType, u32); 27] = [
     (WorkType::SignalStorm, 4),
 ];
 
-/// Has the workers work until each has made a turn, for longer each time. Some types have their reasons:
-/// who starves gets some time once in a second. The last time is one after which they are stuck.
+/// Has the workers work until each has made a turn, for longer each time. Some types have their
+/// reasons: who starves gets some time once in a second. The last time is one after which they are
+/// stuck.
 fn works(ctx: &Ctx, work: &WorkSpec) -> Result<AssertResult> {
     let mut verdict = AssertResult::pass();
     for ms in [100, 1000, 5000] {

@@ -15,8 +15,8 @@ pub const MEASURABLE_AFTER: Duration = Duration::from_millis(100);
 /// What the checks of workers need to know beside the workers' reports.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// A worker without progress is only called stuck when it ran this long; one that has made some, when
-    /// it made none for five times as long.
+    /// A worker without progress is only called stuck when it ran this long; one that has made
+    /// some, when it made none for five times as long.
     pub stuck_after: Duration,
     /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::topology::TestTopology::nodes).
     pub nodes: &'a [Vec<u32>],
@@ -78,16 +78,17 @@ macro_rules! checks {
 checks! {
     switches {
         /// A worker that made no turn of its work loop fails the test, if it had
-        /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long later
-        /// on. The time in which the scenario had it frozen does not count. A
+        /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long
+        /// later on. The time in which the scenario had it frozen does not count. A
         /// [`Custom`](crate::workload::WorkType::Custom) worker whose turns take longer has to call
-        /// [`turn`](crate::workload::WorkerCtx::turn) more often, or the test to switch this off. If none of the workers made any, however short the time, nothing was shown: that is
+        /// [`turn`](crate::workload::WorkerCtx::turn) more often, or the test to switch this off.
+        /// If none of the workers made any, however short the time, nothing was shown: that is
         /// inconclusive. Not time-based: any share of a CPU is enough for one.
         not_stuck = true,
-        /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup, and
-        /// for those above, left it at that time fails the test. Not judged are times without a cpuset,
-        /// those in which one changes, and, until it is changed, those of one whose last CPU was
-        /// switched off. Not time-based: stolen time moves nobody.
+        /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup,
+        /// and for those above, left it at that time fails the test. Not judged are times without a
+        /// cpuset, those in which one changes, and, until it is changed, those of one whose last
+        /// CPU was switched off. Not time-based: stolen time moves nobody.
         isolation = true,
         /// A process killed for want of memory fails the test, unless that was expected of its
         /// cgroup; then it is a failure if none was. Not time-based: memory is no time.
@@ -121,9 +122,8 @@ checks! {
         max_migration_ratio: f64,
         /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep;
         /// measured to 1/32 and rounded up. Inconclusive below
-        /// [`FEWEST_WAKES`](super::FEWEST_WAKES), so also for workers of a type that sleeps which never
-        /// woke. Time-based: a vCPU that the host does not run
-        /// wakes nobody.
+        /// [`FEWEST_WAKES`](super::FEWEST_WAKES), so also for workers of a type that sleeps which
+        /// never woke. Time-based: a vCPU that the host does not run wakes nobody.
         max_p99_wake_latency_ns: u64,
         /// The highest coefficient of variation of each worker's wake-up latencies, as above.
         max_wake_latency_cv: f64,
@@ -218,8 +218,8 @@ impl Assert {
             let check = |worker: &_| workers::migration_ratio(worker, most);
             every(DetailKind::MigrationRatio, &|_| true, &check);
         }
-        // Equal workers do the same work: if one of them sleeps, all do. Where none of any role has woken,
-        // it is not known which of them should have.
+        // Equal workers do the same work: if one of them sleeps, all do. Where none of any role has
+        // woken, it is not known which of them should have.
         let sleeps = |worker: &WorkerReport| {
             let has_woken = |other: &&WorkerReport| other.wake_latency_ns.count() > 0;
             let mut woken = alive.iter().copied().filter(has_woken);

@@ -39,8 +39,8 @@ pub(crate) fn was_killed(how: &str) -> bool {
     how == "signal 9 (SIGKILL)"
 }
 
-/// A worker that has made a turn is not stuck again before so many times as long: the next turn may take
-/// longer, by its type.
+/// A worker that has made a turn is not stuck again before so many times as long: the next turn may
+/// take longer, by its type.
 const STALLED_AFTER: u32 = 5;
 
 /// No progress in less than `stuck_after` is noted: it proves nothing, for nor against.
@@ -79,8 +79,8 @@ fn stalled(worker: &WorkerReport, gap: Gap, after: Duration) -> AssertResult {
     verdict
 }
 
-/// Inconclusive if no worker made a turn: who did nothing has shown nothing. Unless one has ended, which
-/// is something.
+/// Inconclusive if no worker made a turn: who did nothing has shown nothing. Unless one has ended,
+/// which is something.
 pub(super) fn any_turn(reports: &[WorkerReport]) -> AssertResult {
     let shows = |worker: &WorkerReport| worker.iterations > 0 || worker.ended.is_some();
     if reports.is_empty() || reports.iter().any(shows) {
@@ -127,8 +127,8 @@ pub(super) fn isolation(worker: &WorkerReport) -> AssertResult {
     verdict.merge(AssertResult::fail(detail))
 }
 
-/// A gap counts without the time in which the worker was frozen. If nothing is left then, another one
-/// may hide behind it: only the longest is known.
+/// A gap counts without the time in which the worker was frozen. If nothing is left then, another
+/// one may hide behind it: only the longest is known.
 pub(super) fn gap(worker: &WorkerReport, most: Duration) -> AssertResult {
     let Some(gap) = worker.longest_gap else {
         return unmeasured(DetailKind::Gap, "it made no turn")

@@ -216,7 +216,8 @@ impl Scenario<'_> {
         Ok(done?)
     }
 
-    /// Notes a change to the freezing of a group that began at `from_ns`, for who is in it or below.
+    /// Notes a change to the freezing of a group that began at `from_ns`, for who is in it or
+    /// below.
     fn note_frozen(&mut self, cgroup: &str, from_ns: u64) {
         for layer in 0..self.layers.len() {
             for index in 0..self.layers[layer].workers.len() {

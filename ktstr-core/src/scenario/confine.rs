@@ -82,8 +82,8 @@ impl Scenario<'_> {
         self.cpuset_asked(cgroup).filter(|_| !has_fallen_back)
     }
 
-    /// The CPUs that the cpusets of a group and of those above leave; `None` if there is none. One that
-    /// leaves none of those above counts as none.
+    /// The CPUs that the cpusets of a group and of those above leave; `None` if there is none. One
+    /// that leaves none of those above counts as none.
     pub(super) fn cpuset_asked(&self, cgroup: &str) -> Option<BTreeSet<u32>> {
         let mut above: Vec<_> = self.made().filter(|made| is_in(cgroup, &made.name)).collect();
         above.sort_by_key(|made| made.name.len());
@@ -95,8 +95,8 @@ impl Scenario<'_> {
         })
     }
 
-    /// With no CPU of a cpuset on, its tasks run elsewhere, and nobody says until when: some kernels
-    /// put it right later if one comes back.
+    /// With no CPU of a cpuset on, its tasks run elsewhere, and nobody says until when: some
+    /// kernels put it right later if one comes back.
     fn note_fallen_back(&mut self) {
         let is_off =
             |name: &str| self.cpuset_asked(name).is_some_and(|cpus| cpus.is_subset(&self.offline));

@@ -82,8 +82,8 @@ pub(super) struct Made {
     pub(super) made_ns: u64,
     /// The CPUs it has now; `None` for those of the group above.
     pub(super) cpuset: Option<BTreeSet<usize>>,
-    /// All CPUs that cpusets leave it were switched off since the last one was set, so that the kernel
-    /// lets its tasks run on others.
+    /// All CPUs that cpusets leave it were switched off since the last one was set, so that the
+    /// kernel lets its tasks run on others.
     pub(super) has_fallen_back: bool,
     /// What the checks have to know of its knobs; but for its cpuset, which is not all its own.
     pub(super) asked: CgroupAsked,

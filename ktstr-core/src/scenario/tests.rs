@@ -12,7 +12,8 @@ use crate::payload::Payload;
 use crate::wire::ScenarioEvent;
 use crate::workload::{AffinityIntent, WorkSpec};
 
-/// A test that is to last so long, in which nobody needs to have worked: its holds are short or none.
+/// A test that is to last so long, in which nobody needs to have worked: its holds are short or
+/// none.
 fn lasting(duration: Duration) -> TestEntry {
     let assert = Assert::DEFAULT.not_stuck(false);
     // Others may be killed for want of memory on this host.

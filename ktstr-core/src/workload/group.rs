@@ -63,8 +63,8 @@ impl Workers {
         }
     }
 
-    /// Ends workers of which nobody wants to know any more. Dropped one by one, each would be waited
-    /// for.
+    /// Ends workers of which nobody wants to know any more. Dropped one by one, each would be
+    /// waited for.
     pub(crate) fn discard(mut workers: Vec<Worker>) {
         if let Err(error) = Self::stop(&mut workers.iter_mut().collect::<Vec<_>>()) {
             tracing::warn!("{error}");
@@ -93,8 +93,8 @@ impl Workers {
     ///
     /// # Errors
     ///
-    /// If none of those left ends for 10 s: a task that gets no CPU cannot die. They are left to the
-    /// kernel then, which reaps them at the latest with this process.
+    /// If none of those left ends for 10 s: a task that gets no CPU cannot die. They are left to
+    /// the kernel then, which reaps them at the latest with this process.
     pub(crate) fn stop(workers: &mut [&mut Worker]) -> io::Result<()> {
         workers.iter_mut().try_for_each(|worker| worker.kill())?;
         Self::wait_for_ends(workers, END_WITHIN)

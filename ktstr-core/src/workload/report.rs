@@ -20,8 +20,8 @@ pub struct WorkerReport {
     pub spawn: u32,
     /// Its part in the group that it works in, for types whose workers do different things.
     pub role: u32,
-    /// The cpusets that confined it, one after the other. None for the times in which it had none, or
-    /// in which one changed.
+    /// The cpusets that confined it, one after the other. None for the times in which it had none,
+    /// or in which one changed.
     pub confinements: Vec<Confinement>,
     /// How many more it had before those: only the last 64 are told apart.
     pub confinements_forgotten: u32,
@@ -84,8 +84,8 @@ pub struct Confinement {
     pub cpus_used: Vec<u32>,
 }
 
-/// A time in which a worker was frozen and could do nothing, from before the kernel was told to freeze
-/// it until it had thawed it.
+/// A time in which a worker was frozen and could do nothing, from before the kernel was told to
+/// freeze it until it had thawed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
     /// When it began, in nanoseconds since boot.

@@ -12,8 +12,8 @@ const MAX_NODES: usize = 64;
 /// Of so many cpusets, the latest, a worker tells where it was while each held.
 pub(super) const MAX_EPOCHS: usize = 64;
 
-/// The counters of one worker. It alone writes them, so that no instruction has to be locked; but for
-/// the epoch, which only its parent writes.
+/// The counters of one worker. It alone writes them, so that no instruction has to be locked; but
+/// for the epoch, which only its parent writes.
 #[derive(Debug)]
 pub(super) struct Telemetry {
     iterations: AtomicU64,
@@ -23,8 +23,8 @@ pub(super) struct Telemetry {
     last_cpu: AtomicU32,
     migrations: AtomicU64,
     cpus_used: CpuBits,
-    /// Odd while a cpuset holds, another number for each; even while there is none, or while the kernel
-    /// is being told of another and nobody knows which holds.
+    /// Odd while a cpuset holds, another number for each; even while there is none, or while the
+    /// kernel is being told of another and nobody knows which holds.
     epoch: AtomicU32,
     /// By epoch; one that is long past gives its place to a new one.
     epochs: [Epoch; MAX_EPOCHS],
@@ -141,8 +141,8 @@ impl Telemetry {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Notes on which CPU the worker was after `epoch` was read; in no epoch if that has changed since,
-    /// as nobody knows which cpuset held at the time.
+    /// Notes on which CPU the worker was after `epoch` was read; in no epoch if that has changed
+    /// since, as nobody knows which cpuset held at the time.
     pub(super) fn note_place(&self, epoch: u32, cpu: u32) {
         fence(Ordering::Acquire);
         if epoch.is_multiple_of(2) || self.epoch.load(Ordering::Relaxed) != epoch {

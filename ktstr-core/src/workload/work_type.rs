@@ -107,8 +107,8 @@ pub enum WorkType {
     /// alone.
     Sequence(Vec<(Self, Duration)>),
     /// Whatever the function does. The worker ends when it returns, and that counts as dying early.
-    /// It should call [`WorkerCtx::turn`] at least every now and then: one that makes none for 10 s is
-    /// stuck, unless the test has switched `not_stuck` off.
+    /// It should call [`WorkerCtx::turn`] at least every now and then: one that makes none for 10 s
+    /// is stuck, unless the test has switched `not_stuck` off.
     ///
     /// It runs in a fork. In a `host_only` test, whose process has other threads, it must not wait for
     /// what one of those may hold at that time: standard output, a logger, a lock.
@@ -201,8 +201,8 @@ impl WorkType {
         }
     }
 
-    /// True if workers of the type, whatever their role, count their wake-ups; what a function does,
-    /// nobody knows.
+    /// True if workers of the type, whatever their role, count their wake-ups; what a function
+    /// does, nobody knows.
     pub(super) fn measures_wakes(&self) -> bool {
         match self {
             Self::Mixed

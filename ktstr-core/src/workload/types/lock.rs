@@ -32,9 +32,9 @@ pub(super) fn priority_inversion(ctx: &WorkerCtx) -> io::Result<()> {
     }
 }
 
-/// How long the unimportant one needs for what it does with the lock, on a CPU: so that the important
-/// one, which wants it after each millisecond, always interrupts it. From then on it has to wait for its
-/// CPU. No longer: of which it gets little.
+/// How long the unimportant one needs for what it does with the lock, on a CPU: so that the
+/// important one, which wants it after each millisecond, always interrupts it. From then on it has
+/// to wait for its CPU. No longer: of which it gets little.
 const HOLD: Duration = Duration::from_millis(2);
 
 /// The one that is unimportant.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, WaitId, WaitIdOptions};
 use rustix::thread::{CpuSet, futex};
@@ -396,8 +397,11 @@ impl Drop for Worker {
         // Both can only fail if the worker is gone and reaped, which nobody else does.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd));
-        let wait = if self.given_up { WaitIdOptions::NOHANG } else { WaitIdOptions::empty() };
-        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | wait);
+        let mut end = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let within = Timespec { tv_sec: 10, tv_nsec: 0 };
+        // One that gets no CPU does not end, and is left to the kernel.
+        while !self.given_up && poll(&mut end, Some(&within)) == Err(Errno::INTR) {}
+        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
 }
 

@@ -59,7 +59,11 @@ fn says_how_the_worker_died(result: &VmResult) -> Result<()> {
     let RunEnd::Verdict(verdict) = &result.end else { bail!("{}", result.end) };
     let detail = &verdict.details[0];
     ensure!(detail.kind == DetailKind::WorkerDied, "{detail}");
-    ensure!(detail.message.contains("(victim) in cg ended by signal 9 (SIGKILL)"), "{detail}");
+    let text = detail.to_string();
+    let (how, whose) =
+        text.split_once(", to run until it is stopped, worker ").context(text.clone())?;
+    ensure!(how == "worker died: signal 9 (SIGKILL)", "{text}");
+    ensure!(whose.contains(" (victim), cgroup cg, CPU 0, at "), "{text}");
     Ok(())
 }
 

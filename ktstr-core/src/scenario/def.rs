@@ -137,6 +137,11 @@ impl CgroupDef {
         self.knob(CgroupKnob::CpusetMems(nodes.into_iter().collect()))
     }
 
+    /// Puts the group on a NUMA node: its CPUs and its memory.
+    pub fn numa_node(self, node: usize) -> Self {
+        self.cpuset(CpusetSpec::numa(node)).cpuset_mems([node])
+    }
+
     /// Limits the group to `quota_us` microseconds of CPU time in each `period_us`.
     pub fn cpu_quota(self, quota_us: u64, period_us: u64) -> Self {
         self.knob(CgroupKnob::CpuMax(Some(quota_us), period_us))
@@ -302,6 +307,14 @@ mod tests {
             let error = format!("{:#}", def.works(&machine()).unwrap_err());
             assert!(error.contains("cgroup cg") && error.contains(why), "{error}");
         }
+    }
+
+    #[test]
+    fn a_node_is_its_cpus_and_its_memory() {
+        let machine = TestTopology { nodes: vec![vec![0, 1], vec![2, 3, 4, 5]], ..machine() };
+        let def = CgroupDef::named("cg").numa_node(1);
+        assert_eq!(def.cpus(&machine).unwrap(), [2, 3, 4, 5].into());
+        assert_eq!(def.knobs[1], CgroupKnob::CpusetMems([1].into()));
     }
 
     #[test]

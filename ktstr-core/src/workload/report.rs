@@ -64,6 +64,13 @@ pub struct WorkerReport {
     pub numa_pages: Vec<u64>,
 }
 
+impl WorkerReport {
+    /// Time on no CPU, be it that it slept, waited for one, or was frozen.
+    pub fn off_cpu(&self) -> Duration {
+        self.wall.saturating_sub(self.cpu)
+    }
+}
+
 /// A time without a turn of a work loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {

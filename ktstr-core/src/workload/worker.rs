@@ -291,15 +291,16 @@ impl Worker {
         let telemetry = &self.page().telemetry;
         let ended = self.ended_by_itself();
         let kernel = self.schedstat();
+        let now_ns = since_boot_ns();
+        let released_ns = self.released.map_or(now_ns, |released| released.at_ns);
         let until_ns = match (&self.stopped, &ended) {
-            (_, Some(_)) => telemetry.last_turn_ns(),
+            (_, Some(_)) => telemetry.last_turn_ns().max(released_ns),
             (Some(stopped), None) => stopped.at_ns,
-            (None, None) => since_boot_ns(),
+            (None, None) => now_ns,
         };
         // Until it was killed: dying takes time that is not the load's.
         let worked_until_ns = self.stopped.as_ref().map_or(until_ns, |stopped| stopped.killed_ns);
         let worked_until_ns = worked_until_ns.min(until_ns);
-        let released_ns = self.released.map_or(until_ns, |released| released.at_ns);
         let wall = Duration::from_nanos(until_ns.saturating_sub(released_ns));
         WorkerReport {
             pid: self.pid(),

@@ -162,7 +162,7 @@ impl Drop for Scenario<'_> {
 }
 
 impl<'a> Scenario<'a> {
-    fn new(ctx: &'a Ctx<'a>) -> Self {
+    pub(super) fn new(ctx: &'a Ctx<'a>) -> Self {
         Self {
             ctx,
             layers: Vec::new(),

@@ -397,6 +397,32 @@ fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
 }
 
 #[test]
+fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
+    let (cgroups, topology, entry) = (RecordingCgroups::new(), machine(), lasting(Duration::ZERO));
+    let ctx = Ctx::new(&cgroups, &topology, &entry, "test", &|_| ());
+    let mut scenario = execute::Scenario::new(&ctx);
+    scenario.layers.push(layer::Layer::new("step 0".to_owned()));
+    let def = CgroupDef::named("a").workers(1).cpuset(CpusetSpec::llc(0));
+    scenario.carry_out(&Op::add_cgroup_def(def)).unwrap();
+    let is_held = |scenario: &execute::Scenario<'_>| {
+        scenario.workers().all(|placed| placed.worker.cpuset().is_some())
+    };
+    assert!(is_held(&scenario));
+    let mut change = |result: anyhow::Result<()>| {
+        let changed = scenario.reconfine(
+            |_| true,
+            |scenario| {
+                assert!(!is_held(scenario));
+                result
+            },
+        );
+        assert_eq!(is_held(&scenario), changed.is_ok());
+    };
+    change(Ok(()));
+    change(Err(anyhow::anyhow!("refused")));
+}
+
+#[test]
 fn what_failed_before_an_error_is_told_with_it() {
     fn leave(_: &crate::workload::WorkerCtx) {}
     let cgroups = RecordingCgroups::new();

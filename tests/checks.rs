@@ -182,11 +182,7 @@ fn a_worker_that_stalls_later_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
     expect_err = regex("(?s)has not ended 10s after SIGKILL: it gets no CPU.*not_stuck: no turn in ")
 )]
 fn who_cannot_die_is_told_of_with_what_it_failed(ctx: &Ctx) -> Result<AssertResult> {
-    std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
-    // The server of fair tasks, since Linux 6.12.
-    for cpu in std::fs::read_dir("/sys/kernel/debug/sched/fair_server").into_iter().flatten() {
-        std::fs::write(cpu?.path().join("runtime"), "0")?;
-    }
+    leave_nothing_to_fair_tasks()?;
     let mut cpus = CpuSet::new();
     cpus.set(0);
     sched_setaffinity(None, &cpus)?;
@@ -197,6 +193,30 @@ fn who_cannot_die_is_told_of_with_what_it_failed(ctx: &Ctx) -> Result<AssertResu
     let backdrop = Backdrop::new().push_def(on_cpu_1("hog").sched_policy(SchedPolicy::Fifo(1)));
     let starved = Step::new([], HoldSpec::FULL).with_defs([on_cpu_1("starved")]);
     execute_scenario(ctx, backdrop, [starved])
+}
+
+/// Lets realtime tasks have CPUs for as long as they want.
+fn leave_nothing_to_fair_tasks() -> Result<()> {
+    std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
+    // The server of fair tasks, since Linux 6.12.
+    for cpu in std::fs::read_dir("/sys/kernel/debug/sched/fair_server").into_iter().flatten() {
+        std::fs::write(cpu?.path().join("runtime"), "0")?;
+    }
+    Ok(())
+}
+
+/// The load never lets go of the only CPU. Who leads the scenario runs all the same, and so does
+/// the writing to cgroupfs; afterwards, the body is an ordinary task again.
+#[ktstr_test(cores = 1, duration_s = 1)]
+fn no_load_holds_the_scenario_up(ctx: &Ctx) -> Result<AssertResult> {
+    leave_nothing_to_fair_tasks()?;
+    let hog = cg().sched_policy(SchedPolicy::Fifo(98));
+    let weigh = Op::set_knob("cg", CgroupKnob::CpuWeight(200));
+    let again = HoldSpec::loop_at(Duration::from_millis(100));
+    let verdict = execute_steps(ctx, [Step::new([weigh], again).with_defs([hog])])?;
+    // SAFETY: it takes a number and touches no memory.
+    ensure!(unsafe { libc::sched_getscheduler(0) } == libc::SCHED_OTHER);
+    Ok(verdict)
 }
 
 /// What people ask comes in the order in which they do.

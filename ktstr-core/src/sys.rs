@@ -146,7 +146,7 @@ pub(crate) fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// Puts this process before everything else on its CPU; its children start as ordinary ones.
+/// Puts this thread before everything else on its CPU; its children start as ordinary ones.
 pub(crate) fn run_first() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 99 };
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
@@ -154,6 +154,27 @@ pub(crate) fn run_first() -> io::Result<()> {
     match unsafe { libc::sched_setscheduler(0, policy, &param) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has this thread run first, and on drop as it did before.
+#[derive(Debug)]
+pub(crate) struct RunningFirst {
+    before: SchedAttr,
+}
+
+impl RunningFirst {
+    pub(crate) fn begin() -> io::Result<Self> {
+        let before = sched_getattr()?;
+        run_first()?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for RunningFirst {
+    fn drop(&mut self) {
+        // Who may run first may run as before.
+        let _ = sched_setattr(None, self.before);
     }
 }
 
@@ -255,7 +276,18 @@ pub(crate) struct SchedAttr {
     pub(crate) period_ns: u64,
 }
 
-/// Sets the scheduling policy of a process, `None` for this one. glibc has no wrapper before 2.41.
+/// The scheduling policy of this thread.
+fn sched_getattr() -> io::Result<SchedAttr> {
+    let mut attr = SchedAttr::default();
+    let size = size_of::<SchedAttr>();
+    // SAFETY: the kernel writes no more than `size` bytes to `attr`, all of which is plain data.
+    match unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, size, 0) } {
+        0 => Ok(attr),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sets the scheduling policy of a thread, `None` for this one. glibc has no wrapper before 2.41.
 pub(crate) fn sched_setattr(pid: Option<Pid>, attr: SchedAttr) -> io::Result<()> {
     let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..attr };
     let pid = Pid::as_raw(pid);

@@ -62,6 +62,12 @@ impl CgroupManager {
         Self { walk_root: walk_root.to_owned(), ours, ..Self::new(parent) }
     }
 
+    /// Has a CPU at once for what it writes, whatever load the groups carry.
+    pub(crate) fn running_first(mut self) -> Self {
+        self.writer.runs_first = true;
+        self
+    }
+
     /// Carries everything out in the calling thread, however long that takes.
     pub(crate) fn unbounded(mut self) -> Self {
         self.writer = Writer::unbounded();

@@ -16,6 +16,7 @@ use rustix::process::Pid;
 use super::Error;
 use super::handover::{CLOSED, Slot};
 use super::manager::lock;
+use crate::sys;
 
 /// How long an operation may take.
 pub(super) const WITHIN: Duration = Duration::from_secs(2);
@@ -70,6 +71,8 @@ pub(super) struct Writer {
     state: Mutex<State>,
     /// Without a thread: the caller bears the wait, however long.
     unbounded: bool,
+    /// The threads run before everything else.
+    pub(super) runs_first: bool,
 }
 
 #[derive(Debug, Default)]
@@ -104,7 +107,7 @@ impl Writer {
             state.refuse_if_in_doubt(name, path, value, |doubt| {
                 doubt.concerns(path) || folder.is_some_and(|folder| doubt.locks(folder))
             })?;
-            state.idle_thread().map_err(fail)?
+            state.idle_thread(self.runs_first).map_err(fail)?
         };
         let began = Instant::now();
         // Not under the lock: nobody waits for another one's operation, and a fork finds it open.
@@ -163,7 +166,7 @@ impl State {
     }
 
     /// A thread that waits for work: the last one to have ended its work, or a new one.
-    fn idle_thread(&mut self) -> io::Result<Thread> {
+    fn idle_thread(&mut self, runs_first: bool) -> io::Result<Thread> {
         let pid = rustix::process::getpid();
         match self.idle.take() {
             Some(thread) if thread.pid == pid => return Ok(thread),
@@ -173,7 +176,12 @@ impl State {
         let slot = Arc::new(Slot::default());
         let theirs = Arc::clone(&slot);
         let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
-        thread.spawn(move || theirs.serve())?;
+        thread.spawn(move || {
+            if runs_first && let Err(error) = sys::run_first() {
+                tracing::warn!("what is written to cgroupfs has to wait for a CPU: {error}");
+            }
+            theirs.serve();
+        })?;
         Ok(Thread { pid, slot })
     }
 }

@@ -101,7 +101,8 @@ fn cut(text: &mut String, length: usize) {
 /// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
 pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> End {
     let cgroups = match CgroupManager::for_test(entry.workload_root_cgroup) {
-        Ok(cgroups) => cgroups,
+        Ok(cgroups) if entry.host_only => cgroups,
+        Ok(cgroups) => cgroups.running_first(),
         Err(error) => return End::Error(error.to_string()),
     };
     let test_name = entry.test_name();

@@ -46,7 +46,8 @@ impl Scenario {
     pub(crate) fn run(&self) -> Result<()> {
         println!("on this host, cgroups recorded");
         let (cgroups, topology) = (RecordingCgroups::new(), TestTopology::read()?);
-        let ctx = Ctx::new(&cgroups, &topology, &ENTRY, ENTRY.name, &|_| ());
+        let here = TestEntry { host_only: true, ..ENTRY.clone() };
+        let ctx = Ctx::new(&cgroups, &topology, &here, here.name, &|_| ());
         let least = telemetry::measure(&ctx)?;
         steps::measure(&ctx)?;
         let mut kernels = self.kernel.clone();

@@ -6,10 +6,14 @@ use ktstr::scenarios;
 /// Expects that every worker has worked. One that did not is only noted where the time is too short
 /// to call it stuck, but it is long enough on these machines.
 fn all_work(verdict: AssertResult) -> Result<AssertResult> {
-    // Those of `memory_pressure` in `pages` the kernel holds up for up to 2 s, each time they take
-    // memory.
-    let is_idle = |note: &str| note.contains("made no turn") && !note.contains(" in pages made");
-    ensure!(!verdict.notes.iter().any(|note| is_idle(&note.to_string())), "{verdict:?}");
+    let notes = verdict.notes.iter().map(ToString::to_string);
+    let idle: Vec<_> = notes.filter(|note| note.contains("made no turn")).collect();
+    // Those of `memory_pressure` in `pages` may be held up by the kernel all the time. Those of
+    // `cgroup_churn` live for a quarter of a second, in which one that shares its CPU with four may
+    // just not finish its first turn; there are twelve of them at least.
+    let are_in = |cgroup: &str| idle.iter().filter(|note| note.contains(cgroup)).count();
+    let short_lived = are_in(" in churn_");
+    ensure!(idle.len() == are_in(" in pages ") + short_lived && short_lived < 4, "{verdict:?}");
     Ok(verdict)
 }
 

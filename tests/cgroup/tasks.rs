@@ -28,6 +28,19 @@ fn a_frozen_group_stands_still(ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(cores = 1, duration_s = 5)]
+fn a_group_below_a_frozen_one_thaws_with_it(ctx: &Ctx) -> Result<AssertResult> {
+    let is_frozen = || anyhow::Ok(ctx.cgroups.stats("cold/in")?.frozen);
+    ctx.cgroups.create_cgroup("cold/in")?;
+    ctx.cgroups.set_freeze("cold/in", true)?;
+    ctx.cgroups.set_freeze("cold", true)?;
+    ctx.cgroups.set_freeze("cold/in", false)?;
+    ensure!(is_frozen()?);
+    ctx.cgroups.set_freeze("cold", false)?;
+    ensure!(!is_frozen()?);
+    Ok(AssertResult::pass())
+}
+
 /// 200 processes that fork all the time, so that no list of them is ever complete.
 #[ktstr_test(cores = 2, memory_mib = 1024, duration_s = 60)]
 fn kill_empties_a_group_of_200_forking_processes(ctx: &Ctx) -> Result<AssertResult> {

@@ -79,9 +79,10 @@ checks! {
     switches {
         /// A worker that made no turn of its work loop fails the test, if it had
         /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long
-        /// later on. The time in which the scenario had it frozen does not count. A
-        /// [`Custom`](crate::workload::WorkType::Custom) worker whose turns take longer has to call
-        /// [`turn`](crate::workload::WorkerCtx::turn) more often, or the test to switch this off.
+        /// later on, or where a `memory.high` may slow it down. The time in which the scenario had
+        /// it frozen does not count. A [`Custom`](crate::workload::WorkType::Custom) worker whose
+        /// turns take longer has to call [`turn`](crate::workload::WorkerCtx::turn) more often, or
+        /// the test to switch this off.
         /// If none of the workers made any, however short the time, nothing was shown: that is
         /// inconclusive. Not time-based: any share of a CPU is enough for one.
         not_stuck = true,

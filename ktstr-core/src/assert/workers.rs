@@ -40,7 +40,7 @@ pub(crate) fn was_killed(how: &str) -> bool {
 }
 
 /// A worker that has made a turn is not stuck again before so many times as long: the next turn may
-/// take longer, by its type.
+/// take longer, by its type. Nor is one that the kernel may slow down as it takes memory.
 const STALLED_AFTER: u32 = 5;
 
 /// No progress in less than `stuck_after` is noted: it proves nothing, for nor against.
@@ -52,6 +52,7 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
     }
     let frozen = worker.frozen_within(worker.wall, worker.until_ns);
     let had = worker.wall.saturating_sub(frozen);
+    let stuck_after = if worker.is_slowed { STALLED_AFTER * stuck_after } else { stuck_after };
     if had < stuck_after {
         let why = if frozen.is_zero() { "too short" } else { "beside being frozen, too short" };
         verdict.note(format!("{worker} made no turn in {had:.1?}, {why} to call it stuck"));
@@ -353,6 +354,7 @@ pub(super) mod tests {
     #[test]
     fn the_stuck_are_those_that_had_the_time() {
         let idle = |wall| WorkerReport { iterations: 0, wall: ms(wall), ..spin() };
+        let slowed = |wall| WorkerReport { is_slowed: true, ..idle(wall) };
         let stalled = |length, frozen| {
             let gap = Gap { length: ms(length), ..spin().longest_gap.unwrap() };
             WorkerReport { longest_gap: Some(gap), frozen, ..spin() }
@@ -372,6 +374,8 @@ pub(super) mod tests {
             (stalled(25_000, frozen(1)), Pass, 1, ""),
             (idle(5000), Fail, 0, "not_stuck: no turn in 5.0s, at least one"),
             (idle(4999), Pass, 1, ""),
+            (slowed(24_999), Pass, 1, ""),
+            (slowed(25_000), Fail, 0, "not_stuck: no turn in 25.0s, at least one"),
         ] {
             let verdict = not_stuck(&worker, ms(5000));
             is(&verdict, outcome, false, text);

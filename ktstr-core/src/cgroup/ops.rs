@@ -113,7 +113,8 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
         self.set_knob(name, &Knob::pids_max(max)?)
     }
 
-    /// Freezes or thaws a group and all below it; returns when `cgroup.events` says so.
+    /// Freezes or thaws a group and all below it; returns when `cgroup.events` says so, or at once if
+    /// a group above keeps it frozen.
     ///
     /// # Errors
     ///

@@ -191,6 +191,13 @@ impl CgroupManager {
             self.refuse_with_caller(group, "freeze")?;
         }
         self.write(&group.join("cgroup.freeze"), value)?;
+        let is_frozen = |above: &Path| {
+            read(&above.join("cgroup.freeze")).is_ok_and(|value| value.trim() == "1")
+        };
+        // It thaws when the group above does.
+        if !frozen && group.ancestors().skip(1).any(is_frozen) {
+            return Ok(());
+        }
         match events::wait_for(group, wanted, SETTLE_WITHIN)? {
             true => Ok(()),
             false => Err(Error::NotSettled {

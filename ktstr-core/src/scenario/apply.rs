@@ -102,7 +102,18 @@ impl Scenario<'_> {
         }
         knob.apply(cgroups, cgroup, topo)?;
         self.made_mut(cgroup).for_each(|made| made.note(knob));
+        if self.slows(cgroup) {
+            let workers = self.layers.iter_mut().flat_map(|layer| &mut layer.workers);
+            workers
+                .filter(|placed| placed.is_in(cgroup))
+                .for_each(|placed| placed.is_slowed = true);
+        }
         Ok(())
+    }
+
+    /// Whether a group, or one above it, slows down who takes memory.
+    fn slows(&self, cgroup: &str) -> bool {
+        self.made().any(|made| made.slows && is_in(cgroup, &made.name))
     }
 
     /// The CPUs that workers of a group may use.
@@ -141,8 +152,8 @@ impl Scenario<'_> {
             return Err(error.into());
         }
         let moves_itself = work.work_type.moves_itself();
-        let oom_kill_expected =
-            self.made().any(|made| made.oom_kill_expected && is_in(cgroup, &made.name));
+        let oom_kill_expected = self.expects_oom_kill(cgroup);
+        let is_slowed = self.slows(cgroup);
         let frozen_since_ns = self.is_frozen(cgroup).then_some(from_ns);
         let spawn = self.spawns;
         self.spawns += 1;
@@ -152,6 +163,7 @@ impl Scenario<'_> {
             spawn,
             moves_itself,
             oom_kill_expected,
+            is_slowed,
             is_pinned: false,
             frozen: Vec::new(),
             frozen_since_ns,
@@ -189,6 +201,7 @@ impl Scenario<'_> {
         let from_ns = since_boot_ns();
         let is_frozen = self.is_frozen(to);
         let oom_kill_expected = self.expects_oom_kill(to);
+        let is_slowed = self.slows(to);
         self.reconfine(
             |placed| placed.cgroup == from,
             |scenario| {
@@ -197,6 +210,7 @@ impl Scenario<'_> {
                 for placed in workers.filter(|placed| placed.cgroup == from) {
                     placed.cgroup = to.to_owned();
                     placed.oom_kill_expected = oom_kill_expected;
+                    placed.is_slowed |= is_slowed;
                     placed.note_frozen(is_frozen, from_ns);
                 }
                 Ok(())

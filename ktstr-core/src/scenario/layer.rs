@@ -33,6 +33,8 @@ pub(super) struct PlacedWorker {
     /// It leaves its cgroup by itself, and with it the cpuset.
     pub(super) moves_itself: bool,
     pub(super) oom_kill_expected: bool,
+    /// It is, or was, where the kernel slows down who takes memory.
+    pub(super) is_slowed: bool,
     /// By an operation.
     pub(super) is_pinned: bool,
     /// When it was frozen and thawed again.
@@ -68,6 +70,7 @@ impl PlacedWorker {
         WorkerReport {
             spawn: self.spawn,
             oom_kill_expected: self.oom_kill_expected,
+            is_slowed: self.is_slowed,
             frozen: self.frozen.iter().copied().chain(open).collect(),
             ..self.worker.report(&self.cgroup)
         }
@@ -88,6 +91,8 @@ pub(super) struct Made {
     /// What the checks have to know of its knobs; but for its cpuset, which is not all its own.
     pub(super) asked: CgroupAsked,
     pub(super) is_frozen: bool,
+    /// It has a `memory.high`, above which the kernel slows its tasks down.
+    pub(super) slows: bool,
     pub(super) oom_kill_expected: bool,
     /// How many processes were killed for want of memory in groups below that are gone.
     pub(super) oom_kills_below: u64,
@@ -123,6 +128,7 @@ impl Made {
             has_fallen_back: false,
             asked: CgroupAsked::default(),
             is_frozen: false,
+            slows: false,
             oom_kill_expected: false,
             oom_kills_below: 0,
         }
@@ -138,6 +144,7 @@ impl Made {
                 });
             }
             CgroupKnob::CpuWeight(weight) => self.asked.weight = Some(*weight),
+            CgroupKnob::MemoryHigh(bytes) => self.slows = bytes.is_some(),
             _ => {}
         }
     }

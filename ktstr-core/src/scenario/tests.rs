@@ -277,6 +277,30 @@ fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::workload::Work
     execute::play_for_reports(&ctx, &backdrop, &steps).unwrap()
 }
 
+#[test]
+fn a_memory_high_slows_down_who_is_below_it() {
+    let spawn = || Op::spawn(SpawnPlacement::cgroup("a/b"), WorkSpec::default());
+    let high = |bytes| Op::set_knob("a", CgroupKnob::MemoryHigh(bytes));
+    let elsewhere = || [Op::add_cgroup("c"), Op::set_knob("c", CgroupKnob::MemoryHigh(Some(1)))];
+    let move_to_c = || elsewhere().into_iter().chain([Op::move_all_tasks("a/b", "c")]).collect();
+    for (before, after, is_slowed) in [
+        (vec![], vec![], false),
+        (vec![high(Some(1))], vec![], true),
+        (vec![high(Some(1)), high(None)], vec![], false),
+        (vec![], vec![high(Some(1)), high(None)], true),
+        (vec![], elsewhere().into(), false),
+        (vec![], move_to_c(), true),
+    ] {
+        let made = [Op::add_cgroup("a"), Op::add_cgroup("a/b")].into_iter();
+        let ops: Vec<_> = made.chain(before).chain([spawn()]).chain(after).collect();
+        let told = format!("{ops:?}");
+        let [report] = &reports_of(Backdrop::new(), vec![Step::new(ops, NOW)])[..] else {
+            panic!("{told}")
+        };
+        assert_eq!(report.is_slowed, is_slowed, "{told}");
+    }
+}
+
 fn cpusets(report: &crate::workload::WorkerReport) -> Vec<&[u32]> {
     report.confinements.iter().map(|confinement| &*confinement.cpuset).collect()
 }

@@ -27,6 +27,11 @@ pub struct WorkerReport {
     pub confinements_forgotten: u32,
     /// Processes of its cgroup, or one above, were expected to be killed for want of memory.
     pub oom_kill_expected: bool,
+    /// Its cgroup, or one above, had a `memory.high`. The kernel may have held it up for up to two
+    /// seconds each time it took memory.
+    ///
+    /// Source: Linux 6.12, mm/memcontrol.c, `MEMCG_MAX_HIGH_DELAY_JIFFIES`.
+    pub is_slowed: bool,
     /// When the scenario had its cgroup, or one above, frozen; in order.
     pub frozen: Vec<Frozen>,
     /// The CPUs it was allowed at its stop, by its cgroup and its affinity.

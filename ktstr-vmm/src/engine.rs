@@ -7,7 +7,7 @@ use crate::{Error, VmConfig};
 
 /// Something that boots virtual machines.
 pub trait Engine: fmt::Debug + Send + Sync {
-    /// What it is, for people: `QEMU 10.0.13 (TCG)`.
+    /// What it is, for people: `QEMU 11.1.3 (TCG)`.
     fn describe(&self) -> String;
 
     /// Starts a machine; returns as soon as it runs.

@@ -48,7 +48,8 @@ pub(super) struct Suite {
 }
 
 impl Suite {
-    /// Opens `suite`, updating its lists if asked to or if they are older than a few minutes.
+    /// Opens `suite`, updating its lists if asked to or if they are older than a few minutes. One of
+    /// backports has what it does not hold itself from the suite that it is for.
     pub(super) fn open(cache: &Cache, suite: &str, refresh: bool) -> Result<Self> {
         require_tools()?;
         let name = format!("apt/{suite}");
@@ -164,7 +165,9 @@ impl Suite {
             format!("apt cannot work in `{}`; set KTSTR_CACHE_DIR", self.folder.display())
         })?;
         // Lists of another mirror are of no use, nor are packages that a killed apt left behind.
-        let sources = format!("deb [signed-by={KEYRING}] {} {suite} main\n", self.mirror);
+        let base = suite.strip_suffix("-backports");
+        let source = |suite| format!("deb [signed-by={KEYRING}] {} {suite} main\n", self.mirror);
+        let sources: String = base.into_iter().chain([suite]).map(source).collect();
         let sources_path = self.folder.join("sources.list");
         if fs::read_to_string(&sources_path).is_ok_and(|old| old != sources) {
             cache::remove(&self.folder)?;
@@ -176,7 +179,7 @@ impl Suite {
         fs::write(self.folder.join("status"), "")?;
         fs::write(sources_path, sources)?;
         let acquire = run(Command::new("apt-config").arg("dump"))?;
-        Ok(fs::write(self.folder.join("apt.conf"), configuration(folder, &acquire))?)
+        Ok(fs::write(self.folder.join("apt.conf"), configuration(folder, suite, &acquire))?)
     }
 
     fn command(&self, program: &str) -> Command {
@@ -241,7 +244,7 @@ pub fn require_tools() -> Result<()> {
 
 /// The private configuration. `APT_CONFIG` is read first, so it can keep the machine's files out,
 /// whose hooks would clean the machine's caches.
-fn configuration(folder: &str, machine: &str) -> String {
+fn configuration(folder: &str, suite: &str, machine: &str) -> String {
     let acquire = machine.lines().filter(|line| {
         line.starts_with("Acquire::")
             && !["Acquire::IndexTargets", "Acquire::Languages", "Acquire::Changelogs"]
@@ -260,6 +263,8 @@ fn configuration(folder: &str, machine: &str) -> String {
 Acquire::AllowInsecureRepositories "false";
 APT::Architecture "amd64";
 APT::Architectures {{ "amd64"; }};
+// Else what backports hold is never preferred to what the suite holds that they are for.
+APT::Default-Release "{suite}";
 // As root, apt would fetch as the user _apt, who cannot write to our folders.
 APT::Sandbox::User "root";
 Dir::Cache "{folder}";
@@ -340,7 +345,7 @@ mod tests {
     fn configuration_takes_only_acquire_from_the_machine() {
         let machine = "APT::Update::Post-Invoke:: \"rm -rf /\";\nAcquire::http::Proxy \"http://p:3\";\n\
                        Acquire::Languages:: \"de\";\nAcquire::IndexTargets::deb \"\";\n";
-        let conf = configuration("/c/apt/sid", machine);
+        let conf = configuration("/c/apt/sid", "sid", machine);
         assert!(conf.contains("Acquire::http::Proxy \"http://p:3\";\n"));
         for kept_out in ["rm -rf", "\"de\"", "IndexTargets"] {
             assert!(!conf.contains(kept_out), "{kept_out}");

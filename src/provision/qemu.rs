@@ -1,9 +1,10 @@
 //! A QEMU that can be trusted with a guest.
 //!
-//! QEMU before 10.0 is not: the multi-threaded TCG of 7.2 patches code under running CPUs and
-//! breaks cmpxchg16b, which ends in oopses of a healthy kernel. So the machine's own is used from
-//! 10.0 on, and otherwise one is fetched with all its libraries and the dynamic loader, which runs
-//! on any x86-64 Linux and leaves the machine as it is.
+//! QEMU before 11.0 is not: the multi-threaded TCG of 7.2 patches code under running CPUs and
+//! breaks cmpxchg16b, which ends in oopses of a healthy kernel, and 10.0 aborts or loses a CPU's timer
+//! when one CPU sets PCI devices up while another writes to its APIC (docs/decisions/0002). So the
+//! machine's own is used from 11.0 on, and otherwise one is fetched with all its libraries and the
+//! dynamic loader, which runs on any x86-64 Linux and leaves the machine as it is.
 
 use std::env;
 use std::ffi::OsString;
@@ -24,10 +25,12 @@ use super::versions::Versions;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
-const SUITE: &str = "trixie";
-const SOUND_SINCE: u32 = 10;
-/// Raised when the layout of these entries changes.
-const KIND: &str = "qemu-1";
+const SUITE: &str = "trixie-backports";
+const SOUND_SINCE: u32 = 11;
+/// What versions before that do.
+const BEFORE: &str = "may abort or corrupt guests: without KVM it takes 11.0 or later";
+/// Raised when the layout of these entries changes, or those that were fetched will not do any more.
+const KIND: &str = "qemu-2";
 const RECORD: &str = "qemu.json";
 
 /// How to run QEMU.
@@ -35,7 +38,7 @@ const RECORD: &str = "qemu.json";
 pub struct QemuProgram {
     /// The program and the arguments that come before all others.
     pub argv: Vec<OsString>,
-    /// Its version: `10.0.13`.
+    /// Its version: `11.1.3`.
     pub version: String,
     /// Where it came from.
     pub origin: Origin,
@@ -86,7 +89,7 @@ pub fn find(cache: &Cache) -> Result<Result<QemuProgram, String>> {
             }
             Ok(version) => {
                 let path = path.display();
-                format!("{path} is {version}, and before {SOUND_SINCE}.0 guests were corrupted")
+                format!("{path} is {version}, which {BEFORE}")
             }
             Err(error) => format!("{} does not run: {error:#}", path.display()),
         },
@@ -199,10 +202,7 @@ fn from_env(cache: &Cache, path: &Path) -> Result<QemuProgram> {
         .with_context(|| format!("KTSTR_QEMU names `{}`, which does not run", path.display()))?;
     let note = match is_sound(&version) {
         true => "KTSTR_QEMU names it".to_owned(),
-        false => format!(
-            "KTSTR_QEMU names it; versions before {SOUND_SINCE}.0 are known or suspected to \
-             corrupt guests under TCG"
-        ),
+        false => format!("KTSTR_QEMU names it; {version} {BEFORE}"),
     };
     Ok(installed(path, version, Origin::Env, note))
 }
@@ -226,7 +226,7 @@ fn probe(argv: &[OsString]) -> Result<String> {
     parse_version(&said).with_context(|| format!("`--version` printed: {said}"))
 }
 
-/// Reads `QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)`.
+/// Reads `QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)`.
 fn parse_version(text: &str) -> Option<String> {
     let rest = text.trim_start().strip_prefix("QEMU emulator version ")?;
     rest.split_whitespace().next().map(str::to_owned)
@@ -246,7 +246,8 @@ mod tests {
     #[test]
     fn judges_versions() {
         for (text, version, sound) in [
-            ("QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds)\nCopyright", "10.0.13", true),
+            ("QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds)\nCopyright", "11.1.3", true),
+            ("QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds)\nCopyright", "10.0.13", false),
             ("QEMU emulator version 7.2.22 (Debian)", "7.2.22", false),
             ("QEMU emulator version 9.2.50", "9.2.50", false),
             ("QEMU emulator version 11.0.0", "11.0.0", true),

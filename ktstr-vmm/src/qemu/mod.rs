@@ -31,7 +31,7 @@ impl Qemu {
     /// The oldest version whose TCG keeps several CPUs right while a kernel patches its own code.
     const FIRST_MULTI_THREADED: u32 = 10;
 
-    /// Names the program to run and its version (`10.0.13`).
+    /// Names the program to run and its version (`11.1.3`).
     ///
     /// `argv` is the program and the arguments to put before all others, such as `-L` and a folder
     /// of firmware. What the program starts ends with the machine, too.

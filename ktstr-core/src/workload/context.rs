@@ -185,7 +185,7 @@ fn loops_for(least_ns: u64, burst: impl Fn(u32)) -> u32 {
 /// which an emulated CPU has to translate. They have it in common only if the compiler does not
 /// unroll the loop.
 fn fastest(what: impl Fn()) -> u64 {
-    (0..black_box(8)).map(|_| time(&what)).min().unwrap_or(0)
+    (0..black_box(4)).map(|_| time(&what)).min().unwrap_or(0)
 }
 
 fn time(what: impl FnOnce()) -> u64 {

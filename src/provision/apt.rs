@@ -346,6 +346,7 @@ mod tests {
         let machine = "APT::Update::Post-Invoke:: \"rm -rf /\";\nAcquire::http::Proxy \"http://p:3\";\n\
                        Acquire::Languages:: \"de\";\nAcquire::IndexTargets::deb \"\";\n";
         let conf = configuration("/c/apt/sid", "sid", machine);
+        assert!(conf.contains("APT::Default-Release \"sid\";\n"));
         assert!(conf.contains("Acquire::http::Proxy \"http://p:3\";\n"));
         for kept_out in ["rm -rf", "\"de\"", "IndexTargets"] {
             assert!(!conf.contains(kept_out), "{kept_out}");

@@ -1,10 +1,10 @@
 //! A QEMU that can be trusted with a guest.
 //!
 //! QEMU before 11.0 is not: the multi-threaded TCG of 7.2 patches code under running CPUs and
-//! breaks cmpxchg16b, which ends in oopses of a healthy kernel, and 10.0 aborts or loses a CPU's timer
-//! when one CPU sets PCI devices up while another writes to its APIC (docs/decisions/0002). So the
-//! machine's own is used from 11.0 on, and otherwise one is fetched with all its libraries and the
-//! dynamic loader, which runs on any x86-64 Linux and leaves the machine as it is.
+//! breaks cmpxchg16b, which ends in oopses of a healthy kernel, and 10.0 may abort when one CPU sets PCI
+//! devices up while another writes to its APIC (docs/decisions/0002). So the machine's own is used from
+//! 11.0 on, and otherwise one is fetched with all its libraries and the dynamic loader, which runs on
+//! any x86-64 Linux and leaves the machine as it is.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,8 +27,6 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 const SUITE: &str = "trixie-backports";
 const SOUND_SINCE: u32 = 11;
-/// What versions before that do.
-const BEFORE: &str = "may abort or corrupt guests: without KVM it takes 11.0 or later";
 /// Raised when the layout of these entries changes, or those that were fetched will not do any more.
 const KIND: &str = "qemu-2";
 const RECORD: &str = "qemu.json";
@@ -89,7 +87,7 @@ pub fn find(cache: &Cache) -> Result<Result<QemuProgram, String>> {
             }
             Ok(version) => {
                 let path = path.display();
-                format!("{path} is {version}, which {BEFORE}")
+                format!("{path}: {}", unsound(&version))
             }
             Err(error) => format!("{} does not run: {error:#}", path.display()),
         },
@@ -136,6 +134,7 @@ fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
         suite.unpack(&packages, &root)?;
         prune(&root)?;
         let version = probe(&command_line(folder))?;
+        ensure!(is_sound(&version), "{SUITE} of {} has: {}", suite.host(), unsound(&version));
         let record = serde_json::to_vec_pretty(&Record { version, packages })?;
         fs::write(folder.join(RECORD), record)?;
         say(&format!("fetched QEMU in {}", seconds(started.elapsed())));
@@ -202,7 +201,7 @@ fn from_env(cache: &Cache, path: &Path) -> Result<QemuProgram> {
         .with_context(|| format!("KTSTR_QEMU names `{}`, which does not run", path.display()))?;
     let note = match is_sound(&version) {
         true => "KTSTR_QEMU names it".to_owned(),
-        false => format!("KTSTR_QEMU names it; {version} {BEFORE}"),
+        false => format!("KTSTR_QEMU names it; {}", unsound(&version)),
     };
     Ok(installed(path, version, Origin::Env, note))
 }
@@ -235,6 +234,11 @@ fn parse_version(text: &str) -> Option<String> {
 fn is_sound(version: &str) -> bool {
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     major.is_some_and(|major| major >= SOUND_SINCE)
+}
+
+/// What is to be said of a version that is not sound.
+fn unsound(version: &str) -> String {
+    format!("QEMU {version} may abort or corrupt guests, it takes {SOUND_SINCE}.0 or later")
 }
 
 #[cfg(test)]

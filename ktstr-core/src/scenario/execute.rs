@@ -86,10 +86,11 @@ fn play(
     assert: &Assert,
 ) -> Result<AssertResult> {
     // A host has more to do than this.
-    let _first = match ctx.is_on_host {
-        true => None,
-        false => Some(RunningFirst::begin().context("cannot put the scenario before its load")?),
-    };
+    let first = (!ctx.is_on_host).then(RunningFirst::begin).transpose();
+    let _first = first.context(
+        "cannot put the scenario before its load; EPERM means that the body has given CAP_SYS_NICE up, \
+         or is in a cgroup without realtime time (RT_GROUP_SCHED)",
+    )?;
     let controllers = controllers(backdrop, steps);
     if !controllers.is_empty() {
         ctx.cgroups.setup(&controllers).context("cannot enable controllers")?;

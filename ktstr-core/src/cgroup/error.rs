@@ -176,7 +176,7 @@ pub enum Error {
     /// The group did not freeze or thaw.
     #[error(
         "failed to {operation} {}: cgroup.events did not say `{wanted}` in {within:?}; a task may \
-         be stuck in the kernel, or a group above may be frozen",
+         be stuck in the kernel (SysRq-W lists them)",
         path.display()
     )]
     NotSettled {

@@ -33,7 +33,7 @@ enum Task {
     Mutate(mutate::Mutate),
     /// Runs the suite, or a program, in a machine that has a KVM.
     Nested(nested::Nested),
-    /// Runs the VM suite many times in a row.
+    /// Runs all tests many times in a row, beside a load if asked.
     Soak(soak::Soak),
 }
 

@@ -10,7 +10,9 @@ pub use ktstr_core::scenario::{
     CgroupDef, CgroupKnob, CpusetSpec, Ctx, execute_defs, execute_scenario, execute_steps,
     execute_steps_with,
 };
-pub use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot, SnapshotBridge};
+pub use ktstr_core::snapshot::{
+    Capture, CaptureCallback, CgroupProcsSnapshot, KernelSnapshot, Snapshot, SnapshotBridge,
+};
 pub use ktstr_core::workload::{
     AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType, WorkerCtx, WorkerReport,
 };

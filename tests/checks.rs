@@ -21,7 +21,8 @@ fn behind_its_back(
 ) -> SnapshotBridge {
     let parent = ctx.cgroups.parent_path().to_owned();
     let act = move |tag: &str| act(&CgroupManager::new(&parent), tag);
-    SnapshotBridge::new(move |capture| act(&capture.tag).expect("the knob can be set"))
+    SnapshotBridge::default()
+        .on_cgroup_procs(move |capture| act(&capture.tag).expect("the knob can be set"))
 }
 
 /// A bridge that freezes `cg` when a capture is taken as "freeze", and thaws it at any other.
@@ -242,7 +243,7 @@ fn a_failure_says_what_of_whom_where_and_when(ctx: &Ctx) -> Result<AssertResult>
 /// Two equal workers, each pinned to a CPU of its own, of which one has a realtime task.
 #[ktstr_test(cores = 2, duration_s = 4, max_spread_pct = 50.0)]
 fn a_starved_worker_spreads_the_shares(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|capture| {
+    let bridge = SnapshotBridge::default().on_cgroup_procs(|capture| {
         for (cpu, pid) in capture.pids.iter().enumerate() {
             let mut cpus = CpuSet::new();
             cpus.set(cpu);
@@ -386,8 +387,8 @@ fn an_expected_oom_kill_has_to_happen(ctx: &Ctx) -> Result<AssertResult> {
 
 #[ktstr_test(cores = 1, memory_mib = 512, duration_s = 5)]
 fn an_expected_oom_kill_leaves_the_others_working(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|_| ());
-    let _guard = bridge.set_thread_local();
+    let bridge = SnapshotBridge::default();
+    let _guard = bridge.clone().set_thread_local();
     let backdrop = Backdrop::new()
         .push_def(eater(16 * MIB).expect_oom_kill())
         .push_def(CgroupDef::named("beside").workers(1));

@@ -45,7 +45,7 @@ fn says_which_check_failed(result: &VmResult) -> Result<()> {
 
 #[ktstr_test(expect_err, cores = 1, post_vm = says_how_the_worker_died)]
 fn worker_dies(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|capture| {
+    let bridge = SnapshotBridge::default().on_cgroup_procs(|capture| {
         let pid = rustix::process::Pid::from_raw(capture.pids[0]).expect("pids are positive");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
     });

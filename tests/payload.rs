@@ -218,8 +218,8 @@ fn a_worker_that_dies_ends_the_wait_for_a_payload(ctx: &Ctx) -> Result<AssertRes
 /// A payload of an earlier phase goes on through the steps, and is seen where it is.
 #[ktstr_test(cores = 1, payloads = [SLEEP])]
 fn a_payload_of_the_backdrop_outlives_steps(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|_| ());
-    let _guard = bridge.set_thread_local();
+    let bridge = SnapshotBridge::default();
+    let _guard = bridge.clone().set_thread_local();
     let cg = CgroupDef::named("cg").workers(1).comm("spin").workload(SLEEP.named("nap"));
     let capture = || Step::new([Op::capture_cgroup_procs("now", "cg")], NOW);
     let end = Step::new([Op::kill_payload("nap"), Op::capture_cgroup_procs("end", "cg")], NOW);

@@ -142,8 +142,8 @@ fn uneven_machines_fit_as_well(ctx: &Ctx) -> Result<AssertResult> {
 /// The cgroups and the workers of the moment, in the body and on the host.
 #[ktstr_test(cores = 2, duration_s = 1, post_vm = ensure_the_snapshots_arrived)]
 fn snapshots_show_what_there_is(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|_| ());
-    let _guard = bridge.set_thread_local();
+    let bridge = SnapshotBridge::default();
+    let _guard = bridge.clone().set_thread_local();
     let backdrop = Backdrop::new().push_def(CgroupDef::named("a").workers(2).pids_max(9));
     let begun = Step::new([Op::capture_snapshot("begun")], ctx.settled_hold(0.5));
     let beside = Step::new([], HoldSpec::fixed(std::time::Duration::ZERO))
@@ -182,7 +182,7 @@ fn each_step_switches_its_cpus_back(ctx: &Ctx) -> Result<AssertResult> {
     let online = || std::fs::read_to_string("/sys/devices/system/cpu/cpu1/online");
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let sees = std::sync::Arc::clone(&seen);
-    let bridge = SnapshotBridge::new(move |_| {
+    let bridge = SnapshotBridge::default().on_cgroup_procs(move |_| {
         sees.lock().expect("no panic").push(online().expect("CPU 1 can be switched"));
     });
     let _guard = bridge.set_thread_local();

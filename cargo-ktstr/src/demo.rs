@@ -34,8 +34,8 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn two_workers_land_in_their_cgroup(ctx: &Ctx) -> Result<AssertResult> {
-    let bridge = SnapshotBridge::new(|_| ());
-    let _guard = bridge.set_thread_local();
+    let bridge = SnapshotBridge::default();
+    let _guard = bridge.clone().set_thread_local();
     let work = WorkSpec::default().workers(2).comm("target").work_type(WorkType::SpinWait);
     let step = Step::new(
         vec![

@@ -4,6 +4,7 @@
 //! guest, a [`SnapshotBridge`] hands the captures of the current thread to the test body.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -60,6 +61,8 @@ pub struct Snapshot {
     pub cgroups: Vec<CgroupSnapshot>,
     /// All workers that have not been stopped.
     pub workers: Vec<WorkerReport>,
+    /// What the [`CaptureCallback`] of the [`SnapshotBridge`] returned for it.
+    pub kernel: Option<KernelSnapshot>,
 }
 
 /// What one cgroup held and had used.
@@ -73,14 +76,63 @@ pub struct CgroupSnapshot {
     pub stats: CgroupStats,
 }
 
-type Callback = dyn Fn(&CgroupProcsSnapshot) + Send + Sync;
+/// Values of the guest's kernel at one moment, as a [`CaptureCallback`] reads them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct KernelSnapshot {
+    /// The values by name.
+    pub values: BTreeMap<String, u64>,
+}
 
-/// Collects the captures taken on a thread, in order. Clones share what was collected.
+impl KernelSnapshot {
+    /// Creates a report without values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value; replaces an earlier one of the same name.
+    #[must_use = "the report is consumed and returned"]
+    pub fn with_value(mut self, name: impl Into<String>, value: u64) -> Self {
+        self.values.insert(name.into(), value);
+        self
+    }
+}
+
+/// Adds a report to a snapshot: called with the name that [`Op::capture_snapshot`] was given, while
+/// the snapshot is taken. `None` adds nothing.
+///
+/// [`Op::capture_snapshot`]: crate::scenario::ops::Op::capture_snapshot
+pub type CaptureCallback = Arc<dyn Fn(&str) -> Option<KernelSnapshot> + Send + Sync>;
+
+/// A capture of either kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Capture {
+    /// The processes of a cgroup, from [`Op::capture_cgroup_procs`].
+    ///
+    /// [`Op::capture_cgroup_procs`]: crate::scenario::ops::Op::capture_cgroup_procs
+    CgroupProcs(CgroupProcsSnapshot),
+    /// All cgroups and workers, from [`Op::capture_snapshot`].
+    ///
+    /// [`Op::capture_snapshot`]: crate::scenario::ops::Op::capture_snapshot
+    Snapshot(Snapshot),
+}
+
+impl Capture {
+    /// Returns the tag or the name that the test gave this capture.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::CgroupProcs(procs) => &procs.tag,
+            Self::Snapshot(snapshot) => &snapshot.name,
+        }
+    }
+}
+
+/// Collects the captures of both kinds taken on a thread, in order. Clones share what was collected.
 #[derive(Clone)]
 pub struct SnapshotBridge {
-    callback: Arc<Callback>,
-    cgroup_procs: Arc<Mutex<Vec<CgroupProcsSnapshot>>>,
-    snapshots: Arc<Mutex<Vec<Snapshot>>>,
+    capture: CaptureCallback,
+    on_cgroup_procs: Arc<dyn Fn(&CgroupProcsSnapshot) + Send + Sync>,
+    captures: Arc<Mutex<Vec<Capture>>>,
 }
 
 thread_local! {
@@ -88,39 +140,96 @@ thread_local! {
 }
 
 impl SnapshotBridge {
-    /// A bridge that calls `callback` for each capture of a cgroup's processes as it is taken.
-    pub fn new(callback: impl Fn(&CgroupProcsSnapshot) + Send + Sync + 'static) -> Self {
-        Self {
-            callback: Arc::new(callback),
-            cgroup_procs: Arc::default(),
-            snapshots: Arc::default(),
-        }
+    /// Creates a bridge that adds the report of `capture`, if it returns one, to each snapshot.
+    ///
+    /// A bridge without such a report is [`SnapshotBridge::default`].
+    pub fn new(capture: CaptureCallback) -> Self {
+        Self { capture, on_cgroup_procs: Arc::new(|_| ()), captures: Arc::default() }
     }
 
-    /// Makes this the bridge of the current thread until the guard is dropped, which brings back
-    /// the one before.
+    /// Sets a function that is called with each capture of a cgroup's processes as it is taken;
+    /// replaces an earlier one.
+    #[must_use = "the bridge is consumed and returned"]
+    pub fn on_cgroup_procs(
+        mut self,
+        on_cgroup_procs: impl Fn(&CgroupProcsSnapshot) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_cgroup_procs = Arc::new(on_cgroup_procs);
+        self
+    }
+
+    /// Makes this the bridge of the current thread until the guard is dropped, which restores the
+    /// previous one. Keep a clone to read what was collected.
     #[must_use = "the bridge is in place only while the guard lives"]
-    pub fn set_thread_local(&self) -> BridgeGuard {
-        BridgeGuard { previous: CURRENT.replace(Some(self.clone())) }
+    pub fn set_thread_local(self) -> BridgeGuard {
+        BridgeGuard { previous: CURRENT.replace(Some(self)) }
     }
 
-    /// Takes the captures of cgroups' processes collected so far, the oldest first.
+    /// Returns the number of captures of both kinds that were collected and not drained.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Returns whether there is no capture.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Returns whether there is a capture of either kind with this tag or name.
+    pub fn has(&self, name: &str) -> bool {
+        self.lock().iter().any(|capture| capture.name() == name)
+    }
+
+    /// Returns a copy of the oldest capture of a cgroup's processes with this tag, which stays.
+    pub fn cgroup_procs_by_tag(&self, tag: &str) -> Option<CgroupProcsSnapshot> {
+        self.lock().iter().find_map(|capture| match capture {
+            Capture::CgroupProcs(procs) if procs.tag == tag => Some(procs.clone()),
+            _ => None,
+        })
+    }
+
+    /// Takes all captures collected so far, the oldest first.
+    pub fn drain_ordered(&self) -> Vec<Capture> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Takes the captures of cgroups' processes collected so far, the oldest first. Snapshots stay.
     pub fn drain_cgroup_procs(&self) -> Vec<CgroupProcsSnapshot> {
-        drain(&self.cgroup_procs)
+        let mut captures = self.lock();
+        let drained = captures.extract_if(.., |capture| matches!(capture, Capture::CgroupProcs(_)));
+        let drained = drained.filter_map(|capture| match capture {
+            Capture::CgroupProcs(procs) => Some(procs),
+            Capture::Snapshot(_) => None,
+        });
+        drained.collect()
     }
 
-    /// Takes the snapshots collected so far, the oldest first.
+    /// Takes the snapshots collected so far, the oldest first. Captures of processes stay.
     pub fn drain_snapshots(&self) -> Vec<Snapshot> {
-        drain(&self.snapshots)
+        let mut captures = self.lock();
+        let drained = captures.extract_if(.., |capture| matches!(capture, Capture::Snapshot(_)));
+        let drained = drained.filter_map(|capture| match capture {
+            Capture::Snapshot(snapshot) => Some(snapshot),
+            Capture::CgroupProcs(_) => None,
+        });
+        drained.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Capture>> {
+        self.captures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for SnapshotBridge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SnapshotBridge")
-            .field("cgroup_procs", &self.cgroup_procs)
-            .field("snapshots", &self.snapshots)
-            .finish_non_exhaustive()
+        f.debug_struct("SnapshotBridge").field("captures", &self.captures).finish_non_exhaustive()
+    }
+}
+
+/// Creates a bridge that only collects.
+impl Default for SnapshotBridge {
+    fn default() -> Self {
+        Self::new(Arc::new(|_| None))
     }
 }
 
@@ -136,41 +245,40 @@ impl Drop for BridgeGuard {
     }
 }
 
-fn lock<T>(collected: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
-    collected.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn drain<T>(collected: &Mutex<Vec<T>>) -> Vec<T> {
-    std::mem::take(&mut *lock(collected))
-}
-
-/// Hands a capture to the bridge of the current thread, if there is one.
-pub(crate) fn collect(capture: CgroupProcsSnapshot) {
-    if let Some(bridge) = CURRENT.with_borrow(Clone::clone) {
-        (bridge.callback)(&capture);
-        lock(&bridge.cgroup_procs).push(capture);
+/// Gives a capture to the bridge of the current thread, if there is one.
+pub(crate) fn collect(capture: Capture) {
+    let Some(bridge) = CURRENT.with_borrow(Clone::clone) else { return };
+    if let Capture::CgroupProcs(procs) = &capture {
+        (bridge.on_cgroup_procs)(procs);
     }
+    bridge.lock().push(capture);
 }
 
-/// Hands a snapshot to the bridge of the current thread, if there is one.
-pub(crate) fn collect_snapshot(snapshot: Snapshot) {
-    if let Some(bridge) = CURRENT.with_borrow(Clone::clone) {
-        lock(&bridge.snapshots).push(snapshot);
-    }
+/// Returns what the bridge of the current thread, if there is one, adds to the snapshot `name`.
+pub(crate) fn kernel_snapshot(name: &str) -> Option<KernelSnapshot> {
+    // Cloned first, so that the callback may set another bridge.
+    let bridge = CURRENT.with_borrow(Clone::clone)?;
+    (bridge.capture)(name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn capture(tag: &str) -> CgroupProcsSnapshot {
-        CgroupProcsSnapshot {
+    fn procs(tag: &str) -> Capture {
+        Capture::CgroupProcs(CgroupProcsSnapshot {
             tag: tag.to_owned(),
             cgroup: "cg".to_owned(),
             pids: vec![7],
             procs: Vec::new(),
             at_ns: 1,
-        }
+        })
+    }
+
+    fn snapshot(name: &str) -> Capture {
+        let (cgroups, workers) = (Vec::new(), Vec::new());
+        let kernel = kernel_snapshot(name);
+        Capture::Snapshot(Snapshot { name: name.to_owned(), at_ns: 1, cgroups, workers, kernel })
     }
 
     fn tags(bridge: &SnapshotBridge) -> Vec<String> {
@@ -178,43 +286,87 @@ mod tests {
     }
 
     #[test]
-    fn captures_arrive_in_order_and_once() {
+    fn bridge_collects_in_order_while_the_guard_lives() {
         let seen = Arc::new(Mutex::new(0));
         let counter = Arc::clone(&seen);
-        let bridge = SnapshotBridge::new(move |_| *counter.lock().unwrap() += 1);
+        let bridge =
+            SnapshotBridge::default().on_cgroup_procs(move |_| *counter.lock().unwrap() += 1);
         let shared = bridge.clone();
-        let guard = bridge.set_thread_local();
-        collect(capture("a"));
-        collect(capture("b"));
+        let guard = bridge.clone().set_thread_local();
+        collect(procs("a"));
+        collect(procs("b"));
         drop(guard);
-        collect(capture("after the guard"));
+        collect(procs("after the guard"));
         assert_eq!(tags(&shared), ["a", "b"]);
         assert_eq!(tags(&bridge), [""; 0]);
         assert_eq!(*seen.lock().unwrap(), 2);
     }
 
     #[test]
-    fn a_guard_restores_the_bridge_before_it() {
-        let (outer, inner) = (SnapshotBridge::new(|_| ()), SnapshotBridge::new(|_| ()));
-        let _outer_guard = outer.set_thread_local();
+    fn guard_restores_the_previous_bridge() {
+        let (outer, inner) = (SnapshotBridge::default(), SnapshotBridge::default());
+        let _outer_guard = outer.clone().set_thread_local();
         {
-            let _inner_guard = inner.set_thread_local();
-            collect(capture("inner"));
+            let _inner_guard = inner.clone().set_thread_local();
+            collect(procs("inner"));
         }
-        collect(capture("outer"));
+        collect(procs("outer"));
         assert_eq!(tags(&inner), ["inner"]);
         assert_eq!(tags(&outer), ["outer"]);
     }
 
     #[test]
-    fn a_callback_may_use_its_own_bridge() {
-        let inner = SnapshotBridge::new(|_| ());
-        let again = inner.clone();
-        let bridge = SnapshotBridge::new(move |_| {
-            let _guard = again.set_thread_local();
+    fn callbacks_may_use_a_bridge() {
+        let inner = SnapshotBridge::default();
+        let (first, second) = (inner.clone(), inner);
+        let bridge = SnapshotBridge::new(Arc::new(move |_| {
+            let _guard = first.clone().set_thread_local();
+            None
+        }));
+        let bridge = bridge.on_cgroup_procs(move |_| {
+            let _guard = second.clone().set_thread_local();
         });
-        let _guard = bridge.set_thread_local();
-        collect(capture("a"));
+        let _guard = bridge.clone().set_thread_local();
+        collect(procs("a"));
+        collect(snapshot("b"));
+        assert_eq!(bridge.len(), 2);
+    }
+
+    #[test]
+    fn capture_callback_adds_its_report_by_name() {
+        let bridge = SnapshotBridge::new(Arc::new(|name: &str| {
+            (name == "full").then(|| KernelSnapshot::new().with_value("jiffies", 42))
+        }));
+        let _guard = bridge.clone().set_thread_local();
+        collect(snapshot("full"));
+        collect(snapshot("bare"));
+        collect(procs("full"));
+        let reports: Vec<_> =
+            bridge.drain_snapshots().into_iter().map(|snapshot| snapshot.kernel).collect();
+        assert_eq!(reports, [Some(KernelSnapshot::new().with_value("jiffies", 42)), None]);
+    }
+
+    #[test]
+    fn drains_keep_the_order_and_what_they_do_not_take() {
+        let bridge = SnapshotBridge::default();
+        assert!(bridge.is_empty() && bridge.drain_ordered().is_empty());
+        let _guard = bridge.clone().set_thread_local();
+        let taken = [procs("a"), snapshot("b"), procs("c"), procs("a")];
+        taken.clone().into_iter().for_each(collect);
+        assert_eq!(
+            (bridge.len(), bridge.has("b"), bridge.has("c"), bridge.has("d")),
+            (4, true, true, false)
+        );
+        assert_eq!(bridge.cgroup_procs_by_tag("b"), None);
+        assert!(bridge.cgroup_procs_by_tag("c").is_some_and(|procs| procs.cgroup == "cg"));
+        assert_eq!(bridge.drain_ordered(), taken);
+        taken.into_iter().for_each(collect);
+        assert_eq!(tags(&bridge), ["a", "c", "a"]);
+        assert_eq!(bridge.drain_ordered(), [snapshot("b")]);
+        collect(procs("a"));
+        collect(snapshot("b"));
+        assert_eq!(bridge.drain_snapshots().len(), 1);
         assert_eq!(tags(&bridge), ["a"]);
+        assert!(bridge.is_empty());
     }
 }

@@ -9,7 +9,7 @@ use super::layer::{Made, PlacedWorker};
 use super::ops::{Op, SpawnPlacement};
 use super::{CgroupDef, CgroupKnob};
 use crate::assert::is_in;
-use crate::snapshot::{self, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
+use crate::snapshot::{self, Capture, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
 use crate::sys::since_boot_ns;
 use crate::wire::{MAX_PAYLOAD, Report};
 use crate::workload::{AffinityIntent, WorkSpec, Worker, Workers};
@@ -261,7 +261,7 @@ impl Scenario<'_> {
             at_ns: since_boot_ns(),
         };
         (self.ctx.report)(Report::Capture(capture.clone()));
-        snapshot::collect(capture);
+        snapshot::collect(Capture::CgroupProcs(capture));
         Ok(())
     }
 
@@ -288,6 +288,7 @@ impl Scenario<'_> {
             at_ns,
             cgroups: self.made().map(of).collect::<Result<_>>()?,
             workers: self.workers().map(PlacedWorker::report).collect(),
+            kernel: snapshot::kernel_snapshot(name),
         };
         let bytes = postcard::to_allocvec(&snapshot)?.len();
         ensure!(
@@ -297,7 +298,7 @@ impl Scenario<'_> {
             snapshot.workers.len()
         );
         (self.ctx.report)(Report::Snapshot(snapshot.clone()));
-        snapshot::collect_snapshot(snapshot);
+        snapshot::collect(Capture::Snapshot(snapshot));
         Ok(())
     }
 

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{CgroupDef, CgroupKnob, CpusetSpec};
+pub use super::{
+    CgroupDef, CpusetSpec, execute_defs, execute_scenario, execute_steps, execute_steps_with,
+};
+
+use super::CgroupKnob;
 use crate::cgroup::Controller;
 use crate::payload::PayloadRun;
 use crate::workload::{AffinityIntent, WorkSpec};

@@ -504,7 +504,8 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
 #[test]
 fn a_panic_in_the_middle_leaves_nothing() {
     let cgroups = RecordingCgroups::new();
-    let bridge = crate::snapshot::SnapshotBridge::new(|_| panic!("in a callback"));
+    let bridge = crate::snapshot::SnapshotBridge::default();
+    let bridge = bridge.on_cgroup_procs(|_| panic!("in a callback"));
     let _guard = bridge.set_thread_local();
     let steps = vec![Step::new([Op::capture_cgroup_procs("tag", "a")], NOW)];
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

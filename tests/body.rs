@@ -115,6 +115,38 @@ fn kaslr_was_off(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
+#[ktstr_test(cores = 1, post_vm = pti_is_disabled_if_emulated)]
+fn page_table_isolation_is_off_where_cpus_are_emulated(_: &Ctx) -> Result<AssertResult> {
+    let meltdown = fs::read_to_string(MELTDOWN)?;
+    ensure!(!has_pti_off()? || meltdown == "Vulnerable\n", "{meltdown}");
+    Ok(AssertResult::pass())
+}
+
+fn pti_is_disabled_if_emulated(result: &VmResult) -> Result<()> {
+    let machine = &result.machine;
+    ensure!(machine.pti_disabled == (machine.engine_name == "qemu"), "{machine:?}");
+    ensure!(machine.pti_disabled == machine.cmdline.contains(" pti=off "), "{machine:?}");
+    Ok(())
+}
+
+#[ktstr_test(cores = 1, mitigations = true, post_vm = pti_is_not_disabled)]
+fn mitigations_keep_page_table_isolation(_: &Ctx) -> Result<AssertResult> {
+    let meltdown = fs::read_to_string(MELTDOWN)?;
+    ensure!(!has_pti_off()? && meltdown != "Vulnerable\n", "{meltdown}");
+    Ok(AssertResult::pass())
+}
+
+fn pti_is_not_disabled(result: &VmResult) -> Result<()> {
+    ensure!(!result.machine.pti_disabled, "{:?}", result.machine);
+    Ok(())
+}
+
+const MELTDOWN: &str = "/sys/devices/system/cpu/vulnerabilities/meltdown";
+
+fn has_pti_off() -> Result<bool> {
+    Ok(fs::read_to_string("/proc/cmdline")?.split(' ').any(|word| word == "pti=off"))
+}
+
 /// A channel that the body has closed must not keep PID 1 busy: it runs before everything else.
 #[ktstr_test(cores = 1)]
 fn a_body_with_its_own_panic_hook_has_the_cpu(_: &Ctx) -> Result<AssertResult> {

@@ -26,6 +26,7 @@ fn diagnostics_match_snapshots() {
     host_only = false,
     ignore = "only its entry is of interest",
     kaslr = false,
+    mitigations = true,
     auto_repro = false,
     post_vm = accept
 )]
@@ -50,7 +51,7 @@ fn every_key_reaches_the_entry() {
     assert_eq!(entry.workload_root_cgroup, "/ui");
     assert_eq!(entry.expect_err, ExpectErr::Any);
     assert_eq!(entry.assert, Assert::DEFAULT);
-    assert!(!entry.host_only && !entry.kaslr && !entry.auto_repro);
+    assert!(!entry.host_only && !entry.kaslr && !entry.auto_repro && entry.mitigations);
     assert!(entry.post_vm.is_some());
 }
 
@@ -135,6 +136,6 @@ fn defaults_are_those_of_the_attribute() {
     assert_eq!((entry.expect_err, entry.assert), (ExpectErr::No, Assert::DEFAULT));
     assert!(entry.assert.not_stuck && entry.assert.isolation && entry.assert.no_oom_kill);
     assert!(!entry.assert.judge_emulated_time);
-    assert!(!entry.host_only && entry.kaslr && entry.auto_repro);
+    assert!(!entry.host_only && entry.kaslr && entry.auto_repro && !entry.mitigations);
     assert!(entry.post_vm.is_none() && entry.payloads.is_empty());
 }

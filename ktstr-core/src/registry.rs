@@ -49,6 +49,10 @@ pub struct TestEntry {
     pub host_only: bool,
     /// Let the kernel randomise its addresses.
     pub kaslr: bool,
+    /// Keep the kernel's page-table isolation where software emulates the CPUs.
+    ///
+    /// With it, each system call flushes the emulated TLB.
+    pub mitigations: bool,
     /// Reserved: reproduce a failure with more tracing.
     pub auto_repro: bool,
     /// Runs on the host after the guest is gone, whatever the verdict; not if the body was never
@@ -96,6 +100,7 @@ impl TestEntry {
         payloads: &[],
         host_only: false,
         kaslr: true,
+        mitigations: false,
         auto_repro: true,
         post_vm: None,
         body: |_| Ok(AssertResult::pass()),

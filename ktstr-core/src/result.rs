@@ -190,6 +190,9 @@ pub struct Machine {
     pub initramfs: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
+    /// Whether the kernel was booted without page-table isolation, which is the default where
+    /// software emulates the CPUs.
+    pub pti_disabled: bool,
 }
 
 /// How long each phase of a run took. A phase that was not reached is `None`.

@@ -91,6 +91,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("host_only", Takes::Bool, Target::Field("host_only")),
     Key::new("ignore", Takes::Reason, Target::IgnoreAttribute),
     Key::new("kaslr", Takes::Bool, Target::Field("kaslr")).vm(),
+    Key::new("mitigations", Takes::Bool, Target::Field("mitigations")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
     Key::new("payloads", Takes::Paths, Target::References("payloads")).vm(),

@@ -51,6 +51,7 @@ use proc_macro::TokenStream;
 /// | `host_only` | boolean | `false` | run the body on the host, without a VM |
 /// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
 /// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
+/// | `mitigations` | boolean | `false` | keep page-table isolation where the guest's CPUs are emulated, at a tenth of the system call rate; elsewhere the kernel decides |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
 /// | `payloads` | list of paths | none | external programs for the guest: constants of type `Payload` |

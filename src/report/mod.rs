@@ -109,7 +109,8 @@ fn machine(text: &mut String, entry: &TestEntry, result: &VmResult) {
         return line(text, "engine", &machine.engine);
     }
     line(text, "engine", &format!("{}: {}", machine.engine, machine.engine_reason));
-    line(text, "kernel", &format!("{} {}", machine.kernel_spec, machine.kernel_version));
+    let pti = if machine.pti_disabled { ", page-table isolation off" } else { "" };
+    line(text, "kernel", &format!("{} {}{pti}", machine.kernel_spec, machine.kernel_version));
     let raised = if machine.memory_mib > entry.memory_mib {
         format!(", raised from the {} MiB asked for: it could not boot with less", entry.memory_mib)
     } else {

@@ -20,6 +20,13 @@ pub(crate) struct Choice {
     pub(crate) origin: String,
 }
 
+impl Choice {
+    /// Returns whether software emulates the guest's CPUs.
+    pub(crate) fn is_emulated(&self) -> bool {
+        self.name == "qemu"
+    }
+}
+
 /// The engine for this process: `KTSTR_ENGINE`, or what the host can do. Probed once.
 pub(crate) fn choose(cache: &Cache) -> Result<&'static Choice> {
     static CHOICE: Once = Once::new();

@@ -100,6 +100,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         topology: entry.topology,
         memory_mib: entry.memory_mib,
         kaslr: entry.kaslr,
+        mitigations: entry.mitigations,
         contents: payloads::contents(entry.payloads)?,
         nests: false,
     })?;

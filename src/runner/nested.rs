@@ -77,6 +77,7 @@ impl Outer {
             topology: TOPOLOGY,
             memory_mib: MEMORY_MIB,
             kaslr: true,
+            mitigations: false,
             contents: self.contents()?,
             nests: true,
         })?;

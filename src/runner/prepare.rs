@@ -54,6 +54,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) topology: Topology,
     pub(crate) memory_mib: u32,
     pub(crate) kaslr: bool,
+    /// Whether page-table isolation stays as the kernel has it, on emulated CPUs, too.
+    pub(crate) mitigations: bool,
     /// What the guest has beside its program.
     pub(crate) contents: Contents,
     /// Whether it is to have a KVM. Its CPUs then share no cache, and it is made to be used once.
@@ -67,6 +69,7 @@ pub(crate) struct Prepared {
     pub(crate) kernel: Kernel,
     pub(crate) config: VmConfig,
     topology: Topology,
+    pti_disabled: bool,
     /// Keeps an initramfs that has no name.
     _initramfs: Option<File>,
 }
@@ -89,11 +92,13 @@ impl Prepared {
             .with_context(|| format!("cannot find {}", initramfs.display()))?
             .len();
         let topology = wanted.topology;
+        // With it, each system call flushes the emulated TLB: 20 us become 1 us.
+        let pti_disabled = choice.is_emulated() && !wanted.mitigations;
         let needed = needed_mib(&topology, initramfs_bytes);
         let config = VmConfig {
             kernel: kernel.boot.path.clone(),
             initramfs,
-            cmdline: cmdline(wanted)?,
+            cmdline: cmdline(wanted, pti_disabled)?,
             topology: ktstr_vmm::Topology {
                 numa_nodes: topology.numa_nodes,
                 llc_cores: topology.llcs.cores().collect(),
@@ -102,7 +107,7 @@ impl Prepared {
             memory_mib: wanted.memory_mib.max(needed),
             ports: vec![wire::PORT.to_owned()],
         };
-        Ok(Self { choice, kernel, config, topology, _initramfs: unnamed })
+        Ok(Self { choice, kernel, config, topology, pti_disabled, _initramfs: unnamed })
     }
 
     /// Boots the machine and has it carry out `order`.
@@ -129,6 +134,7 @@ impl Prepared {
             memory_mib: self.config.memory_mib,
             initramfs: self.config.initramfs.clone(),
             cmdline: self.config.cmdline.clone(),
+            pti_disabled: self.pti_disabled,
         }
     }
 }
@@ -150,7 +156,7 @@ fn needed_mib(topology: &Topology, initramfs_bytes: u64) -> u32 {
     112 + 3 * topology.nr_cpus() + 2 * initramfs_mib
 }
 
-fn cmdline(wanted: &Wanted<'_>) -> Result<String> {
+fn cmdline(wanted: &Wanted<'_>, pti_disabled: bool) -> Result<String> {
     let mut words = vec![
         "panic=-1".to_owned(),
         "oops=panic".to_owned(),
@@ -167,6 +173,9 @@ fn cmdline(wanted: &Wanted<'_>) -> Result<String> {
     }
     if !wanted.kaslr {
         words.push("nokaslr".to_owned());
+    }
+    if pti_disabled {
+        words.push("pti=off".to_owned());
     }
     // What the kernel does not know becomes the environment of PID 1.
     words.push(format!("{}=1", guest::ENV));

@@ -55,6 +55,7 @@ impl Shell {
             topology: self.topology,
             memory_mib: self.memory_mib,
             kaslr: true,
+            mitigations: false,
             contents: userland.into(),
             nests: false,
         })?;
@@ -217,6 +218,7 @@ mod tests {
             topology: shell.topology,
             memory_mib: shell.memory_mib,
             kaslr: true,
+            mitigations: false,
             contents: userland.into(),
             nests: false,
         };

@@ -71,6 +71,7 @@ fn prepare(path: &str) -> Prepared {
         topology: entry.topology,
         memory_mib: entry.memory_mib,
         kaslr: true,
+        mitigations: false,
         contents: Contents::default(),
         nests: false,
     };

@@ -35,6 +35,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     host_only = false,
     ignore = "needs a large host",
     kaslr = false,
+    mitigations = true,
     auto_repro = false,
     post_vm = self::host::check,
     payloads = [LOAD, self::OTHER, <Loads>::THIRD],

@@ -34,7 +34,7 @@ pub struct CgroupProcsSnapshot {
 pub struct ProcIdentity {
     /// The process id.
     pub pid: i32,
-    /// The command name, at most 15 bytes.
+    /// The command name, at most 15 bytes; those that are not UTF-8 are shown as U+FFFD.
     pub comm: String,
     /// Start time in clock ticks after boot.
     ///
@@ -44,9 +44,14 @@ pub struct ProcIdentity {
 
 impl ProcIdentity {
     /// Reads `/proc/PID/stat`; `None` if the process is gone.
-    pub fn read(pid: i32) -> Option<Self> {
-        let stat = Stat::read(pid)?;
-        Some(Self { pid, comm: stat.comm, start_ticks: stat.start_ticks })
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, which leaves open whether there is such a process.
+    pub fn read(pid: i32) -> std::io::Result<Option<Self>> {
+        let Some(stat) = Stat::read(pid)? else { return Ok(None) };
+        let comm = String::from_utf8_lossy(&stat.comm).into_owned();
+        Ok(Some(Self { pid, comm, start_ticks: stat.start_ticks }))
     }
 }
 

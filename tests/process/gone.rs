@@ -77,7 +77,8 @@ fn ensure_gone(roles: &[Role], make: impl Fn(Role) -> Result<Job>) -> Result<()>
         let witness = Witness::of(&job)?;
         let at_least = match role {
             Role::Tree => 20,
-            Role::LeavesSession | Role::ChangesUser | Role::LosesFirstThread => 2,
+            Role::LeavesSession | Role::NamedByBytes => 2,
+            Role::ChangesUser | Role::LosesFirstThread => 2,
             Role::WaitsInKernel => 3,
             _ => 1,
         };

@@ -30,6 +30,8 @@ pub(crate) enum Role {
     Waits,
     /// Its child leaves the session.
     LeavesSession,
+    /// Its child leaves the session and has a name that is cut inside a letter.
+    NamedByBytes,
     /// Ends, and leaves a daemon behind: forked twice, in a session of its own.
     Daemon,
     /// Takes no notice of SIGTERM.
@@ -55,9 +57,10 @@ pub(crate) enum Role {
 }
 
 /// All that wait for ever, in one way or another, wherever they run.
-pub(crate) const STUBBORN: [Role; 8] = [
+pub(crate) const STUBBORN: [Role; 9] = [
     Role::Waits,
     Role::LeavesSession,
+    Role::NamedByBytes,
     Role::Daemon,
     Role::Deaf,
     Role::Stops,
@@ -103,6 +106,11 @@ fn program() {
         Role::Waits => ready(),
         Role::LeavesSession => fork(|| {
             setsid().unwrap();
+            ready();
+        }),
+        Role::NamedByBytes => fork(|| {
+            setsid().unwrap();
+            rustix::thread::set_name(c"t\xc3\xb6\xc3").unwrap();
             ready();
         }),
         Role::Daemon => {

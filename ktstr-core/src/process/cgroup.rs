@@ -17,7 +17,7 @@ use rustix::process::{Pid, setpgid, setsid};
 
 use super::containment::{Containment, EnterFn, Entered, Usage};
 use super::keeper::{Duty, Keeper};
-use super::members::Process;
+use super::members::{self, Process};
 use super::name::Name;
 use super::{Error, Limits, place};
 use crate::cgroup::{self, CgroupManager, CgroupOps};
@@ -49,7 +49,7 @@ impl Site {
     /// In the group this process is in, so that whatever ends or limits that ends or limits the job.
     pub(super) fn own() -> Result<Self, String> {
         let own = place::own_group()?;
-        Ok(Self::new(&own, Some(own.clone())))
+        Self::new(&own, Some(own.clone())).map_err(|error| error.to_string())
     }
 
     /// In a group that was named.
@@ -59,10 +59,10 @@ impl Site {
         if !parent.join("cgroup.procs").exists() {
             return Err(fail("it is no folder of a cgroup v2 file system".to_owned()));
         }
-        Ok(Self::new(&parent, place::own_group().ok()))
+        Self::new(&parent, place::own_group().ok())
     }
 
-    fn new(parent: &Path, own: Option<PathBuf>) -> Self {
+    fn new(parent: &Path, own: Option<PathBuf>) -> Result<Self, Error> {
         // There this process is in the way of controllers, and moves to a leaf for them. Where it
         // has done so already, its job goes beside that.
         let own = own.map(|own| if cgroup::is_leaf(&own) { parent_of(&own) } else { own });
@@ -70,9 +70,10 @@ impl Site {
         let may_move = own.as_ref() == Some(&parent);
         // Root may enable controllers all the way down; others begin with what was given to them.
         let is_root = rustix::process::geteuid().is_root();
-        let top = place::mount_of(&parent).filter(|_| is_root);
+        let top = place::mount_of(&parent);
+        let top = top.map_err(Error::system("read /proc/self/mountinfo"))?.filter(|_| is_root);
         let walk_root = top.unwrap_or_else(|| parent.clone());
-        Self { parent, walk_root, may_move }
+        Ok(Self { parent, walk_root, may_move })
     }
 
     fn manager(&self) -> CgroupManager {
@@ -120,7 +121,7 @@ impl Cgroup {
             .map_err(Error::system(format!("open {} for writing", procs.display())))?;
         let cgroups = site.manager();
         sweep(&site, &cgroups);
-        let name = Name::next().group();
+        let name = Name::next()?.group();
         let fail = Error::system("fork a keeper");
         // Before there is anything to keep, so that at no time there is something without one.
         let (keeper, _) = Keeper::start(&Keep { site: &site, name: &name }).map_err(fail)?;
@@ -147,7 +148,9 @@ impl Cgroup {
             cgroups.create_cgroup(name)?;
         }
         let group = site.parent.join(name);
-        let kind = std::fs::read_to_string(group.join("cgroup.type")).unwrap_or_default();
+        let path = group.join("cgroup.type");
+        let kind = std::fs::read_to_string(&path)
+            .map_err(Error::system(format!("read {}", path.display())))?;
         if kind.trim() != "domain" {
             let reason = format!(
                 "a group made there is `{}`, which takes no processes: threads were enabled in it, \
@@ -180,10 +183,14 @@ impl Containment for Cgroup {
         Ok(self.cgroups.pids_of_tree(&self.name)?)
     }
 
-    fn holds(&self, pid: i32) -> bool {
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
-        own.is_some_and(|own| own.split('/').any(|part| part == self.name))
+    fn holds(&self, pid: i32) -> Result<bool, Error> {
+        let groups = members::read_file(pid, "cgroup");
+        let groups = groups.map_err(Error::system(format!("look at process {pid}")))?;
+        // Bytes: a cgroup below the job's may have any name.
+        let groups = groups.unwrap_or_default();
+        let own = groups.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
+        let is_ours = |part: &[u8]| part == self.name.as_bytes();
+        Ok(own.is_some_and(|own| own.split(|byte| *byte == b'/').any(is_ours)))
     }
 
     fn events(&self) -> Option<PathBuf> {
@@ -193,7 +200,9 @@ impl Containment for Cgroup {
     fn kill(&self) -> Result<(), Error> {
         match self.cgroups.kill_cgroup(&self.name) {
             Err(cgroup::Error::Populated { pids, within, .. }) => {
-                let processes = pids.into_iter().filter_map(Process::read).collect();
+                let read = pids.into_iter().filter_map(|pid| Process::read(pid).transpose());
+                let processes = read.collect::<Result<_, _>>();
+                let processes = processes.map_err(Error::system("read killed processes"))?;
                 Err(Error::Unkillable { processes, within })
             }
             // Somebody has removed it, which only goes when nobody is in it.
@@ -247,9 +256,14 @@ impl Drop for Cgroup {
 
 /// Removes what dead owners left in a group.
 fn sweep(site: &Site, cgroups: &CgroupManager) {
-    let entries = std::fs::read_dir(&site.parent).into_iter().flatten().flatten();
+    let listed = std::fs::read_dir(&site.parent).and_then(|entries| entries.collect());
+    let entries: Vec<std::fs::DirEntry> = listed.unwrap_or_else(|error| {
+        tracing::warn!("cannot look for dead owners' jobs in {}: {error}", site.parent.display());
+        Vec::new()
+    });
     for entry in entries {
-        let name = entry.file_name().to_string_lossy().into_owned();
+        // Names of jobs are ASCII.
+        let Ok(name) = entry.file_name().into_string() else { continue };
         if !Name::parse(&name).is_some_and(|name| name.is_stale()) {
             continue;
         }

@@ -20,8 +20,8 @@ pub(super) trait Containment: fmt::Debug + Send + Sync {
     /// The numbers of the processes in it, of some that have just ended, too.
     fn pids(&self) -> Result<Vec<i32>, Error>;
 
-    /// Whether a process is in it now.
-    fn holds(&self, pid: i32) -> bool;
+    /// Returns whether a process is in it now; false if the process is gone.
+    fn holds(&self, pid: i32) -> Result<bool, Error>;
 
     /// A file that tells when the job gets empty, if there is one: `cgroup.events`.
     fn events(&self) -> Option<PathBuf>;

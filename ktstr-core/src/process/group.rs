@@ -38,7 +38,7 @@ pub(super) struct Group {
 impl Group {
     /// Makes a process group for a job; `why` it is not a cgroup.
     pub(super) fn new(why: String) -> Result<Self, Error> {
-        let mark = Mark::new(&Name::next());
+        let mark = Mark::new(&Name::next()?);
         let fail = Error::system("fork a keeper");
         let (keeper, leader) = Keeper::start(&Keep { mark: &mark }).map_err(fail)?;
         let group = leader.expect("it has forked the leader of the group");
@@ -72,16 +72,30 @@ struct Scope {
 }
 
 impl Scope {
-    fn holds(&self, pid: i32) -> bool {
+    fn holds(&self, pid: i32) -> Result<bool, Error> {
+        let fail = || Error::system(format!("look at process {pid}"));
         let leader = self.group.as_raw_nonzero().get();
-        let Some(stat) = Stat::read(pid) else { return false };
+        let stat = match Stat::read(pid) {
+            // With hidepid=1, of a process with another user's rights.
+            Err(error) if members::is_denied(&error) => None,
+            read => read.map_err(fail())?,
+        };
+        let Some(stat) = stat.filter(|_| pid != leader) else { return Ok(false) };
+        if stat.pgrp == leader {
+            return Ok(true);
+        }
         let is_young = stat.start_ticks >= self.mark.start_ticks;
-        pid != leader
-            && (stat.pgrp == leader || is_young && members::has_variable(pid, &self.mark.variable))
+        Ok(is_young && members::has_variable(pid, &self.mark.variable).map_err(fail())?)
     }
 
     fn pids(&self) -> Result<Vec<i32>, Error> {
-        Ok(members::all_pids()?.into_iter().filter(|pid| self.holds(*pid)).collect())
+        let mut pids = Vec::new();
+        for pid in members::all_pids()? {
+            if self.holds(pid)? {
+                pids.push(pid);
+            }
+        }
+        Ok(pids)
     }
 
     /// Kills all processes; returns when they are gone.
@@ -142,7 +156,7 @@ impl Containment for Group {
         self.scope.pids()
     }
 
-    fn holds(&self, pid: i32) -> bool {
+    fn holds(&self, pid: i32) -> Result<bool, Error> {
         self.scope.holds(pid)
     }
 

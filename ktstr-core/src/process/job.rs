@@ -1,6 +1,7 @@
 //! Jobs.
 
 use std::fmt;
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +30,8 @@ pub enum Mechanism {
     },
     /// A process group. Who leaves it is still found by a variable in its environment, unless that is
     /// cleared, written over or cannot be read, as that of programs with the rights of another user:
-    /// such a process is not known to the job. There are no limits, and no suspending. Its programs
+    /// such a process is not known to the job. (Nor is one in the group, where /proc is mounted with
+    /// `hidepid`.) There are no limits, and no suspending. Its programs
     /// are in the background of their terminal.
     ProcessGroup {
         /// Why it is not a cgroup: which files were tried, and what they answered.
@@ -401,23 +403,28 @@ impl Job {
     pub fn stats(&self) -> Result<Stats, Error> {
         let members = self.members()?;
         let usage = self.containment().usage()?;
-        let peak = || members.iter().filter_map(|member| members::peak_memory(member.pid)).sum();
-        Ok(Stats {
-            live: members.len(),
-            cpu_time: usage.cpu_time.unwrap_or_else(|| self.cpu_time_of(&members)),
-            peak_memory: usage.peak_memory.unwrap_or_else(peak),
-        })
+        let cpu_time = match usage.cpu_time {
+            Some(cpu_time) => cpu_time,
+            None => self.cpu_time_of(&members).map_err(Error::system("read CPU times"))?,
+        };
+        let peaks = members.iter().filter_map(|one| members::peak_memory(one.pid).transpose());
+        let peak_memory = match usage.peak_memory {
+            Some(peak) => peak,
+            None => peaks.sum::<io::Result<_>>().map_err(Error::system("read memory peaks"))?,
+        };
+        Ok(Stats { live: members.len(), cpu_time, peak_memory })
     }
 
     /// Of each process the time of its own and of the children it has waited for. A zombie that is no
     /// leader is left to its parent, whose time it is once that has waited.
-    fn cpu_time_of(&self, members: &[Process]) -> Duration {
+    fn cpu_time_of(&self, members: &[Process]) -> io::Result<Duration> {
         let leaders = self.leaders();
         let spawned: Vec<_> = leaders.running.iter().map(|leader| leader.pid()).collect();
         let others = members.iter().map(|member| member.pid).filter(|pid| !spawned.contains(pid));
         let pids = spawned.iter().copied().chain(others);
-        let ticks: u64 = pids.filter_map(Stat::read).map(|stat| stat.cpu_ticks).sum();
-        leaders.cpu_of_reaped + members::ticks(ticks)
+        let stats = pids.filter_map(|pid| Stat::read(pid).transpose());
+        let ticks = stats.map(|stat| Ok(stat?.cpu_ticks)).sum::<io::Result<u64>>()?;
+        Ok(leaders.cpu_of_reaped + members::ticks(ticks))
     }
 
     /// Puts other limits in the place of those there are, while processes run.
@@ -455,7 +462,8 @@ impl Job {
         for leader in &running {
             // An error is somebody else who has waited for it, or SIGCHLD is ignored: it has ended.
             if let Ok(None) = leader.wait_until(Some(deadline)) {
-                left.extend(Process::read(leader.pid()));
+                let what = format!("look at process {}", leader.pid());
+                left.extend(Process::read(leader.pid()).map_err(Error::system(what))?);
             }
         }
         if left.is_empty() {

@@ -1,12 +1,14 @@
 //! Names of jobs, which say whose they are, and so which of them nobody owns any more.
 
 use std::fs;
+use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
+use super::Error;
 use super::members::{self, Stat};
 
 const PREFIX: &str = "ktstr-job";
@@ -26,17 +28,24 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// A name that this process has not used yet.
-    pub(super) fn next() -> Self {
+    /// Returns a name that this process has not used yet.
+    ///
+    /// # Errors
+    ///
+    /// If /proc cannot be read. A name with a wrong start would look like that of a dead owner.
+    pub(super) fn next() -> Result<Self, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pid = getpid().as_raw_nonzero().get();
-        Self {
-            pid_namespace: namespace("pid"),
-            time_namespace: namespace("time"),
+        let fail = || Error::system("name a job after this process");
+        let stat = Stat::read(pid).map_err(fail())?;
+        let stat = stat.ok_or(io::Error::from(Errno::SRCH)).map_err(fail())?;
+        Ok(Self {
+            pid_namespace: namespace("pid").map_err(fail())?,
+            time_namespace: namespace("time").map_err(fail())?,
             pid,
-            start_ticks: Stat::read(pid).map_or(0, |stat| stat.start_ticks),
+            start_ticks: stat.start_ticks,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-        }
+        })
     }
 
     /// When the owner began, in ticks since boot.
@@ -79,10 +88,12 @@ impl Name {
         (parts.next().is_none() && name.group() == group).then_some(name)
     }
 
-    /// Whether the owner has ended for sure. Of one in another namespace nobody here can tell.
+    /// Returns whether the owner has ended for sure; false if it is in another namespace, or if
+    /// /proc cannot be read.
     pub(super) fn is_stale(&self) -> bool {
         let Some(pid) = Pid::from_raw(self.pid) else { return false };
-        if self.pid_namespace != namespace("pid") || !members::proc_is_ours() {
+        let is_own = |kind, number| namespace(kind).is_ok_and(|own| own == number);
+        if !is_own("pid", self.pid_namespace) || !members::proc_is_ours().is_ok_and(|ours| ours) {
             return false;
         }
         match pidfd_open(pid, PidfdFlags::empty()) {
@@ -91,16 +102,21 @@ impl Name {
             Ok(pidfd) if members::has_ended(&pidfd) => true,
             // Its number may have passed to another process.
             Ok(_) => {
-                self.time_namespace == namespace("time")
-                    && Stat::read(self.pid).is_some_and(|stat| stat.start_ticks != self.start_ticks)
+                let stat = Stat::read(self.pid).ok().flatten();
+                is_own("time", self.time_namespace)
+                    && stat.is_some_and(|stat| stat.start_ticks != self.start_ticks)
             }
         }
     }
 }
 
-/// The number of a namespace of this process; 0 if the kernel has no such kind.
-fn namespace(kind: &str) -> u64 {
-    fs::metadata(format!("/proc/self/ns/{kind}")).map_or(0, |namespace| namespace.st_ino())
+/// Returns the number of a namespace of this process; 0 if the kernel has no such kind.
+fn namespace(kind: &str) -> io::Result<u64> {
+    match fs::metadata(format!("/proc/self/ns/{kind}")) {
+        Ok(namespace) => Ok(namespace.st_ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -109,9 +125,9 @@ mod tests {
 
     #[test]
     fn names_are_told_apart_from_others() {
-        let name = Name::next();
+        let name = Name::next().unwrap();
         assert_eq!(Name::parse(&name.group()), Some(name.clone()));
-        assert_ne!(Name::next(), name);
+        assert_ne!(Name::next().unwrap(), name);
         for other in [
             "ktstr-job",
             "ktstr-job.",
@@ -134,7 +150,7 @@ mod tests {
 
     #[test]
     fn only_a_dead_owner_makes_a_name_stale() {
-        let own = Name::next();
+        let own = Name::next().unwrap();
         assert!(!own.is_stale());
         let reused = Name { start_ticks: own.start_ticks - 1, ..own.clone() };
         assert!(reused.is_stale(), "another process had this number");

@@ -2,33 +2,44 @@
 //!
 //! Source: proc_pid_mountinfo(5), cgroups(7), cgroup_namespaces(7).
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// The group this process is in, as a folder.
+/// Returns the directory of the cgroup that this process is in.
 ///
 /// # Errors
 ///
 /// Why there is none: no cgroup2 is mounted, or not the part in which this process is.
 pub(super) fn own_group() -> Result<PathBuf, String> {
-    let read = |path| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let read = |path| fs::read(path).map_err(|error| format!("{path}: {error}"));
     let (mounts, groups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);
     locate(&mounts, &groups)
 }
 
-/// The place where the hierarchy that `group` is in is mounted.
-pub(super) fn mount_of(group: &Path) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+/// Returns the place where the hierarchy that `group` is in is mounted.
+///
+/// # Errors
+///
+/// If the mounts cannot be read.
+pub(super) fn mount_of(group: &Path) -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read("/proc/self/mountinfo")?;
     let points = cgroup2_mounts(&mounts).map(|(_, point)| point);
-    points.filter(|point| group.starts_with(point)).max_by_key(|point| point.components().count())
+    let above = points.filter(|point| group.starts_with(point));
+    Ok(above.max_by_key(|point| point.components().count()))
 }
 
-/// The folder of the group, from the two files.
-fn locate(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
-    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+/// Finds the directory of the cgroup in the contents of the two files.
+///
+/// Bytes, not text: a cgroup and a mount point of anyone on this machine may have any name.
+fn locate(mountinfo: &[u8], cgroup: &[u8]) -> Result<PathBuf, String> {
+    let own = lines(cgroup).find_map(|line| line.strip_prefix(b"0::"));
     let own = own.ok_or("this kernel has no cgroup v2, says /proc/self/cgroup")?;
     // A path that begins with /.. is outside of the cgroup namespace.
-    let own = Path::new(own.strip_suffix(" (deleted)").unwrap_or(own));
+    let own = own.strip_suffix(b" (deleted)").unwrap_or(own);
+    let own = Path::new(OsStr::from_bytes(own));
     let mut seen = Vec::new();
     // The last one mounted on a folder is the one that is seen there.
     for (root, point) in cgroup2_mounts(mountinfo).collect::<Vec<_>>().into_iter().rev() {
@@ -49,22 +60,36 @@ fn locate(mountinfo: &str, cgroup: &str) -> Result<PathBuf, String> {
     ))
 }
 
-/// Root within the hierarchy and mount point of each cgroup2 that is mounted.
-fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = (PathBuf, PathBuf)> {
-    mountinfo.lines().filter_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        let is_cgroup2 = file_system.split(' ').next() == Some("cgroup2");
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|byte| *byte == b'\n')
+}
+
+/// Returns root within the hierarchy and mount point of each cgroup2 that is mounted.
+fn cgroup2_mounts(mountinfo: &[u8]) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    lines(mountinfo).filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (root, point) = (fields.by_ref().nth(3)?, fields.next()?);
+        // After any number of optional fields and a dash.
+        fields.find(|field| *field == b"-")?;
+        let is_cgroup2 = fields.next() == Some(b"cgroup2");
         is_cgroup2.then(|| (unescape(root).into(), unescape(point).into()))
     })
 }
 
-/// Blanks and backslashes are written in octal.
-fn unescape(path: &str) -> String {
-    [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")]
-        .into_iter()
-        .fold(path.to_owned(), |path, (octal, character)| path.replace(octal, character))
+/// Undoes how blanks and backslashes are written: in octal.
+fn unescape(path: &[u8]) -> OsString {
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, after)) = rest.split_first() {
+        let known =
+            [(&br"\040"[..], b' '), (br"\011", b'\t'), (br"\012", b'\n'), (br"\134", b'\\')];
+        let escape =
+            known.iter().find_map(|(octal, byte)| Some((rest.strip_prefix(*octal)?, *byte)));
+        let (next, byte) = escape.unwrap_or((after, byte));
+        plain.push(byte);
+        rest = next;
+    }
+    OsString::from_vec(plain)
 }
 
 #[cfg(test)]
@@ -92,7 +117,7 @@ mod tests {
             (UNIFIED, "1:memory:/\n", Err("no cgroup v2")),
             ("", "0::/\n", Err("no cgroup2 is mounted")),
         ] {
-            match (locate(mounts, cgroup), want) {
+            match (locate(mounts.as_bytes(), cgroup.as_bytes()), want) {
                 (Ok(own), Ok(want)) => assert_eq!(own, Path::new(want)),
                 (Err(error), Err(want)) => assert!(error.contains(want), "{error}"),
                 (got, want) => panic!("{mounts}{cgroup}: {got:?}, not {want:?}"),
@@ -101,8 +126,28 @@ mod tests {
     }
 
     #[test]
+    fn locate_takes_names_that_are_not_utf8() {
+        let mounts = b"30 23 0:26 / /mnt/\xff rw shared:9 - cgroup2 none rw\n\
+            31 23 0:27 / /mnt/\xfe\\040 rw - tmpfs none rw\n";
+        let own = locate(mounts, b"1:name=\xff:/\n0::/a\xc3/b (deleted)\n").unwrap();
+        assert_eq!(own.as_os_str().as_bytes(), b"/mnt/\xff/a\xc3/b");
+    }
+
+    #[test]
+    fn unescape_undoes_each_escape_once() {
+        for (escaped, plain) in [
+            (&br"a\040b\011\012\134"[..], &b"a b\t\n\\"[..]),
+            (br"\134040", br"\040"),
+            (br"\04", br"\04"),
+            (b"\xff\\040\xfe", b"\xff \xfe"),
+        ] {
+            assert_eq!(unescape(escaped).as_bytes(), plain);
+        }
+    }
+
+    #[test]
     fn a_mount_over_another_is_the_one_seen() {
         let mounts = format!("{OUTSIDE}{UNIFIED}");
-        assert_eq!(locate(&mounts, "0::/\n").unwrap(), Path::new("/sys/fs/cgroup"));
+        assert_eq!(locate(mounts.as_bytes(), b"0::/\n").unwrap(), Path::new("/sys/fs/cgroup"));
     }
 }

@@ -256,7 +256,7 @@ impl Scenario<'_> {
         let capture = CgroupProcsSnapshot {
             tag: tag.to_owned(),
             cgroup: cgroup.to_owned(),
-            procs: who_are(&pids),
+            procs: identities(&pids)?,
             pids,
             at_ns: since_boot_ns(),
         };
@@ -279,7 +279,7 @@ impl Scenario<'_> {
         ensure!(!name.is_empty(), "a snapshot needs a name: nobody could find it again");
         let at_ns = since_boot_ns();
         let of = |made: &Made| -> Result<CgroupSnapshot> {
-            let procs = who_are(&self.pids_of(&made.name)?);
+            let procs = identities(&self.pids_of(&made.name)?)?;
             let stats = self.ctx.cgroups.stats(&made.name)?;
             Ok(CgroupSnapshot { cgroup: made.name.clone(), procs, stats })
         };
@@ -335,7 +335,8 @@ impl Scenario<'_> {
     }
 }
 
-/// Those of the processes that are still there.
-fn who_are(pids: &[i32]) -> Vec<ProcIdentity> {
-    pids.iter().filter_map(|pid| ProcIdentity::read(*pid)).collect()
+/// Reads the identities of those processes that are still there.
+fn identities(pids: &[i32]) -> Result<Vec<ProcIdentity>> {
+    let read = pids.iter().filter_map(|pid| ProcIdentity::read(*pid).transpose());
+    read.collect::<Result<_, _>>().context("cannot identify the processes of a cgroup")
 }

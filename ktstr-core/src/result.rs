@@ -200,6 +200,9 @@ pub struct Machine {
 pub struct Timings {
     /// Finding kernel and engine, building the initramfs or finding it in the cache.
     pub prepare: Duration,
+    /// Waiting until other guests of this host had left as many of its CPUs as this one has.
+    /// `None` if they were free at once.
+    pub queue: Option<Duration>,
     /// From the engine's start to the kernel's first line.
     pub first_line: Option<Duration>,
     /// From the engine's start until the kernel ran `/init`, by its own message.

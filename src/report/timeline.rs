@@ -13,6 +13,7 @@ pub(super) fn draw(result: &VmResult) -> String {
     let timings = &result.timings;
     let phases = [
         ("prepare", Some(timings.prepare)),
+        ("queue", timings.queue),
         ("boot", timings.boot),
         ("ready", timings.ready),
         ("body", timings.body),

@@ -3,6 +3,7 @@
 mod artifacts;
 mod console;
 mod engine;
+mod host_cpus;
 mod initramfs;
 pub mod nested;
 mod parent;
@@ -117,6 +118,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         None
     });
     echo.finish();
+    let outcome = outcome?;
     let machine = prepared.machine();
     Ok(VmResult {
         test,

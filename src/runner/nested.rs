@@ -98,7 +98,7 @@ impl Outer {
         let outcome = prepared.run(order, limits, &mut |live| watch.attend(began, &live));
         match watch.broken {
             Some(error) => Err(error),
-            None => shell::status(&outcome).context("the machine with KVM failed"),
+            None => shell::status(&outcome?).context("the machine with KVM failed"),
         }
     }
 

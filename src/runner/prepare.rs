@@ -14,6 +14,7 @@ use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
 
 use super::engine;
+use super::host_cpus::HostCpus;
 use super::initramfs::{self, Contents, Initramfs};
 use super::session::{self, Limits, Live};
 use crate::provision::{self, Cache, Kernel};
@@ -70,6 +71,8 @@ pub(crate) struct Prepared {
     pub(crate) config: VmConfig,
     topology: Topology,
     pti_disabled: bool,
+    /// Bounds how many guests run at once.
+    host_cpus: Option<HostCpus>,
     /// Keeps an initramfs that has no name.
     _initramfs: Option<File>,
 }
@@ -77,6 +80,7 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Finds kernel and engine, and builds the initramfs, or takes all three from the cache.
     pub(crate) fn new(wanted: &Wanted<'_>) -> Result<Self> {
+        let host_cpus = HostCpus::from_env()?;
         let cache = Cache::from_env()?;
         let choice = if wanted.nests { engine::nesting(&cache) } else { engine::choose(&cache) }?;
         let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
@@ -107,20 +111,31 @@ impl Prepared {
             memory_mib: wanted.memory_mib.max(needed),
             ports: vec![wire::PORT.to_owned()],
         };
-        Ok(Self { choice, kernel, config, topology, pti_disabled, _initramfs: unnamed })
+        Ok(Self { choice, kernel, config, topology, pti_disabled, host_cpus, _initramfs: unnamed })
     }
 
     /// Boots the machine and has it carry out `order`.
+    ///
+    /// Before a test, it waits until CPUs of the host are free for the guest's. A shell does not
+    /// take any: it may stay open for hours.
+    ///
+    /// # Errors
+    ///
+    /// If the CPUs of the host cannot be waited for.
     pub(crate) fn run(
         &self,
         order: Order,
         limits: Limits,
         live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
-    ) -> session::Outcome {
+    ) -> Result<session::Outcome> {
+        let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(order, Order::Run(_)));
+        let nr_cpus = self.topology.nr_cpus();
+        let taken = host_cpus.map(|host_cpus| host_cpus.take(nr_cpus)).transpose()?;
         tracing::debug!("boot {:?}", self.config);
-        let outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
+        let mut outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
+        outcome.timings.queue = taken.and_then(|taken| taken.waited);
         tracing::debug!("{:?} after {:?}", outcome.end, outcome.timings);
-        outcome
+        Ok(outcome)
     }
 
     pub(crate) fn machine(&self) -> Machine {

@@ -78,7 +78,7 @@ impl Shell {
         if let Some(error) = wires.broken {
             return Err(error);
         }
-        status(&outcome)
+        status(&outcome?)
     }
 
     fn order(&self, memory_mib: u32, terminal: Option<(u16, u16)>) -> ShellOrder {
@@ -226,7 +226,7 @@ mod tests {
         shell.topology.llcs = Llcs::even(2, 2);
         let order = Order::Shell(shell.order(prepared.config.memory_mib + 64, None));
         let limits = Limits { duration: None, watchdog: WATCHDOG };
-        let outcome = prepared.run(order, limits, &mut |_| None);
+        let outcome = prepared.run(order, limits, &mut |_| None).unwrap();
         let RunEnd::WrongTopology(differences) = outcome.end else { panic!("{:?}", outcome.end) };
         for what in ["online CPUs", "last-level caches", "cores", "memory"] {
             assert!(differences.iter().any(|line| line.starts_with(what)), "{differences:?}");

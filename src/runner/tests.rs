@@ -89,7 +89,7 @@ fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
     spoil(&mut prepared, folder.path());
     let limits = Limits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
     let order = RunOrder { test, memory_mib, env: Vec::new() };
-    prepared.run(Order::Run(order), limits, &mut |_| None).end
+    prepared.run(Order::Run(order), limits, &mut |_| None).unwrap().end
 }
 
 fn init_failure(end: RunEnd) -> String {

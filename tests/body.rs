@@ -91,6 +91,25 @@ fn much_output_arrives_whole(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// A body that floods its output must not starve its workers: its reader has no more right to a CPU.
+#[ktstr_test(cores = 1)]
+fn output_is_read_by_an_ordinary_task(_: &Ctx) -> Result<AssertResult> {
+    let mut readers = 0;
+    for task in fs::read_dir("/proc/1/task")? {
+        let task = task?.path();
+        if fs::read_to_string(task.join("comm"))?.trim_end() == "ktstr-output" {
+            let stat = fs::read_to_string(task.join("stat"))?;
+            // proc_pid_stat(5): `policy` is field 41, the first after the name is field 3.
+            let fields = stat.rsplit_once(") ").context("no name in stat")?.1;
+            let policy = fields.split(' ').nth(41 - 3).context("no policy in stat")?;
+            ensure!(policy == "0", "the reader of the output has policy {policy}");
+            readers += 1;
+        }
+    }
+    ensure!(readers == 1, "{readers} tasks of PID 1 read the output");
+    Ok(AssertResult::pass())
+}
+
 const LINES: usize = 20_000;
 
 fn all_output_arrived(result: &VmResult) -> Result<()> {

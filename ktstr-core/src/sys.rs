@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::os::unix::thread::JoinHandleExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -154,6 +156,18 @@ pub(crate) fn run_first() -> io::Result<()> {
     match unsafe { libc::sched_setscheduler(0, policy, &param) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Puts another thread of this process before everything but what [`run_first`] has put there.
+pub(crate) fn raise<T>(thread: &JoinHandle<T>) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 98 };
+    // SAFETY: the thread was neither joined nor detached, as `thread` would be gone then; `param` is
+    // a valid `sched_param` for the duration of the call.
+    match unsafe { libc::pthread_setschedparam(thread.as_pthread_t(), libc::SCHED_FIFO, &param) } {
+        // A thread that has ended by itself has no use for it.
+        0 | libc::ESRCH => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

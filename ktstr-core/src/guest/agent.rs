@@ -1,6 +1,5 @@
 //! PID 1's loop: between the wire to the host and the one child that carries out the order.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -10,10 +9,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::child::{Child, Taken, take};
+use super::outbox::Outbox;
 use super::{body, shell, truth};
 use crate::registry;
 use crate::sys::{self, since_boot_ns};
-use crate::wire::{Decoder, Encoder, End, Hello, Order, Report, RunOrder};
+use crate::wire::{Decoder, Encoder, End, Hello, Order, Payload, Report, RunOrder};
 use crate::workload::describe_status;
 
 /// How often PID 1 says that it lives.
@@ -22,14 +22,16 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// While more than this waits for the host, the child's output is left in its pipes.
 const QUEUE: usize = 1 << 20;
 
-/// The most that is read from one pipe at a time.
+/// The most that is read at a time.
 const CHUNK: usize = 1 << 16;
 
 pub(super) struct Agent {
     port: File,
     orders: Decoder,
     encoder: Encoder,
-    queue: VecDeque<u8>,
+    queue: Outbox,
+    /// Where reads go.
+    buffer: Box<[u8]>,
     next_heartbeat: Instant,
     /// What the body says of itself; only counted once it has ended.
     end: Option<End>,
@@ -42,7 +44,8 @@ impl Agent {
             port,
             orders: Decoder::default(),
             encoder: Encoder::default(),
-            queue: VecDeque::new(),
+            queue: Outbox::default(),
+            buffer: vec![0; CHUNK].into(),
             next_heartbeat: Instant::now(),
             end: None,
             panic: None,
@@ -121,7 +124,7 @@ impl Agent {
                 break status;
             }
         };
-        self.drain(child.as_mut().expect("stays until it has ended"))?;
+        self.drain(&mut child)?;
         if !is_body {
             return Ok(End::ShellExited(shell::status(&status)));
         }
@@ -135,13 +138,17 @@ impl Agent {
         })
     }
 
-    /// Takes what a child that has ended left in its pipes, and no more: what it left running may
-    /// write for ever.
-    fn drain(&mut self, child: &mut Child) -> Result<()> {
+    /// Takes what a child that has ended left in its pipes.
+    fn drain(&mut self, child: &mut Option<Child>) -> Result<()> {
+        let ended = child.as_mut().expect("stays until it has ended");
+        ended.has_ended = true;
         // Only the body itself sends reports, so these come to an end.
-        while self.receive_reports(child)? {}
-        // One read takes all that a pipe holds.
-        self.receive_outputs(child)
+        while self.receive_reports(ended)? {}
+        ended.output.finish()?;
+        while !child.as_ref().expect("stays until its output is taken").output.is_complete() {
+            self.turn(child)?;
+        }
+        Ok(())
     }
 
     /// Waits for the next thing to do, at most until the next heartbeat, and does it.
@@ -167,7 +174,7 @@ impl Agent {
         if let Some(child) = child {
             if listen {
                 self.receive_reports(child)?;
-                self.receive_outputs(child)?;
+                self.receive_output(child)?;
             }
             child.feed();
         }
@@ -189,52 +196,43 @@ impl Agent {
     }
 
     fn take_orders(&mut self) -> Result<()> {
-        let mut buffer = vec![0; CHUNK];
-        match rustix::io::read(&self.port, &mut buffer) {
+        match rustix::io::read(&self.port, &mut *self.buffer) {
             // Nothing: the host's end is not connected yet, or no longer.
-            Ok(count) => self.orders.push(&buffer[..count]),
+            Ok(count) => self.orders.push(&self.buffer[..count]),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(errno) => return Err(errno).context("cannot read the wire"),
         }
         Ok(())
     }
 
-    /// Takes what is there of the child's output, once per pipe.
-    fn receive_outputs(&mut self, child: &mut Child) -> Result<()> {
-        let mut buffer = vec![0; CHUNK];
-        let mut logs = Vec::new();
-        child.outputs.retain(|(stream, pipe)| match take(pipe, &mut buffer) {
-            Taken::Bytes(count) => {
-                logs.push(Report::Log { stream: *stream, bytes: buffer[..count].to_vec() });
-                true
-            }
-            Taken::Nothing => true,
-            Taken::End => false,
-        });
-        logs.iter().try_for_each(|log| self.tell(log))
+    /// Sends on what is there of the child's output.
+    fn receive_output(&mut self, child: &mut Child) -> Result<()> {
+        for payload in child.output.take() {
+            self.send(payload)?;
+        }
+        Ok(())
     }
 
     /// Takes what a body says of itself, once per channel. False if that was nothing.
     ///
     /// A channel at its end is dropped: to wait for it would be to spin.
     fn receive_reports(&mut self, child: &mut Child) -> Result<bool> {
-        let mut buffer = vec![0; CHUNK];
         let mut any = false;
-        match child.panics.as_ref().map(|pipe| take(pipe, &mut buffer)) {
+        match child.panics.as_ref().map(|pipe| take(pipe, &mut self.buffer)) {
             Some(Taken::Bytes(count)) => {
                 any = true;
-                for message in buffer[..count].split(|byte| *byte == 0).filter(|m| !m.is_empty()) {
-                    let message = String::from_utf8_lossy(message).into_owned();
-                    self.panic = Some(message.clone());
-                    self.tell(&Report::Panic { message })?;
+                let text = String::from_utf8_lossy(&self.buffer[..count]).into_owned();
+                for message in text.split('\0').filter(|message| !message.is_empty()) {
+                    self.panic = Some(message.to_owned());
+                    self.tell(&Report::Panic { message: message.to_owned() })?;
                 }
             }
             Some(Taken::End) => child.panics = None,
             Some(Taken::Nothing) | None => {}
         }
         let Some((link, decoder)) = &mut child.reports else { return Ok(any) };
-        match take(&*link, &mut buffer) {
-            Taken::Bytes(count) => decoder.push(&buffer[..count]),
+        match take(&*link, &mut self.buffer) {
+            Taken::Bytes(count) => decoder.push(&self.buffer[..count]),
             Taken::Nothing => return Ok(any),
             Taken::End => {
                 child.reports = None;
@@ -242,9 +240,10 @@ impl Agent {
             }
         }
         loop {
-            match decoder.next() {
-                Ok(Some(Report::End(end))) => self.end = self.end.take().or(Some(end)),
-                Ok(Some(report)) => self.tell(&report)?,
+            match decoder.next_with_payload() {
+                Ok(Some((Report::End(end), _))) => self.end = self.end.take().or(Some(end)),
+                // Decoded only to see that the host can decode it, too.
+                Ok(Some((_, payload))) => self.send(payload)?,
                 Ok(None) => return Ok(true),
                 // A body that tampers with its channel has no verdict.
                 Err(error) => {
@@ -258,19 +257,15 @@ impl Agent {
     }
 
     fn tell(&mut self, report: &Report) -> Result<()> {
-        let frame = self.encoder.encode(report).context("cannot encode a report")?;
-        self.queue.extend(frame);
+        self.send(Payload::encode(report).context("cannot encode a report")?)
+    }
+
+    fn send(&mut self, payload: Payload) -> Result<()> {
+        self.queue.push(self.encoder.seal(payload));
         self.flush()
     }
 
     fn flush(&mut self) -> Result<()> {
-        while !self.queue.is_empty() {
-            match rustix::io::write(&self.port, self.queue.as_slices().0) {
-                Ok(count) => drop(self.queue.drain(..count)),
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-                Err(errno) => return Err(errno).context("cannot write to the wire"),
-            }
-        }
-        Ok(())
+        self.queue.flush(&self.port).context("cannot write to the wire")
     }
 }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
+use super::output::Output;
 use crate::sys;
 use crate::wire::{Decoder, Stream};
 
@@ -25,7 +26,9 @@ pub(super) struct Child {
     pub(super) input: VecDeque<u8>,
     pub(super) input_ends: bool,
     /// Its standard output and error, or the terminal that is both.
-    pub(super) outputs: Vec<(Stream, OwnedFd)>,
+    pub(super) output: Output,
+    /// Whether it has ended: there is nothing to wait for then but its output.
+    pub(super) has_ended: bool,
     /// Where a body sends its reports.
     pub(super) reports: Option<(UnixStream, Decoder)>,
     /// Where a body says that it panics.
@@ -66,7 +69,8 @@ impl Child {
             stdin,
             input: VecDeque::new(),
             input_ends: false,
-            outputs,
+            output: Output::start(outputs)?,
+            has_ended: false,
             reports: None,
             panics: None,
         })
@@ -74,12 +78,15 @@ impl Child {
 
     /// What to wait for: input that can go on, output that can be taken if `listen`, the end.
     pub(super) fn interests(&self, listen: bool) -> Vec<PollFd<'_>> {
-        let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+        let mut fds = Vec::new();
+        if !self.has_ended {
+            fds.push(PollFd::new(&self.pidfd, PollFlags::IN));
+        }
         if let Some(stdin) = self.stdin.as_ref().filter(|_| !self.input.is_empty()) {
             fds.push(PollFd::new(stdin, PollFlags::OUT));
         }
         if listen {
-            fds.extend(self.outputs.iter().map(|(_, pipe)| PollFd::new(pipe, PollFlags::IN)));
+            fds.push(PollFd::from_borrowed_fd(self.output.ready(), PollFlags::IN));
             fds.extend(self.reports.iter().map(|(link, _)| PollFd::new(link, PollFlags::IN)));
             fds.extend(self.panics.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         }
@@ -133,10 +140,10 @@ pub(super) enum Taken {
     End,
 }
 
-/// Reads once without blocking. A terminal whose last user is gone answers EIO: its end.
+/// Reads once without blocking.
 pub(super) fn take(pipe: impl AsFd, buffer: &mut [u8]) -> Taken {
     match rustix::io::read(pipe, buffer) {
-        Ok(0) | Err(Errno::IO) => Taken::End,
+        Ok(0) => Taken::End,
         Ok(count) => Taken::Bytes(count),
         Err(_) => Taken::Nothing,
     }

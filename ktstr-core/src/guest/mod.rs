@@ -9,6 +9,8 @@ mod agent;
 mod body;
 mod child;
 mod mounts;
+mod outbox;
+mod output;
 mod port;
 mod shell;
 mod truth;

@@ -14,7 +14,7 @@ pub enum Order {
     /// Run a program, its output in [`Report::Log`].
     Shell(ShellOrder),
     /// Input for the program of [`Order::Shell`]; nothing means that there will be no more.
-    Input(Vec<u8>),
+    Input(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The terminal of the program of [`Order::Shell`] now has these rows and columns.
     Resize(u16, u16),
     /// Kill the program of [`Order::Shell`].
@@ -67,6 +67,7 @@ pub enum Report {
         /// Where it wrote.
         stream: Stream,
         /// What it wrote; lines may be split anywhere.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// A step of the scenario.

@@ -2,6 +2,7 @@
 
 mod boot;
 mod cgroup;
+mod output;
 mod process;
 mod scenario;
 mod vmm;
@@ -16,6 +17,8 @@ pub(crate) enum Bench {
     Boot(boot::Boot),
     /// What writing a knob costs in the guest, beside a bare write and a thread per write.
     Cgroup(cgroup::Cgroup),
+    /// How fast a body's output reaches the host, in a crate outside of this workspace.
+    Output(output::Output),
     /// What a job costs, beside std and a crate that groups processes, on this host.
     Process(process::Process),
     /// What measuring workers costs, what the scenario engine adds, and how soon the verdict is there.
@@ -32,6 +35,7 @@ impl Bench {
         match self {
             Self::Boot(boot) => boot.run(),
             Self::Cgroup(cgroup) => cgroup.run(),
+            Self::Output(output) => output.run(),
             Self::Process(process) => process.run(),
             Self::Scenario(scenario) => scenario.run(),
             Self::Vmm(vmm) => vmm.run(),

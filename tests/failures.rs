@@ -117,9 +117,10 @@ fn says_that_memory_ran_out(result: &VmResult) -> Result<()> {
 #[ktstr_test(expect_err, cores = 1, duration_s = 1, watchdog_timeout_s = 5, post_vm = says_that_the_guest_hung)]
 fn guest_hangs(_: &Ctx) -> Result<AssertResult> {
     fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1")?;
-    let param = libc::sched_param { sched_priority: 99 };
-    // SAFETY: `param` is valid for the duration of the call.
-    ensure!(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &param) } == 0);
+    let (call, policy, priority) = (libc::SYS_sched_setscheduler, libc::SCHED_FIFO, 99_i32);
+    // Not libc's function, which is a stub in musl.
+    // SAFETY: the kernel reads the priority, the only field of its `sched_param`.
+    ensure!(unsafe { libc::syscall(call, 0, policy, &raw const priority) } == 0);
     loop {
         std::hint::spin_loop();
     }

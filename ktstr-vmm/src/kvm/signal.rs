@@ -61,9 +61,11 @@ pub(super) fn let_kick_through(vcpu: &VcpuFd) -> io::Result<()> {
 
 /// Gets the vCPU of `thread` out of the guest, now or as soon as it enters it.
 pub(super) fn kick<T>(thread: &JoinHandle<T>) {
+    // std has a number for the handle, and so has glibc; musl has a pointer of the same value.
+    let handle = thread.as_pthread_t() as libc::pthread_t;
     // SAFETY: the handle of a thread that was not joined, which takes the handle, is valid. It only
     // fails for one that has ended, which needs no kick.
-    unsafe { libc::pthread_kill(thread.as_pthread_t(), KICK) };
+    unsafe { libc::pthread_kill(handle, KICK) };
 }
 
 /// Takes the kicks that are pending for this thread.

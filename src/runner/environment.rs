@@ -1,0 +1,139 @@
+//! The environment variables that the guest's programs get from this host.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use anyhow::{Result, ensure};
+
+/// Names more variables to pass on, separated by commas.
+pub(crate) const KTSTR_ENV: &str = "KTSTR_ENV";
+
+/// Always passed on: they change what Rust programs report or how much stack their threads have, and name no
+/// file of this host.
+const NAMES: [&str; 4] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG", "RUST_MIN_STACK"];
+
+/// So are variables that begin so: the settings of property tests.
+const PREFIXES: [&str; 2] = ["PROPTEST_", "QUICKCHECK_"];
+
+/// Names and values take at most so many bytes in all: they travel in one message.
+const MAX_BYTES: usize = 256 << 10;
+
+type Variable = (OsString, OsString);
+
+/// Returns the variables for a guest whose test has `declared` in its key `env`.
+///
+/// Later ones replace earlier ones: what is always passed on, what `KTSTR_ENV` names, what the test
+/// declares. A name without a value on this host is left out.
+///
+/// # Errors
+///
+/// If `KTSTR_ENV` is not a list of names, or the variables are too long in all.
+pub(crate) fn passed_on(declared: &[&str]) -> Result<Vec<Variable>> {
+    select(env::vars_os().collect(), env::var_os(KTSTR_ENV).as_deref(), declared)
+}
+
+fn select(host: Vec<Variable>, named: Option<&OsStr>, declared: &[&str]) -> Result<Vec<Variable>> {
+    let named = named.map(names).transpose()?.unwrap_or_default();
+    let mut selected: Vec<Variable> = Vec::new();
+    for (name, value) in &host {
+        let by_default = NAMES.iter().any(|known| name == known)
+            || PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
+        if by_default || named.contains(name) {
+            selected.push((name.clone(), value.clone()));
+        }
+    }
+    for variable in declared {
+        let (name, value) = match variable.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => {
+                let value = host.iter().find(|(name, _)| name == variable);
+                (*variable, value.map(|(_, value)| value.clone()))
+            }
+        };
+        selected.retain(|(known, _)| known != name);
+        selected.extend(value.map(|value| (OsString::from(name), value)));
+    }
+    let bytes: usize = selected.iter().map(|(name, value)| name.len() + value.len()).sum();
+    ensure!(
+        bytes <= MAX_BYTES,
+        "the environment variables for the guest take {bytes} bytes (limit {MAX_BYTES}): name fewer \
+         in {KTSTR_ENV} or in the key `env`"
+    );
+    Ok(selected)
+}
+
+/// Splits the value of `KTSTR_ENV`.
+fn names(list: &OsStr) -> Result<Vec<OsString>> {
+    let names = list.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let names: Vec<_> = names
+        .filter(|name| !name.is_empty())
+        .map(|name| OsString::from_vec(name.to_vec()))
+        .collect();
+    for name in &names {
+        ensure!(
+            !name.as_bytes().contains(&b'='),
+            "{KTSTR_ENV} has `{}`: list names, as in `{KTSTR_ENV}=SEED,LIMIT`, and set their values \
+             beside it",
+            name.display()
+        );
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(host: &[(&str, &str)], named: Option<&str>, declared: &[&str]) -> Vec<String> {
+        let host = host.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let selected = select(host, named.map(OsStr::new), declared).unwrap();
+        let text = |(name, value): &Variable| format!("{}={}", name.display(), value.display());
+        selected.iter().map(text).collect()
+    }
+
+    #[test]
+    fn select_takes_defaults_then_named_then_declared() {
+        let host = [
+            ("HOME", "/home/user"),
+            ("PROPTEST_CASES", "9"),
+            ("RUST_LOG", "debug"),
+            ("RUST_LOGGING", "1"),
+            ("SEED", "7"),
+        ];
+        let defaults = ["PROPTEST_CASES=9", "RUST_LOG=debug"];
+        for (named, declared, more) in [
+            (None, &[][..], &[][..]),
+            (Some("SEED"), &[], &["SEED=7"]),
+            (Some(" SEED,, MISSING, "), &[], &["SEED=7"]),
+            (None, &["SEED", "MISSING"], &["SEED=7"]),
+            (None, &["A=", "B==c=", "SEED=8"], &["A=", "B==c=", "SEED=8"]),
+            (Some("SEED"), &["SEED=8"], &["SEED=8"]),
+        ] {
+            let found = selected(&host, named, declared);
+            assert_eq!(found, [&defaults[..], more].concat(), "{named:?} {declared:?}");
+        }
+        assert_eq!(
+            selected(&host, None, &["RUST_LOG=trace"]),
+            ["PROPTEST_CASES=9", "RUST_LOG=trace"]
+        );
+    }
+
+    #[test]
+    fn select_keeps_bytes_that_are_not_utf8() {
+        let variable =
+            (OsString::from_vec(b"N\xff".to_vec()), OsString::from_vec(b"\xfe".to_vec()));
+        let found = select(vec![variable.clone()], Some(&variable.0), &[]).unwrap();
+        assert_eq!(found, [variable]);
+    }
+
+    #[test]
+    fn select_refuses_values_in_the_list_and_too_many_bytes() {
+        let error = select(Vec::new(), Some(OsStr::new("A,B=1")), &[]).unwrap_err().to_string();
+        assert!(error.contains("has `B=1`: list names"), "{error}");
+        let long = "x".repeat(MAX_BYTES);
+        let host = vec![("LONG".into(), long.into())];
+        let error = select(host, Some(OsStr::new("LONG")), &[]).unwrap_err().to_string();
+        assert!(error.contains("take 262148 bytes (limit 262144)"), "{error}");
+    }
+}

@@ -1,6 +1,11 @@
 //! What a body finds in its guest, and what its verdicts mean.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use ktstr::prelude::*;
 
@@ -13,6 +18,8 @@ fn everything_a_test_expects_is_mounted(_: &Ctx) -> Result<AssertResult> {
         ("/dev", "devtmpfs"),
         ("/dev/pts", "devpts"),
         ("/dev/shm", "tmpfs"),
+        ("/dev/mqueue", "mqueue"),
+        ("/dev/hugepages", "hugetlbfs"),
         ("/tmp", "tmpfs"),
         ("/run", "tmpfs"),
         ("/sys/fs/cgroup", "cgroup2"),
@@ -28,6 +35,97 @@ fn everything_a_test_expects_is_mounted(_: &Ctx) -> Result<AssertResult> {
     }
     ensure!(rustix::process::geteuid().is_root(), "the body is root");
     ensure!(std::process::id() != 1, "the body is not PID 1");
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1)]
+fn loopback_connects_by_name_and_by_address(_: &Ctx) -> Result<AssertResult> {
+    for host in ["127.0.0.1", "::1", "localhost", "ktstr"] {
+        let listener = TcpListener::bind((host, 0)).context(host)?;
+        let client = TcpStream::connect(listener.local_addr()?).context(host)?;
+        ensure!(client.peer_addr()?.ip().is_loopback(), "{host}");
+    }
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1)]
+fn guest_has_the_links_and_files_of_an_init(_: &Ctx) -> Result<AssertResult> {
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/etc/mtab", "../proc/self/mounts"),
+        ("/var/run", "/run"),
+    ] {
+        let found = fs::read_link(link).context(link)?;
+        ensure!(found == Path::new(target), "{link} points to {}", found.display());
+    }
+    for (file, line) in [
+        ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh"),
+        ("/etc/passwd", "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin"),
+        ("/etc/group", "root:x:0:"),
+        ("/etc/nsswitch.conf", "hosts: files"),
+        ("/etc/hostname", "ktstr"),
+        ("/proc/sys/kernel/hostname", "ktstr"),
+    ] {
+        let content = fs::read_to_string(file).context(file)?;
+        ensure!(content.lines().any(|found| found == line), "no `{line}` in {file}:\n{content}");
+    }
+    for (directory, mode) in
+        [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755), ("/root", 0o700)]
+    {
+        let found = fs::metadata(directory).context(directory)?.permissions().mode() & 0o7777;
+        ensure!(found == mode, "mode of {directory}: {found:o}");
+    }
+    for (name, value) in [("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")] {
+        ensure!(std::env::var(name).as_deref() == Ok(value), "{name}: {:?}", std::env::var(name));
+    }
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    ensure!(umask.bits() == 0o022, "umask {umask:?}");
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, env = ["KTSTR_TEST_SEED=7=8", "KTSTR_TEST_EMPTY=", "KTSTR_TEST_MISSING"])]
+fn environment_has_what_the_test_declares(_: &Ctx) -> Result<AssertResult> {
+    let value = |name: &str| std::env::var(name).ok();
+    ensure!(value("KTSTR_TEST_SEED").as_deref() == Some("7=8"), "{:?}", std::env::vars_os());
+    ensure!(value("KTSTR_TEST_EMPTY").as_deref() == Some(""), "{:?}", std::env::vars_os());
+    ensure!(value("KTSTR_TEST_MISSING").is_none(), "{:?}", std::env::vars_os());
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, ignore = "run by named_variables_reach_the_body")]
+fn environment_has_what_the_host_names(_: &Ctx) -> Result<AssertResult> {
+    let value = |name: &str| std::env::var_os(name).unwrap_or_default().into_vec();
+    ensure!(value("KTSTR_TEST_BYTES") == b"a\xff=b", "{:?}", std::env::vars_os());
+    ensure!(value("PROPTEST_CASES") == b"9", "{:?}", std::env::vars_os());
+    ensure!(std::env::var_os("KTSTR_TEST_OTHER").is_none(), "{:?}", std::env::vars_os());
+    Ok(AssertResult::pass())
+}
+
+#[test]
+fn named_variables_reach_the_body() -> Result<()> {
+    let output = std::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", "environment_has_what_the_host_names", "--include-ignored"])
+        .env("KTSTR_ENV", "KTSTR_TEST_MISSING,KTSTR_TEST_BYTES")
+        .env("KTSTR_TEST_BYTES", OsStr::from_bytes(b"a\xff=b"))
+        .env("KTSTR_TEST_OTHER", "1")
+        .env("PROPTEST_CASES", "9")
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && text.contains("1 passed"), "{text}");
+    Ok(())
+}
+
+/// `hackbench -T -g 30` has 1,200 sockets in one process.
+#[ktstr_test(cores = 1)]
+fn process_opens_thousands_of_descriptors(_: &Ctx) -> Result<AssertResult> {
+    let null = fs::File::open("/dev/null")?;
+    let copies = (0..10_000).map(|_| null.try_clone()).collect::<Result<Vec<_>, _>>()?;
+    ensure!(copies.len() == 10_000);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    ensure!((limit.current, limit.maximum) == (Some(65_536), Some(524_288)), "{limit:?}");
     Ok(AssertResult::pass())
 }
 
@@ -48,7 +146,7 @@ fn orphans_are_reaped(_: &Ctx) -> Result<AssertResult> {
     let mut orphan = [0; 4];
     ensure!(rustix::io::read(&reader, &mut orphan)? == 4);
     let folder = format!("/proc/{}", i32::from_le_bytes(orphan));
-    while std::path::Path::new(&folder).exists() {
+    while Path::new(&folder).exists() {
         rustix::thread::sched_yield();
     }
     Ok(AssertResult::pass())

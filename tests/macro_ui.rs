@@ -28,7 +28,8 @@ fn diagnostics_match_snapshots() {
     kaslr = false,
     mitigations = true,
     auto_repro = false,
-    post_vm = accept
+    post_vm = accept,
+    env = ["SEED=7", "LIMIT"]
 )]
 fn all_keys(_: &Ctx) -> Result<AssertResult> {
     Err(std::io::Error::other("as expected").into())
@@ -53,6 +54,7 @@ fn every_key_reaches_the_entry() {
     assert_eq!(entry.assert, Assert::DEFAULT);
     assert!(!entry.host_only && !entry.kaslr && !entry.auto_repro && entry.mitigations);
     assert!(entry.post_vm.is_some());
+    assert_eq!(entry.env, ["SEED=7", "LIMIT"]);
 }
 
 #[ktstr_test(cores = [4, 2], ignore = "only its entry is of interest")]

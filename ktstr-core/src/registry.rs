@@ -45,6 +45,8 @@ pub struct TestEntry {
     pub assert: Assert,
     /// The external programs that are put into the guest.
     pub payloads: &'static [&'static Payload],
+    /// Environment variables of the body: `NAME=value`, or `NAME` for the host's value.
+    pub env: &'static [&'static str],
     /// Run the body on the host, without a virtual machine.
     pub host_only: bool,
     /// Let the kernel randomise its addresses.
@@ -98,6 +100,7 @@ impl TestEntry {
         expect_err: ExpectErr::No,
         assert: Assert::DEFAULT,
         payloads: &[],
+        env: &[],
         host_only: false,
         kaslr: true,
         mitigations: false,

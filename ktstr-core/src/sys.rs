@@ -148,15 +148,43 @@ pub(crate) fn die_with_parent() -> io::Result<()> {
     }
 }
 
-/// Puts this thread before everything else on its CPU; its children start as ordinary ones.
+/// Of linux/sched.h; libc has no constant for it.
+const SCHED_FLAG_RESET_ON_FORK: u64 = 0x01;
+
+/// Runs this thread before everything else on its CPU; its children start as ordinary ones.
+///
+/// Not by `sched_setscheduler`: the one of musl changes nothing and returns ENOSYS.
 pub(crate) fn run_first() -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: 99 };
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: `param` is a valid `sched_param` for the duration of the call.
-    match unsafe { libc::sched_setscheduler(0, policy, &param) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    let policy = libc::SCHED_FIFO as u32;
+    let flags = SCHED_FLAG_RESET_ON_FORK;
+    sched_setattr(None, SchedAttr { policy, flags, priority: 99, ..SchedAttr::default() })
+}
+
+/// Brings the interface `lo` up. The kernel gives it 127.0.0.1/8 and ::1 then.
+///
+/// Source: netdevice(7); `inetdev_event` in the kernel's net/ipv4/devinet.c.
+pub(crate) fn bring_up_loopback() -> io::Result<()> {
+    use rustix::ioctl::{Setter, Updater, ioctl};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+    /// Of linux/sockios.h.
+    const SIOCGIFFLAGS: u32 = 0x8913;
+    const SIOCSIFFLAGS: u32 = 0x8914;
+
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: all of `ifreq` is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *to = from as libc::c_char;
     }
+    // SAFETY: SIOCGIFFLAGS reads the name in the `ifreq` that it is given, and writes the flags.
+    unsafe { ioctl(&socket, Updater::<SIOCGIFFLAGS, _>::new(&mut request)) }?;
+    // SAFETY: the call above has written this field of the union, all bytes of which are plain data.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads the name and the flags of the `ifreq` that it is given.
+    unsafe { ioctl(&socket, Setter::<SIOCSIFFLAGS, _>::new(request)) }?;
+    Ok(())
 }
 
 /// Puts another thread of this process before everything but what [`run_first`] has put there.

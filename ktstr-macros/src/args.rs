@@ -57,6 +57,8 @@ pub(crate) enum Value {
     Function(ExprPath),
     /// At least one.
     Paths(Vec<ExprPath>),
+    /// At least one.
+    Texts(Vec<LitStr>),
     /// `ignore` alone.
     Nothing,
 }
@@ -391,6 +393,7 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         }
         (Takes::Function, Expr::Path(path)) => Ok(Value::Function(path)),
         (Takes::Paths, Expr::Array(list)) => check_paths(key, &list),
+        (Takes::Texts { check, .. }, Expr::Array(list)) => check_texts(key, *check, &list),
         (takes, expr) => {
             let message = format!("expected {takes}, found {}", describe(&expr));
             Err(syn::Error::new_spanned(expr, message))
@@ -439,6 +442,42 @@ fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
     }
     errors.into_result()?;
     Ok(Value::Paths(values))
+}
+
+fn check_texts(
+    key: &Key,
+    check: fn(&str) -> Result<(), String>,
+    list: &ExprArray,
+) -> syn::Result<Value> {
+    let (mut errors, mut values) = (Errors::default(), Vec::<LitStr>::new());
+    if list.elems.is_empty() {
+        errors.on(list, format!("the list is empty: write `{key}`, or remove the key"));
+    }
+    for element in &list.elems {
+        match ungrouped(element) {
+            Expr::Lit(ExprLit { lit: Lit::Str(lit), .. }) => {
+                if let Err(message) = check(&lit.value()) {
+                    errors.at(lit.span(), message);
+                } else if values.iter().any(|known| variable(known) == variable(lit)) {
+                    errors
+                        .at(lit.span(), format!("remove `{}`: it is listed twice", variable(lit)));
+                } else {
+                    values.push(lit.clone());
+                }
+            }
+            other => {
+                let found = describe(other);
+                errors.on(other, format!("expected a string literal, found {found}"));
+            }
+        }
+    }
+    errors.into_result()?;
+    Ok(Value::Texts(values))
+}
+
+/// The name in `NAME=value` or `NAME`.
+fn variable(text: &LitStr) -> String {
+    text.value().split('=').next().unwrap_or_default().to_owned()
 }
 
 /// An expression that may come out of a `macro_rules!` metavariable.
@@ -621,6 +660,8 @@ mod tests {
             ("host_only, judge_emulated_time", &["judge_emulated_time"]),
             ("payloads = [A, 1, \"b\", [C]], host_only", &["1", "\"b\"", "[C]", "payloads"]),
             ("payloads = [], payloads = A", &["[]", "payloads", "A"]),
+            ("env = [\"=1\", A, \"B\", \"B=2\"], host_only", &["\"=1\"", "A", "\"B=2\"", "env"]),
+            ("env = [], env = \"A\"", &["[]", "env", "\"A\""]),
             ("expect_err = regex(\"(\"), cores = 0", &["\"(\"", "0"]),
             ("expect_err = regex(\"\")", &["\"\""]),
             ("expect_err = regex(a)", &["regex(a)"]),

@@ -239,6 +239,7 @@ fn tokens(arg: &Arg) -> TokenStream {
         Value::Text(text) | Value::Regex(text) => text.into_token_stream(),
         Value::Function(path) => path.into_token_stream(),
         Value::Paths(paths) => quote!([#(#paths),*]),
+        Value::Texts(texts) => quote!(&[#(#texts),*]),
         Value::Nothing => TokenStream::new(),
     }
 }
@@ -302,6 +303,7 @@ mod tests {
             ),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
             ("payloads = [A, b::C,]", quote!(payloads: &[&A, &b::C])),
+            ("env = [\"A=b\", \"C\",]", quote!(env: &["A=b", "C"])),
             ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),
         ] {
             let args = parse_args(attr);

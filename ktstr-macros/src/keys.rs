@@ -43,6 +43,8 @@ pub(crate) enum Takes {
     Function,
     /// The paths of constants, in brackets.
     Paths,
+    /// String literals that pass `check`, in brackets.
+    Texts { example: &'static str, check: fn(&str) -> Result<(), String> },
 }
 
 /// Where a value goes.
@@ -95,6 +97,12 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
     Key::new("payloads", Takes::Paths, Target::References("payloads")).vm(),
+    Key::new(
+        "env",
+        Takes::Texts { example: "SEED=7", check: check_variable },
+        Target::Field("env"),
+    )
+    .vm(),
     Key::new("not_stuck", Takes::Bool, Target::Check),
     Key::new("isolation", Takes::Bool, Target::Check),
     Key::new("no_oom_kill", Takes::Bool, Target::Check),
@@ -179,6 +187,7 @@ impl fmt::Display for Takes {
             Self::Text { .. } | Self::Reason => f.write_str("a string literal"),
             Self::Function => f.write_str("the path of a function"),
             Self::Paths => f.write_str("a list of paths of constants"),
+            Self::Texts { .. } => f.write_str("a list of string literals"),
         }
     }
 }
@@ -200,6 +209,7 @@ impl fmt::Display for Key {
             Takes::Reason => write!(f, "{name} = \"reason\""),
             Takes::Function => write!(f, "{name} = check_result"),
             Takes::Paths => write!(f, "{name} = [HACKBENCH]"),
+            Takes::Texts { example, .. } => write!(f, "{name} = [{example:?}]"),
         }
     }
 }
@@ -228,6 +238,16 @@ fn check_cgroup(path: &str) -> Result<(), String> {
         if component.starts_with('.') {
             return Err(format!("rename component `{component}`: it begins with a dot"));
         }
+    }
+    Ok(())
+}
+
+fn check_variable(variable: &str) -> Result<(), String> {
+    if variable.split('=').next().is_none_or(str::is_empty) {
+        return Err("the variable has no name: write `NAME=value`, or `NAME`".into());
+    }
+    if variable.contains('\0') {
+        return Err("remove the NUL character: no environment variable has one".into());
     }
     Ok(())
 }
@@ -283,6 +303,7 @@ mod tests {
                 Takes::Reason => format!("`{}` | nothing or string |", key.name),
                 Takes::Function => format!("`{}` | path |", key.name),
                 Takes::Paths => format!("`{}` | list of paths |", key.name),
+                Takes::Texts { .. } => format!("`{}` | list of strings |", key.name),
             };
             assert!(row.starts_with(&format!("/// | {start}")), "`{row}` should begin `{start}`");
         }

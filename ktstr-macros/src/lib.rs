@@ -55,6 +55,7 @@ use proc_macro::TokenStream;
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
 /// | `payloads` | list of paths | none | external programs for the guest: constants of type `Payload` |
+/// | `env` | list of strings | none | environment variables of the body: `"NAME=value"`, or `"NAME"` for the host's value |
 /// | `not_stuck` | boolean | `true` | fail if a worker makes no progress |
 /// | `isolation` | boolean | `true` | fail if a worker is seen on a CPU outside of the cpuset that was set for it |
 /// | `no_oom_kill` | boolean | `true` | fail if a process is killed for want of memory, unless its cgroup says that it will be |
@@ -93,6 +94,11 @@ use proc_macro::TokenStream;
 /// `payloads` has each of the programs put into the guest with its shared libraries: the host's, or that
 /// of a Debian package. A program that is nowhere, and a payload that cannot work, such as one with a
 /// regular expression that cannot be read, fail the test before a machine is booted.
+///
+/// Of the host's environment the body gets `RUST_BACKTRACE`, `RUST_LIB_BACKTRACE`, `RUST_LOG`, `RUST_MIN_STACK`,
+/// whatever begins with `PROPTEST_` or `QUICKCHECK_`, and the variables that `KTSTR_ENV=NAME,NAME` names. `env` adds
+/// to these or replaces them: `env = ["SEED=7", "LIMIT"]` sets `SEED`, and `LIMIT` to its value on the host,
+/// if it has one there.
 ///
 /// What the checks mean exactly, over which workers, and what they do when there is nothing to measure,
 /// is documented at `ktstr::assert::Assert`, whose fields have the names of the keys.

@@ -3,6 +3,7 @@
 mod artifacts;
 mod console;
 mod engine;
+mod environment;
 mod host_cpus;
 mod initramfs;
 pub mod nested;
@@ -36,9 +37,6 @@ pub(crate) use session::{Limits, Live};
 
 /// What a generated `#[test]` returns.
 pub type TestResult = Result<(), Failure>;
-
-/// Variables of the host that the body gets, too.
-const PASSED_ON: [&str; 2] = ["RUST_LOG", "RUST_BACKTRACE"];
 
 /// Runs a test: on the host, the virtual machine and the report; as PID 1, the guest's side.
 pub fn run(entry: &'static TestEntry) -> TestResult {
@@ -93,8 +91,7 @@ pub fn engine() -> Result<(String, String)> {
 pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     let began = Instant::now();
     let test = entry.test_name();
-    let env =
-        PASSED_ON.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
+    let env = environment::passed_on(entry.env)?;
     let prepared = Prepared::new(&Wanted {
         program,
         kernel: entry.kernel,
@@ -105,8 +102,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         contents: payloads::contents(entry.payloads)?,
         nests: false,
     })?;
-    let order =
-        RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env: env.collect() };
+    let order = RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env };
     let duration = Some(entry.duration + entry.settle);
     let limits = Limits { duration, watchdog: entry.watchdog_timeout };
     let prepare = began.elapsed();

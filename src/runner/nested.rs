@@ -82,11 +82,11 @@ impl Outer {
             nests: true,
         })?;
         let memory_mib = prepared.config.memory_mib;
-        let own = [("HOME", "/"), ("KTSTR_CACHE_DIR", CACHE)];
-        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let own = [("KTSTR_CACHE_DIR".to_owned(), CACHE.to_owned())];
+        let env = own.iter().chain(env).map(|(name, value)| (name.into(), value.into()));
         let order = Order::Shell(ShellOrder {
             argv: argv.to_vec(),
-            env: own.into_iter().chain(env.iter().cloned()).collect(),
+            env: env.collect(),
             terminal: None,
             topology: TOPOLOGY,
             memory_mib,

@@ -3,6 +3,7 @@
 mod terminal;
 mod userland;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use ktstr_core::topology::Topology;
 use ktstr_core::wire::{Order, ShellOrder, Stream};
 
 use super::session::Outcome;
-use super::{Limits, Live, Prepared, Program, Wanted};
+use super::{Limits, Live, Prepared, Program, Wanted, environment};
 use crate::report;
 use terminal::Terminal;
 pub(super) use userland::Userland;
@@ -48,6 +49,7 @@ impl Shell {
     /// If the machine cannot be prepared, is not the one asked for, or ends before the shell does;
     /// the error then shows the end of its console.
     pub fn run(&self) -> Result<u8> {
+        let env = environment::passed_on(&[])?;
         let userland = Userland::of_host()?;
         let prepared = Prepared::new(&Wanted {
             program: Program::this_program()?,
@@ -66,13 +68,13 @@ impl Shell {
         report::notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
         let limits = Limits { duration: None, watchdog: WATCHDOG };
         let mut wires = Wires { size, ..Wires::default() };
-        let outcome =
-            prepared.run(Order::Shell(self.order(memory_mib, size)), limits, &mut |live| {
-                wires.attend(&live).unwrap_or_else(|error| {
-                    wires.broken.get_or_insert(error);
-                    Some(Order::Kill)
-                })
-            });
+        let order = self.order(env, memory_mib, size);
+        let outcome = prepared.run(Order::Shell(order), limits, &mut |live| {
+            wires.attend(&live).unwrap_or_else(|error| {
+                wires.broken.get_or_insert(error);
+                Some(Order::Kill)
+            })
+        });
         // Back to lines before anything else is said.
         drop(wires.terminal.take());
         if let Some(error) = wires.broken {
@@ -81,15 +83,22 @@ impl Shell {
         status(&outcome?)
     }
 
-    fn order(&self, memory_mib: u32, terminal: Option<(u16, u16)>) -> ShellOrder {
+    fn order(
+        &self,
+        env: Vec<(OsString, OsString)>,
+        memory_mib: u32,
+        terminal: Option<(u16, u16)>,
+    ) -> ShellOrder {
         let command = self.command.iter().flat_map(|command| ["-c", command]);
-        let mut env = vec![("HOME", "/".to_owned()), ("PS1", "ktstr# ".to_owned())];
+        let mut env = env;
+        env.extend([("SHELL", "/bin/sh"), ("PS1", "ktstr# ")].map(|(n, v)| (n.into(), v.into())));
         if terminal.is_some() {
-            env.push(("TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned())));
+            let term = std::env::var_os("TERM").unwrap_or_else(|| "linux".into());
+            env.push(("TERM".into(), term));
         }
         ShellOrder {
             argv: ["/bin/sh"].into_iter().chain(command).map(str::to_owned).collect(),
-            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            env,
             terminal,
             topology: self.topology,
             memory_mib,
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_command_is_one_argument() {
-        let order = shell(Some("exit 7")).order(300, None);
+        let order = shell(Some("exit 7")).order(Vec::new(), 300, None);
         assert_eq!(order.argv, ["/bin/sh", "-c", "exit 7"]);
         assert_eq!((order.terminal, order.memory_mib), (None, 300));
         assert!(order.env.iter().all(|(name, _)| name != "TERM"));
@@ -203,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_prompt_gets_a_terminal() {
-        let order = shell(None).order(256, Some((24, 80)));
+        let order = shell(None).order(Vec::new(), 256, Some((24, 80)));
         assert_eq!((order.argv, order.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
         assert!(order.env.iter().any(|(name, _)| name == "TERM"));
     }
@@ -224,7 +233,7 @@ mod tests {
         };
         let prepared = Prepared::new(&wanted).unwrap();
         shell.topology.llcs = Llcs::even(2, 2);
-        let order = Order::Shell(shell.order(prepared.config.memory_mib + 64, None));
+        let order = Order::Shell(shell.order(Vec::new(), prepared.config.memory_mib + 64, None));
         let limits = Limits { duration: None, watchdog: WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |_| None).unwrap();
         let RunEnd::WrongTopology(differences) = outcome.end else { panic!("{:?}", outcome.end) };

@@ -2,6 +2,7 @@
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -10,6 +11,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use anyhow::{Context, Result};
 
 use super::child::{Child, output_pipe, set_nonblocking};
+use super::system;
 use crate::assert::AssertDetail;
 use crate::cgroup::CgroupManager;
 use crate::registry::TestEntry;
@@ -27,13 +29,15 @@ const PANIC_MESSAGE: usize = 4096;
 pub(super) fn fork(
     entry: &TestEntry,
     topo: &TestTopology,
-    env: &[(String, String)],
+    env: &[(OsString, OsString)],
 ) -> Result<Child> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let (panics, panic_writer) = output_pipe()?;
     set_nonblocking(&panic_writer)?;
     let mut child = Child::fork(|| {
-        for (name, value) in env {
+        let login = system::VARIABLES.map(|(name, value)| (name.as_ref(), value.as_ref()));
+        let given = env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        for (name, value) in login.into_iter().chain(given) {
             // SAFETY: a process has one thread after its fork, and this one has started no other.
             unsafe { std::env::set_var(name, value) };
         }

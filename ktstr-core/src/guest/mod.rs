@@ -13,6 +13,7 @@ mod outbox;
 mod output;
 mod port;
 mod shell;
+mod system;
 mod truth;
 
 use std::convert::Infallible;
@@ -70,6 +71,7 @@ fn serve(began_ns: u64) -> Result<Infallible> {
         "the initramfs was cut short: its last file {END_MARK} is missing"
     );
     mounts::mount_all()?;
+    system::set_up()?;
     sys::run_first().context("cannot raise the priority of PID 1")?;
     load_modules()?;
     let port = port::open(crate::wire::PORT)?;

@@ -24,15 +24,18 @@ const fn wanted(target: &'static str, kind: &'static str, option: &'static str) 
 }
 
 /// In the order in which they depend on each other.
-const MOUNTS: [Mount; 11] = [
+const MOUNTS: [Mount; 14] = [
     needed("/proc", "proc", "CONFIG_PROC_FS"),
     needed("/sys", "sysfs", "CONFIG_SYSFS"),
     needed("/dev", "devtmpfs", "CONFIG_DEVTMPFS"),
     wanted("/dev/pts", "devpts", "CONFIG_UNIX98_PTYS"),
     needed("/dev/shm", "tmpfs", "CONFIG_TMPFS"),
+    wanted("/dev/mqueue", "mqueue", "CONFIG_POSIX_MQUEUE"),
+    wanted("/dev/hugepages", "hugetlbfs", "CONFIG_HUGETLBFS"),
     needed("/tmp", "tmpfs", "CONFIG_TMPFS"),
     needed("/run", "tmpfs", "CONFIG_TMPFS"),
     needed("/sys/fs/cgroup", "cgroup2", "CONFIG_CGROUPS"),
+    wanted("/sys/kernel/security", "securityfs", "CONFIG_SECURITYFS"),
     wanted("/sys/kernel/debug", "debugfs", "CONFIG_DEBUG_FS"),
     wanted("/sys/kernel/tracing", "tracefs", "CONFIG_TRACING"),
     wanted("/sys/fs/bpf", "bpf", "CONFIG_BPF_SYSCALL"),

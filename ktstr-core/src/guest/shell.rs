@@ -9,7 +9,7 @@ use rustix::process::{Signal, WaitIdStatus, kill_process};
 use rustix::termios::Winsize;
 
 use super::child::{Child, set_nonblocking};
-use super::truth;
+use super::{system, truth};
 use crate::sys;
 use crate::wire::{End, Order, ShellOrder, Stream};
 
@@ -68,7 +68,9 @@ fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Chil
 /// Becomes the program. Returns only if that fails, with the status a shell gives then.
 fn exec(order: &ShellOrder) -> i32 {
     let (program, arguments) = order.argv.split_first().expect("checked by spawn");
-    let error = Command::new(program).args(arguments).envs(order.env.iter().cloned()).exec();
+    let mut command = Command::new(program);
+    command.args(arguments).envs(system::VARIABLES).envs(order.env.iter().cloned());
+    let error = command.exec();
     eprintln!("{program}: {error}");
     if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
 }

@@ -1,5 +1,7 @@
 //! The messages of the wire.
 
+use std::ffi::OsString;
+
 use serde::{Deserialize, Serialize};
 
 use crate::assert::AssertResult;
@@ -27,7 +29,7 @@ pub struct ShellOrder {
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// Variables to set for it.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(OsString, OsString)>,
     /// Rows and columns of the terminal it gets; `None` gives it pipes.
     pub terminal: Option<(u16, u16)>,
     /// The machine that was asked for; on any other, nothing is run.
@@ -44,7 +46,7 @@ pub struct RunOrder {
     /// Memory that the machine was given, in MiB.
     pub memory_mib: u32,
     /// Variables to set for the body, such as `RUST_LOG`.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(OsString, OsString)>,
 }
 
 /// From the guest to the host.

@@ -111,7 +111,7 @@ impl Guest {
             match report {
                 Report::Hello(_) => {
                     let test = super::test_name(concat!(module_path!(), "::ticking"));
-                    let env = vec![(GOES_ON.to_owned(), "1".to_owned())];
+                    let env = vec![(GOES_ON.into(), "1".into())];
                     let order = Order::Run(RunOrder { test, memory_mib: self.memory_mib, env });
                     self.vm.send(0, &self.encoder.encode(&order).unwrap()).unwrap();
                 }

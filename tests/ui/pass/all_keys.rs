@@ -39,6 +39,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     auto_repro = false,
     post_vm = self::host::check,
     payloads = [LOAD, self::OTHER, <Loads>::THIRD],
+    env = ["SEED=7", "EMPTY=", r"PATTERN=a=\d", "LIMIT"],
 )]
 fn all_keys(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())

@@ -106,7 +106,7 @@ fn a_short_time_without_a_turn_shows_nothing(ctx: &Ctx) -> Result<AssertResult> 
 fn interrupted(ctx: &Ctx, frozen: HoldSpec) -> Result<AssertResult> {
     let bridge = freezing(ctx);
     let _guard = bridge.set_thread_local();
-    let backdrop = Backdrop::new().push_def(cg().comm("spin"));
+    let backdrop = Backdrop::new().push_cgroup(cg().comm("spin"));
     let steps = [
         Step::new([], hold(500)),
         Step::new([capture("freeze")], frozen),
@@ -128,7 +128,7 @@ fn a_gap_within_the_bound_is_none(ctx: &Ctx) -> Result<AssertResult> {
 /// Nobody is blamed for what the scenario itself does.
 #[ktstr_test(cores = 1, duration_s = 3, max_gap_ms = 1000)]
 fn a_freeze_that_was_asked_for_proves_nothing(ctx: &Ctx) -> Result<AssertResult> {
-    let backdrop = Backdrop::new().push_def(cg());
+    let backdrop = Backdrop::new().push_cgroup(cg());
     let step = Step::new([Op::freeze_cgroup("cg")], HoldSpec::FULL);
     let thawed = Step::new([Op::unfreeze_cgroup("cg")], hold(500));
     let verdict = execute_scenario(ctx, backdrop, [step, thawed])?;
@@ -138,7 +138,7 @@ fn a_freeze_that_was_asked_for_proves_nothing(ctx: &Ctx) -> Result<AssertResult>
 
 #[ktstr_test(cores = 1, duration_s = 3, max_gap_ms = 1000)]
 fn a_move_into_a_frozen_group_proves_nothing(ctx: &Ctx) -> Result<AssertResult> {
-    let backdrop = Backdrop::new().push_def(cg()).push_op(Op::add_cgroup("cold"));
+    let backdrop = Backdrop::new().push_cgroup(cg()).push_op(Op::add_cgroup("cold"));
     let backdrop = backdrop.push_op(Op::freeze_cgroup("cold"));
     let moved = Step::new([Op::move_all_tasks("cg", "cold")], HoldSpec::FULL);
     let verdict = execute_scenario(ctx, backdrop, [Step::new([], hold(300)), moved])?;
@@ -191,8 +191,8 @@ fn who_cannot_die_is_told_of_with_what_it_failed(ctx: &Ctx) -> Result<AssertResu
         let def = CgroupDef::named(name).workers(1).comm(name);
         def.affinity(AffinityIntent::Exact([1].into()))
     };
-    let backdrop = Backdrop::new().push_def(on_cpu_1("hog").sched_policy(SchedPolicy::Fifo(1)));
-    let starved = Step::new([], HoldSpec::FULL).with_defs([on_cpu_1("starved")]);
+    let backdrop = Backdrop::new().push_cgroup(on_cpu_1("hog").sched_policy(SchedPolicy::Fifo(1)));
+    let starved = Step::with_defs([on_cpu_1("starved")], HoldSpec::FULL);
     execute_scenario(ctx, backdrop, [starved])
 }
 
@@ -304,7 +304,7 @@ fn set_cpuset(cpu: usize) -> Op {
 fn a_cpuset_that_was_left_later_is_no_excuse(ctx: &Ctx) -> Result<AssertResult> {
     let bridge = kept_on(ctx, 0);
     let _guard = bridge.set_thread_local();
-    let backdrop = Backdrop::new().push_def(on_cpu_0());
+    let backdrop = Backdrop::new().push_cgroup(on_cpu_0());
     let ignored = Step::new([set_cpuset(1), capture("now")], HoldSpec::FULL);
     execute_scenario(ctx, backdrop, [Step::new([], hold(300)), ignored])
 }
@@ -314,14 +314,14 @@ fn who_is_confined_later_has_to_stay_from_then_on(ctx: &Ctx) -> Result<AssertRes
     let bridge = kept_on(ctx, 1);
     let _guard = bridge.set_thread_local();
     let confined = Step::new([set_cpuset(0), capture("now")], HoldSpec::FULL);
-    execute_scenario(ctx, Backdrop::new().push_def(cg()), [confined])
+    execute_scenario(ctx, Backdrop::new().push_cgroup(cg()), [confined])
 }
 
 /// Spins on both CPUs all the time: whoever is told of it late is seen outside.
 #[ktstr_test(cores = 2, duration_s = 2)]
 fn who_follows_its_cpuset_at_once_is_never_outside(ctx: &Ctx) -> Result<AssertResult> {
     let other = CgroupDef::named("other").cpuset(CpusetSpec::exact([1])).workers(2);
-    let backdrop = Backdrop::new().push_def(on_cpu_0().workers(2)).push_def(other);
+    let backdrop = Backdrop::new().push_cgroup(on_cpu_0().workers(2)).push_cgroup(other);
     let swaps = (0..10).map(|_| Step::new([Op::swap_cpusets("cg", "other")], hold(20)));
     let moves = [("cg", "other"), ("other", "cg")];
     let moves = moves.map(|(from, to)| Step::new([Op::move_all_tasks(from, to)], hold(100)));
@@ -331,7 +331,7 @@ fn who_follows_its_cpuset_at_once_is_never_outside(ctx: &Ctx) -> Result<AssertRe
 /// The kernel lets them run elsewhere then, and takes them back.
 #[ktstr_test(cores = 2, duration_s = 1)]
 fn who_has_lost_all_its_cpus_may_run_elsewhere(ctx: &Ctx) -> Result<AssertResult> {
-    let backdrop = Backdrop::new().push_def(cg().cpuset(CpusetSpec::exact([1])));
+    let backdrop = Backdrop::new().push_cgroup(cg().cpuset(CpusetSpec::exact([1])));
     let switch = |online| Step::new([Op::hotplug_cpu(1, online)], hold(300));
     let steps = [switch(false), switch(true), Step::new([set_cpuset(0)], hold(300))];
     execute_scenario(ctx, backdrop, steps)
@@ -339,7 +339,7 @@ fn who_has_lost_all_its_cpus_may_run_elsewhere(ctx: &Ctx) -> Result<AssertResult
 
 #[ktstr_test(cores = 2, duration_s = 1)]
 fn a_cpuset_that_was_asked_for_later_is_its_own(ctx: &Ctx) -> Result<AssertResult> {
-    let backdrop = Backdrop::new().push_def(on_cpu_0());
+    let backdrop = Backdrop::new().push_cgroup(on_cpu_0());
     let step = |cpu| Step::new([Op::set_cpuset("cg", CpusetSpec::exact([cpu]))], HoldSpec::FULL);
     execute_scenario(ctx, backdrop, [step(0), step(1)])
 }
@@ -392,8 +392,8 @@ fn an_expected_oom_kill_leaves_the_others_working(ctx: &Ctx) -> Result<AssertRes
     let bridge = SnapshotBridge::default();
     let _guard = bridge.clone().set_thread_local();
     let backdrop = Backdrop::new()
-        .push_def(eater(16 * MIB).expect_oom_kill())
-        .push_def(CgroupDef::named("beside").workers(1));
+        .push_cgroup(eater(16 * MIB).expect_oom_kill())
+        .push_cgroup(CgroupDef::named("beside").workers(1));
     let captures =
         ["cg", "beside"].map(|cgroup| Op::capture_cgroup_procs("after the kill", cgroup));
     let steps = [Step::new([], HoldSpec::FULL), Step::new(captures, hold(100))];
@@ -593,7 +593,7 @@ fn interrupted_sleeper(ctx: &Ctx) -> Result<AssertResult> {
     };
     let bridge = behind_its_back(ctx, toggle);
     let _guard = bridge.set_thread_local();
-    let backdrop = Backdrop::new().push_def(cg().work_type(WorkType::Custom(doze)));
+    let backdrop = Backdrop::new().push_cgroup(cg().work_type(WorkType::Custom(doze)));
     let step = Step::new([capture("again")], HoldSpec::loop_at(Duration::from_millis(100)));
     execute_scenario(ctx, backdrop, [step])
 }

@@ -223,7 +223,8 @@ fn a_payload_of_the_backdrop_outlives_steps(ctx: &Ctx) -> Result<AssertResult> {
     let cg = CgroupDef::named("cg").workers(1).comm("spin").workload(SLEEP.named("nap"));
     let capture = || Step::new([Op::capture_cgroup_procs("now", "cg")], NOW);
     let end = Step::new([Op::kill_payload("nap"), Op::capture_cgroup_procs("end", "cg")], NOW);
-    let verdict = execute_scenario(ctx, Backdrop::new().push_def(cg), [capture(), capture(), end])?;
+    let verdict =
+        execute_scenario(ctx, Backdrop::new().push_cgroup(cg), [capture(), capture(), end])?;
     let captures = bridge.drain_cgroup_procs();
     let comms = |capture: &CgroupProcsSnapshot| -> Vec<_> {
         capture.procs.iter().map(|process| process.comm.clone()).collect()

@@ -144,7 +144,7 @@ fn uneven_machines_fit_as_well(ctx: &Ctx) -> Result<AssertResult> {
 fn snapshots_show_what_there_is(ctx: &Ctx) -> Result<AssertResult> {
     let bridge = SnapshotBridge::default();
     let _guard = bridge.clone().set_thread_local();
-    let backdrop = Backdrop::new().push_def(CgroupDef::named("a").workers(2).pids_max(9));
+    let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("a").workers(2).pids_max(9));
     let begun = Step::new([Op::capture_snapshot("begun")], ctx.settled_hold(0.5));
     let beside = Step::new([], HoldSpec::fixed(std::time::Duration::ZERO))
         .with_defs([CgroupDef::named("b/c")])
@@ -188,7 +188,7 @@ fn each_step_switches_its_cpus_back(ctx: &Ctx) -> Result<AssertResult> {
     let _guard = bridge.set_thread_local();
     let capture = || Op::capture_cgroup_procs("now", "cg");
     let hold = HoldSpec::fixed(std::time::Duration::from_millis(10));
-    let backdrop = Backdrop::new().push_def(CgroupDef::named("cg").workers(1));
+    let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("cg").workers(1));
     let backdrop = backdrop.push_op(Op::hotplug_cpu(1, false)).push_op(capture());
     let steps =
         [Step::new([Op::hotplug_cpu(1, true), capture()], hold), Step::new([capture()], hold)];

@@ -56,7 +56,21 @@ fn fails_and_notes(_: &Ctx) -> Result<AssertResult> {
 
 #[ktstr_test(cores = 1, ignore = "fails on purpose")]
 fn cannot_tell(_: &Ctx) -> Result<AssertResult> {
+    cannot_tell_what()
+}
+
+fn cannot_tell_what() -> Result<AssertResult> {
     Ok(AssertResult::inconclusive(AssertDetail::new(DetailKind::Other, "nothing was measured")))
+}
+
+#[ktstr_test(cores = 1, allow_inconclusive, ignore = "only shows how it is reported")]
+fn cannot_tell_and_may(_: &Ctx) -> Result<AssertResult> {
+    cannot_tell_what()
+}
+
+#[ktstr_test(cores = 1, post_vm_unconditional = always_fails, ignore = "fails on purpose")]
+fn skips_and_is_examined(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::skip("this kernel has no sched_ext"))
 }
 
 #[ktstr_test(cores = 1, post_vm = always_fails, ignore = "only shows what a skip looks like")]
@@ -151,6 +165,23 @@ fn a_failed_check_comes_first_and_in_order() -> Result<()> {
 #[test]
 fn an_inconclusive_verdict_fails_the_test() -> Result<()> {
     fails_with("cannot_tell", &["inconclusive: check: nothing was measured"])
+}
+
+#[test]
+fn allowed_inconclusive_verdict_passes_and_is_shown() -> Result<()> {
+    let (output, text) = outcome_of("cannot_tell_and_may")?;
+    ensure!(output.status.success(), "{text}");
+    let reason = "inconclusive: check: nothing was measured";
+    ensure!(text.contains(&format!("ktstr: cannot_tell_and_may: passed; {reason}")), "{text}");
+    Ok(())
+}
+
+#[test]
+fn unconditional_hook_fails_a_skip() -> Result<()> {
+    fails_with(
+        "skips_and_is_examined",
+        &["FAIL skips_and_is_examined\n  post_vm_unconditional: no capture arrived\n"],
+    )
 }
 
 #[test]

@@ -22,4 +22,5 @@ pub mod workload;
 #[doc(hidden)]
 pub use linkme;
 
+mod chain;
 mod sys;

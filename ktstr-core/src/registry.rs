@@ -15,6 +15,9 @@ use crate::topology::Topology;
 #[linkme::distributed_slice]
 pub static TESTS: [TestEntry];
 
+/// A function that examines a run on the host; its error fails the test.
+pub type PostVm = fn(&VmResult) -> anyhow::Result<()>;
+
 /// One `#[ktstr_test]`: what it asks for and what it runs.
 ///
 /// The attribute writes only the fields its author gave and takes the others from
@@ -33,6 +36,8 @@ pub struct TestEntry {
     pub duration: Duration,
     /// How long a load is given to settle; [`Ctx::settle`].
     pub settle: Duration,
+    /// How many workers a cgroup has by default; [`Ctx::cgroup_def`].
+    pub workers_per_cgroup: u32,
     /// How much longer than `duration` and `settle` a body may run, and how long a guest may be silent.
     pub watchdog_timeout: Duration,
     /// The kernel to boot, as in `KTSTR_KERNEL`; `None` leaves the choice to the environment.
@@ -41,6 +46,8 @@ pub struct TestEntry {
     pub workload_root_cgroup: &'static str,
     /// Whether the test passes if, and only if, the guest's side of it fails.
     pub expect_err: ExpectErr,
+    /// Whether an inconclusive verdict passes.
+    pub allow_inconclusive: bool,
     /// What is checked of workers and cgroups, and by which bounds.
     pub assert: Assert,
     /// The external programs that are put into the guest.
@@ -59,7 +66,10 @@ pub struct TestEntry {
     pub auto_repro: bool,
     /// Runs on the host after the guest is gone, whatever the verdict; not if the body was never
     /// reached, nor after a skip.
-    pub post_vm: Option<fn(&VmResult) -> anyhow::Result<()>>,
+    pub post_vm: Option<PostVm>,
+    /// As `post_vm`, but runs however the run ended: after a skip and a failure of the infrastructure
+    /// too.
+    pub post_vm_unconditional: Option<PostVm>,
     /// The author's function.
     pub body: fn(&Ctx) -> anyhow::Result<AssertResult>,
 }
@@ -94,10 +104,12 @@ impl TestEntry {
         memory_mib: 256,
         duration: Duration::from_secs(5),
         settle: Duration::from_millis(500),
+        workers_per_cgroup: 2,
         watchdog_timeout: Duration::from_secs(20),
         kernel: None,
         workload_root_cgroup: "/ktstr",
         expect_err: ExpectErr::No,
+        allow_inconclusive: false,
         assert: Assert::DEFAULT,
         payloads: &[],
         env: &[],
@@ -106,6 +118,7 @@ impl TestEntry {
         mitigations: false,
         auto_repro: true,
         post_vm: None,
+        post_vm_unconditional: None,
         body: |_| Ok(AssertResult::pass()),
     };
 

@@ -94,7 +94,7 @@ pub fn cpuset_resize(ctx: &Ctx<'_>) -> Result<AssertResult> {
     let resized = CgroupDef::named("resized").cpuset(CpusetSpec::disjoint(1, 2));
     // Each has a CPU of its own once there is room.
     let resized = resized.workers(nr_cpus(ctx));
-    let backdrop = Backdrop::new().push_def(fixed).push_def(resized);
+    let backdrop = Backdrop::new().push_cgroup(fixed).push_cgroup(resized);
     let sizes = [CpusetSpec::disjoint(0, 1), CpusetSpec::disjoint(1, 2)];
     let steps = sizes.iter().cycle().take(4);
     let steps = steps.map(|cpus| quarter(Op::set_cpuset("resized", cpus.clone())));
@@ -111,13 +111,12 @@ pub fn cpuset_resize(ctx: &Ctx<'_>) -> Result<AssertResult> {
 /// As for [`execute_scenario`].
 pub fn cgroup_churn(ctx: &Ctx<'_>) -> Result<AssertResult> {
     const LIFETIME: Duration = Duration::from_millis(250);
-    let backdrop = Backdrop::new().push_def(CgroupDef::named("steady").workers_pct(1.0));
+    let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("steady").workers_pct(1.0));
     let short_lived = [WorkType::SpinWait, WorkType::Bursty, WorkType::ForkExit];
-    let step = Step::new([], HoldSpec::fixed(LIFETIME.min(ctx.duration))).with_defs(
-        short_lived.into_iter().enumerate().map(|(index, work_type)| {
-            CgroupDef::named(format!("churn_{index}")).work_type(work_type).cpu_weight(50)
-        }),
-    );
+    let defs = short_lived.into_iter().enumerate().map(|(index, work_type)| {
+        CgroupDef::named(format!("churn_{index}")).work_type(work_type).cpu_weight(50)
+    });
+    let step = Step::with_defs(defs, HoldSpec::fixed(LIFETIME.min(ctx.duration)));
     let count = (ctx.duration.as_millis() / LIFETIME.as_millis()).max(1) as usize;
     execute_scenario(ctx, backdrop, vec![step; count])
 }
@@ -135,7 +134,7 @@ pub fn affinity_change(ctx: &Ctx<'_>) -> Result<AssertResult> {
     if let Some(skip) = unless_two_cpus(ctx) {
         return Ok(skip);
     }
-    let backdrop = Backdrop::new().push_def(CgroupDef::named("pinned").workers_pct(1.0));
+    let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("pinned").workers_pct(1.0));
     let steps = [
         AffinityIntent::SingleCpu,
         AffinityIntent::RandomSubset(1),
@@ -274,7 +273,7 @@ pub fn hotplug(ctx: &Ctx<'_>) -> Result<AssertResult> {
     if !Path::new(&switch).exists() {
         return Ok(AssertResult::skip(format!("CPU {last} cannot be switched: no {switch}")));
     }
-    let backdrop = Backdrop::new().push_def(CgroupDef::named("everywhere").workers_pct(1.0));
+    let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("everywhere").workers_pct(1.0));
     let steps = [false, true, false, true];
     execute_scenario(ctx, backdrop, steps.map(|online| quarter(Op::hotplug_cpu(last, online))))
 }

@@ -211,6 +211,26 @@ impl TestTopology {
         Ok(Self { cpus, nodes: sorted(nodes), llcs: sorted(llcs), cores: sorted(cores) })
     }
 
+    /// Returns the number of online CPUs.
+    pub fn total_cpus(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// Returns the number of last-level caches.
+    pub fn num_llcs(&self) -> usize {
+        self.llcs.len()
+    }
+
+    /// Returns the number of NUMA nodes that have CPUs.
+    pub fn num_numa_nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Returns the online CPUs in ascending order, as cpusets take them.
+    pub fn all_cpus(&self) -> Vec<usize> {
+        self.cpus.iter().map(|cpu| *cpu as usize).collect()
+    }
+
     /// Where this machine differs from `asked`, one line each; empty if nowhere.
     pub fn differences(&self, asked: &Topology) -> Vec<String> {
         let cores = (0..asked.llcs.nr_cores()).map(|_| asked.threads_per_core);
@@ -414,6 +434,19 @@ mod tests {
             cores: Vec::new(),
         };
         assert_eq!(machine.to_string(), "3 CPUs (0-2), 1 node (0-2), 2 LLCs (0-1, 2)");
+    }
+
+    #[test]
+    fn counts_are_those_of_the_lists() {
+        let machine = TestTopology {
+            cpus: vec![0, 1, 3],
+            nodes: vec![vec![0, 1, 3]],
+            llcs: vec![vec![0, 1], vec![3]],
+            cores: vec![vec![0], vec![1], vec![3]],
+        };
+        let counts = (machine.total_cpus(), machine.num_llcs(), machine.num_numa_nodes());
+        assert_eq!(counts, (3, 2, 1));
+        assert_eq!(machine.all_cpus(), [0, 1, 3]);
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Field("memory_mib")).vm(),
     Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
     Key::new("settle_ms", integer(0..=86_400_000, 500), Target::Millis("settle")),
+    Key::new("workers_per_cgroup", integer(0..=10_000, 2), Target::Field("workers_per_cgroup")),
     Key::new("watchdog_timeout_s", integer(1..=86_400, 20), Target::Seconds("watchdog_timeout"))
         .vm(),
     Key::new("kernel", text("debian:trixie", check_kernel), Target::Optional("kernel")).vm(),
@@ -90,12 +91,15 @@ pub(crate) const KEYS: &[Key] = &[
         Target::Field("workload_root_cgroup"),
     ),
     Key::new("expect_err", Takes::BoolOrText, Target::ExpectErr),
+    Key::new("allow_inconclusive", Takes::Bool, Target::Field("allow_inconclusive")),
     Key::new("host_only", Takes::Bool, Target::Field("host_only")),
     Key::new("ignore", Takes::Reason, Target::IgnoreAttribute),
     Key::new("kaslr", Takes::Bool, Target::Field("kaslr")).vm(),
     Key::new("mitigations", Takes::Bool, Target::Field("mitigations")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
+    Key::new("post_vm_unconditional", Takes::Function, Target::Optional("post_vm_unconditional"))
+        .vm(),
     Key::new("payloads", Takes::Paths, Target::References("payloads")).vm(),
     Key::new(
         "env",

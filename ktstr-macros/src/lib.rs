@@ -44,16 +44,19 @@ use proc_macro::TokenStream;
 /// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB for each; raised to what the machine needs to boot |
 /// | `duration_s` | 1 to 86400 | 5 | how long the body means to run, in seconds |
 /// | `settle_ms` | 0 to 86400000 | 500 | how long a load is given to settle, in milliseconds |
+/// | `workers_per_cgroup` | 0 to 10000 | 2 | how many workers a cgroup of `ctx.cgroup_def` has if its definition does not set a number |
 /// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds a body may run over, or a guest be silent |
 /// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |
 /// | `workload_root_cgroup` | string | `"/ktstr"` | the cgroup below which the scenario works |
 /// | `expect_err` | boolean, string or `regex` | `false` | pass if, and only if, the guest's side fails, and if a text or `regex("...")` is given, with that in its message |
+/// | `allow_inconclusive` | boolean | `false` | pass if the verdict is inconclusive; the report shows `INCONCLUSIVE` |
 /// | `host_only` | boolean | `false` | run the body on the host, without a VM |
 /// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
 /// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
 /// | `mitigations` | boolean | `false` | keep page-table isolation where the guest's CPUs are emulated, at a tenth of the system call rate; elsewhere the kernel decides |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
+/// | `post_vm_unconditional` | path | none | as `post_vm`, but run however the run ended, after a failure of the infrastructure too |
 /// | `payloads` | list of paths | none | external programs for the guest: constants of type `Payload` |
 /// | `env` | list of strings | none | environment variables of the body: `"NAME=value"`, or `"NAME"` for the host's value |
 /// | `not_stuck` | boolean | `true` | fail if a worker makes no progress |
@@ -89,7 +92,12 @@ use proc_macro::TokenStream;
 /// in the syntax of the crate `regex-lite`. A failure without it fails the test and is shown.
 /// An inconclusive verdict is no failure.
 ///
-/// `post_vm` is not asked after such a fault, nor after a skip; its error fails the test.
+/// `post_vm` is not called after such a fault, nor after a skip; `post_vm_unconditional` is called
+/// whenever the machine was prepared. An error of either fails the test, whatever it expects. A test may
+/// have both.
+///
+/// With `allow_inconclusive` an inconclusive verdict passes and is reported as `INCONCLUSIVE` with its
+/// reasons. It does not change what a failed check means, and does not satisfy `expect_err`.
 ///
 /// `payloads` has each of the programs put into the guest with its shared libraries: the host's, or that
 /// of a Debian package. A program that is nowhere, and a payload that cannot work, such as one with a

@@ -1,8 +1,7 @@
 //! What a run says of its test.
 
-use anyhow::Result;
 use ktstr_core::assert::{AssertResult, Outcome};
-use ktstr_core::registry::ExpectErr;
+use ktstr_core::registry::{ExpectErr, TestEntry};
 use ktstr_core::result::RunEnd;
 use regex_lite::Regex;
 
@@ -11,6 +10,8 @@ use regex_lite::Regex;
 pub(crate) enum Passed {
     AsExpected,
     Skipped(String),
+    /// The test allows this; with the reasons.
+    Inconclusive(Reasons),
 }
 
 /// Why a test fails, the weightiest reason first.
@@ -25,28 +26,27 @@ pub(crate) fn concerns_post_vm(end: &RunEnd) -> bool {
 
 /// Whether the test passes, or why not.
 ///
-/// A fault of the machinery is never what a test expected, and what `post_vm` found missing is not
-/// made good by a verdict.
+/// A fault of the machinery is never what a test expected, and no verdict compensates for `complaints`,
+/// the errors of `post_vm` and `post_vm_unconditional`.
 pub(crate) fn judge(
-    expect_err: ExpectErr,
+    entry: &TestEntry,
     end: &RunEnd,
-    post_vm: &Result<()>,
+    complaints: Vec<String>,
 ) -> Result<Passed, Reasons> {
-    let own = judge_end(expect_err, end);
-    let Err(error) = post_vm else { return own };
-    let complaint = format!("post_vm: {error:#}");
+    let own = judge_end(entry, end);
+    if complaints.is_empty() {
+        return own;
+    }
     let is_plain_pass = matches!(end, RunEnd::Verdict(verdict) if verdict.is_pass());
     Err(match own {
-        Ok(_) if is_plain_pass => vec![complaint],
-        Ok(_) => vec![complaint, format!("the run itself, as expected: {end}")],
-        Err(mut reasons) => {
-            reasons.push(complaint);
-            reasons
-        }
+        Ok(_) if is_plain_pass => complaints,
+        Ok(_) => [complaints, vec![format!("the run itself, as expected: {end}")]].concat(),
+        Err(reasons) => [reasons, complaints].concat(),
     })
 }
 
-fn judge_end(expect_err: ExpectErr, end: &RunEnd) -> Result<Passed, Reasons> {
+fn judge_end(entry: &TestEntry, end: &RunEnd) -> Result<Passed, Reasons> {
+    let expect_err = entry.expect_err;
     let verdict = match end {
         RunEnd::Verdict(verdict) => verdict,
         end if end.is_infrastructure() => return Err(vec![format!("infrastructure: {end}")]),
@@ -65,6 +65,9 @@ fn judge_end(expect_err: ExpectErr, end: &RunEnd) -> Result<Passed, Reasons> {
                 reasons.extend(reasons_of(verdict, end));
             }
             Err(reasons)
+        }
+        (Outcome::Inconclusive, false) if entry.allow_inconclusive => {
+            Ok(Passed::Inconclusive(reasons_of(verdict, end)))
         }
         (Outcome::Inconclusive, false) => Err(reasons_of(verdict, end)),
         (Outcome::Fail, _) => {
@@ -145,20 +148,41 @@ mod tests {
                 (ExpectErr::Containing(""), with_expect_err),
                 (ExpectErr::Matching(""), with_expect_err),
             ] {
-                assert_eq!(judge(expect_err, &end, &Ok(())).is_ok(), wanted, "{end:?}");
-                assert!(judge(expect_err, &end, &Err(anyhow::anyhow!("no"))).is_err(), "{end:?}");
+                let entry = TestEntry { expect_err, ..TestEntry::DEFAULT };
+                assert_eq!(judge(&entry, &end, Vec::new()).is_ok(), wanted, "{end:?}");
+                assert!(judge(&entry, &end, vec!["no".to_owned()]).is_err(), "{end:?}");
+                let lenient = TestEntry { allow_inconclusive: true, ..entry };
+                let wanted = wanted || (expect_err == ExpectErr::No && is_inconclusive(&end));
+                assert_eq!(judge(&lenient, &end, Vec::new()).is_ok(), wanted, "{end:?}");
+                assert!(judge(&lenient, &end, vec!["no".to_owned()]).is_err(), "{end:?}");
             }
         }
         let failed = RunEnd::Verdict(AssertResult::fail(detail("why")));
-        let both = judge(ExpectErr::No, &failed, &Err(anyhow::anyhow!("no capture")));
+        let plain = TestEntry::DEFAULT;
+        let both = judge(&plain, &failed, vec!["post_vm: no capture".to_owned()]);
         assert_eq!(both, texts(&["fail: check: why", "post_vm: no capture"]));
         let mut passed = AssertResult::pass();
         passed.note("warm");
-        let noted = judge(ExpectErr::No, &RunEnd::Verdict(passed), &Err(anyhow::anyhow!("none")));
+        let noted = judge(&plain, &RunEnd::Verdict(passed), vec!["post_vm: none".to_owned()]);
         assert_eq!(noted, texts(&["post_vm: none"]));
         let skipped = RunEnd::Verdict(AssertResult::skip("no KVM"));
-        let skipped = judge(ExpectErr::No, &skipped, &Ok(()));
+        let skipped = judge(&plain, &skipped, Vec::new());
         assert_eq!(skipped, Ok(Passed::Skipped("no KVM".to_owned())));
+    }
+
+    fn is_inconclusive(end: &RunEnd) -> bool {
+        matches!(end, RunEnd::Verdict(verdict) if verdict.outcome == Outcome::Inconclusive)
+    }
+
+    #[test]
+    fn allowed_inconclusive_verdict_keeps_its_reasons() {
+        let entry = TestEntry { allow_inconclusive: true, ..TestEntry::DEFAULT };
+        let end = RunEnd::Verdict(AssertResult::inconclusive(detail("no sample")));
+        let reasons = vec!["inconclusive: check: no sample".to_owned()];
+        assert_eq!(judge(&entry, &end, Vec::new()), Ok(Passed::Inconclusive(reasons)));
+        let beside = AssertResult::inconclusive(detail("no sample"))
+            .merge(AssertResult::fail(detail("disk full")));
+        assert!(judge(&entry, &RunEnd::Verdict(beside), Vec::new()).is_err());
     }
 
     #[test]
@@ -171,7 +195,8 @@ mod tests {
             ("(", false),
         ] {
             let end = RunEnd::Verdict(AssertResult::fail(detail("5 of 4 CPUs")));
-            let judged = judge(ExpectErr::Matching(pattern), &end, &Ok(()));
+            let expect_err = ExpectErr::Matching(pattern);
+            let judged = judge(&TestEntry { expect_err, ..TestEntry::DEFAULT }, &end, Vec::new());
             assert_eq!(judged.is_ok(), is_ok, "{pattern}");
             let Err(reasons) = judged else { continue };
             let heading =
@@ -221,7 +246,8 @@ mod tests {
                 ]),
             ),
         ] {
-            assert_eq!(judge(expected, &end, &Ok(())), wanted, "{end:?}");
+            let entry = TestEntry { expect_err: expected, ..TestEntry::DEFAULT };
+            assert_eq!(judge(&entry, &end, Vec::new()), wanted, "{end:?}");
         }
     }
 }

@@ -95,6 +95,7 @@ fn headline(text: &mut String, style: &Style, test: &str, verdict: &Result<Passe
     let (word, reasons) = match verdict {
         Ok(Passed::AsExpected) => (style.good("PASS"), &[][..]),
         Ok(Passed::Skipped(reason)) => (style.warn("SKIP"), std::slice::from_ref(reason)),
+        Ok(Passed::Inconclusive(reasons)) => (style.warn("INCONCLUSIVE"), &reasons[..]),
         Err(reasons) => (style.bad("FAIL"), &reasons[..]),
     };
     let _ = writeln!(text, "{word} {test}");

@@ -214,18 +214,9 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
     })
 }
 
-/// Judges a run: `post_vm`, then what the test expects. Reports it.
+/// Judges a run: its hooks, then what the test expects. Reports it.
 fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
-    let post_vm = match entry.post_vm {
-        Some(post_vm) if report::concerns_post_vm(&result.end) => {
-            // A panic there must not take the report along.
-            catch_unwind(AssertUnwindSafe(|| post_vm(result))).unwrap_or_else(|payload| {
-                Err(anyhow::anyhow!("it panicked: {}", guest::panic_message(&*payload)))
-            })
-        }
-        _ => Ok(()),
-    };
-    let verdict = report::judge(entry.expect_err, &result.end, &post_vm);
+    let verdict = report::judge(entry, &result.end, complaints_of_hooks(entry, result));
     let artifacts = Artifacts::write(result, &verdict);
     let folder = artifacts.as_ref().map(Artifacts::folder);
     let text = report::run(entry, result, &verdict, folder, command);
@@ -233,8 +224,15 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
         Err(_) => Err(Failure::new(text)),
         Ok(passed) => {
             println!("{text}");
-            if let report::Passed::Skipped(reason) = passed {
-                report::notice(&format!("{}: SKIPPED: {reason}", result.test));
+            match passed {
+                report::Passed::AsExpected => {}
+                report::Passed::Skipped(reason) => {
+                    report::notice(&format!("{}: SKIPPED: {reason}", result.test));
+                }
+                report::Passed::Inconclusive(reasons) => {
+                    let reasons = reasons.join("; ");
+                    report::notice(&format!("{}: passed; {reasons}", result.test));
+                }
             }
             let unexpected =
                 result.kernel_events.iter().filter(|_| !entry.expect_err.is_expected());
@@ -247,4 +245,19 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
             Ok(())
         }
     }
+}
+
+/// Calls the hooks of the test that apply to how the run ended, and returns what they complain about.
+fn complaints_of_hooks(entry: &TestEntry, result: &VmResult) -> Vec<String> {
+    let post_vm = entry.post_vm.filter(|_| report::concerns_post_vm(&result.end));
+    let hooks = [("post_vm", post_vm), ("post_vm_unconditional", entry.post_vm_unconditional)];
+    let complaints = hooks.into_iter().filter_map(|(key, hook)| {
+        let hook = hook?;
+        // A panic there must not take the report along.
+        let called = catch_unwind(AssertUnwindSafe(|| hook(result))).unwrap_or_else(|payload| {
+            Err(anyhow::anyhow!("it panicked: {}", guest::panic_message(&*payload)))
+        });
+        called.err().map(|error| format!("{key}: {error:#}"))
+    });
+    complaints.collect()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ktstr::prelude::*;
 use ktstr_core::registry::{self, TestEntry};
-use ktstr_core::result::Machine;
+use ktstr_core::result::{Machine, Timings};
 use ktstr_core::wire::{Order, RunOrder};
 
 use super::initramfs::Contents;
@@ -54,6 +54,45 @@ fn what_the_host_stole_is_not_blamed_on_the_guest() {
         assert_eq!(verdict.outcome, outcome, "{told}");
         let blamed = format!("{}", verdict.details[0]).contains("host stole 38 % of vCPU 2");
         assert_eq!(blamed, outcome == Outcome::Inconclusive, "{told}");
+    }
+}
+
+fn ended(end: RunEnd) -> VmResult {
+    VmResult {
+        test: "test".to_owned(),
+        end,
+        kernel_events: Vec::new(),
+        captures: Vec::new(),
+        snapshots: Vec::new(),
+        events: Vec::new(),
+        console: String::new(),
+        log: String::new(),
+        machine: Machine::default(),
+        timings: Timings::default(),
+        stolen: Vec::new(),
+    }
+}
+
+#[test]
+fn hooks_are_called_by_how_the_run_ended() {
+    let entry = TestEntry {
+        post_vm: Some(|_| bail!("seen")),
+        post_vm_unconditional: Some(|result| panic!("{}", result.test)),
+        ..TestEntry::DEFAULT
+    };
+    let always = "post_vm_unconditional: it panicked: test";
+    let both = &["post_vm: seen", always][..];
+    for (end, wanted) in [
+        (RunEnd::Verdict(AssertResult::pass()), both),
+        (RunEnd::Verdict(AssertResult::fail_msg("why")), both),
+        (RunEnd::GuestGone("why".to_owned()), both),
+        (RunEnd::Verdict(AssertResult::skip("why")), &[always]),
+        (RunEnd::EngineFailed("why".to_owned()), &[always]),
+        (RunEnd::WrongTopology(vec!["why".to_owned()]), &[always]),
+    ] {
+        let result = ended(end);
+        assert_eq!(super::complaints_of_hooks(&entry, &result), wanted, "{}", result.end);
+        assert_eq!(super::complaints_of_hooks(&TestEntry::DEFAULT, &result), [""; 0]);
     }
 }
 

@@ -19,7 +19,7 @@ fn churn_of_2000_cycles_leaves_nothing(ctx: &Ctx) -> Result<AssertResult> {
     let left = std::fs::read_dir(ctx.cgroups.parent_path())?.flatten();
     let left: Vec<_> = left.filter(|entry| entry.path().is_dir()).collect();
     ensure!(left.is_empty() && ctx.cgroups.outstanding_removes() == 0, "{left:?}");
-    ctx.cgroups.cleanup_all();
+    ctx.cgroups.cleanup_all()?;
     ensure!(!ctx.cgroups.parent_path().exists());
     Ok(AssertResult::pass())
 }
@@ -43,7 +43,7 @@ fn the_cap_on_failed_removals_rises_and_recovers(ctx: &Ctx) -> Result<AssertResu
     ensure!(cgroups.outstanding_removes() == 10);
     cgroups.remove_cgroup("cg11/below").context("others are removed again")?;
     cgroups.remove_cgroup("cg11")?;
-    cgroups.cleanup_all();
+    cgroups.cleanup_all()?;
     ensure!(cgroups.outstanding_removes() == 0);
     ensure!(!cgroups.parent_path().exists());
     Ok(AssertResult::pass())

@@ -48,7 +48,7 @@ fn a_delegated_root_does_everything(_: &Ctx) -> Result<AssertResult> {
         cgroups.move_task("a/leaf", child.pid())?;
         cgroups.kill_cgroup("a/leaf")?;
         cgroups.remove_cgroup("a/leaf")?;
-        cgroups.cleanup_all();
+        cgroups.cleanup_all()?;
         ensure!(!cgroups.parent_path().exists() && Path::new(ROOT).exists());
         Ok(())
     })

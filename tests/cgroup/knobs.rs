@@ -56,7 +56,7 @@ fn every_knob_reads_as_it_was_written(ctx: &Ctx) -> Result<AssertResult> {
     ensure!(checked == 26);
     io_weight(ctx)?;
     cgroups.remove_cgroup("cg")?;
-    cgroups.cleanup_all();
+    cgroups.cleanup_all()?;
     ensure!(!cgroups.parent_path().exists(), "cleanup_all removes the parent, too");
     cgroups.create_cgroup("a/again").context("it is made again")?;
     cgroups.set_pids_max("a/again", Some(9)).context("with what setup enabled")?;
@@ -133,7 +133,7 @@ fn a_nested_leaf_has_every_knob(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.add_parent_subtree_controller(Controller::Cpu)?;
     ctx.cgroups.create_cgroup("c/leaf")?;
     ctx.cgroups.set_cpu_weight("c/leaf", 50)?;
-    ctx.cgroups.cleanup_all();
+    ctx.cgroups.cleanup_all()?;
     ensure!(!ctx.cgroups.parent_path().exists());
     ensure!(ctx.cgroups.outstanding_removes() == 0);
     Ok(AssertResult::pass())
@@ -150,6 +150,6 @@ fn controllers_can_be_taken_back(ctx: &Ctx) -> Result<AssertResult> {
     let elsewhere = CgroupManager::new(format!("{MOUNT}/elsewhere"));
     elsewhere.create_cgroup("cg")?;
     ensure!(elsewhere.read_procs("cg")?.is_empty());
-    elsewhere.cleanup_all();
+    elsewhere.cleanup_all()?;
     Ok(AssertResult::pass())
 }

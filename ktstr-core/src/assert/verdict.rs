@@ -73,6 +73,11 @@ impl AssertResult {
         Self::because(Outcome::Fail, detail)
     }
 
+    /// Creates a failed verdict whose only reason is a message.
+    pub fn fail_msg(message: impl Into<String>) -> Self {
+        Self::fail(AssertDetail::new(DetailKind::Other, message))
+    }
+
     /// The test does not apply here.
     pub fn skip(reason: impl Into<String>) -> Self {
         Self::because(Outcome::Skip, AssertDetail::new(DetailKind::Skip, reason))
@@ -90,6 +95,28 @@ impl AssertResult {
     /// Whether the conclusion is [`Outcome::Pass`]; a skip is not.
     pub fn is_pass(&self) -> bool {
         self.outcome == Outcome::Pass
+    }
+
+    /// Returns whether the conclusion is [`Outcome::Fail`].
+    pub fn is_fail(&self) -> bool {
+        self.outcome == Outcome::Fail
+    }
+
+    /// Returns the details of failed checks.
+    pub fn failure_details(&self) -> impl Iterator<Item = &AssertDetail> {
+        self.details.iter().filter(|detail| detail.outcome == Outcome::Fail)
+    }
+
+    /// Adds a failed check, which makes the verdict a failure.
+    pub fn record_fail(&mut self, detail: AssertDetail) -> &mut Self {
+        self.absorb(Self::fail(detail));
+        self
+    }
+
+    /// Adds a check without a result, which makes the verdict inconclusive unless it is a failure.
+    pub fn record_inconclusive(&mut self, detail: AssertDetail) -> &mut Self {
+        self.absorb(Self::inconclusive(detail));
+        self
     }
 
     /// Joins two verdicts: fail over inconclusive over pass over skip, the details of both kept.
@@ -268,6 +295,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn recorded_details_decide_as_merged_ones_do() {
+        for (index, (after_fail, after_inconclusive)) in
+            [(3, 2), (3, 2), (3, 2), (3, 3)].into_iter().enumerate()
+        {
+            let outcome = |mut verdict: AssertResult, is_fail| {
+                let recorded = match is_fail {
+                    true => verdict.record_fail(detail("late")),
+                    false => verdict.record_inconclusive(detail("late")),
+                };
+                assert!(recorded.details.iter().any(|detail| detail.message == "late"));
+                (verdict.outcome, verdict.failure_details().count())
+            };
+            let own = usize::from(index == 3);
+            assert_eq!(outcome(each()[index].clone(), true), (each()[after_fail].outcome, own + 1));
+            let inconclusive = outcome(each()[index].clone(), false);
+            assert_eq!(inconclusive, (each()[after_inconclusive].outcome, own));
+        }
+    }
+
+    #[test]
+    fn failure_details_are_those_of_failed_checks() {
+        let mut verdict = AssertResult::fail_msg("disk full");
+        verdict.record_inconclusive(detail("no sample")).record_fail(detail("oom"));
+        let failed: Vec<_> = verdict.failure_details().map(|detail| &*detail.message).collect();
+        assert_eq!(failed, ["disk full", "oom"]);
+        assert_eq!(each().map(|verdict| verdict.is_fail()), [false, false, false, true]);
     }
 
     #[test]

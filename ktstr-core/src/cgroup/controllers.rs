@@ -26,8 +26,8 @@ impl Controller {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Cpuset, Self::Cpu, Self::Memory, Self::Pids, Self::Io];
 
-    /// The kernel's word for it.
-    pub const fn as_str(self) -> &'static str {
+    /// Returns the name that the kernel uses in `cgroup.controllers`: `cpuset`.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Cpuset => "cpuset",
             Self::Cpu => "cpu",
@@ -40,7 +40,7 @@ impl Controller {
 
 impl fmt::Display for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.name())
     }
 }
 
@@ -93,7 +93,7 @@ impl CgroupManager {
         let path = self.walk_root.join("cgroup.controllers");
         let text = read(&path)?;
         let there: Vec<_> = text.split_whitespace().collect();
-        let missing = controllers.iter().filter(|wanted| !there.contains(&wanted.as_str()));
+        let missing = controllers.iter().filter(|wanted| !there.contains(&wanted.name()));
         let missing: BTreeSet<_> = missing.copied().collect();
         if missing.is_empty() {
             return Ok(());

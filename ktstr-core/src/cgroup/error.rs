@@ -40,7 +40,8 @@ pub enum Error {
         path: PathBuf,
         /// What was to be written there.
         value: Option<String>,
-        /// What the kernel said.
+        /// What the kernel answered; also the [`source`](std::error::Error::source).
+        #[source]
         cause: io::Error,
         /// What to do about it, with what the group's files say of its state.
         advice: String,
@@ -264,5 +265,19 @@ fn describe(operation: &str, path: &Path, value: Option<&str>) -> String {
     match value {
         Some(value) => format!("{operation} `{}` to {}", value.trim_end(), path.display()),
         None => format!("{operation} {}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_cause_is_in_the_chain() {
+        let cause = io::Error::from_raw_os_error(libc::EBUSY);
+        let error = Error::io("remove cgroup", Path::new("/nonexistent"), None, cause);
+        let error = anyhow::Error::from(error).context("step 1");
+        let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+        assert_eq!(cause.and_then(io::Error::raw_os_error), Some(libc::EBUSY));
     }
 }

@@ -209,8 +209,8 @@ impl CgroupOps for CgroupManager {
         CgroupStats::read(&group)
     }
 
-    fn cleanup_all(&self) {
-        self.clean_up();
+    fn cleanup_all(&self) -> Result<(), Error> {
+        self.clean_up()
     }
 }
 

@@ -171,7 +171,12 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// What the kernel counts for a group; a part is `None` if its controller is not enabled.
     fn stats(&self, name: &str) -> Result<CgroupStats, Error>;
 
-    /// Removes all groups below the parent, the deepest first, and the parent unless it is the
-    /// walk root. What cannot be removed is told as a warning.
-    fn cleanup_all(&self);
+    /// Removes all cgroups below the parent, the deepest first, and the parent unless it is the
+    /// walk root.
+    ///
+    /// # Errors
+    ///
+    /// The first cgroup that cannot be listed or removed. All others are tried too, and each that
+    /// remains is logged as a warning.
+    fn cleanup_all(&self) -> Result<(), Error>;
 }

@@ -119,18 +119,20 @@ impl CgroupManager {
         self.parent.join(REFUGE).is_dir()
     }
 
-    pub(super) fn clean_up(&self) {
+    pub(super) fn clean_up(&self) -> Result<(), Error> {
         let refuge = self.refuge_leaf();
-        for group in self.children_or_warn(&self.parent) {
+        let mut cleaned = Ok(());
+        for group in self.children_if_any(&self.parent, &mut cleaned) {
             if group != refuge {
-                self.clean_up_tree(&group);
+                self.clean_up_tree(&group, &mut cleaned);
             }
         }
         self.remove_refuge(&refuge);
         if self.parent != self.walk_root && self.parent.exists() {
-            self.take_down_or_warn(&self.parent);
+            note(&mut cleaned, self.take_down_and_count(&self.parent));
             self.remove_refuge(&refuge);
         }
+        cleaned
     }
 
     /// What was drained may live on in there; then it stays, and goes with the delegated group.
@@ -140,26 +142,22 @@ impl CgroupManager {
         }
     }
 
-    fn clean_up_tree(&self, group: &Path) {
-        for child in self.children_or_warn(group) {
-            self.clean_up_tree(&child);
+    fn clean_up_tree(&self, group: &Path, cleaned: &mut Result<(), Error>) {
+        for child in self.children_if_any(group, cleaned) {
+            self.clean_up_tree(&child, cleaned);
         }
-        self.take_down_or_warn(group);
+        note(cleaned, self.take_down_and_count(group));
     }
 
-    fn children_or_warn(&self, group: &Path) -> Vec<PathBuf> {
+    /// Returns the cgroups in `group`; none if it does not exist or cannot be listed.
+    fn children_if_any(&self, group: &Path, cleaned: &mut Result<(), Error>) -> Vec<PathBuf> {
         match self.children(group) {
-            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
-                tracing::warn!("left behind: {error}");
+            Ok(children) => children,
+            Err(error) if error.is_missing() => Vec::new(),
+            Err(error) => {
+                note(cleaned, Err(error));
                 Vec::new()
             }
-            children => children.unwrap_or_default(),
-        }
-    }
-
-    fn take_down_or_warn(&self, group: &Path) {
-        if let Err(error) = self.take_down_and_count(group) {
-            tracing::warn!("left behind: {error}");
         }
     }
 
@@ -176,5 +174,14 @@ impl CgroupManager {
         }
         children.sort_unstable();
         Ok(children)
+    }
+}
+
+/// Keeps the first error of a cleanup that continues after it, and logs each.
+fn note(cleaned: &mut Result<(), Error>, result: Result<(), Error>) {
+    let Err(error) = result else { return };
+    tracing::warn!("left behind: {error}");
+    if cleaned.is_ok() {
+        *cleaned = Err(error);
     }
 }

@@ -14,6 +14,7 @@ use super::child::{Child, output_pipe, set_nonblocking};
 use super::system;
 use crate::assert::AssertDetail;
 use crate::cgroup::CgroupManager;
+use crate::chain;
 use crate::registry::TestEntry;
 use crate::scenario::Ctx;
 use crate::topology::TestTopology;
@@ -113,7 +114,7 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> E
     let ctx = Ctx::new(&cgroups, topo, entry, &test_name, report);
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
         Ok(Ok(verdict)) => End::Verdict(verdict),
-        Ok(Err(error)) => End::Error(format!("{error:#}")),
+        Ok(Err(error)) => End::Error(chain::describe(&error)),
         Err(payload) => End::Panicked(panic_message(&*payload).to_owned()),
     }
 }

@@ -36,7 +36,7 @@ impl Scenario<'_> {
             Op::CaptureCgroupProcs { tag, cgroup } => self.capture(tag, cgroup),
             Op::CaptureSnapshot { name } => self.capture_snapshot(name),
             Op::HotplugCpu { cpu, online } => self.hotplug(*cpu, *online),
-            Op::RunPayload { run, cgroup } => self.run_payload(run, cgroup),
+            Op::RunPayload { run, cgroup } => self.run_payload(run, cgroup.as_deref()),
             Op::WaitPayload { name, timeout } => self.wait_payload(name, *timeout),
             Op::KillPayload { name } => self.kill_payload(name),
         }

@@ -20,6 +20,8 @@ pub struct CgroupDef {
     pub(crate) knobs: Vec<CgroupKnob>,
     workers: Option<u32>,
     workers_pct: Option<f64>,
+    /// The number of workers if neither of the two is set; without it, there are none.
+    default_workers: Option<u32>,
     /// What the definition's own methods say of its workers, once one has.
     own: Option<WorkSpec>,
     works: Vec<WorkSpec>,
@@ -35,6 +37,7 @@ impl CgroupDef {
             knobs: Vec::new(),
             workers: None,
             workers_pct: None,
+            default_workers: None,
             own: None,
             works: Vec::new(),
             payloads: Vec::new(),
@@ -42,7 +45,16 @@ impl CgroupDef {
         }
     }
 
-    /// Sets how many workers there are of each kind that does not say itself; 1 if not set.
+    /// Sets how many workers there are if neither [`workers`](Self::workers) nor
+    /// [`workers_pct`](Self::workers_pct) does.
+    pub(super) fn default_workers(mut self, workers: u32) -> Self {
+        self.default_workers = Some(workers);
+        self
+    }
+
+    /// Sets how many workers there are of each kind that does not set a number itself. If not set:
+    /// 1, or `workers_per_cgroup` of them in a cgroup of
+    /// [`Ctx::cgroup_def`](super::Ctx::cgroup_def).
     pub fn workers(mut self, workers: u32) -> Self {
         self.workers = Some(workers);
         self
@@ -239,7 +251,7 @@ impl CgroupDef {
                 );
                 Ok(Some((self.cpus(topo)?.len() as f64 * part).ceil() as u32))
             }
-            (count, None) => Ok(count),
+            (count, None) => Ok(count.or(self.default_workers)),
         }
     }
 
@@ -251,7 +263,7 @@ impl CgroupDef {
         });
         match cpuset.flatten() {
             Some(cpus) => cpus.resolve(topo).with_context(|| format!("cgroup {}", self.name)),
-            None => Ok(topo.cpus.iter().map(|cpu| *cpu as usize).collect()),
+            None => Ok(topo.all_cpus().into_iter().collect()),
         }
     }
 }
@@ -289,6 +301,13 @@ mod tests {
             (def().workers_pct(0.5), vec![3]),
             (def().workers_pct(2.0).cpuset(CpusetSpec::llc(1)), vec![4]),
             (def().workers_pct(0.1).cpuset(CpusetSpec::llc(0)), vec![1]),
+            (def().default_workers(3), vec![3]),
+            (def().default_workers(3).comm("a"), vec![3]),
+            (def().default_workers(3).workers(1), vec![1]),
+            (def().default_workers(3).workers(0), vec![0]),
+            (def().default_workers(3).workers_pct(0.5), vec![3]),
+            (def().default_workers(9).workers_pct(0.5), vec![3]),
+            (def().default_workers(3).work(spec().workers(5)).work(spec()), vec![5, 3]),
         ] {
             let told = format!("{def:?}");
             assert_eq!(counts(def), want, "{told}");

@@ -8,13 +8,14 @@ use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::layer::{Layer, Made, PlacedWorker};
-use super::ops::{Backdrop, HoldSpec, Op, Step};
+use super::ops::{Backdrop, HoldSpec, Op, Setup, Step};
 use super::{CgroupDef, Ctx};
 use crate::assert::{
     Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills, Outcome,
     Surroundings, is_in, was_killed,
 };
 use crate::cgroup::CgroupStats;
+use crate::chain;
 use crate::payload::PayloadReport;
 use crate::sys::{RunningFirst, since_boot_ns};
 use crate::wire::{Report, ScenarioEvent};
@@ -33,7 +34,7 @@ pub fn execute_defs(
     ctx: &Ctx<'_>,
     defs: impl IntoIterator<Item = CgroupDef>,
 ) -> Result<AssertResult> {
-    execute_steps(ctx, [Step::new([], HoldSpec::FULL).with_defs(defs)])
+    execute_steps(ctx, [Step::with_defs(defs, HoldSpec::FULL)])
 }
 
 /// Plays steps in order.
@@ -107,7 +108,9 @@ fn play(
     let failed = verdict.details.iter().filter(has_failed);
     Err(match failed.map(|detail| format!("\n  {detail}")).collect::<String>() {
         failed if failed.is_empty() => error,
-        failed => anyhow::anyhow!("{error:#}; by then, this had failed:{failed}"),
+        failed => {
+            anyhow::anyhow!("{}; by then, this had failed:{failed}", chain::describe(&error))
+        }
     })
 }
 
@@ -125,7 +128,7 @@ pub(super) fn play_for_reports(
 }
 
 fn controllers(backdrop: &Backdrop, steps: &[Step]) -> BTreeSet<crate::cgroup::Controller> {
-    let defs = backdrop.defs.iter().chain(steps.iter().flat_map(|step| &step.defs));
+    let defs = backdrop.setup.defs.iter().chain(steps.iter().flat_map(|step| &step.setup.defs));
     let of_defs = defs.flat_map(|def| &def.knobs).map(super::CgroupKnob::controller);
     let ops = backdrop.ops.iter().chain(steps.iter().flat_map(|step| &step.ops));
     of_defs.chain(ops.flat_map(Op::controllers)).collect()
@@ -165,7 +168,7 @@ struct Count {
 impl Drop for Scenario<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.end_all() {
-            tracing::warn!("left behind: {error:#}");
+            tracing::warn!("left behind: {}", chain::describe(&error));
         }
     }
 }
@@ -195,10 +198,9 @@ impl<'a> Scenario<'a> {
     }
 
     fn play(&mut self, backdrop: &Backdrop, steps: &[Step]) -> Result<()> {
-        self.begin_layer("backdrop".to_owned(), &backdrop.defs, &backdrop.ops)?;
+        self.begin_layer("backdrop".to_owned(), &backdrop.setup, &backdrop.ops)?;
         for (index, step) in steps.iter().enumerate() {
-            let ops = step.payloads.iter().chain(&step.ops);
-            self.begin_layer(format!("step {index}"), &step.defs, ops)?;
+            self.begin_layer(format!("step {index}"), &step.setup, &step.ops)?;
             if !self.hold(step)? {
                 break;
             }
@@ -207,17 +209,12 @@ impl<'a> Scenario<'a> {
         Ok(())
     }
 
-    fn begin_layer<'op>(
-        &mut self,
-        phase: String,
-        defs: &[CgroupDef],
-        ops: impl IntoIterator<Item = &'op Op>,
-    ) -> Result<()> {
+    fn begin_layer(&mut self, phase: String, setup: &Setup, ops: &[Op]) -> Result<()> {
         self.layers.push(Layer::new(phase));
-        for def in defs {
+        for def in &setup.defs {
             self.carry_out(&Op::add_cgroup_def(def.clone()))?;
         }
-        ops.into_iter().try_for_each(|op| self.carry_out(op))
+        setup.payloads.iter().chain(ops).try_for_each(|op| self.carry_out(op))
     }
 
     pub(super) fn carry_out(&mut self, op: &Op) -> Result<()> {

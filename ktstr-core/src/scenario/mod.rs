@@ -39,6 +39,9 @@ pub struct Ctx<'a> {
     pub duration: Duration,
     /// How long a load is given to settle, from the attribute's `settle_ms`.
     pub settle: Duration,
+    /// How many workers a cgroup of [`Ctx::cgroup_def`] has, from the attribute's
+    /// `workers_per_cgroup`.
+    pub workers_per_cgroup: u32,
     /// What scenarios check, from the attribute's keys.
     pub assert: Assert,
     /// The test, as libtest names it.
@@ -60,8 +63,18 @@ impl<'a> Ctx<'a> {
         test_name: &'a str,
         report: &'a dyn Fn(Report),
     ) -> Self {
-        let TestEntry { duration, settle, assert, payloads, host_only: is_on_host, .. } = *entry;
-        Self { cgroups, topo, duration, settle, assert, test_name, payloads, is_on_host, report }
+        Self {
+            cgroups,
+            topo,
+            duration: entry.duration,
+            settle: entry.settle,
+            workers_per_cgroup: entry.workers_per_cgroup,
+            assert: entry.assert,
+            test_name,
+            payloads: entry.payloads,
+            is_on_host: entry.host_only,
+            report,
+        }
     }
 
     /// Lets the load settle, and then holds for the part `frac` of the duration. By what it did
@@ -70,9 +83,10 @@ impl<'a> Ctx<'a> {
         ops::HoldSpec::Settled(self.settle, frac)
     }
 
-    /// A cgroup to be defined: [`CgroupDef::named`].
+    /// Defines a cgroup with the test's default number of workers, from the attribute's
+    /// `workers_per_cgroup`. [`CgroupDef::named`] defines one without workers.
     pub fn cgroup_def(&self, name: impl Into<String>) -> CgroupDef {
-        CgroupDef::named(name)
+        CgroupDef::named(name).default_workers(self.workers_per_cgroup)
     }
 
     /// A run of a program, to be waited for: `ctx.payload(&HACKBENCH).in_cgroup("cg").run()?`.
@@ -97,6 +111,7 @@ impl fmt::Debug for Ctx<'_> {
             .field("topo", &self.topo)
             .field("duration", &self.duration)
             .field("settle", &self.settle)
+            .field("workers_per_cgroup", &self.workers_per_cgroup)
             .field("assert", &self.assert)
             .field("test_name", &self.test_name)
             .finish_non_exhaustive()

@@ -17,23 +17,67 @@ use crate::workload::{AffinityIntent, WorkSpec};
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each variant is what the constructor of its name says")]
 pub enum Op {
-    AddCgroup { cgroup: String },
-    AddCgroupDef { def: CgroupDef },
-    RemoveCgroup { cgroup: String },
-    StopCgroup { cgroup: String },
-    SetKnob { cgroup: String, knob: CgroupKnob },
-    SwapCpusets { a: String, b: String },
-    Spawn { placement: SpawnPlacement, work: WorkSpec },
-    SetAffinity { cgroup: String, affinity: AffinityIntent },
-    MoveAllTasks { from: String, to: String },
-    FreezeCgroup { cgroup: String },
-    UnfreezeCgroup { cgroup: String },
-    CaptureCgroupProcs { tag: String, cgroup: String },
-    CaptureSnapshot { name: String },
-    HotplugCpu { cpu: u32, online: bool },
-    RunPayload { run: PayloadRun, cgroup: String },
-    WaitPayload { name: String, timeout: Duration },
-    KillPayload { name: String },
+    AddCgroup {
+        cgroup: String,
+    },
+    AddCgroupDef {
+        def: CgroupDef,
+    },
+    RemoveCgroup {
+        cgroup: String,
+    },
+    StopCgroup {
+        cgroup: String,
+    },
+    SetKnob {
+        cgroup: String,
+        knob: CgroupKnob,
+    },
+    SwapCpusets {
+        a: String,
+        b: String,
+    },
+    Spawn {
+        placement: SpawnPlacement,
+        work: WorkSpec,
+    },
+    SetAffinity {
+        cgroup: String,
+        affinity: AffinityIntent,
+    },
+    MoveAllTasks {
+        from: String,
+        to: String,
+    },
+    FreezeCgroup {
+        cgroup: String,
+    },
+    UnfreezeCgroup {
+        cgroup: String,
+    },
+    CaptureCgroupProcs {
+        tag: String,
+        cgroup: String,
+    },
+    CaptureSnapshot {
+        name: String,
+    },
+    HotplugCpu {
+        cpu: u32,
+        online: bool,
+    },
+    /// `cgroup: None` starts it in the cgroup of the test's body.
+    RunPayload {
+        run: PayloadRun,
+        cgroup: Option<String>,
+    },
+    WaitPayload {
+        name: String,
+        timeout: Duration,
+    },
+    KillPayload {
+        name: String,
+    },
 }
 
 impl Op {
@@ -121,7 +165,7 @@ impl Op {
     /// Starts a program in a cgroup, where it is from its first instruction on: in a group of its own
     /// below. Whatever still runs of it at the end of the step is stopped.
     pub fn run_payload(payload: impl Into<PayloadRun>, cgroup: impl Into<String>) -> Self {
-        Self::RunPayload { run: payload.into(), cgroup: cgroup.into() }
+        Self::RunPayload { run: payload.into(), cgroup: Some(cgroup.into()) }
     }
 
     /// Waits until a program that was started has ended, and judges it. That it still runs after
@@ -157,7 +201,8 @@ impl fmt::Display for Op {
             }
             Self::RemoveCgroup { cgroup } => write!(f, "remove cgroup {cgroup}"),
             Self::StopCgroup { cgroup } => write!(f, "stop the workers of {cgroup}"),
-            Self::RunPayload { run, cgroup } => write!(f, "run {run} in {cgroup}"),
+            Self::RunPayload { run, cgroup: Some(cgroup) } => write!(f, "run {run} in {cgroup}"),
+            Self::RunPayload { run, cgroup: None } => write!(f, "run {run}"),
             Self::WaitPayload { name, timeout } => write!(f, "wait for {name}, up to {timeout:?}"),
             Self::KillPayload { name } => write!(f, "kill {name}"),
             Self::SetKnob { cgroup, knob } => write!(f, "set {knob} of {cgroup}"),
@@ -231,44 +276,75 @@ impl HoldSpec {
     }
 }
 
-/// Cgroups, operations, and the time they are left to act, in this order. What a step made is gone
-/// when it ends.
+/// Cgroups and programs that are set up before the operations of a step or a backdrop, once.
+///
+/// Made from definitions: `vec![CgroupDef::named("a")].into()`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Setup {
+    pub(crate) defs: Vec<CgroupDef>,
+    /// [`Op::RunPayload`], after the cgroups.
+    pub(crate) payloads: Vec<Op>,
+}
+
+impl From<Vec<CgroupDef>> for Setup {
+    fn from(defs: Vec<CgroupDef>) -> Self {
+        Self { defs, payloads: Vec::new() }
+    }
+}
+
+impl<const N: usize> From<[CgroupDef; N]> for Setup {
+    fn from(defs: [CgroupDef; N]) -> Self {
+        Vec::from(defs).into()
+    }
+}
+
+/// A setup, operations, and the time they are left to act, in this order. Everything that a step
+/// made is removed when it ends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    pub(crate) defs: Vec<CgroupDef>,
-    /// After the cgroups and before the operations; not done again with those.
-    pub(crate) payloads: Vec<Op>,
-    pub(crate) ops: Vec<Op>,
-    pub(crate) hold: HoldSpec,
+    /// The cgroups and programs that exist before the operations; not repeated with those.
+    pub setup: Setup,
+    /// The operations, in order.
+    pub ops: Vec<Op>,
+    /// How long the step lasts after its operations.
+    pub hold: HoldSpec,
 }
 
 impl Step {
-    /// A step that does `ops` in order and then holds.
+    /// Creates a step that carries out `ops` in order and then holds.
     pub fn new(ops: impl Into<Vec<Op>>, hold: HoldSpec) -> Self {
-        Self { defs: Vec::new(), payloads: Vec::new(), ops: ops.into(), hold }
+        Self { setup: Setup::default(), ops: ops.into(), hold }
     }
 
-    /// Adds cgroups, which are there before the operations.
-    pub fn with_defs(mut self, defs: impl IntoIterator<Item = CgroupDef>) -> Self {
-        self.defs.extend(defs);
-        self
+    /// Creates a step that sets up cgroups and then holds.
+    ///
+    /// To add cgroups to a step that exists, call the method of the same name:
+    /// [`StepExt::with_defs`].
+    pub fn with_defs(defs: impl IntoIterator<Item = CgroupDef>, hold: HoldSpec) -> Self {
+        Self { setup: defs.into_iter().collect::<Vec<_>>().into(), ops: Vec::new(), hold }
     }
 
     /// Adds a program that is started in a cgroup before the operations, once, however often these
-    /// are done. It is stopped at the end of the hold if it still runs then: to have it run to its
+    /// are repeated. It is stopped at the end of the hold if it still runs then: to have it run to its
     /// own end, wait for it ([`Op::wait_payload`]).
     pub fn with_payload(
         mut self,
         payload: impl Into<PayloadRun>,
         cgroup: impl Into<String>,
     ) -> Self {
-        self.payloads.push(Op::run_payload(payload, cgroup));
+        self.setup.payloads.push(Op::run_payload(payload, cgroup));
         self
     }
 
     /// Adds an operation.
     pub fn with_op(mut self, op: Op) -> Self {
         self.ops.push(op);
+        self
+    }
+
+    /// Replaces all operations.
+    pub fn set_ops(mut self, ops: impl Into<Vec<Op>>) -> Self {
+        self.ops = ops.into();
         self
     }
 
@@ -279,22 +355,52 @@ impl Step {
     }
 }
 
-/// What is there before the first step and until after the last.
+/// The method `with_defs` of a [`Step`].
+///
+/// A trait, because the step's constructor has the same name: `Step::with_defs(defs, hold)` creates a
+/// step, `step.with_defs(defs)` adds to it.
+pub trait StepExt {
+    /// Adds cgroups that exist before the operations.
+    #[must_use = "the step is consumed and returned"]
+    fn with_defs(self, defs: impl IntoIterator<Item = CgroupDef>) -> Self;
+}
+
+impl StepExt for Step {
+    fn with_defs(mut self, defs: impl IntoIterator<Item = CgroupDef>) -> Self {
+        self.setup.defs.extend(defs);
+        self
+    }
+}
+
+/// What exists from before the first step until after the last.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Backdrop {
-    pub(crate) defs: Vec<CgroupDef>,
+    pub(crate) setup: Setup,
     pub(crate) ops: Vec<Op>,
 }
 
 impl Backdrop {
-    /// An empty backdrop.
+    /// Creates an empty backdrop.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a cgroup, which is there before the operations.
-    pub fn push_def(mut self, def: CgroupDef) -> Self {
-        self.defs.push(def);
+    /// Adds a cgroup that exists before the operations.
+    pub fn push_cgroup(mut self, def: CgroupDef) -> Self {
+        self.setup.defs.push(def);
+        self
+    }
+
+    /// Adds cgroups that exist before the operations.
+    pub fn extend_cgroups(mut self, defs: impl IntoIterator<Item = CgroupDef>) -> Self {
+        self.setup.defs.extend(defs);
+        self
+    }
+
+    /// Adds a program that is started after the cgroups and before the operations, in the cgroup of
+    /// the test's body. To start one in a cgroup of the scenario, push [`Op::run_payload`].
+    pub fn push_payload(mut self, payload: impl Into<PayloadRun>) -> Self {
+        self.setup.payloads.push(Op::RunPayload { run: payload.into(), cgroup: None });
         self
     }
 
@@ -302,5 +408,47 @@ impl Backdrop {
     pub fn push_op(mut self, op: Op) -> Self {
         self.ops.push(op);
         self
+    }
+
+    /// Adds operations.
+    pub fn extend_ops(mut self, ops: impl IntoIterator<Item = Op>) -> Self {
+        self.ops.extend(ops);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defs() -> [CgroupDef; 2] {
+        ["a", "b"].map(CgroupDef::named)
+    }
+
+    #[test]
+    fn step_is_the_same_however_it_is_constructed() {
+        let ops = || vec![Op::add_cgroup("c")];
+        let literal = Step { setup: defs().into(), ops: ops(), hold: HoldSpec::FULL };
+        for step in [
+            Step { setup: defs().to_vec().into(), ..literal.clone() },
+            Step::with_defs(defs(), HoldSpec::FULL).set_ops(ops()),
+            Step::with_defs(defs().to_vec(), HoldSpec::frac(0.1))
+                .with_op(Op::add_cgroup("c"))
+                .hold(HoldSpec::FULL),
+            Step::new(ops(), HoldSpec::FULL).with_defs(defs()),
+            Step::new([Op::remove_cgroup("c")], HoldSpec::FULL).set_ops(ops()).with_defs(defs()),
+        ] {
+            assert_eq!(step, literal);
+        }
+    }
+
+    #[test]
+    fn backdrop_keeps_the_order_of_what_is_added() {
+        let [a, b] = defs();
+        let [c, d] = ["c", "d"].map(Op::add_cgroup);
+        let one_by_one =
+            Backdrop::new().push_cgroup(a).push_cgroup(b).push_op(c.clone()).push_op(d.clone());
+        assert_eq!(Backdrop::new().extend_cgroups(defs()).extend_ops([c, d]), one_by_one);
+        assert_eq!(one_by_one.setup, defs().into());
     }
 }

@@ -10,8 +10,8 @@ use crate::assert::is_in;
 use crate::payload::{PayloadRun, Running};
 
 impl Scenario<'_> {
-    pub(super) fn run_payload(&mut self, run: &PayloadRun, cgroup: &str) -> Result<()> {
-        self.known(cgroup)?;
+    pub(super) fn run_payload(&mut self, run: &PayloadRun, cgroup: Option<&str>) -> Result<()> {
+        cgroup.map_or(Ok(()), |cgroup| self.known(cgroup))?;
         if let Some(there) = self.payloads().find(|payload| payload.name() == run.name) {
             bail!(
                 "a payload called `{}` is there already, in {}: wait for it, kill it, or give this \
@@ -20,8 +20,9 @@ impl Scenario<'_> {
                 there.cgroup()
             );
         }
-        let group = self.ctx.cgroups.parent_path().join(cgroup);
-        let running = Running::start(run.clone(), self.ctx.payloads, Some(&group), cgroup)?;
+        let group = cgroup.map(|cgroup| self.ctx.cgroups.parent_path().join(cgroup));
+        let cgroup = cgroup.unwrap_or_default();
+        let running = Running::start(run.clone(), self.ctx.payloads, group.as_deref(), cgroup)?;
         self.layer_mut().payloads.push(running);
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 
-use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step};
+use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step, StepExt};
 use super::*;
 use crate::assert::{Assert, AssertResult, Outcome};
 use crate::cgroup::{CgroupStats, MemoryEvents, MemoryStats, RecordingCgroups};
@@ -112,8 +112,8 @@ const NOW: HoldSpec = HoldSpec::Fixed(Duration::ZERO);
 fn every_operation_makes_its_calls_in_its_order() {
     let ab = || {
         Backdrop::new()
-            .push_def(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
-            .push_def(CgroupDef::named("b").cpuset(CpusetSpec::llc(1)))
+            .push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
+            .push_cgroup(CgroupDef::named("b").cpuset(CpusetSpec::llc(1)))
     };
     let tail = ["remove_cgroup b", "remove_cgroup a"];
     for (op, calls) in [
@@ -152,10 +152,10 @@ fn every_operation_makes_its_calls_in_its_order() {
 #[test]
 fn the_controllers_of_all_knobs_are_enabled_once_and_first() {
     let cgroups = RecordingCgroups::new();
-    let backdrop = Backdrop::new().push_def(CgroupDef::named("a").io_weight(50));
+    let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("a").io_weight(50));
     let steps = vec![
         Step::new([Op::set_knob("a", CgroupKnob::PidsMax(Some(3)))], NOW),
-        Step::new([], NOW).with_defs([CgroupDef::named("b").cpu_weight(7)]),
+        Step::with_defs([CgroupDef::named("b").cpu_weight(7)], NOW),
     ];
     let (played, calls) = play_on_four(&cgroups, backdrop, steps);
     assert_eq!(played.unwrap().outcome, Outcome::Inconclusive);
@@ -186,7 +186,8 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
     ] {
         let cgroups = RecordingCgroups::new();
         let told = op.to_string();
-        let backdrop = Backdrop::new().push_def(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)));
+        let backdrop =
+            Backdrop::new().push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)));
         let (played, calls) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
         let error = format!("{:#}", played.unwrap_err());
         assert!(error.contains("made cgroup `typo`; there are [\"a\"]"), "{told}: {error}");
@@ -215,8 +216,8 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         let cgroups = RecordingCgroups::new();
         let told = op.to_string();
         let backdrop = Backdrop::new()
-            .push_def(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
-            .push_def(CgroupDef::named("b"));
+            .push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
+            .push_cgroup(CgroupDef::named("b"));
         let (played, _) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
         let error = format!("{:#}", played.unwrap_err());
         assert!(error.contains(why), "{told}: {error}");
@@ -262,7 +263,7 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
 #[test]
 fn what_a_step_made_is_gone_when_the_next_begins() {
     let cgroups = RecordingCgroups::new();
-    let again = || Step::new([], NOW).with_defs([CgroupDef::named("a").workers(1)]);
+    let again = || Step::with_defs([CgroupDef::named("a").workers(1)], NOW);
     let (played, calls) = play_on_four(&cgroups, Backdrop::new(), vec![again(), again()]);
     assert!(played.unwrap().is_pass());
     let kinds: Vec<_> = calls.iter().filter_map(|call| call.split(' ').next()).collect();
@@ -365,7 +366,7 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
             vec![&[0, 1], &[2, 3], &[0, 1]],
         ),
     ] {
-        let reports = reports_of(Backdrop::new().push_def(def), vec![now(ops)]);
+        let reports = reports_of(Backdrop::new().push_cgroup(def), vec![now(ops)]);
         let [report] = &reports[..] else { panic!("{why}: {reports:?}") };
         assert_eq!(cpusets(report), cpuset, "{why}");
     }
@@ -476,7 +477,7 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
         // The one above is made on the way.
         let def = CgroupDef::named("a/b").workers(1);
         let def = if expect_below { def.expect_oom_kill() } else { def };
-        let backdrop = Backdrop::new().push_def(def);
+        let backdrop = Backdrop::new().push_cgroup(def);
         let report = |report| {
             if matches!(report, Report::Event(ScenarioEvent { what, .. }) if what.starts_with("hold"))
             {

@@ -13,5 +13,5 @@ fn two_groups_change_places(ctx: &Ctx) -> Result<AssertResult> {
         Step::new([Op::swap_cpusets("web", "batch")], HoldSpec::frac(0.5)),
         Step::new([Op::set_knob("batch", limit)], HoldSpec::frac(0.25)),
     ];
-    execute_scenario(ctx, Backdrop::new().push_def(web).push_def(batch), steps)
+    execute_scenario(ctx, Backdrop::new().push_cgroup(web).push_cgroup(batch), steps)
 }

@@ -36,7 +36,7 @@ pub(super) fn measure(ctx: &Ctx) -> Result<f64> {
     let found = FOUND.get_or_init(|| found);
     let work = WorkSpec::default().work_type(WorkType::Custom(work));
     let long = HoldSpec::Fixed(Duration::from_secs(200));
-    let step = Step::new([], long).with_defs([CgroupDef::named("bench").work(work)]);
+    let step = Step::with_defs([CgroupDef::named("bench").work(work)], long);
     // The worker is done when it ends, and that ends the scenario.
     let verdict = execute_steps(ctx, [step])?;
     let length = usize::try_from(found.metadata()?.len())?;

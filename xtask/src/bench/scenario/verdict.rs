@@ -28,7 +28,7 @@ const JUDGED: &str = "judged at, us";
 /// The guest's side: a cgroup with a worker per CPU.
 fn body(ctx: &Ctx) -> Result<AssertResult> {
     let defs = [ctx.cgroup_def("cg").workers(2)];
-    let mut verdict = execute_steps(ctx, [Step::new([], HoldSpec::Fixed(HOLD)).with_defs(defs)])?;
+    let mut verdict = execute_steps(ctx, [Step::with_defs(defs, HoldSpec::Fixed(HOLD))])?;
     let now = clock_gettime(ClockId::Boottime);
     verdict.note_value(JUDGED, now.tv_sec * 1_000_000 + now.tv_nsec / 1000);
     Ok(verdict)

@@ -258,6 +258,21 @@ fn pti_is_not_disabled(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
+#[ktstr_test(cores = 1, post_vm = kernel_took_the_rate)]
+fn emulated_guests_have_the_rate_of_the_tsc(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+fn kernel_took_the_rate(result: &VmResult) -> Result<()> {
+    let console = &result.console;
+    let given = console.split_once(" tsc_early_khz=").and_then(|(_, rest)| rest.split_once(' '));
+    ensure!(given.is_some() == (result.machine.engine_name == "qemu"), "{console}");
+    let Some((khz, _)) = given else { return Ok(()) };
+    let (mhz, fraction) = khz.split_at_checked(khz.len() - 3).context("less than 1 MHz")?;
+    ensure!(console.contains(&format!("tsc: Detected {mhz}.{fraction} MHz")), "{console}");
+    Ok(())
+}
+
 const MELTDOWN: &str = "/sys/devices/system/cpu/vulnerabilities/meltdown";
 
 fn has_pti_off() -> Result<bool> {

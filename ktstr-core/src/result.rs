@@ -77,6 +77,16 @@ pub enum RunEnd {
     InitFailed(String),
     /// The machine was not what the test asked for; the body did not run.
     WrongTopology(Vec<String>),
+    /// The guest's clock did not run at the rate of the host's, so that nothing that depends on
+    /// time is true: durations, timeouts, rates.
+    WrongClock {
+        /// What both clocks measured.
+        span: ClockSpan,
+        /// How long it was by the guest's clock.
+        guest: Duration,
+        /// How long it was by the host's clock.
+        host: Duration,
+    },
     /// The wire broke: why.
     WireBroken(String),
     /// The engine failed: why.
@@ -92,6 +102,7 @@ impl RunEnd {
             self,
             Self::InitFailed(_)
                 | Self::WrongTopology(_)
+                | Self::WrongClock { .. }
                 | Self::WireBroken(_)
                 | Self::EngineFailed(_)
         )
@@ -119,9 +130,32 @@ impl fmt::Display for RunEnd {
             Self::WrongTopology(differences) => {
                 write!(f, "the guest is not the machine asked for: {}", differences.join("; "))
             }
+            Self::WrongClock { span, guest, host } => write!(
+                f,
+                "the guest's clock is wrong: {guest:.1?} {span}, {host:.1?} by the host's clock"
+            ),
             Self::WireBroken(why) => write!(f, "the wire from the guest broke: {why}"),
             Self::EngineFailed(why) => write!(f, "the engine failed: {why}"),
         }
+    }
+}
+
+/// A span of time that both guest and host measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClockSpan {
+    /// Since the guest's boot; on the host, since the engine's start.
+    Boot,
+    /// Since the body's start.
+    Body,
+}
+
+impl fmt::Display for ClockSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Boot => "since its boot",
+            Self::Body => "since the body started",
+        })
     }
 }
 

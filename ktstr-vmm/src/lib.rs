@@ -16,6 +16,7 @@ pub mod paging;
 pub mod probe;
 pub mod qemu;
 mod schedstat;
+mod tsc;
 
 pub use config::{Topology, VmConfig};
 pub use engine::{Engine, Event, ExitReason, Registers, Vm};

@@ -115,7 +115,10 @@ fn reasons_of(verdict: &AssertResult, end: &RunEnd) -> Reasons {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use ktstr_core::assert::{AssertDetail, DetailKind};
+    use ktstr_core::result::ClockSpan;
 
     use super::*;
 
@@ -130,6 +133,9 @@ mod tests {
     #[test]
     fn only_what_was_expected_passes() {
         let died = RunEnd::BodyExited("exit status 0".to_owned());
+        let second = Duration::from_secs(1);
+        let wrong_clock =
+            RunEnd::WrongClock { span: ClockSpan::Boot, guest: 6 * second, host: second };
         for (end, alone, with_expect_err) in [
             (RunEnd::Verdict(AssertResult::pass()), true, false),
             (RunEnd::Verdict(AssertResult::fail(detail("why"))), false, true),
@@ -139,6 +145,7 @@ mod tests {
             (RunEnd::GuestPanicked("why".to_owned()), false, true),
             (RunEnd::InitFailed("why".to_owned()), false, false),
             (RunEnd::WireBroken("why".to_owned()), false, false),
+            (wrong_clock, false, false),
             (RunEnd::EngineFailed("why".to_owned()), false, false),
             (RunEnd::WrongTopology(vec!["why".to_owned()]), false, false),
         ] {

@@ -1,6 +1,7 @@
 //! The host's side of a run: from a [`TestEntry`] to a verdict.
 
 mod artifacts;
+mod clocks;
 mod console;
 mod engine;
 mod environment;

@@ -9,6 +9,7 @@ use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{Decoder, Encoder, End, Order, Report, ScenarioEvent, Stream};
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 
+use super::clocks::Clocks;
 use super::console;
 
 /// How long a guest may be silent before its body starts. A stock kernel says something every few
@@ -88,6 +89,7 @@ pub(crate) fn run(
         encoder: Encoder::default(),
         phase: Phase::Silent,
         phase_began: started,
+        clocks: Clocks::at_boot(),
         last_sign: started,
         panicked: None,
         end: None,
@@ -187,6 +189,7 @@ struct Session {
     encoder: Encoder,
     phase: Phase,
     phase_began: Instant,
+    clocks: Clocks,
     /// When the guest last gave a sign of life: any byte while it boots, a report later.
     last_sign: Instant,
     /// When the console showed the kernel's panic.
@@ -328,6 +331,7 @@ impl Session {
         {
             match report {
                 Report::Hello(hello) => {
+                    self.clocks.check_uptime(hello.ready_ns)?;
                     let boot = self.started.elapsed();
                     self.timings.uptime_at_init = Some(Duration::from_nanos(hello.init_ns));
                     self.timings.boot = Some(boot);
@@ -340,13 +344,18 @@ impl Session {
                     }
                     self.send_input(vm, order)?;
                 }
-                Report::BodyStarted { .. } => {
+                Report::BodyStarted { at_ns } => {
+                    self.clocks.check_uptime(at_ns)?;
+                    self.clocks.start_body(at_ns);
                     self.timings.ready = Some(self.phase_began.elapsed());
                     self.enter(Phase::Body);
                     // A host whose kernel does not count it has nothing to say for itself.
                     self.delays = vm.run_delays().ok().map(|delays| (Instant::now(), delays));
                 }
-                Report::Heartbeat { .. } => {}
+                Report::Heartbeat { at_ns } => {
+                    self.clocks.check_uptime(at_ns)?;
+                    self.clocks.check_body(at_ns, self.phase_began.elapsed())?;
+                }
                 Report::Log { stream, bytes } => {
                     append_bounded(&mut self.log, &bytes);
                     let before = Instant::now();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ktstr::prelude::*;
 use ktstr_core::registry::{self, TestEntry};
-use ktstr_core::result::{Machine, Timings};
+use ktstr_core::result::{ClockSpan, Machine, Timings};
 use ktstr_core::wire::{Order, RunOrder};
 
 use super::initramfs::Contents;
@@ -119,7 +119,11 @@ fn prepare(path: &str) -> Prepared {
 
 /// Runs `subject` on a machine that `spoil` has changed after it was prepared.
 fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
-    let path = concat!(module_path!(), "::subject");
+    end_of(concat!(module_path!(), "::subject"), spoil)
+}
+
+/// Runs the test at this path on a machine that `spoil` has changed after it was prepared.
+fn end_of(path: &str, spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
     let mut prepared = prepare(path);
@@ -135,6 +139,50 @@ fn init_failure(end: RunEnd) -> String {
     assert!(end.is_infrastructure(), "{end:?}");
     let RunEnd::InitFailed(why) = end else { panic!("{end:?}") };
     why
+}
+
+/// Appends a word to the kernel's own command line.
+fn add_kernel_word(prepared: &mut Prepared, word: &str) {
+    let (kernel, init) = prepared.config.cmdline.split_once(" -- ").unwrap();
+    prepared.config.cmdline = format!("{kernel} {word} -- {init}");
+}
+
+/// Runs the test at this path with a TSC of this rate, if the guest's kernel believes that.
+fn end_with_tsc(path: &str, khz: u32) -> Option<RunEnd> {
+    let mut is_emulated = true;
+    let end = end_of(path, |prepared, _| {
+        is_emulated = prepared.choice.is_emulated();
+        add_kernel_word(prepared, &format!("tsc_early_khz={khz}"));
+    });
+    if !is_emulated {
+        eprintln!("skipped: guests of KVM have its clock");
+    }
+    is_emulated.then_some(end)
+}
+
+#[test]
+fn a_clock_that_runs_too_fast_is_noticed() {
+    // The TSC of every host is faster.
+    let path = concat!(module_path!(), "::subject");
+    let Some(end) = end_with_tsc(path, 400_000) else { return };
+    assert!(end.is_infrastructure(), "{end:?}");
+    let RunEnd::WrongClock { span: ClockSpan::Boot, guest, host } = end else { panic!("{end:?}") };
+    assert!(guest > host, "{guest:?} {host:?}");
+}
+
+#[ktstr_test(cores = 1, duration_s = 60, ignore = "of a machine with a wrong clock")]
+fn sleeper(_: &Ctx) -> Result<AssertResult> {
+    std::thread::sleep(Duration::from_secs(60));
+    Ok(AssertResult::pass())
+}
+
+#[test]
+fn a_clock_that_runs_too_slowly_is_noticed() {
+    // The TSC of every host is much slower.
+    let path = concat!(module_path!(), "::sleeper");
+    let Some(end) = end_with_tsc(path, 20_000_000) else { return };
+    let RunEnd::WrongClock { span: ClockSpan::Body, guest, host } = end else { panic!("{end:?}") };
+    assert!(guest < host / 2, "{guest:?} {host:?}");
 }
 
 /// Replaces the initramfs by a changed copy.
@@ -216,9 +264,7 @@ fn a_machine_that_is_not_the_one_asked_for_is_refused() {
 #[test]
 fn a_kernel_without_what_is_needed_is_told_by_name() {
     let end = end_on(|prepared, _| {
-        let (kernel, init) = prepared.config.cmdline.split_once(" -- ").unwrap();
-        prepared.config.cmdline =
-            format!("{kernel} initcall_blacklist=virtio_console_init -- {init}");
+        add_kernel_word(prepared, "initcall_blacklist=virtio_console_init");
     });
     let why = init_failure(end);
     // By its option where the driver is built in, by its file where it is a module.

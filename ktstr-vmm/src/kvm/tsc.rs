@@ -4,7 +4,6 @@
 //! Source: Linux 6.12, Documentation/virt/kvm/devices/vcpu.rst, 4 (`KVM_VCPU_TSC_CTRL`), and
 //! api.rst, 4.29 (`KVM_GET_CLOCK`).
 
-use std::arch::x86_64::_rdtsc;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -12,6 +11,8 @@ use kvm_bindings::{
     KVM_CLOCK_HOST_TSC, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data, kvm_device_attr,
 };
 use kvm_ioctls::VmFd;
+
+use crate::tsc;
 
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` and `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`
 const KVM_SET_DEVICE_ATTR: libc::Ioctl = 0x4018_aee1;
@@ -33,9 +34,9 @@ impl Moment {
     pub(super) fn now(vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
         let mut best = None;
         for _ in 0..READS {
-            let before = rdtsc();
+            let before = tsc::read();
             let clock = vm.get_clock()?;
-            let width = rdtsc().wrapping_sub(before);
+            let width = tsc::read().wrapping_sub(before);
             if clock.flags & KVM_CLOCK_HOST_TSC != 0 {
                 return Ok(Self { clock_ns: clock.clock, tsc: clock.host_tsc });
             }
@@ -58,11 +59,6 @@ impl Moment {
         let counted = (clock_ns * u128::from(khz) / 1_000_000) as u64;
         self.tsc.wrapping_sub(earlier.tsc).wrapping_sub(counted)
     }
-}
-
-fn rdtsc() -> u64 {
-    // SAFETY: every x86-64 CPU has the instruction, and no kernel that has KVM forbids it.
-    unsafe { _rdtsc() }
 }
 
 /// Sets the counter of a vCPU back by `count`.

@@ -52,11 +52,15 @@ impl Cpu {
 const CMDLINE: &str = "console=ttyS0 no_timer_check tsc=reliable";
 
 /// Builds all arguments after the program and its own leading ones.
+///
+/// `tsc_khz` is the rate of the host's TSC, which TCG's guests read. A kernel that is not given it
+/// calibrates against the PIT, and on a busy host takes a late interrupt for a slow TSC.
 pub(super) fn build(
     config: &VmConfig,
     fds: &Inherited,
     threads: TcgThreads,
     cpu: Cpu,
+    tsc_khz: Option<u32>,
 ) -> Vec<OsString> {
     let mut args = Args::default();
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
@@ -76,7 +80,9 @@ pub(super) fn build(
     args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
     // Places for cores that a smaller cache lacks: to Linux 6.1 they are CPUs that may come yet.
     let nr_cpus = config.topology.nr_cpus();
-    args.option("-append", format!("{CMDLINE} possible_cpus={nr_cpus} {}", config.cmdline));
+    let tsc_khz = tsc_khz.map_or_else(String::new, |khz| format!("tsc_early_khz={khz} "));
+    let own = format!("{CMDLINE} {tsc_khz}possible_cpus={nr_cpus}");
+    args.option("-append", format!("{own} {}", config.cmdline));
     args.0
 }
 
@@ -213,7 +219,7 @@ mod tests {
             ports: (20..20 + ports).collect(),
             memory: (30..30 + nodes).collect(),
         };
-        let args = build(config, &fds, TcgThreads::Multi, Cpu::Intel);
+        let args = build(config, &fds, TcgThreads::Multi, Cpu::Intel, Some(2_445_400));
         args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 
@@ -329,6 +335,7 @@ mod tests {
     fn paths_and_command_line_are_passed_as_they_are() {
         let args = built(&config([1, 1, 1, 1], 256, &[]));
         assert_eq!(values(&args, "-kernel"), ["/k/vm,linux"]);
-        assert_eq!(values(&args, "-append"), [format!("{CMDLINE} possible_cpus=1 quiet x=1,2")]);
+        let own = format!("{CMDLINE} tsc_early_khz=2445400 possible_cpus=1");
+        assert_eq!(values(&args, "-append"), [format!("{own} quiet x=1,2")]);
     }
 }

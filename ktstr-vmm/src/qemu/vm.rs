@@ -17,7 +17,7 @@ use super::memory::GuestMemory;
 use super::process::{Inherit, Output, Process};
 use super::qmp::{self, Message};
 use super::room;
-use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig, schedstat};
+use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig, schedstat, tsc};
 
 /// How long QEMU may take to answer; it does in milliseconds unless the host is overwhelmed.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -80,7 +80,7 @@ impl QemuVm {
         let (ports, port_fds) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let memory_fds = memory.fds().map(|fd| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
-        let args = args::build(config, &fds, threads, cpu);
+        let args = args::build(config, &fds, threads, cpu, tsc::host_khz());
         let (process, Output { stdout, stderr }) = Process::spawn(argv, &args, inherit)?;
 
         let mut vm = Self {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use ktstr_core::assert::AssertResult;
+use ktstr_core::result::ClockSpan;
 use ktstr_core::wire::{Hello, RunOrder};
 use ktstr_vmm::Error;
 
@@ -219,6 +220,26 @@ fn a_runner_that_was_held_up_does_not_blame_the_guest() {
     let console = Scene::Console("[    9.000000] clocksource: jumped\n");
     let end = play([started(), held_up, console, Scene::Reports(vec![pass()])]).end;
     assert_eq!(end, RunEnd::Verdict(AssertResult::pass()));
+}
+
+#[test]
+fn a_guest_that_is_older_than_its_machine_has_a_wrong_clock() {
+    let hour_ns = 3_600_000_000_000;
+    let late_hello =
+        Report::Hello(Hello { release: "6.12".to_owned(), init_ns: 1, ready_ns: hour_ns });
+    let body = Report::BodyStarted { at_ns: hour_ns };
+    let beat = Report::Heartbeat { at_ns: hour_ns };
+    for scenes in [
+        [Scene::Reports(vec![late_hello]), Scene::Reports(vec![pass()])],
+        [Scene::Reports(vec![hello(), body]), Scene::Reports(vec![pass()])],
+        [started(), Scene::Reports(vec![beat, pass()])],
+    ] {
+        let end = play(scenes).end;
+        let RunEnd::WrongClock { span: ClockSpan::Boot, guest, host } = end else {
+            panic!("{end:?}")
+        };
+        assert!(guest == Duration::from_nanos(hour_ns) && host < guest, "{guest:?} {host:?}");
+    }
 }
 
 #[test]

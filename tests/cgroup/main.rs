@@ -3,12 +3,15 @@
 #[path = "../common/children.rs"]
 mod children;
 mod churn;
+mod cpusets;
 mod delegation;
 mod knobs;
 mod limits;
 #[path = "../common/modes.rs"]
 mod modes;
+mod rules;
 mod tasks;
+mod threaded;
 
 use std::time::Duration;
 

@@ -49,6 +49,14 @@ impl Child {
         self.pid.map_or(0, |pid| pid.as_raw_nonzero().get())
     }
 
+    /// Whether the process has ended; it is not reaped.
+    pub(crate) fn has_ended(&self) -> Result<bool> {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let Some(pid) = self.pid else { return Ok(true) };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        Ok(waitid(WaitId::Pid(pid), options)?.is_some())
+    }
+
     /// Waits for the process to end by itself.
     pub(crate) fn wait(mut self) -> Result<WaitStatus> {
         let pid = self.pid.take();

@@ -46,7 +46,7 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
         Some(libc::EBUSY | libc::ENOTEMPTY) => {
             "the group still holds processes or other groups: empty it first".to_owned()
         }
-        Some(libc::EOPNOTSUPP) => threaded(group, value),
+        Some(libc::EOPNOTSUPP) => threaded(group, knob),
         Some(libc::ERANGE | libc::EINVAL) if knob.starts_with("cpuset.") => {
             "no such CPU or node here, or the group above has not got it: compare with \
              cpuset.cpus.effective and cpuset.mems.effective of the group above"
@@ -71,7 +71,7 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
              groups above"
                 .to_owned()
         }
-        Some(libc::ENAMETOOLONG) => "shorten the name: 255 bytes a component".to_owned(),
+        Some(libc::ENAMETOOLONG) => "shorten the path: 4095 bytes in all".to_owned(),
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (RLIMIT_NOFILE)".into(),
         Some(libc::EINVAL) if ["cgroup.procs", "cgroup.subtree_control"].contains(&knob) => {
             "kernel threads do not move, and with CONFIG_RT_GROUP_SCHED real-time processes stay \
@@ -116,23 +116,52 @@ fn missing(group: &Path, knob: &str, is_group: bool) -> String {
     )
 }
 
-fn threaded(group: &Path, value: Option<&str>) -> String {
-    let kind = read(&group.join("cgroup.type"));
-    let above = group.parent().map(|above| read(&above.join("cgroup.type"))).unwrap_or_default();
-    if [&*kind, &*above].iter().any(|kind| ["domain threaded", "domain invalid"].contains(kind)) {
+/// Explains EOPNOTSUPP from the threaded domain that the cgroup is in.
+///
+/// Source: Linux 6.12, admin-guide/cgroup-v2.rst, "Threads".
+fn threaded(group: &Path, knob: &str) -> String {
+    let kind = kind(group);
+    let domain = group.ancestors().find(|above| self::kind(above) == "domain threaded");
+    let Some(domain) = domain else {
+        return format!("the cgroup does not support this (cgroup.type: `{kind}`)");
+    };
+    let shown = domain.display();
+    if kind == "threaded" {
+        return match knob {
+            "cgroup.kill" => format!(
+                "the cgroup is threaded: processes are killed in its threaded domain, {shown}, or \
+                 one by one"
+            ),
+            "cgroup.procs" => format!(
+                "the cgroup is threaded: it lists threads, in cgroup.threads, and takes those of \
+                 processes in its threaded domain, {shown}"
+            ),
+            _ => format!(
+                "the cgroup is threaded: only threaded controllers (cpu, cpuset, pids) work below \
+                 its threaded domain, {shown}"
+            ),
+        };
+    }
+    let below = fs::read_dir(domain).into_iter().flatten().flatten();
+    if below.into_iter().any(|entry| self::kind(&entry.path()) == "threaded") {
         return format!(
-            "this is the threaded-domain trap (cgroup.type: `{kind}`, of the group above: \
-             `{above}`): cpu, cpuset or pids were enabled in a group that held processes, which \
-             made it the root of threads. Disable them there, move its processes to a leaf, and \
-             enable them again"
+            "{shown} is a threaded domain, as a cgroup in it is `threaded`: others in it take no \
+             processes, and none has domain controllers such as memory and io, until they are \
+             threaded as well (write `threaded` to cgroup.type). Remove the threaded ones, or use \
+             a cgroup outside of it"
         );
     }
-    match value {
-        _ if kind == "threaded" => "the group is threaded: it takes threads (cgroup.threads) of \
-                                    one process, no processes"
-            .to_owned(),
-        _ => format!("the group does not support this (cgroup.type: `{kind}`)"),
-    }
+    format!(
+        "this is the threaded-domain trap (cgroup.type: `{kind}`, of {shown}: `domain threaded`): \
+         cpu, cpuset or pids are enabled for the children of a cgroup that holds processes, which \
+         makes it a threaded domain. Move its processes (cgroup.procs: {}) to a leaf, or disable \
+         the controllers there, move them, and enable the controllers again",
+        self::shown(&domain.join("cgroup.procs"))
+    )
+}
+
+fn kind(group: &Path) -> String {
+    read(&group.join("cgroup.type"))
 }
 
 fn read(path: &Path) -> String {

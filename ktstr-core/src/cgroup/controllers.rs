@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::manager::{CgroupManager, lock, read};
+use super::manager::{CgroupManager, is_there, lock, read};
 use super::{Error, MOUNT, tasks};
 
 /// A controller of cgroup v2.
@@ -153,7 +153,7 @@ impl CgroupManager {
     ) -> Result<(), Error> {
         let value = line("+", controllers);
         let file = group.join("cgroup.subtree_control");
-        if is_hierarchy_root(group) {
+        if is_hierarchy_root(group)? {
             return self.write(&file, &value);
         }
         self.make_room(group, &value)?;
@@ -193,6 +193,6 @@ impl CgroupManager {
 
 /// Whether this is the root of the whole hierarchy, to which the rules for delegated groups do
 /// not apply: it alone has no `cgroup.type`. The root of a cgroup namespace has one.
-pub(super) fn is_hierarchy_root(group: &Path) -> bool {
-    !group.join("cgroup.type").exists()
+pub(super) fn is_hierarchy_root(group: &Path) -> Result<bool, Error> {
+    is_there(&group.join("cgroup.type")).map(|there| !there)
 }

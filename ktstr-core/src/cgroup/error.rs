@@ -128,6 +128,16 @@ pub enum Error {
         /// The groups in it.
         children: Vec<String>,
     },
+    /// All cgroups below the root of the hierarchy were to be removed.
+    #[error(
+        "refused to remove all cgroups below {}: it is the root of the hierarchy, so they are those \
+         of the whole machine or container; make the manager for a cgroup below it",
+        path.display()
+    )]
+    Root {
+        /// The root.
+        path: PathBuf,
+    },
     /// Too many groups could not be removed for one more to be tried.
     #[error(
         "refused to remove cgroup {}: {} groups could not be removed before: {outstanding:?}; \

@@ -29,6 +29,11 @@ impl Knob {
         Self { file, value: if list.is_empty() { "\n".to_owned() } else { list } }
     }
 
+    /// Whether this is an empty list of CPUs or nodes: the cgroup is to inherit them.
+    pub(super) fn empties_cpuset(&self) -> bool {
+        self.file.starts_with("cpuset.") && self.value.trim().is_empty()
+    }
+
     pub(super) fn cpu_max(quota_us: Option<u64>, period_us: u64) -> Result<Self, Error> {
         let quota = quota_us.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
         let value = format!("{quota} {period_us}");

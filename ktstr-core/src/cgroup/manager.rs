@@ -97,6 +97,12 @@ impl CgroupManager {
         Ok(self.parent.join(name))
     }
 
+    /// Reads what a cgroup with an empty cpuset would inherit.
+    fn effective_of_parent(&self, group: &Path, knob: &Knob) -> Result<String, Error> {
+        let parent = group.parent().expect("names are relative to the parent");
+        Ok(read(&parent.join(format!("{}.effective", knob.file())))?.trim().to_owned())
+    }
+
     pub(super) fn write(&self, path: &Path, value: &str) -> Result<(), Error> {
         self.writer.run(path, Operation::Write(value.to_owned()))
     }
@@ -158,7 +164,15 @@ impl CgroupOps for CgroupManager {
 
     fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error> {
         let group = self.path(name)?;
-        self.write(&group.join(knob.file()), knob.value()).map_err(|error| match knob.file() {
+        let path = group.join(knob.file());
+        let written = match self.write(&path, knob.value()) {
+            // Linux 6.12 and earlier empty no cpuset of a cgroup with processes.
+            Err(error) if knob.empties_cpuset() && error.raw_os_error() == Some(libc::ENOSPC) => {
+                self.effective_of_parent(&group, knob).and_then(|value| self.write(&path, &value))
+            }
+            written => written,
+        };
+        written.map_err(|error| match knob.file() {
             "cpuset.cpus" => error.with_snapshot(&snapshot(&group)),
             _ => error,
         })
@@ -238,6 +252,23 @@ fn snapshot(group: &Path) -> String {
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+/// Whether there is such a file or directory. An error that leaves it open is returned.
+pub(super) fn is_there(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(|cause| Error::io("look for", path, None, cause))
+}
+
+/// Whether there is such a cgroup; a file is none.
+pub(super) fn is_group(path: &Path) -> Result<bool, Error> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.is_dir()),
+        // ENOTDIR: below a file.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            Ok(false)
+        }
+        Err(cause) => Err(Error::io("look for", path, None, cause)),
+    }
 }
 
 pub(super) fn read(path: &Path) -> Result<String, Error> {

@@ -16,6 +16,7 @@ mod handover;
 mod knobs;
 mod list;
 mod manager;
+mod model;
 mod names;
 mod ops;
 #[cfg(test)]

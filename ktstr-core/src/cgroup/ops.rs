@@ -33,9 +33,9 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// [`setup`](Self::setup) enabled. An existing one is left as it is.
     fn create_cgroup(&self, name: &str) -> Result<(), Error>;
 
-    /// Thaws a group, moves its processes out, waits for the last one to go and removes it; a
-    /// missing one is fine. Processes go to the root of the hierarchy, or to a leaf of what was
-    /// delegated.
+    /// Thaws a cgroup, moves its processes out, waits until it is empty and removes it; a missing
+    /// one is fine. Processes go to the root of the hierarchy, or to a leaf of what was delegated;
+    /// of a threaded cgroup, threads go to its parent.
     ///
     /// # Errors
     ///
@@ -51,22 +51,29 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// A failed `cpuset.cpus` carries a snapshot of the group and the one above.
     fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error>;
 
-    /// Sets `cpuset.cpus`; the empty set inherits.
+    /// Sets `cpuset.cpus`; the empty set is [`clear_cpuset`](Self::clear_cpuset).
     fn set_cpuset(&self, name: &str, cpus: &BTreeSet<usize>) -> Result<(), Error> {
         self.set_knob(name, &Knob::list("cpuset.cpus", cpus))
     }
 
-    /// Empties `cpuset.cpus`: the group inherits.
+    /// Empties `cpuset.cpus`: the cgroup inherits the CPUs of its parent.
+    ///
+    /// While processes are in the cgroup or below it, Linux 6.12 and earlier refuse that (ENOSPC;
+    /// 7.2 does not), and `cpuset.cpus` becomes a copy of the parent's `cpuset.cpus.effective`.
+    /// What inheriting would have is lost then: CPUs that the parent gets later, or that come
+    /// online later, are not added. CPUs that the parent loses are still taken away, and if none of
+    /// the copy is left, the parent's are used.
     fn clear_cpuset(&self, name: &str) -> Result<(), Error> {
         self.set_cpuset(name, &BTreeSet::new())
     }
 
-    /// Sets `cpuset.mems`; the empty set inherits.
+    /// Sets `cpuset.mems`; the empty set is [`clear_cpuset_mems`](Self::clear_cpuset_mems).
     fn set_cpuset_mems(&self, name: &str, nodes: &BTreeSet<usize>) -> Result<(), Error> {
         self.set_knob(name, &Knob::list("cpuset.mems", nodes))
     }
 
-    /// Empties `cpuset.mems`: the group inherits.
+    /// Empties `cpuset.mems`: the cgroup inherits the memory nodes of its parent, with the
+    /// limits of [`clear_cpuset`](Self::clear_cpuset).
     fn clear_cpuset_mems(&self, name: &str) -> Result<(), Error> {
         self.set_cpuset_mems(name, &BTreeSet::new())
     }
@@ -121,7 +128,8 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// If the caller is in a group to freeze, or it takes more than ten seconds.
     fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error>;
 
-    /// Kills every process in a group and below it; returns when the last one is gone.
+    /// Kills every process in a cgroup and below it; returns when the last one is gone. In a
+    /// threaded cgroup, kills every process that has a thread there.
     ///
     /// # Errors
     ///
@@ -157,11 +165,13 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// Enables one more controller for the children of the parent.
     fn add_parent_subtree_controller(&self, controller: Controller) -> Result<(), Error>;
 
-    /// Moves the processes of a group out, again and again until none is left: to the root of the
-    /// hierarchy, or to a leaf of what was delegated, where no other group may hold processes.
+    /// Moves the processes of a cgroup out until none is left: to the root of the hierarchy, or to
+    /// a leaf of what was delegated, where no other cgroup may hold processes. Moves the threads of
+    /// a threaded cgroup to its parent, so that their processes stay in their threaded domain.
     fn drain_tasks(&self, name: &str) -> Result<(), Error>;
 
-    /// The processes in a group, in the order of `cgroup.procs`.
+    /// Returns the processes in a cgroup, in the order of `cgroup.procs`; of a threaded cgroup,
+    /// those that have a thread in it.
     ///
     /// # Errors
     ///
@@ -176,7 +186,8 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// The first cgroup that cannot be listed or removed. All others are tried too, and each that
+    /// [`Error::Root`] if the parent is the root of the hierarchy: nothing is removed then. Else the
+    /// first cgroup that cannot be listed or removed. All others are tried too, and each that
     /// remains is logged as a warning.
     fn cleanup_all(&self) -> Result<(), Error>;
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::manager::lock;
+use super::model::{Hierarchy, PARENT, ROOT, Refusal, above};
 use super::{CgroupOps, CgroupStats, Controller, Error, Knob, controllers, names, tasks};
 
 /// One call that changes something, as [`RecordingCgroups`] saw it.
@@ -13,103 +14,161 @@ use super::{CgroupOps, CgroupStats, Controller, Error, Knob, controllers, names,
 pub struct Call {
     /// The method, or the file for a knob: `create_cgroup`, `cpu.max`.
     pub operation: &'static str,
-    /// The group; empty if the call concerns the parent.
+    /// The cgroup; empty if the call concerns the parent.
     pub cgroup: String,
     /// The pids, controllers or the knob's value; empty if there is none.
     pub value: String,
 }
 
-/// Cgroups in memory. Names, pids and values are checked as the manager does; calls that change
-/// something are recorded, also those that fail; any can be made to fail, `read_procs` and `stats`
-/// included.
+/// Cgroups in memory. Calls that change something are recorded, also those that fail; any can be
+/// made to fail, `read_procs` and `stats` included.
 ///
 /// ```
-/// use ktstr_core::cgroup::{CgroupOps, RecordingCgroups};
+/// use ktstr_core::cgroup::{CgroupOps, Controller, RecordingCgroups};
 ///
 /// let cgroups = RecordingCgroups::new();
 /// cgroups.fail("cpu.max", "a", libc::EINVAL);
+/// cgroups.setup(&[Controller::Cpu].into())?;
 /// cgroups.create_cgroup("a")?;
 /// let error = cgroups.set_cpu_max("a", Some(20_000), 100_000).unwrap_err();
 /// assert!(error.to_string().contains("EINVAL"));
-/// assert_eq!(cgroups.calls()[1].value, "20000 100000");
+/// assert_eq!(cgroups.calls()[2].value, "20000 100000");
 /// # Ok::<_, ktstr_core::cgroup::Error>(())
 /// ```
+///
+/// What the manager or the kernel refuses is refused here by the same error:
+///
+/// - names, pids and values out of range, as the manager checks them;
+/// - operations on a cgroup that does not exist, names of interface files (`EEXIST`), removing a
+///   cgroup that has children;
+/// - knobs of a controller that [`setup`](CgroupOps::setup) has not enabled, and enabling one that
+///   the cgroup above has not (`ENOENT`); disabling one that a cgroup below uses (`EBUSY`);
+/// - CPUs the machine does not have (`ERANGE`) and memory nodes it does not have (`EINVAL`);
+/// - processes in a cgroup with controllers enabled for its children (`EBUSY`), controllers in a
+///   cgroup with processes ([`Error::Occupied`]), and what becomes of cgroups where `cpu`, `cpuset`
+///   and `pids` alone are enabled beside processes (`EOPNOTSUPP`: threaded domains);
+/// - moving a process that has ended (`ESRCH`, [`Error::AllGone`]); freezing or killing the caller.
+///
+/// It emulates the kernel up to 6.12 where `cpuset.cpus` of a cgroup with processes is emptied: see
+/// [`clear_cpuset`](CgroupOps::clear_cpuset).
+///
+/// Unknown to it, and to be provoked by [`fail`](Self::fail): privileges and delegation, controllers
+/// and files that a kernel lacks (`io.weight`), `cgroup.max.depth` and `cgroup.max.descendants`
+/// (`EAGAIN`), cpuset partitions, cgroups made threaded by `cgroup.type`, kernel threads and
+/// real-time processes (`EINVAL`), sched_ext schedulers (`EBUSY`), timeouts. No limit has an effect.
 #[derive(Debug)]
 pub struct RecordingCgroups {
     parent: PathBuf,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    groups: BTreeMap<String, Group>,
+    cgroups: Hierarchy,
+    /// What `setup` has enabled.
+    enabled: BTreeSet<Controller>,
+    stats: BTreeMap<String, CgroupStats>,
     calls: Vec<Call>,
     failures: Vec<(&'static str, String, i32)>,
 }
 
-#[derive(Debug, Default)]
-struct Group {
-    pids: Vec<i32>,
-    stats: CgroupStats,
-}
-
 impl Default for RecordingCgroups {
     fn default() -> Self {
-        Self { parent: PathBuf::from("/sys/fs/cgroup/recording"), state: Mutex::default() }
+        Self::new()
     }
 }
 
 impl RecordingCgroups {
-    /// No groups, no calls, no failures.
+    /// Returns a double of a machine with 64 CPUs and 8 memory nodes, without cgroups, calls and
+    /// failures.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_machine(64, 8)
+    }
+
+    /// As [`new`](Self::new), of a machine with `nr_cpus` CPUs and `nr_nodes` memory nodes.
+    pub fn with_machine(nr_cpus: usize, nr_nodes: usize) -> Self {
+        let state = State {
+            cgroups: Hierarchy::new(nr_cpus, nr_nodes),
+            enabled: BTreeSet::new(),
+            stats: BTreeMap::new(),
+            calls: Vec::new(),
+            failures: Vec::new(),
+        };
+        Self { parent: PathBuf::from("/sys/fs/cgroup/recording"), state: Mutex::new(state) }
     }
 
     /// Lets the next `operation` (see [`Call::operation`]) on `cgroup` fail with an error number,
-    /// once. Said twice, it fails twice.
+    /// once. Called twice, it fails twice.
     pub fn fail(&self, operation: &'static str, cgroup: &str, errno: i32) {
         lock(&self.state).failures.push((operation, cgroup.to_owned(), errno));
     }
 
-    /// Everything that was called, in order.
+    /// Ends a process: it leaves its cgroup and cannot be moved any more. Every other positive pid
+    /// is a process, and [`kill_cgroup`](CgroupOps::kill_cgroup) ends those that it finds.
+    pub fn end_process(&self, pid: i32) {
+        lock(&self.state).cgroups.end(pid);
+    }
+
+    /// Returns everything that was called, in order.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.state).calls.clone()
     }
 
-    /// The groups on which `operation` was called, in order.
+    /// Returns the cgroups on which `operation` was called, in order.
     pub fn calls_of(&self, operation: &str) -> Vec<String> {
         let calls = self.calls().into_iter().filter(|call| call.operation == operation);
         calls.map(|call| call.cgroup).collect()
     }
 
-    /// The groups that are there, by name.
+    /// Returns the names of all cgroups.
     pub fn groups(&self) -> Vec<String> {
-        lock(&self.state).groups.keys().cloned().collect()
+        lock(&self.state).cgroups.names().cloned().collect()
     }
 
-    /// Sets what [`stats`](CgroupOps::stats) says of a group.
+    /// Returns the CPUs that the processes of a cgroup may run on: `cpuset.cpus.effective`.
     ///
     /// # Errors
     ///
-    /// If there is no such group.
+    /// If there is no such cgroup.
+    pub fn effective_cpus(&self, name: &str) -> Result<BTreeSet<usize>, Error> {
+        names::check(name)?;
+        self.run("read", name, "cpuset.cpus.effective", "", |state| {
+            state.cgroups.effective_cpus(name)
+        })
+    }
+
+    /// Sets what [`stats`](CgroupOps::stats) returns for a cgroup. Whether it is populated and frozen
+    /// is added there.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such cgroup.
     pub fn set_stats(&self, name: &str, stats: CgroupStats) -> Result<(), Error> {
-        self.group(name, |group| group.stats = stats)
+        names::check(name)?;
+        self.run("write", name, "", "", |state| {
+            state.cgroups.pids(name)?;
+            state.stats.insert(name.to_owned(), stats);
+            Ok(())
+        })
     }
 
     fn record(&self, operation: &'static str, name: &str, value: String) -> Result<(), Error> {
-        if !name.is_empty() {
-            names::check(name)?;
-        }
-        let call = Call { operation, cgroup: name.to_owned(), value: value.clone() };
-        lock(&self.state).calls.push(call);
-        self.fail_as_told(operation, name, value)
+        names::check(name)?;
+        self.record_any(operation, name, value)
     }
 
-    fn fail_as_told(
+    /// As [`record`](Self::record), of the parent as well.
+    fn record_any(&self, operation: &'static str, name: &str, value: String) -> Result<(), Error> {
+        let call = Call { operation, cgroup: name.to_owned(), value: value.clone() };
+        lock(&self.state).calls.push(call);
+        self.fail_as_planned(operation, name, &value)
+    }
+
+    fn fail_as_planned(
         &self,
         operation: &'static str,
         name: &str,
-        value: String,
+        value: &str,
     ) -> Result<(), Error> {
         let planned =
             |(planned, cgroup, _): &(&str, String, i32)| *planned == operation && cgroup == name;
@@ -117,39 +176,80 @@ impl RecordingCgroups {
         match state.failures.iter().position(planned) {
             Some(index) => {
                 let errno = state.failures.remove(index).2;
-                Err(self.error(operation, name, value, errno))
+                let rule = "RecordingCgroups::fail was called for this";
+                Err(io_error(operation, self.path(name), value, Refusal { errno, rule }))
             }
             None => Ok(()),
         }
     }
 
-    fn error(&self, operation: &'static str, name: &str, value: String, errno: i32) -> Error {
-        Error::Io {
-            operation,
-            path: self.parent.join(name),
-            value: (!value.is_empty()).then_some(value),
-            cause: io::Error::from_raw_os_error(errno),
-            advice: "this double was told to fail, or has no such group".to_owned(),
-        }
+    /// Does something to the cgroups, as an operation on a file of one of them. The name is valid.
+    fn run<T>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        file: &str,
+        value: &str,
+        then: impl FnOnce(&mut State) -> Result<T, Refusal>,
+    ) -> Result<T, Error> {
+        let path = if file.is_empty() { self.path(name) } else { self.path(name).join(file) };
+        then(&mut lock(&self.state)).map_err(|refusal| io_error(operation, path, value, refusal))
     }
 
-    fn group<T>(&self, name: &str, then: impl FnOnce(&mut Group) -> T) -> Result<T, Error> {
-        names::check(name)?;
-        match lock(&self.state).groups.get_mut(name) {
-            Some(group) => Ok(then(group)),
-            None => Err(self.error("find cgroup", name, String::new(), libc::ENOENT)),
-        }
+    fn path(&self, name: &str) -> PathBuf {
+        if name == PARENT { self.parent.clone() } else { self.parent.join(name) }
     }
 
-    fn place(&self, name: &str, pids: &[i32]) -> Result<(), Error> {
-        self.group(name, |_| ())?;
-        pids.iter().try_for_each(|pid| tasks::check_pid(&self.parent.join(name), *pid))?;
-        let mut state = lock(&self.state);
-        for group in state.groups.values_mut() {
-            group.pids.retain(|pid| !pids.contains(pid));
+    /// Makes a cgroup; one that exists is fine.
+    fn make(&self, name: &str) -> Result<(), Error> {
+        self.run("create cgroup", name, "", "", |state| match state.cgroups.has(name) {
+            true => Ok(()),
+            false => state.cgroups.create(name),
+        })
+    }
+
+    /// Enables controllers for the children of a cgroup, unless it holds processes.
+    fn enable(&self, name: &str, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
+        let value = controllers::line("+", controllers);
+        let pids = lock(&self.state).cgroups.pids(name).unwrap_or_default().to_vec();
+        if !pids.is_empty() {
+            return Err(Error::Occupied { path: self.path(name), value, pids });
         }
-        state.groups.entry(name.to_owned()).or_default().pids.extend(pids);
-        Ok(())
+        self.run("write", name, "cgroup.subtree_control", &value, |state| {
+            state.cgroups.enable(name, controllers)
+        })
+    }
+
+    /// Makes the parent with what `setup` has enabled.
+    fn make_parent(&self) -> Result<(), Error> {
+        let enabled = lock(&self.state).enabled.clone();
+        self.make(PARENT)?;
+        if enabled.is_empty() { Ok(()) } else { self.enable(PARENT, &enabled) }
+    }
+
+    fn attach(&self, name: &str, pid: i32) -> Result<(), Error> {
+        tasks::check_pid(&self.path(name), pid)?;
+        self.run("write", name, "cgroup.procs", &pid.to_string(), |state| {
+            state.cgroups.attach(name, pid)
+        })
+    }
+
+    fn refuse_with_caller(&self, name: &str, operation: &str) -> Result<(), Error> {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        match lock(&self.state).cgroups.pids_of_tree(name).contains(&own) {
+            true => Err(tasks::caller_is_in(&self.path(name), operation)),
+            false => Ok(()),
+        }
+    }
+}
+
+fn io_error(operation: &'static str, path: PathBuf, value: &str, refusal: Refusal) -> Error {
+    Error::Io {
+        operation,
+        path,
+        value: (!value.is_empty()).then(|| value.to_owned()),
+        cause: io::Error::from_raw_os_error(refusal.errno),
+        advice: refusal.rule.to_owned(),
     }
 }
 
@@ -171,84 +271,143 @@ impl CgroupOps for RecordingCgroups {
     }
 
     fn setup(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
-        self.record("setup", "", controllers::line("+", controllers))
+        self.record_any("setup", PARENT, controllers::line("+", controllers))?;
+        if controllers.is_empty() {
+            return Ok(());
+        }
+        self.run("write", PARENT, "../cgroup.subtree_control", "", |state| {
+            state.cgroups.enable(ROOT, controllers)
+        })?;
+        self.make(PARENT)?;
+        self.enable(PARENT, controllers)?;
+        lock(&self.state).enabled.extend(controllers);
+        Ok(())
     }
 
     fn create_cgroup(&self, name: &str) -> Result<(), Error> {
         self.record("create_cgroup", name, String::new())?;
-        let mut state = lock(&self.state);
-        for (end, _) in name.match_indices('/') {
-            state.groups.entry(name[..end].to_owned()).or_default();
+        self.make_parent()?;
+        let enabled = lock(&self.state).enabled.clone();
+        let ends = name.match_indices('/').map(|(end, _)| end).chain([name.len()]);
+        for level in ends.map(|end| &name[..end]) {
+            if let Some(above) =
+                above(level).filter(|above| *above != PARENT && !enabled.is_empty())
+            {
+                self.enable(above, &enabled)?;
+            }
+            self.make(level)?;
         }
-        state.groups.entry(name.to_owned()).or_default();
         Ok(())
     }
 
     fn remove_cgroup(&self, name: &str) -> Result<(), Error> {
         self.record("remove_cgroup", name, String::new())?;
-        let groups = &mut lock(&self.state).groups;
-        let below = groups.keys().filter_map(|group| group.strip_prefix(name)?.strip_prefix('/'));
-        let children: Vec<_> =
-            below.filter(|below| !below.contains('/')).map(str::to_owned).collect();
-        if !children.is_empty() {
-            return Err(Error::HasChildren { path: self.parent.join(name), children });
+        let path = self.path(name);
+        let state = &mut *lock(&self.state);
+        if !state.cgroups.has(name) {
+            return Ok(());
         }
-        groups.remove(name);
-        Ok(())
+        let own = |child: &String| child.rsplit('/').next().unwrap_or_default().to_owned();
+        let children: Vec<_> = state.cgroups.children(name).map(own).collect();
+        if !children.is_empty() {
+            return Err(Error::HasChildren { path, children });
+        }
+        let removed = state.cgroups.drain(name).and_then(|()| state.cgroups.remove(name));
+        state.stats.remove(name);
+        removed.map_err(|refusal| io_error("remove cgroup", path, "", refusal))
     }
 
     fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error> {
         self.record(knob.file(), name, knob.value().to_owned())?;
-        self.group(name, |_| ())
+        self.run("write", name, knob.file(), knob.value(), |state| state.cgroups.write(name, knob))
     }
 
     fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error> {
         self.record("set_freeze", name, frozen.to_string())?;
-        self.group(name, |group| group.stats.frozen = frozen)
+        if frozen {
+            self.refuse_with_caller(name, "freeze")?;
+        }
+        self.run("write", name, "cgroup.freeze", if frozen { "1" } else { "0" }, |state| {
+            state.cgroups.set_frozen(name, frozen)
+        })
     }
 
     fn kill_cgroup(&self, name: &str) -> Result<(), Error> {
         self.record("kill_cgroup", name, String::new())?;
-        self.group(name, |group| group.pids.clear())
+        self.refuse_with_caller(name, "kill the processes of")?;
+        self.run("write", name, "cgroup.kill", "1", |state| {
+            state.cgroups.pids(name)?;
+            for pid in state.cgroups.pids_of_tree(name) {
+                state.cgroups.end(pid);
+            }
+            Ok(())
+        })
     }
 
     fn move_tasks(&self, name: &str, pids: &[i32]) -> Result<(), Error> {
         self.record("move_tasks", name, words(pids))?;
-        if pids.is_empty() { Ok(()) } else { self.place(name, pids) }
+        let mut gone = 0;
+        for &pid in pids {
+            match self.attach(name, pid) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => gone += 1,
+                other => other?,
+            }
+        }
+        if gone == pids.len() && gone > 0 {
+            return Err(Error::AllGone { path: self.path(name), pids: pids.to_vec() });
+        }
+        Ok(())
     }
 
     fn place_task_during_handshake(&self, name: &str, pid: i32) -> Result<(), Error> {
         self.record("place_task_during_handshake", name, pid.to_string())?;
-        self.place(name, &[pid])
+        self.attach(name, pid)
     }
 
     fn clear_subtree_control(&self, name: &str) -> Result<(), Error> {
         self.record("clear_subtree_control", name, String::new())?;
-        self.group(name, |_| ())
+        self.run("write", name, "cgroup.subtree_control", "", |state| {
+            state.cgroups.disable_all(name)
+        })
     }
 
     fn add_parent_subtree_controller(&self, controller: Controller) -> Result<(), Error> {
-        self.record("add_parent_subtree_controller", "", controller.to_string())
+        self.record_any("add_parent_subtree_controller", PARENT, controller.to_string())?;
+        self.enable(PARENT, &[controller].into())?;
+        lock(&self.state).enabled.insert(controller);
+        Ok(())
     }
 
     fn drain_tasks(&self, name: &str) -> Result<(), Error> {
         self.record("drain_tasks", name, String::new())?;
-        self.group(name, |group| group.pids.clear())
+        self.run("read", name, "cgroup.procs", "", |state| state.cgroups.drain(name))
     }
 
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
-        self.fail_as_told("read_procs", name, String::new())?;
-        self.group(name, |group| group.pids.clone())
+        names::check(name)?;
+        self.fail_as_planned("read_procs", name, "")?;
+        self.run("read", name, "cgroup.procs", "", |state| {
+            state.cgroups.pids(name).map(<[i32]>::to_vec)
+        })
     }
 
     fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
-        self.fail_as_told("stats", name, String::new())?;
-        self.group(name, |group| group.stats.clone())
+        names::check(name)?;
+        self.fail_as_planned("stats", name, "")?;
+        self.run("read", name, "cgroup.events", "", |state| {
+            state.cgroups.pids(name)?;
+            let mut stats = state.stats.get(name).cloned().unwrap_or_default();
+            stats.populated |= state.cgroups.is_populated(name);
+            stats.frozen |= state.cgroups.is_frozen(name);
+            Ok(stats)
+        })
     }
 
     fn cleanup_all(&self) -> Result<(), Error> {
-        self.fail_as_told("cleanup_all", "", String::new())?;
-        lock(&self.state).groups.clear();
+        self.record_any("cleanup_all", PARENT, String::new())?;
+        let mut state = lock(&self.state);
+        state.cgroups.remove_tree(PARENT);
+        state.stats.clear();
         Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! Processes: finding, moving, freezing, killing.
 
-use std::io::Read;
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ pub(crate) fn is_leaf(group: &Path) -> bool {
     group.file_name().is_some_and(|name| name == REFUGE)
 }
 
-/// The processes in one group.
+/// Reads the processes in one cgroup; in a threaded one, those that have a thread in it.
 pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
     let (pids, foreign) = read_pids(group)?;
     if foreign > 0 {
@@ -38,13 +40,77 @@ pub(super) fn read_procs(group: &Path) -> Result<Vec<i32>, Error> {
     Ok(pids)
 }
 
-/// As [`read_procs`], and how many processes are of another pid namespace: they have no number here,
-/// and 0, which stands for them, would be this one if it was written.
+/// As [`read_procs`], and how many are of another pid namespace: they have no number here, and 0,
+/// which stands for them, would be this one if it was written.
 fn read_pids(group: &Path) -> Result<(Vec<i32>, usize), Error> {
-    let text = read(&group.join("cgroup.procs"))?;
-    let pids = text.lines().filter_map(|line| line.parse::<i32>().ok());
-    let (own, foreign): (Vec<i32>, Vec<i32>) = pids.partition(|pid| *pid > 0);
+    match read_ids(group, Unit::Process) {
+        // A threaded cgroup lists no processes: those are in its threaded domain.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            let (threads, foreign) = read_ids(group, Unit::Thread)?;
+            let fail = |cause| Error::io("read", &group.join("cgroup.threads"), None, cause);
+            let processes = threads.into_iter().filter_map(|tid| process_of(tid).transpose());
+            let mut processes = processes.collect::<io::Result<Vec<_>>>().map_err(fail)?;
+            let mut seen = HashSet::new();
+            processes.retain(|pid| seen.insert(*pid));
+            Ok((processes, foreign))
+        }
+        pids => pids,
+    }
+}
+
+/// What a cgroup lists and takes: whole processes, or, in a threaded subtree, their threads.
+///
+/// Source: Linux 6.12, admin-guide/cgroup-v2.rst, "Threads".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    Process,
+    Thread,
+}
+
+impl Unit {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Process => "cgroup.procs",
+            Self::Thread => "cgroup.threads",
+        }
+    }
+}
+
+/// Reads `cgroup.procs` or `cgroup.threads`; see [`read_pids`] for the second value.
+fn read_ids(group: &Path, unit: Unit) -> Result<(Vec<i32>, usize), Error> {
+    let path = group.join(unit.file());
+    let text = read(&path)?;
+    let ids = text.lines().map(str::parse::<i32>).collect::<Result<Vec<_>, _>>();
+    let ids = ids.map_err(|cause| Error::io("parse", &path, None, io::Error::other(cause)))?;
+    let (own, foreign): (Vec<i32>, Vec<i32>) = ids.into_iter().partition(|id| *id > 0);
     Ok((own, foreign.len()))
+}
+
+/// Returns the process that a thread belongs to; `None` if the thread has ended.
+fn process_of(tid: i32) -> io::Result<Option<i32>> {
+    let path = format!("/proc/{tid}/status");
+    let status = match fs::read(&path) {
+        Ok(status) => status,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            // Without /proc, every thread would have ended.
+            return fs::metadata("/proc/self/status").map(|_| None);
+        }
+        Err(error) => return Err(error),
+    };
+    // The line `Name:` holds the command name, which need not be UTF-8.
+    let status = String::from_utf8_lossy(&status);
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    process.map(Some).ok_or_else(|| io::Error::other(format!("no line `Tgid:` in {path}")))
+}
+
+/// Whether a cgroup is threaded: a part of the threaded domain of an ancestor.
+pub(super) fn is_threaded(group: &Path) -> Result<bool, Error> {
+    match read(&group.join("cgroup.type")) {
+        Ok(kind) => Ok(kind.trim() == "threaded"),
+        // The root of the hierarchy has no type.
+        Err(error) if error.is_missing() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Tries again what was answered by EBUSY. Nothing tells when the scheduler would say yes.
@@ -66,13 +132,19 @@ impl CgroupManager {
         self.read_tree(&self.path(name)?)
     }
 
-    /// As [`pids_of_tree`](Self::pids_of_tree). Groups that go meanwhile are none.
+    /// As [`pids_of_tree`](Self::pids_of_tree). Cgroups that are removed meanwhile are empty.
     pub(super) fn read_tree(&self, group: &Path) -> Result<Vec<i32>, Error> {
-        let gone = |error: &Error| {
-            // ENODEV and EOPNOTSUPP: removed while it was open, and a threaded group below.
-            let number = error.raw_os_error();
-            matches!(number, Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP))
-        };
+        let mut pids = self.read_subtree(group)?;
+        // A process may have threads in several cgroups.
+        let mut seen = HashSet::new();
+        pids.retain(|pid| seen.insert(*pid));
+        Ok(pids)
+    }
+
+    fn read_subtree(&self, group: &Path) -> Result<Vec<i32>, Error> {
+        // ENODEV: removed while it was open.
+        let gone =
+            |error: &Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
         let mut pids = match read_pids(group) {
             Ok((pids, _)) => pids,
             Err(error) if gone(&error) => Vec::new(),
@@ -84,7 +156,7 @@ impl CgroupManager {
             Err(error) => return Err(error),
         };
         for child in children {
-            pids.extend(self.read_tree(&child)?);
+            pids.extend(self.read_subtree(&child)?);
         }
         Ok(pids)
     }
@@ -112,28 +184,38 @@ impl CgroupManager {
     }
 
     pub(super) fn move_one(&self, group: &Path, pid: i32) -> Result<(), Error> {
-        check_pid(group, pid)?;
-        let (path, value) = (group.join("cgroup.procs"), pid.to_string());
+        self.move_unit(group, Unit::Process, pid)
+    }
+
+    fn move_unit(&self, group: &Path, unit: Unit, id: i32) -> Result<(), Error> {
+        check_pid(group, id)?;
+        let (path, value) = (group.join(unit.file()), id.to_string());
         while_busy(|| self.write(&path, &value))
     }
 
-    /// Moves all processes of `group` out of it until there are none.
+    /// Moves all processes of `group` out of it until there are none. Of a threaded cgroup, moves
+    /// the threads to its parent: their processes stay in the threaded domain.
     pub(super) fn drain(&self, group: &Path, operation: &'static str) -> Result<(), Error> {
-        self.drain_to(group, operation, || self.refuge())
+        if is_threaded(group)? {
+            let parent = group.parent().unwrap_or(group);
+            return self.drain_to(group, operation, Unit::Thread, || Ok(parent.to_owned()));
+        }
+        self.drain_to(group, operation, Unit::Process, || self.refuge())
     }
 
-    /// As [`drain`](Self::drain), to a group that is asked for when there is somebody to move.
+    /// As [`drain`](Self::drain), to a cgroup that is only made if there is something to move.
     pub(super) fn drain_to(
         &self,
         group: &Path,
         operation: &'static str,
+        unit: Unit,
         destination: impl Fn() -> Result<PathBuf, Error>,
     ) -> Result<(), Error> {
-        self.check_read(&group.join("cgroup.procs"))?;
+        self.check_read(&group.join(unit.file()))?;
         let deadline = Instant::now() + SETTLE_WITHIN;
         let mut before = Vec::new();
         loop {
-            let (pids, _) = read_pids(group)?;
+            let (pids, _) = read_ids(group, unit)?;
             if pids.is_empty() {
                 return Ok(());
             }
@@ -149,7 +231,7 @@ impl CgroupManager {
             }
             let destination = destination()?;
             for &pid in &pids {
-                match self.move_one(&destination, pid) {
+                match self.move_unit(&destination, unit, pid) {
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                     other => other?,
                 }
@@ -162,7 +244,7 @@ impl CgroupManager {
     /// hierarchy, or else a leaf made for the purpose.
     fn refuge(&self) -> Result<PathBuf, Error> {
         let root = self.refuge_root();
-        if controllers::is_hierarchy_root(root) {
+        if controllers::is_hierarchy_root(root)? {
             return Ok(root.to_owned());
         }
         let leaf = root.join(REFUGE);
@@ -218,6 +300,10 @@ impl CgroupManager {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) && group.is_dir() => {
                     self.kill_frozen(group)?;
                 }
+                // A threaded cgroup: the kernel kills all processes of a threaded domain only.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    self.kill_frozen(group)?;
+                }
                 other => other?,
             }
             if events::wait_for(group, "populated 0", KILLED_WITHIN)? {
@@ -246,8 +332,7 @@ impl CgroupManager {
         if !self.read_tree(group)?.contains(&own) {
             return Ok(());
         }
-        let reason = "the caller is in it; move it to another group first";
-        Err(Error::Process { operation: operation.to_owned(), path: group.to_owned(), reason })
+        Err(caller_is_in(group, operation))
     }
 
     /// Frozen processes cannot fork, and SIGKILL reaches them all the same. One that does not
@@ -276,6 +361,12 @@ impl CgroupManager {
         }
         Ok(())
     }
+}
+
+/// The refusal to freeze or kill a cgroup that holds this process.
+pub(super) fn caller_is_in(group: &Path, operation: &str) -> Error {
+    let reason = "the caller is in it; move it to another cgroup first";
+    Error::Process { operation: operation.to_owned(), path: group.to_owned(), reason }
 }
 
 pub(super) fn check_pid(group: &Path, pid: i32) -> Result<(), Error> {

@@ -1,27 +1,33 @@
 //! Removing groups, and keeping count of those that would not go.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::manager::{CgroupManager, lock};
-use super::tasks::{REFUGE, SETTLE_WITHIN};
-use super::{Error, events};
+use super::manager::{CgroupManager, is_group, is_there, lock, read};
+use super::tasks::{REFUGE, SETTLE_WITHIN, Unit};
+use super::{Error, MOUNT, controllers, events};
 
 /// With more groups than this that could not be removed, something is wrong with all of them.
 pub(super) const MOST_OUTSTANDING: usize = 10;
+
+/// The type of a cgroup v2 file system. The one of libc has another type with musl.
+///
+/// Source: Linux 6.12, include/uapi/linux/magic.h.
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 impl CgroupManager {
     /// The groups that could not be removed, without those that have gone by now.
     pub(super) fn count_outstanding(&self) -> Vec<PathBuf> {
         let mut outstanding = lock(&self.outstanding);
-        outstanding.retain(|group| group.is_dir());
+        outstanding.retain(|group| is_group(group).unwrap_or(true));
         outstanding.iter().cloned().collect()
     }
 
     pub(super) fn remove(&self, group: &Path) -> Result<(), Error> {
         self.check_folder("remove cgroup", group, group.parent().unwrap_or(group))?;
-        // A file of cgroupfs is no group, and could never leave the count.
-        if !group.is_dir() {
+        // A file of cgroupfs is not a cgroup, and could never leave the count.
+        if !is_group(group)? {
             return Ok(());
         }
         let outstanding = self.count_outstanding();
@@ -48,7 +54,7 @@ impl CgroupManager {
         match self.empty(group) {
             Ok(()) => {}
             // Somebody else was faster.
-            Err(_) if !group.exists() => return Ok(()),
+            Err(_) if !is_group(group)? => return Ok(()),
             Err(error) => return Err(error),
         }
         match self.remove_group(group) {
@@ -70,10 +76,10 @@ impl CgroupManager {
             return Err(Error::HasChildren { path: group.to_owned(), children });
         }
         let freeze = group.join("cgroup.freeze");
-        if fs::read_to_string(&freeze).is_ok_and(|text| text.trim() == "1") {
+        if is_there(&freeze)? && read(&freeze)?.trim() == "1" {
             self.write(&freeze, "0")?;
         }
-        if group.join("cgroup.procs").exists() {
+        if is_there(&group.join("cgroup.procs"))? {
             self.drain(group, "remove cgroup")?;
         }
         if events::wait_for(group, "populated 0", SETTLE_WITHIN)? {
@@ -93,7 +99,7 @@ impl CgroupManager {
     }
 
     fn remove_empty(&self, group: &Path) -> Result<(), Error> {
-        if !group.is_dir() {
+        if !is_group(group)? {
             return Ok(());
         }
         for child in self.children(group)? {
@@ -110,7 +116,7 @@ impl CgroupManager {
             return Ok(());
         }
         self.clear_controllers(&self.parent)?;
-        self.drain_to(&refuge, "hand back", || Ok(self.parent.clone()))?;
+        self.drain_to(&refuge, "hand back", Unit::Process, || Ok(self.parent.clone()))?;
         self.remove_group(&refuge)
     }
 
@@ -120,6 +126,9 @@ impl CgroupManager {
     }
 
     pub(super) fn clean_up(&self) -> Result<(), Error> {
+        if self.is_root()? {
+            return Err(Error::Root { path: self.parent.clone() });
+        }
         let refuge = self.refuge_leaf();
         let mut cleaned = Ok(());
         for group in self.children_if_any(&self.parent, &mut cleaned) {
@@ -133,6 +142,17 @@ impl CgroupManager {
             self.remove_refuge(&refuge);
         }
         cleaned
+    }
+
+    /// Whether the parent is the root of a hierarchy or of a cgroup namespace, so that every cgroup
+    /// of the machine or the container is below it.
+    fn is_root(&self) -> Result<bool, Error> {
+        if self.parent == Path::new(MOUNT) {
+            return Ok(true);
+        }
+        let is_cgroupfs = rustix::fs::statfs(&self.parent)
+            .is_ok_and(|file_system| file_system.f_type == CGROUP2_SUPER_MAGIC);
+        Ok(is_cgroupfs && controllers::is_hierarchy_root(&self.parent)?)
     }
 
     /// What was drained may live on in there; then it stays, and goes with the delegated group.
@@ -168,8 +188,11 @@ impl CgroupManager {
         let mut children = Vec::new();
         for entry in fs::read_dir(group).map_err(fail)? {
             let entry = entry.map_err(fail)?;
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                children.push(entry.path());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => children.push(entry.path()),
+                // Removed meanwhile.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+                _ => {}
             }
         }
         children.sort_unstable();

@@ -179,10 +179,14 @@ fn pids_that_would_move_somebody_else_are_refused() {
 }
 
 #[test]
-fn malformed_lines_are_skipped_and_missing_groups_are_errors() {
+fn read_procs_refuses_malformed_lines_and_missing_cgroups() {
     let (root, manager) = hierarchy();
-    group(root.path(), "cg", &[("cgroup.procs", "12\nabc\n0\n\n34\n")]);
+    // 0 is a process of another pid namespace.
+    group(root.path(), "cg", &[("cgroup.procs", "12\n0\n34\n")]);
     assert_eq!(manager.read_procs("cg").unwrap(), [12, 34]);
+    group(root.path(), "bad", &[("cgroup.procs", "12\nabc\n")]);
+    let error = manager.read_procs("bad").unwrap_err().to_string();
+    assert!(error.contains("failed to parse ") && error.contains("bad/cgroup.procs"), "{error}");
     let error = manager.read_procs("none").unwrap_err().to_string();
     assert!(error.contains("read ") && error.contains("there is no such group"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Processes as /proc tells of them.
+//! Processes, as read from /proc.
 //!
 //! Source: proc_pid_stat(5), proc_pid_environ(5).
 
@@ -75,7 +75,7 @@ struct ReadError {
     source: io::Error,
 }
 
-/// What `/proc/PID/stat` says.
+/// The contents of `/proc/PID/stat`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// The command name, which need not be UTF-8: at most 15 bytes of what a program calls itself.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step, StepExt};
 use super::*;
 use crate::assert::{Assert, AssertResult, Outcome};
-use crate::cgroup::{CgroupStats, MemoryEvents, MemoryStats, RecordingCgroups};
+use crate::cgroup::{CgroupStats, Controller, MemoryEvents, MemoryStats, RecordingCgroups};
 use crate::payload::Payload;
 use crate::wire::ScenarioEvent;
 use crate::workload::{AffinityIntent, WorkSpec};
@@ -274,6 +274,7 @@ fn what_a_step_made_is_gone_when_the_next_begins() {
 /// Reports of a scenario on a machine of four CPUs, whose workers really run on this one.
 fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::workload::WorkerReport> {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
+    cgroups.setup(&Controller::ALL.into()).unwrap();
     let ctx = Ctx::new(&cgroups, &topology, &lasting(Duration::from_millis(50)), "test", &|_| ());
     execute::play_for_reports(&ctx, &backdrop, &steps).unwrap()
 }
@@ -424,6 +425,7 @@ fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
 #[test]
 fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
     let (cgroups, topology, entry) = (RecordingCgroups::new(), machine(), lasting(Duration::ZERO));
+    cgroups.setup(&Controller::ALL.into()).unwrap();
     let ctx = Ctx::new(&cgroups, &topology, &entry, "test", &|_| ());
     let mut scenario = execute::Scenario::new(&ctx);
     scenario.layers.push(layer::Layer::new("step 0".to_owned()));

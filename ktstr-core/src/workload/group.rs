@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use super::affinity::sibling_pairs;
+use super::burst::Bursts;
 use super::resources::Resources;
 use super::worker::{Page, Treatment, Worker};
 use super::{AffinityIntent, SchedPolicy, WorkSpec, WorkType};
@@ -40,6 +41,8 @@ impl Workers {
         spec.check().map_err(anyhow::Error::msg)?;
         let size = spec.work_type.group_size(spec.count()).map_err(anyhow::Error::msg)?;
         let places = Places::new(spec, topology, allowed).map_err(anyhow::Error::msg)?;
+        // Found before there are workers to disturb it.
+        let _ = Bursts::get();
         let mut workers = Vec::new();
         for group in 0..spec.count() / size {
             let pages = (0..size).map(|_| Shared::new(Page::default()));

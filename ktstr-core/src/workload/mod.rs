@@ -9,6 +9,7 @@
 //! did with it is read from `/proc`. Both are in a [`WorkerReport`].
 
 mod affinity;
+mod burst;
 mod context;
 mod group;
 mod histogram;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Gap;
 use super::histogram::SharedHistogram;
+use crate::sys::since_boot_ns;
 
 /// CPUs beyond are not told apart by `cpus_used`.
 const MAX_CPUS: usize = 1024;
@@ -99,6 +100,14 @@ impl Default for Telemetry {
 }
 
 impl Telemetry {
+    /// Counts an iteration that ends now on the CPU on which this runs.
+    pub(super) fn sample(&self, units: u64) {
+        let epoch = self.epoch();
+        let cpu = rustix::thread::sched_getcpu() as u32;
+        self.note_place(epoch, cpu);
+        self.turn(since_boot_ns(), cpu, units);
+    }
+
     /// Counts a turn of the work loop that ended now on this CPU, with so many units of work.
     pub(super) fn turn(&self, now_ns: u64, cpu: u32, units: u64) {
         add(&self.work_units, units);

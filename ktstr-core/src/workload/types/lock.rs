@@ -32,22 +32,15 @@ pub(super) fn priority_inversion(ctx: &WorkerCtx) -> io::Result<()> {
     }
 }
 
-/// How long the unimportant one needs for what it does with the lock, on a CPU: so that the
-/// important one, which wants it after each millisecond, always interrupts it. From then on it has
-/// to wait for its CPU. No longer: of which it gets little.
+/// The CPU time for which the unimportant worker holds the lock: so long that the important one, which
+/// wants it after each millisecond, always interrupts it. From then on it has to wait for its CPU. No
+/// longer, because it gets little CPU time.
 const HOLD: Duration = Duration::from_millis(2);
 
-/// The one that is unimportant.
+/// Runs the unimportant worker.
 fn hold_for_long(ctx: &WorkerCtx) -> io::Result<()> {
     let lock = &ctx.page(0).desk.lock;
-    let burst_ns = || {
-        let begin_ns = since_boot_ns();
-        ctx.compute();
-        since_boot_ns() - begin_ns
-    };
-    // The fastest of several: the others were interrupted.
-    let burst_ns = (0..8).map(|_| burst_ns()).min().unwrap_or(0).max(1);
-    let bursts = (HOLD.as_nanos() as u64).div_ceil(burst_ns);
+    let bursts = HOLD.div_duration_f64(ctx.burst()).ceil() as u32;
     while ctx.goes_on() {
         lock.lock()?;
         (0..bursts).for_each(|_| ctx.compute());

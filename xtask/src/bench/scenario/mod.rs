@@ -4,6 +4,7 @@
 //! The first two are measured on this host and again in a guest, by the same functions: on the host
 //! with cgroups that are only recorded, in the guest with real ones.
 
+mod bursts;
 mod steps;
 mod telemetry;
 mod verdict;
@@ -27,6 +28,9 @@ pub(crate) struct Scenario {
     /// How many tests are run to their verdicts, per kernel.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     verdicts: u32,
+    /// Measure only the length of bursts.
+    #[arg(long)]
+    bursts: bool,
 }
 
 #[ktstr::__private::linkme::distributed_slice(ktstr::__private::TESTS)]
@@ -44,25 +48,33 @@ impl Scenario {
     /// Fails if measuring costs more than it may on the host; where the CPUs are emulated, that is
     /// only told.
     pub(crate) fn run(&self) -> Result<()> {
+        if self.bursts {
+            return self.kernels().into_iter().try_for_each(bursts::measure);
+        }
         println!("on this host, cgroups recorded");
         let (cgroups, topology) = (RecordingCgroups::new(), TestTopology::read()?);
         let here = TestEntry { host_only: true, ..ENTRY.clone() };
         let ctx = Ctx::new(&cgroups, &topology, &here, here.name, &|_| ());
         let least = telemetry::measure(&ctx)?;
         steps::measure(&ctx)?;
-        let mut kernels = self.kernel.clone();
-        if kernels.is_empty() {
-            kernels.push(provision::KernelSpec::default_kernel().to_string());
-        }
-        for kernel in kernels {
-            let kernel: &str = Box::leak(kernel.into_boxed_str());
+        for kernel in self.kernels() {
             let (engine, reason) = runner::engine()?;
             println!("\n{kernel} on {engine}, 2 CPUs ({reason})");
             let (result, verdict) = pass(&TestEntry { kernel: Some(kernel), ..ENTRY.clone() })?;
             steps::print_operations(&result, &noted(&verdict, SINGLE)?);
+            bursts::measure(kernel)?;
             verdict::measure(kernel, self.verdicts)?;
         }
         telemetry::check(least)
+    }
+
+    /// Returns the kernels to boot, as test entries hold them.
+    fn kernels(&self) -> Vec<&'static str> {
+        let mut kernels = self.kernel.clone();
+        if kernels.is_empty() {
+            kernels.push(provision::KernelSpec::default_kernel().to_string());
+        }
+        kernels.into_iter().map(|kernel| &*kernel.leak()).collect()
     }
 }
 

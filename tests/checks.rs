@@ -82,7 +82,7 @@ fn frozen_from_the_start(
     execute_scenario(ctx, backdrop, steps.collect::<Vec<_>>())
 }
 
-#[ktstr_test(cores = 1, duration_s = 6, expect_err = "not_stuck: no turn in ")]
+#[ktstr_test(cores = 1, duration_s = 6, expect_err = "not_stuck: no iteration in ")]
 fn a_worker_that_is_frozen_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
     frozen_from_the_start(ctx, HoldSpec::FULL, None)
 }
@@ -90,7 +90,7 @@ fn a_worker_that_is_frozen_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
 #[ktstr_test(cores = 1, duration_s = 6)]
 fn a_worker_that_is_thawed_is_not_stuck(ctx: &Ctx) -> Result<AssertResult> {
     let verdict = frozen_from_the_start(ctx, HoldSpec::FULL, Some(hold(2000)))?;
-    ensure!(!has_note(&verdict, "made no turn"), "{verdict:?}");
+    ensure!(!has_note(&verdict, "made no iteration"), "{verdict:?}");
     Ok(verdict)
 }
 
@@ -156,7 +156,7 @@ fn idle(_: &WorkerCtx) {
 #[ktstr_test(
     cores = 1,
     duration_s = 5,
-    expect_err = regex("^not_stuck: no turn in .* in which it was frozen, do not count")
+    expect_err = regex("^not_stuck: no iteration in .* in which it was frozen, do not count")
 )]
 fn who_makes_no_turn_after_the_thaw_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
     let idle = WorkSpec::default().work_type(WorkType::Custom(idle));
@@ -169,8 +169,8 @@ fn who_makes_no_turn_after_the_thaw_is_stuck(ctx: &Ctx) -> Result<AssertResult> 
 
 #[ktstr_test(
     cores = 1,
-    duration_s = 11,
-    expect_err = regex("^not_stuck: no turn for .*, at least one in 10s, worker .*, CPU 0, at ")
+    duration_s = 15,
+    expect_err = regex("^not_stuck: no iteration for .*, at least one in 10.0s, worker .*, CPU 0, at ")
 )]
 fn a_worker_that_stalls_later_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
     interrupted(ctx, HoldSpec::FULL)
@@ -180,7 +180,7 @@ fn a_worker_that_stalls_later_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
 #[ktstr_test(
     cores = 2,
     duration_s = 3,
-    expect_err = regex("(?s)has not ended 10s after SIGKILL: it gets no CPU.*not_stuck: no turn in ")
+    expect_err = regex("(?s)has not ended 10s after SIGKILL: it gets no CPU.*not_stuck: no iteration in ")
 )]
 fn who_cannot_die_is_told_of_with_what_it_failed(ctx: &Ctx) -> Result<AssertResult> {
     leave_nothing_to_fair_tasks()?;

@@ -17,7 +17,7 @@ pub mod shell;
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_core::guest;
@@ -120,7 +120,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     Ok(VmResult {
         test,
         kernel_events: console::kernel_events(&outcome.console),
-        end: judged_on(&machine, entry, &outcome.stolen, outcome.end),
+        end: judged_on(&machine, entry, &outcome.stolen, outcome.timings.body, outcome.end),
         captures: outcome.captures,
         snapshots: outcome.snapshots,
         events: outcome.events,
@@ -136,20 +136,41 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
 /// a second that is a gap of 10 ms. A quiet host takes less than a tenth of it.
 const EXPLAINS: f64 = 0.01;
 
-/// What the end of a run is worth on this machine. Where software emulates the CPUs, what depends
-/// on time is reported and not judged, unless the test wants it to be. Where the host kept CPUs
-/// from running, it cannot be told whose fault such a failure is.
-fn judged_on(machine: &Machine, entry: &TestEntry, stolen: &[f64], end: RunEnd) -> RunEnd {
+/// Returns what the end of a run is worth on this machine.
+///
+/// Where the CPUs are emulated in software, what depends on time is reported and not judged, unless the
+/// test wants it to be. Where the host kept CPUs from running, a failure that this explains is
+/// inconclusive. `body` is the time in which the parts of `stolen` were taken.
+fn judged_on(
+    machine: &Machine,
+    entry: &TestEntry,
+    stolen: &[f64],
+    body: Option<Duration>,
+    end: RunEnd,
+) -> RunEnd {
     let RunEnd::Verdict(verdict) = end else { return end };
-    if machine.engine_name == "qemu" && !entry.assert.judge_emulated_time {
-        return RunEnd::Verdict(verdict.waive_time_based("the CPUs are emulated"));
-    }
+    let is_waived = machine.engine_name == "qemu" && !entry.assert.judge_emulated_time;
+    let verdict = match is_waived {
+        true => verdict.waive_time_based("the CPUs are emulated"),
+        false => verdict,
+    };
     // Whichever CPU it was: a task that was held up may have gone on elsewhere.
     let most = stolen.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    let why = most
-        .filter(|(_, part)| **part >= EXPLAINS)
-        .map(|(cpu, part)| format!("host stole {:.0} % of vCPU {cpu}", part * 100.0));
-    RunEnd::Verdict(verdict.excuse(|_| why.clone()))
+    let Some((cpu, part)) = most else { return RunEnd::Verdict(verdict) };
+    let body = body.unwrap_or_default();
+    let taken = body.mul_f64(*part);
+    let percent = part * 100.0;
+    RunEnd::Verdict(verdict.excuse(|detail| match detail.explained_by {
+        // The whole of it may have been taken from the time in question.
+        Some(needed) => (taken >= needed && *part >= EXPLAINS).then(|| {
+            format!(
+                "vCPU {cpu} did not run for {taken:.1?} of the body's {body:.1?} because the host was \
+                 busy (steal time, {percent:.0} %), {needed:.1?} explain it"
+            )
+        }),
+        None if is_waived => None,
+        None => (*part >= EXPLAINS).then(|| format!("host stole {percent:.0} % of vCPU {cpu}")),
+    }))
 }
 
 /// Prints what a body writes as it arrives, where libtest can capture it: in whole lines, unless

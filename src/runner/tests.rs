@@ -31,7 +31,7 @@ fn emulated_time_is_judged_only_if_a_test_wants_it() {
         let assert = Assert::DEFAULT.judge_emulated_time(judge_emulated_time);
         let entry = TestEntry { assert, ..TestEntry::DEFAULT };
         let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
-        let end = super::judged_on(&machine, &entry, &[], RunEnd::Verdict(failed()));
+        let end = super::judged_on(&machine, &entry, &[], None, RunEnd::Verdict(failed()));
         let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
         assert_eq!(verdict.outcome, outcome, "{engine}");
         assert_eq!(verdict.notes.is_empty(), outcome == Outcome::Fail, "{engine}");
@@ -49,7 +49,7 @@ fn what_the_host_stole_is_not_blamed_on_the_guest() {
     ] {
         let told = format!("{detail:?}");
         let end = RunEnd::Verdict(AssertResult::fail(detail));
-        let end = super::judged_on(&machine, &TestEntry::DEFAULT, &stolen, end);
+        let end = super::judged_on(&machine, &TestEntry::DEFAULT, &stolen, None, end);
         let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
         assert_eq!(verdict.outcome, outcome, "{told}");
         let blamed = format!("{}", verdict.details[0]).contains("host stole 38 % of vCPU 2");
@@ -93,6 +93,35 @@ fn hooks_are_called_by_how_the_run_ended() {
         let result = ended(end);
         assert_eq!(super::complaints_of_hooks(&entry, &result), wanted, "{}", result.end);
         assert_eq!(super::complaints_of_hooks(&TestEntry::DEFAULT, &result), [""; 0]);
+    }
+}
+
+#[test]
+fn a_failure_that_steal_time_explains_is_inconclusive_if_there_was_as_much() {
+    let body = Duration::from_secs(10);
+    let stuck = |explained_by: Option<u64>| {
+        let detail = AssertDetail::new(DetailKind::WorkerStuck, "no iteration in 5.1s");
+        AssertDetail { explained_by: explained_by.map(Duration::from_millis), ..detail }
+    };
+    for engine in ["qemu", "kvm"] {
+        let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
+        for (explained_by, stolen, outcome) in [
+            (Some(3100), vec![0.1, 0.32], Outcome::Inconclusive),
+            (Some(3100), vec![0.1, 0.30], Outcome::Fail),
+            (Some(0), vec![0.0, 0.009], Outcome::Fail),
+            (Some(0), vec![], Outcome::Fail),
+            (None, vec![0.1, 0.99], Outcome::Fail),
+        ] {
+            let end = RunEnd::Verdict(AssertResult::fail(stuck(explained_by)));
+            let entry = TestEntry::DEFAULT;
+            let end = super::judged_on(&machine, &entry, &stolen, Some(body), end);
+            let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
+            assert_eq!(verdict.outcome, outcome, "{engine}: {explained_by:?}, {stolen:?}");
+            let text = verdict.details[0].to_string();
+            let numbers = "vCPU 1 did not run for 3.2s of the body's 10.0s because the host was busy \
+                           (steal time, 32 %), 3.1s explain it";
+            assert_eq!(text.contains(numbers), outcome == Outcome::Inconclusive, "{text}");
+        }
     }
 }
 

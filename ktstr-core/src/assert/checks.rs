@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cgroups::{self, CgroupSample, OomKills};
-use super::workers;
 use super::{AssertDetail, AssertResult, DetailKind, Outcome};
+use super::{stuck, workers};
 use crate::workload::WorkerReport;
 
 /// Shares and rates over less than this prove nothing: start and stop weigh too much, and a kernel
@@ -15,8 +15,8 @@ pub const MEASURABLE_AFTER: Duration = Duration::from_millis(100);
 /// What the checks of workers need to know beside the workers' reports.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// A worker without progress is only called stuck when it ran this long; one that has made
-    /// some, when it made none for five times as long.
+    /// A worker is called stuck if it made no iteration in this time, or in five times as long after
+    /// its first; longer if its weight and its competitors explain as much.
     pub stuck_after: Duration,
     /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::topology::TestTopology::nodes).
     pub nodes: &'a [Vec<u32>],
@@ -77,14 +77,18 @@ macro_rules! checks {
 
 checks! {
     switches {
-        /// A worker that made no turn of its work loop fails the test, if it had
+        /// A worker that made no iteration of its work loop fails the test, if it had
         /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long
-        /// later on, or where a `memory.high` may slow it down. The time in which the scenario had
-        /// it frozen does not count. A [`Custom`](crate::workload::WorkType::Custom) worker whose
-        /// turns take longer has to call [`turn`](crate::workload::WorkerCtx::turn) more often, or
-        /// the test to switch this off.
+        /// later on, or where a `memory.high` may slow it down. The time is longer for a worker whose
+        /// weight, quota and competitors leave it little of a CPU
+        /// ([`WorkerReport::may_wait`]), and the time in which the scenario had it frozen does not
+        /// count. A [`Custom`](crate::workload::WorkType::Custom) worker whose iterations take longer
+        /// has to call [`turn`](crate::workload::WorkerCtx::turn) more often, or the test to switch
+        /// this off.
         /// If none of the workers made any, however short the time, nothing was shown: that is
-        /// inconclusive. Not time-based: any share of a CPU is enough for one.
+        /// inconclusive. Not time-based, but inconclusive if the host kept a vCPU from running for as
+        /// long as the worker was beyond its limit ([`AssertDetail::explained_by`]), unless the
+        /// worker was asleep: the host keeps nobody asleep.
         not_stuck = true,
         /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup,
         /// and for those above, left it at that time fails the test. Not judged are times without a
@@ -183,11 +187,11 @@ impl Assert {
         let alive: Vec<_> = reports.iter().filter(|worker| worker.ended.is_none()).collect();
         if self.not_stuck {
             for worker in &alive {
-                let stuck = workers::not_stuck(worker, surroundings.stuck_after);
-                verdict.absorb(of(worker, stuck));
+                let judged = stuck::not_stuck(worker, surroundings.stuck_after);
+                verdict.absorb(of(worker, judged));
             }
             if verdict.outcome != Outcome::Fail {
-                verdict.absorb(workers::any_turn(reports));
+                verdict.absorb(stuck::any_iteration(reports));
             }
         }
         verdict.absorb(self.judge_each(&alive, surroundings.nodes));
@@ -631,7 +635,7 @@ mod tests {
     #[test]
     fn no_turn_of_anybody_shows_nothing() {
         let short = Duration::from_millis(100);
-        let idle = || WorkerReport { iterations: 0, wall: short, ..spin() };
+        let idle = || WorkerReport { iterations: 0, active: short, ..spin() };
         let killed = WorkerReport {
             ended: Some("signal 9 (SIGKILL)".to_owned()),
             oom_kill_expected: true,
@@ -652,7 +656,7 @@ mod tests {
             });
         }
         let text = judge(none, &[idle()]).details[0].to_string();
-        assert_eq!(text, "not_stuck: no worker made a turn: nothing was shown");
+        assert_eq!(text, "not_stuck: no worker made an iteration: nothing was shown");
     }
 
     #[test]

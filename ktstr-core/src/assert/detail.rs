@@ -14,7 +14,7 @@ use super::Outcome;
 pub enum DetailKind {
     /// A worker died before it was told to stop.
     WorkerDied,
-    /// `not_stuck`: a worker was released and did no work.
+    /// `not_stuck`: a worker was released and made no iteration.
     WorkerStuck,
     /// `isolation`: a worker ran outside of its cpuset.
     Isolation,
@@ -122,6 +122,9 @@ pub struct AssertDetail {
     pub at_ns: Option<u64>,
     /// Whether time that the host took from the guest's CPUs could explain it.
     pub time_based: bool,
+    /// How much time the host has to have taken from one of the guest's CPUs to explain it; `None` if
+    /// that explains nothing. Unlike what is time-based, it counts on emulated CPUs as well.
+    pub explained_by: Option<Duration>,
     /// Whether it counts even so where the CPUs are emulated in software.
     pub judge_emulated: bool,
 }
@@ -140,6 +143,7 @@ impl AssertDetail {
             cpu: None,
             at_ns: None,
             time_based: false,
+            explained_by: None,
             judge_emulated: false,
         }
     }
@@ -177,6 +181,11 @@ impl AssertDetail {
     /// Says that time which the host took could explain it.
     pub fn time_based(self) -> Self {
         Self { time_based: true, ..self }
+    }
+
+    /// Says how much time the host has to have taken from one CPU to explain it.
+    pub fn explained_by(self, stolen: Duration) -> Self {
+        Self { explained_by: Some(stolen), ..self }
     }
 
     /// Adds `why` to the message.
@@ -248,6 +257,7 @@ mod tests {
     fn the_wire_keeps_all_of_it() {
         let detail = AssertDetail::measured(DetailKind::Weight, "1 %", "at least 2 %");
         let detail = detail.because("x").worker("1 (a)").cgroup("cg").cpu(3).at_ns(4).time_based();
+        let detail = detail.explained_by(Duration::from_millis(5));
         let bytes = postcard::to_allocvec(&detail).unwrap();
         assert_eq!(postcard::from_bytes::<AssertDetail>(&bytes).unwrap(), detail);
     }

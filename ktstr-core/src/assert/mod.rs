@@ -8,6 +8,7 @@ mod cgroups;
 mod checks;
 mod claim;
 mod detail;
+mod stuck;
 mod verdict;
 mod workers;
 

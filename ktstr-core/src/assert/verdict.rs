@@ -190,9 +190,10 @@ impl AssertResult {
         self
     }
 
-    /// Makes failures inconclusive that stolen time explains: `why` is asked of each that is
-    /// time-based, and its answer stands in the detail. One failure that it does not explain and
-    /// all that is not time-based stay what they are, and with them the verdict.
+    /// Makes failures inconclusive that steal time explains: `why` is asked of each that is time-based
+    /// or [explained](AssertDetail::explained_by) by a certain steal time, and its answer stands in the
+    /// detail. A failure that it does not explain and all others stay what they are, and with them
+    /// the verdict.
     pub fn excuse(mut self, why: impl Fn(&AssertDetail) -> Option<String>) -> Self {
         let is_failure = |detail: &AssertDetail| detail.outcome == Outcome::Fail;
         if self.outcome != Outcome::Fail || !self.details.iter().any(is_failure) {
@@ -204,7 +205,9 @@ impl AssertResult {
         };
         let failures = self.details.iter().filter(|detail| is_failure(detail)).count();
         let details = std::mem::take(&mut self.details).into_iter();
-        let may_be = |detail: &AssertDetail| is_failure(detail) && detail.time_based;
+        let may_be = |detail: &AssertDetail| {
+            is_failure(detail) && (detail.time_based || detail.explained_by.is_some())
+        };
         self.details =
             details.map(|detail| if may_be(&detail) { excused(detail) } else { detail }).collect();
         let left = self.details.iter().filter(|detail| is_failure(detail)).count();
@@ -264,6 +267,8 @@ impl AssertResult {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -371,6 +376,11 @@ mod tests {
         for (verdict, outcome, text) in [
             (gap(), Outcome::Inconclusive, "check: gap; host stole 38 % of vCPU 2"),
             (AssertResult::fail(detail("oom")), Outcome::Fail, "check: oom"),
+            (
+                AssertResult::fail(detail("stuck").explained_by(Duration::ZERO)),
+                Outcome::Inconclusive,
+                "check: stuck; host stole 38 % of vCPU 2",
+            ),
             (gap().merge(AssertResult::fail(detail("oom"))), Outcome::Fail, "check: oom"),
             (
                 gap().merge(AssertResult::inconclusive(detail("no sample"))),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checks::{self, Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
 use crate::cgroup::format_list;
-use crate::workload::{Confinement, Gap, WorkerReport};
+use crate::workload::{Confinement, WorkerReport};
 
 /// The fewest wake-ups of which one in a hundred is not simply the slowest.
 pub const FEWEST_WAKES: u64 = 100;
@@ -39,59 +39,8 @@ pub(crate) fn was_killed(how: &str) -> bool {
     how == "signal 9 (SIGKILL)"
 }
 
-/// A worker that has made a turn is not stuck again before so many times as long: the next turn may
-/// take longer, by its type. Nor is one that the kernel may slow down as it takes memory.
-const STALLED_AFTER: u32 = 5;
-
-/// No progress in less than `stuck_after` is noted: it proves nothing, for nor against.
-pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertResult {
-    let mut verdict = AssertResult::pass();
-    if worker.iterations > 0 {
-        let stalled = |gap| stalled(worker, gap, STALLED_AFTER * stuck_after);
-        return worker.longest_gap.map_or(verdict, stalled);
-    }
-    let frozen = worker.frozen_within(worker.wall, worker.until_ns);
-    let had = worker.wall.saturating_sub(frozen);
-    let stuck_after = if worker.is_slowed { STALLED_AFTER * stuck_after } else { stuck_after };
-    if had < stuck_after {
-        let why = if frozen.is_zero() { "too short" } else { "beside being frozen, too short" };
-        verdict.note(format!("{worker} made no turn in {had:.1?}, {why} to call it stuck"));
-        return verdict;
-    }
-    let measured = format!("no turn in {had:.1?}");
-    let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, "at least one");
-    AssertResult::fail(less_frozen(detail, frozen))
-}
-
-/// Judges the longest time without a turn of a worker that made some.
-fn stalled(worker: &WorkerReport, gap: Gap, after: Duration) -> AssertResult {
-    let frozen = worker.frozen_within(gap.length, gap.at_ns);
-    let own = gap.length.saturating_sub(frozen);
-    if own >= after {
-        let (measured, bound) =
-            (format!("no turn for {own:.1?}"), format!("at least one in {after:?}"));
-        let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, bound);
-        return AssertResult::fail(less_frozen(detail, frozen).cpu(gap.cpu).at_ns(gap.at_ns));
-    }
-    let mut verdict = AssertResult::pass();
-    if gap.length >= after {
-        verdict.note(format!("{worker} was frozen for {frozen:.1?}: it may have stalled unseen"));
-    }
-    verdict
-}
-
-/// Inconclusive if no worker made a turn: who did nothing has shown nothing. Unless one has ended,
-/// which is something.
-pub(super) fn any_turn(reports: &[WorkerReport]) -> AssertResult {
-    let shows = |worker: &WorkerReport| worker.iterations > 0 || worker.ended.is_some();
-    if reports.is_empty() || reports.iter().any(shows) {
-        return AssertResult::pass();
-    }
-    unmeasured(DetailKind::WorkerStuck, "no worker made a turn: nothing was shown")
-}
-
 /// Says that the time a worker was frozen is left out of what was measured.
-fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
+pub(super) fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
     match frozen.is_zero() {
         true => detail,
         false => {
@@ -306,7 +255,7 @@ fn list(cpus: &[u32]) -> String {
 pub(super) mod tests {
     use super::super::Outcome::{self, Fail, Inconclusive, Pass};
     use super::*;
-    use crate::workload::{Frozen, Histogram};
+    use crate::workload::{Frozen, Gap, Histogram};
 
     /// A worker with nothing to complain about: 10 s on two CPUs, half of it on a CPU.
     pub(in crate::assert) fn spin() -> WorkerReport {
@@ -316,6 +265,8 @@ pub(super) mod tests {
             cgroup: "cg_0".into(),
             allowed_cpus: vec![0, 1],
             wall: Duration::from_secs(10),
+            active: Duration::from_secs(10),
+            active_until_ns: 12_000_000_000,
             cpu: Duration::from_secs(5),
             iterations: 1000,
             work_units: 10_000,
@@ -340,7 +291,7 @@ pub(super) mod tests {
         postcard::from_bytes(&postcard::to_allocvec(&counts.to_vec()).unwrap()).unwrap()
     }
 
-    fn ms(ms: u64) -> Duration {
+    pub(in crate::assert) fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
     }
 
@@ -351,38 +302,6 @@ pub(super) mod tests {
         assert!(verdict.details.iter().all(|detail| detail.time_based == time_based));
     }
 
-    #[test]
-    fn the_stuck_are_those_that_had_the_time() {
-        let idle = |wall| WorkerReport { iterations: 0, wall: ms(wall), ..spin() };
-        let slowed = |wall| WorkerReport { is_slowed: true, ..idle(wall) };
-        let stalled = |length, frozen| {
-            let gap = Gap { length: ms(length), ..spin().longest_gap.unwrap() };
-            WorkerReport { longest_gap: Some(gap), frozen, ..spin() }
-        };
-        let frozen = |ms: u64| {
-            let until_ns = spin().longest_gap.unwrap().at_ns;
-            vec![Frozen { from_ns: until_ns - ms * 1_000_000, until_ns }]
-        };
-        let text = "not_stuck: no turn for 25.0s, at least one in 25s, CPU 1, at 3.214 s";
-        let less = "not_stuck: no turn for 29.0s, at least one in 25s, CPU 1, at 3.214 s: \
-                    1.0s more, in which it was frozen, do not count";
-        for (worker, outcome, notes, text) in [
-            (spin(), Pass, 0, ""),
-            (stalled(24_999, vec![]), Pass, 0, ""),
-            (stalled(25_000, vec![]), Fail, 0, text),
-            (stalled(30_000, frozen(1000)), Fail, 0, less),
-            (stalled(25_000, frozen(1)), Pass, 1, ""),
-            (idle(5000), Fail, 0, "not_stuck: no turn in 5.0s, at least one"),
-            (idle(4999), Pass, 1, ""),
-            (slowed(24_999), Pass, 1, ""),
-            (slowed(25_000), Fail, 0, "not_stuck: no turn in 25.0s, at least one"),
-        ] {
-            let verdict = not_stuck(&worker, ms(5000));
-            is(&verdict, outcome, false, text);
-            assert_eq!(verdict.notes.len(), notes);
-        }
-    }
-
     /// Until the given milliseconds before the end of `spin`.
     fn frozen(from: u64, until: u64) -> Vec<Frozen> {
         let at = |before| spin().until_ns - before * 1_000_000;
@@ -390,20 +309,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_the_time_in_which_it_was_frozen_is_excused() {
-        let idle = |frozen| WorkerReport { iterations: 0, frozen, ..spin() };
-        let text = "not_stuck: no turn in 9.0s, at least one: 1.0s more, in which it was frozen, \
-                    do not count";
-        for (worker, outcome, text) in [
-            (idle(frozen(10_000, 0)), Pass, ""),
-            (idle(frozen(12_000, 4999)), Pass, ""),
-            (idle(frozen(2000, 1000)), Fail, text),
-            (idle(frozen(12_000, 10_000)), Fail, "not_stuck: no turn in 10.0s, at least one"),
-        ] {
-            let verdict = not_stuck(&worker, ms(5000));
-            is(&verdict, outcome, false, text);
-            assert_eq!(verdict.notes.len(), usize::from(outcome == Pass));
-        }
+    fn only_the_time_in_which_it_was_frozen_is_no_gap() {
         // A gap of three seconds, two seconds before the end.
         let at_ns = spin().until_ns - 2_000_000_000;
         let longest_gap = Some(Gap { length: ms(3000), cpu: 1, at_ns });

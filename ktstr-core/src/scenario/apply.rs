@@ -1,6 +1,7 @@
 //! What each operation does.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -102,6 +103,7 @@ impl Scenario<'_> {
         }
         knob.apply(cgroups, cgroup, topo)?;
         self.made_mut(cgroup).for_each(|made| made.note(knob));
+        self.note_waits();
         if self.slows(cgroup) {
             let workers = self.layers.iter_mut().flat_map(|layer| &mut layer.workers);
             workers
@@ -165,6 +167,7 @@ impl Scenario<'_> {
             oom_kill_expected,
             is_slowed,
             is_pinned: false,
+            may_wait: Duration::ZERO,
             frozen: Vec::new(),
             frozen_since_ns,
         });
@@ -176,6 +179,7 @@ impl Scenario<'_> {
             placed.confine(cpuset.as_ref());
             placed.worker.release().context("cannot release a worker")?;
         }
+        self.note_waits();
         Ok(())
     }
 
@@ -213,6 +217,7 @@ impl Scenario<'_> {
                     placed.is_slowed |= is_slowed;
                     placed.note_frozen(is_frozen, from_ns);
                 }
+                scenario.note_waits();
                 Ok(())
             },
         )

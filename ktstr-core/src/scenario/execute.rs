@@ -21,8 +21,8 @@ use crate::sys::{RunningFirst, since_boot_ns};
 use crate::wire::{Report, ScenarioEvent};
 use crate::workload::{WorkerReport, Workers};
 
-/// A worker without progress is only called stuck when it had this long; shorter steps prove
-/// nothing on a busy host.
+/// How long a worker has to be without an iteration to be called stuck: a hundred times as long as the
+/// first iteration of any type takes on an emulated CPU, in an unoptimized build.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// Has cgroups work for the test's whole duration.

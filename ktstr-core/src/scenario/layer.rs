@@ -37,6 +37,8 @@ pub(super) struct PlacedWorker {
     pub(super) is_slowed: bool,
     /// By an operation.
     pub(super) is_pinned: bool,
+    /// How long a fair scheduler may have kept it waiting, at most.
+    pub(super) may_wait: Duration,
     /// When it was frozen and thawed again.
     pub(super) frozen: Vec<Frozen>,
     pub(super) frozen_since_ns: Option<u64>,
@@ -71,6 +73,7 @@ impl PlacedWorker {
             spawn: self.spawn,
             oom_kill_expected: self.oom_kill_expected,
             is_slowed: self.is_slowed,
+            may_wait: self.may_wait,
             frozen: self.frozen.iter().copied().chain(open).collect(),
             ..self.worker.report(&self.cgroup)
         }

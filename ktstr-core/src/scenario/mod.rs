@@ -10,6 +10,7 @@ mod knob;
 mod layer;
 pub mod ops;
 mod payloads;
+mod share;
 #[cfg(test)]
 mod tests;
 

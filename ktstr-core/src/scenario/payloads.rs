@@ -24,6 +24,7 @@ impl Scenario<'_> {
         let cgroup = cgroup.unwrap_or_default();
         let running = Running::start(run.clone(), self.ctx.payloads, group.as_deref(), cgroup)?;
         self.layer_mut().payloads.push(running);
+        self.note_waits();
         Ok(())
     }
 

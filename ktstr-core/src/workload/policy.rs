@@ -46,6 +46,19 @@ impl SchedPolicy {
         matches!(self, Self::Normal | Self::Batch | Self::Idle | Self::Ext)
     }
 
+    /// Returns the weight of a task with this policy and nice value, by which the fair class divides
+    /// CPU time; `None` for a task of another class.
+    ///
+    /// Source: Linux 6.12, kernel/sched/core.c, `sched_prio_to_weight` (each nice level is a factor of
+    /// 1.25), and kernel/sched/sched.h, `WEIGHT_IDLEPRIO`.
+    pub(super) fn weight(&self, nice: i8) -> Option<u32> {
+        match self {
+            Self::Idle => Some(3),
+            _ if self.is_fair() => Some((1024.0 / 1.25_f64.powi(nice.into())).round() as u32),
+            _ => None,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         match *self {
             Self::Fifo(priority) | Self::RoundRobin(priority) if !(1..=99).contains(&priority) => {
@@ -170,6 +183,21 @@ mod tests {
                 assert!(!has_ext, "{error:#}");
                 assert!(format!("{error:#}").contains("a kernel without sched_ext"), "{error:#}");
             }
+        }
+    }
+
+    #[test]
+    fn weights_change_by_a_quarter_per_nice_level() {
+        for (policy, nice, weight) in [
+            (SchedPolicy::Normal, 0, Some(1024)),
+            (SchedPolicy::Batch, 19, Some(15)),
+            (SchedPolicy::Normal, 10, Some(110)),
+            (SchedPolicy::Ext, -10, Some(9537)),
+            (SchedPolicy::Normal, -20, Some(88_818)),
+            (SchedPolicy::Idle, -20, Some(3)),
+            (SchedPolicy::Fifo(1), 0, None),
+        ] {
+            assert_eq!(policy.weight(nice), weight, "{policy:?}, {nice}");
         }
     }
 

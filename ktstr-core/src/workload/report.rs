@@ -32,13 +32,22 @@ pub struct WorkerReport {
     ///
     /// Source: Linux 6.12, mm/memcontrol.c, `MEMCG_MAX_HIGH_DELAY_JIFFIES`.
     pub is_slowed: bool,
+    /// How long a fair scheduler may have kept it from its first 20 ms of CPU time: by its weight, the
+    /// weights and quotas of its cgroups, and all workers that may have competed with it.
+    pub may_wait: Duration,
+    /// Its iterations depend on other tasks, or wait for the kernel.
+    pub needs_others: bool,
     /// When the scenario had its cgroup, or one above, frozen; in order.
     pub frozen: Vec<Frozen>,
     /// The CPUs it was allowed at its stop, by its cgroup and its affinity.
     pub allowed_cpus: Vec<u32>,
     /// How it ended before it was stopped: `exit status 1`; `None` if it did not.
     pub ended: Option<String>,
-    /// From its release to its stop or end.
+    /// From its release until it was told to stop, or ended by itself.
+    pub active: Duration,
+    /// When that was, in nanoseconds since boot.
+    pub active_until_ns: u64,
+    /// From its release to its end: on a busy CPU, it takes a while to end.
     pub wall: Duration,
     /// When that was, in nanoseconds since boot.
     pub until_ns: u64,

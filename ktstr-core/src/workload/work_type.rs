@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::WorkerCtx;
 use super::spec::SHORTEST_PHASE;
+use super::{SchedPolicy, WorkerCtx};
 
 /// What a worker does with its CPU.
 ///
-/// Each type says which pressure it makes, what a turn is if that is not obvious, and what a unit of
-/// work is. A *burst* is computing without a system call for some 5 µs, longer where taking the time
-/// is slow, so that measuring takes a few percent at most. Types that need partners form groups in
+/// Each type says which pressure it makes, what an iteration is if that is not obvious, and what a unit
+/// of work is. A *burst* is computing without a system call for 5 µs, and for up to 50 µs where taking
+/// the time is slow, so that measuring takes a few percent at most. Types that need partners form groups in
 /// the order of the workers: of two, of three, or one of all.
 // Two specs with one `Custom` function may compare as different, which nothing relies on.
 #[allow(unpredictable_function_pointer_comparisons)]
@@ -228,6 +228,28 @@ impl WorkType {
             Self::CgroupAttachStorm { .. } => true,
             Self::Sequence(phases) => phases.iter().any(|(work, _)| work.moves_itself()),
             _ => false,
+        }
+    }
+
+    /// Returns the least weight that workers of the type give themselves, if they change it.
+    pub(super) fn least_weight(&self) -> Option<u32> {
+        match self {
+            Self::NiceSweep => SchedPolicy::Normal.weight(19),
+            Self::PolicyChurn => SchedPolicy::Idle.weight(0),
+            Self::Sequence(phases) => {
+                phases.iter().filter_map(|(work, _)| work.least_weight()).min()
+            }
+            _ => None,
+        }
+    }
+
+    /// True if an iteration needs other tasks to run, or waits for the kernel: a worker that sleeps
+    /// then may be one for which another task, that gets no CPU time, has to do something first.
+    pub(super) fn needs_others(&self) -> bool {
+        match self {
+            Self::ForkExit | Self::IoSyncWrite | Self::CgroupAttachStorm { .. } => true,
+            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.needs_others()),
+            _ => !matches!(self.grouping(), Grouping::Alone),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -86,6 +87,8 @@ pub(crate) struct Worker {
     role: u32,
     is_fair_and_free: bool,
     sleeps: bool,
+    needs_others: bool,
+    weights: Option<RangeInclusive<u32>>,
     treatment: Treatment,
     /// The last cpusets that were known to hold, each with its epoch.
     cpusets: VecDeque<(u32, Vec<u32>)>,
@@ -163,6 +166,10 @@ impl Worker {
                 && !spec.work_type.places_itself()
                 && !spec.work_type.ranks_itself(),
             sleeps: spec.work_type.measures_wakes(),
+            needs_others: spec.work_type.needs_others(),
+            weights: treatment.policy.weight(treatment.nice).map(|weight| {
+                spec.work_type.least_weight().map_or(weight, |least| least.min(weight))..=weight
+            }),
             treatment,
             cpusets: VecDeque::new(),
             cpusets_forgotten: 0,
@@ -302,16 +309,20 @@ impl Worker {
         let worked_until_ns = self.stopped.as_ref().map_or(until_ns, |stopped| stopped.killed_ns);
         let worked_until_ns = worked_until_ns.min(until_ns);
         let wall = Duration::from_nanos(until_ns.saturating_sub(released_ns));
+        let active_ns = worked_until_ns.saturating_sub(released_ns);
         WorkerReport {
             pid: self.pid(),
             comm: self.comm().to_owned(),
             cgroup: cgroup.to_owned(),
             role: self.role,
             sleeps: self.sleeps,
+            needs_others: self.needs_others,
             confinements: self.confinements(),
             confinements_forgotten: self.cpusets_forgotten,
             allowed_cpus: self.allowed_cpus(),
             ended,
+            active: Duration::from_nanos(active_ns),
+            active_until_ns: worked_until_ns,
             wall: wall.max(kernel.cpu + kernel.run_delay),
             until_ns,
             cpu: kernel.cpu,
@@ -333,6 +344,12 @@ impl Worker {
     /// that.
     pub(crate) fn is_fair_and_free(&self) -> bool {
         self.is_fair_and_free
+    }
+
+    /// Returns the least and the greatest weight with which it competes for CPU time; `None` if it is
+    /// not a fair task.
+    pub(crate) fn weights(&self) -> Option<RangeInclusive<u32>> {
+        self.weights.clone()
     }
 
     /// How long it was runnable and waited for a CPU since its release.

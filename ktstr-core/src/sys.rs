@@ -1,5 +1,6 @@
 //! The system calls that no safe crate offers, each behind a safe function.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -196,6 +197,60 @@ pub(crate) fn raise<T>(thread: &JoinHandle<T>) -> io::Result<()> {
         // A thread that has ended by itself has no use for it.
         0 | libc::ESRCH => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// LLVM's profiling runtime, which only an instrumented program is linked with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProfileRuntime {
+    set_filename: unsafe extern "C" fn(*const libc::c_char),
+    write_file: unsafe extern "C" fn() -> libc::c_int,
+}
+
+impl ProfileRuntime {
+    /// Returns the runtime of this program, if it has one.
+    ///
+    /// Source: LLVM, compiler-rt/lib/profile/InstrProfiling.h.
+    pub(crate) fn linked() -> Option<Self> {
+        type SetFilename = unsafe extern "C" fn(*const libc::c_char);
+        type WriteFile = unsafe extern "C" fn() -> libc::c_int;
+        let (set_filename, write_file): (*const (), *const ());
+        // Rust has no weak symbols yet. The linker puts zeros in place of those that are not defined.
+        // SAFETY: the code reads two words of its own.
+        unsafe {
+            std::arch::asm!(
+                ".weak __llvm_profile_set_filename",
+                ".weak __llvm_profile_write_file",
+                ".pushsection .data.rel.ro.ktstr,\"aw\",@progbits",
+                ".balign 8",
+                "2:",
+                ".quad __llvm_profile_set_filename",
+                ".quad __llvm_profile_write_file",
+                ".popsection",
+                "mov {0}, qword ptr [rip + 2b]",
+                "mov {1}, qword ptr [rip + 2b + 8]",
+                out(reg) set_filename,
+                out(reg) write_file,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        // SAFETY: each word is zero, which is `None`, or the address of the function with that signature.
+        let (set_filename, write_file) = unsafe {
+            (
+                std::mem::transmute::<*const (), Option<SetFilename>>(set_filename),
+                std::mem::transmute::<*const (), Option<WriteFile>>(write_file),
+            )
+        };
+        Some(Self { set_filename: set_filename?, write_file: write_file? })
+    }
+
+    /// Writes the counters of this process to a file, and returns 0 or an error number.
+    pub(crate) fn write(self, path: &'static CStr) -> i32 {
+        // SAFETY: the runtime keeps the pointer, which is valid for ever, and has no other condition.
+        unsafe {
+            (self.set_filename)(path.as_ptr());
+            (self.write_file)()
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod nested;
 mod parent;
 mod payloads;
 mod prepare;
+mod profile;
 mod session;
 pub mod shell;
 #[cfg(test)]
@@ -116,6 +117,11 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     });
     echo.finish();
     let outcome = outcome?;
+    if guest::is_instrumented()
+        && let Err(error) = profile::keep(outcome.profile.as_ref())
+    {
+        report::notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
+    }
     let machine = prepared.machine();
     Ok(VmResult {
         test,

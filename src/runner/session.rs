@@ -6,7 +6,7 @@ use anyhow::Result;
 use ktstr_core::guest::COMPLAINT;
 use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
-use ktstr_core::wire::{Decoder, Encoder, End, Order, Report, ScenarioEvent, Stream};
+use ktstr_core::wire::{Decoder, Encoder, End, FileKind, Order, Report, ScenarioEvent, Stream};
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 
 use super::clocks::Clocks;
@@ -69,6 +69,43 @@ pub(crate) struct Outcome {
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) timings: Timings,
     pub(crate) stolen: Vec<f64>,
+    /// The profile of an instrumented body, as far as it arrived.
+    pub(crate) profile: Option<ReceivedFile>,
+}
+
+/// A file of the guest.
+#[derive(Debug)]
+pub(crate) struct ReceivedFile {
+    /// The length that was announced.
+    pub(crate) length: u64,
+    /// What arrived of it.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl ReceivedFile {
+    /// The most that is taken of a file.
+    const MAX_LENGTH: u64 = 64 << 20;
+
+    pub(crate) fn new(length: u64) -> Self {
+        Self { length, bytes: Vec::new() }
+    }
+
+    /// Takes the next piece.
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        if self.is_expected() {
+            self.bytes.extend_from_slice(piece);
+        }
+    }
+
+    /// Returns whether all of it arrived, and no more.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.bytes.len() as u64 == self.length
+    }
+
+    /// Returns whether more of it is wanted.
+    fn is_expected(&self) -> bool {
+        self.length <= Self::MAX_LENGTH && (self.bytes.len() as u64) < self.length
+    }
 }
 
 /// Boots `config` on `engine`, sends `order`, and returns how it ended. `live` sees the output of
@@ -104,6 +141,7 @@ pub(crate) fn run(
         timings: Timings { slowness: 1.0, ..Timings::default() },
         delays: None,
         stolen: Vec::new(),
+        profile: None,
     };
     let end = match engine.boot(config) {
         Ok(mut vm) => {
@@ -115,6 +153,7 @@ pub(crate) fn run(
                     session.last_event.map(|arrived| ended - arrived);
             }
             session.measure_stolen(&mut *vm);
+            session.receive_file(&mut *vm);
             // A machine that cannot be stopped is an engine's failure, whatever came before.
             let end = match vm.stop() {
                 Ok(()) => end,
@@ -140,6 +179,7 @@ pub(crate) fn run(
         snapshots: session.snapshots,
         timings: session.timings,
         stolen: session.stolen,
+        profile: session.profile,
     }
 }
 
@@ -210,6 +250,7 @@ struct Session {
     delays: Option<(Instant, Vec<Duration>)>,
     /// See [`VmResult::stolen`](ktstr_core::result::VmResult::stolen).
     stolen: Vec<f64>,
+    profile: Option<ReceivedFile>,
 }
 
 impl Session {
@@ -383,6 +424,11 @@ impl Session {
                     self.panics.truncate(MAX_PANICS - 1);
                     self.panics.insert(0, message);
                 }
+                Report::File { kind: FileKind::Profile, length } => {
+                    self.profile = Some(ReceivedFile::new(length));
+                }
+                // They follow the end.
+                Report::FilePiece(_) => {}
                 Report::End(end) => {
                     self.end = Some(end);
                     return Ok(());
@@ -390,6 +436,26 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Receives the file that was announced, after the end of the run: what becomes of it changes no verdict.
+    fn receive_file(&mut self, vm: &mut dyn Vm) {
+        while self.profile.as_ref().is_some_and(ReceivedFile::is_expected) {
+            match self.decoder.next() {
+                Ok(Some(Report::FilePiece(piece))) => {
+                    self.profile.iter_mut().for_each(|file| file.push(&piece));
+                    continue;
+                }
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                Err(_) => return,
+            }
+            match vm.next_event(Instant::now() + self.watchdog()) {
+                Ok(Event::Port { bytes, .. }) => self.decoder.push(&bytes),
+                Ok(Event::Console(bytes)) => append_bounded(&mut self.console, &bytes),
+                Ok(Event::Exited(_) | Event::Deadline) | Err(_) => return,
+            }
+        }
     }
 
     fn keep(&mut self, bytes: usize) -> Result<(), RunEnd> {

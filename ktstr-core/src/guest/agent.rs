@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,10 +11,10 @@ use rustix::io::Errno;
 
 use super::child::{Child, Taken, take};
 use super::outbox::Outbox;
-use super::{body, shell, truth};
+use super::{body, profile, shell, truth};
 use crate::registry;
 use crate::sys::{self, since_boot_ns};
-use crate::wire::{Decoder, Encoder, End, Hello, Order, Payload, Report, RunOrder};
+use crate::wire::{Decoder, Encoder, End, FileKind, Hello, Order, Payload, Report, RunOrder};
 use crate::workload::describe_status;
 
 /// How often PID 1 says that it lives.
@@ -61,17 +62,41 @@ impl Agent {
             Ok(child) => self.watch(child)?,
             Err(end) => end,
         };
-        self.tell(&Report::End(end))?;
-        while !self.queue.is_empty() {
-            let mut port = [PollFd::new(&self.port, PollFlags::OUT)];
-            poll(&mut port, None).context("cannot wait for the wire")?;
-            self.flush()?;
+        let profile = profile::open().context("cannot open the profile of the body")?;
+        if let Some((_, length)) = profile {
+            self.tell(&Report::File { kind: FileKind::Profile, length })?;
         }
+        self.tell(&Report::End(end))?;
+        if let Some((file, _)) = profile {
+            self.send_file(file)?;
+        }
+        self.drain_queue(0)?;
         // Not a power-off: a kernel on its way down may drop what the host has yet to read. The
         // host ends the machine when it has the verdict, and the machine ends with its host.
         loop {
             std::thread::park();
         }
+    }
+
+    fn send_file(&mut self, mut file: File) -> Result<()> {
+        loop {
+            let count = file.read(&mut self.buffer).context("cannot read a file for the host")?;
+            if count == 0 {
+                return Ok(());
+            }
+            self.tell(&Report::FilePiece(self.buffer[..count].to_vec()))?;
+            self.drain_queue(QUEUE)?;
+        }
+    }
+
+    /// Sends what waits for the host, until no more than `rest` bytes are left.
+    fn drain_queue(&mut self, rest: usize) -> Result<()> {
+        while self.queue.len() > rest {
+            let mut port = [PollFd::new(&self.port, PollFlags::OUT)];
+            poll(&mut port, None).context("cannot wait for the wire")?;
+            self.flush()?;
+        }
+        Ok(())
     }
 
     fn wait_for_order(&mut self) -> Result<Order> {

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use anyhow::{Context, Result};
 
 use super::child::{Child, output_pipe, set_nonblocking};
-use super::system;
+use super::{profile, system};
 use crate::assert::AssertDetail;
 use crate::cgroup::CgroupManager;
 use crate::chain;
@@ -66,6 +66,7 @@ fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     // A body that printed its last words without a line break still wants them seen.
     let _ = std::io::stdout().flush();
     report(Report::End(shortened(end)));
+    profile::write();
 }
 
 /// The end with its texts cut so that it fits a frame: a verdict must not fail to arrive because

@@ -12,6 +12,7 @@ mod mounts;
 mod outbox;
 mod output;
 mod port;
+mod profile;
 mod shell;
 mod system;
 mod truth;
@@ -20,6 +21,7 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use body::{panic_message, run as run_body};
+pub use profile::is_instrumented;
 
 use anyhow::{Context, Result, ensure};
 use rustix::system::{RebootCommand, reboot};

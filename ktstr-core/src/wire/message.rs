@@ -83,8 +83,24 @@ pub enum Report {
         /// Message and place, as the panic hook was told.
         message: String,
     },
-    /// The run is over. Nothing follows.
+    /// A file will follow [`Report::End`], in pieces.
+    File {
+        /// What it is.
+        kind: FileKind,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// The run is over. Nothing follows but the file that was announced.
     End(End),
+    /// The next piece of the file that was announced.
+    FilePiece(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// What a file of the guest is to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileKind {
+    /// The profile of an instrumented body, as LLVM's runtime writes it.
+    Profile,
 }
 
 /// Which of its streams a process wrote to.

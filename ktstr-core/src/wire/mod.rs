@@ -8,7 +8,9 @@ mod frame;
 mod message;
 
 pub use frame::{Decoder, Encoder, Error, MAX_PAYLOAD, Payload};
-pub use message::{End, Hello, Order, Report, RunOrder, ScenarioEvent, ShellOrder, Stream};
+pub use message::{
+    End, FileKind, Hello, Order, Report, RunOrder, ScenarioEvent, ShellOrder, Stream,
+};
 
 /// The name of the virtio-console port that carries the wire.
 pub const PORT: &str = "ktstr.wire";

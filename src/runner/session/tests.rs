@@ -252,3 +252,25 @@ fn captures_cannot_fill_the_runner() {
     let end = play(std::iter::once(started()).chain(flood).collect::<VecDeque<_>>()).end;
     assert!(matches!(&end, RunEnd::BodyExited(why) if why.contains("64 MiB")), "{end:?}");
 }
+
+#[test]
+fn file_that_follows_the_end_is_received_and_changes_no_verdict() {
+    let announced = |length| Report::File { kind: FileKind::Profile, length };
+    let piece = |text: &str| Report::FilePiece(text.into());
+    let end = || vec![announced(5), pass(), piece("abc")];
+    let gone = || Scene::Exit(ExitReason::Reset);
+    for (scenes, bytes, is_complete) in [
+        (vec![Scene::Reports(end()), Scene::Reports(vec![piece("de"), piece("f")])], "abcde", true),
+        (vec![Scene::Reports(end()), gone()], "abc", false),
+        (vec![Scene::Reports(end())], "abc", false),
+        (vec![Scene::Reports(end()), Scene::Damaged(piece("de"))], "abc", false),
+        (vec![Scene::Reports(vec![announced(u64::MAX), pass(), piece("abc")])], "", false),
+    ] {
+        let scenes = std::iter::once(started()).chain(scenes);
+        let outcome = play(scenes.collect::<VecDeque<_>>());
+        assert_eq!(outcome.end, RunEnd::Verdict(AssertResult::pass()));
+        let file = outcome.profile.unwrap();
+        assert_eq!(file.bytes, bytes.as_bytes());
+        assert_eq!(file.is_complete(), is_complete);
+    }
+}

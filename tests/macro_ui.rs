@@ -1,5 +1,8 @@
 //! `#[ktstr_test]` as its users meet it: what it reports, and the entry it registers.
 
+// The documented signature has to compile where these lints are errors: `&Ctx`, not `&Ctx<'_>`.
+#![deny(rust_2018_idioms)]
+
 use std::time::Duration;
 
 use ktstr::__private::{ExpectErr, Llcs, TESTS, TestEntry, Topology};
@@ -19,16 +22,19 @@ fn diagnostics_match_snapshots() {
     threads = 2,
     memory_mib = 512,
     duration_s = 1,
+    workers_per_cgroup = 3,
     watchdog_timeout_s = 30,
     kernel = "debian:trixie",
     workload_root_cgroup = "/ui",
     expect_err,
+    allow_inconclusive,
     host_only = false,
     ignore = "only its entry is of interest",
     kaslr = false,
     mitigations = true,
     auto_repro = false,
     post_vm = accept,
+    post_vm_unconditional = accept,
     env = ["SEED=7", "LIMIT"]
 )]
 fn all_keys(_: &Ctx) -> Result<AssertResult> {
@@ -53,7 +59,8 @@ fn every_key_reaches_the_entry() {
     assert_eq!(entry.expect_err, ExpectErr::Any);
     assert_eq!(entry.assert, Assert::DEFAULT);
     assert!(!entry.host_only && !entry.kaslr && !entry.auto_repro && entry.mitigations);
-    assert!(entry.post_vm.is_some());
+    assert!(entry.post_vm.is_some() && entry.post_vm_unconditional.is_some());
+    assert!(entry.workers_per_cgroup == 3 && entry.allow_inconclusive);
     assert_eq!(entry.env, ["SEED=7", "LIMIT"]);
 }
 
@@ -139,5 +146,8 @@ fn defaults_are_those_of_the_attribute() {
     assert!(entry.assert.not_stuck && entry.assert.isolation && entry.assert.no_oom_kill);
     assert!(!entry.assert.judge_emulated_time);
     assert!(!entry.host_only && entry.kaslr && entry.auto_repro && !entry.mitigations);
-    assert!(entry.post_vm.is_none() && entry.payloads.is_empty());
+    assert!(entry.post_vm.is_none() && entry.post_vm_unconditional.is_none());
+    assert!(
+        entry.workers_per_cgroup == 2 && !entry.allow_inconclusive && entry.payloads.is_empty()
+    );
 }

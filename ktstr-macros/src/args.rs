@@ -427,12 +427,16 @@ fn check_regex(call: &ExprCall) -> syn::Result<Value> {
 
 /// Reports everything that is no path, not only the first.
 fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
-    let (mut errors, mut values) = (Errors::default(), Vec::new());
+    let (mut errors, mut values) = (Errors::default(), Vec::<ExprPath>::new());
     if list.elems.is_empty() {
         errors.on(list, format!("the list is empty: write `{key}`, or remove the key"));
     }
     for element in &list.elems {
         match ungrouped(element) {
+            Expr::Path(path) if values.iter().any(|known| written(known) == written(path)) => {
+                let name = written(path);
+                errors.on(path, format!("remove `{name}`: it is listed twice"));
+            }
             Expr::Path(path) => values.push(path.clone()),
             other => {
                 let found = describe(other);
@@ -442,6 +446,11 @@ fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
     }
     errors.into_result()?;
     Ok(Value::Paths(values))
+}
+
+/// A path as it is written, without spaces.
+fn written(path: &ExprPath) -> String {
+    path.to_token_stream().to_string().replace(' ', "")
 }
 
 fn check_texts(
@@ -660,6 +669,7 @@ mod tests {
             ("host_only, judge_emulated_time", &["judge_emulated_time"]),
             ("payloads = [A, 1, \"b\", [C]], host_only", &["1", "\"b\"", "[C]", "payloads"]),
             ("payloads = [], payloads = A", &["[]", "payloads", "A"]),
+            ("payloads = [A, b::C, b::A, A, b :: C], cores = 0", &["A", "b :: C", "0"]),
             ("env = [\"=1\", A, \"B\", \"B=2\"], host_only", &["\"=1\"", "A", "\"B=2\"", "env"]),
             ("env = [], env = \"A\"", &["[]", "env", "\"A\""]),
             ("expect_err = regex(\"(\"), cores = 0", &["\"(\"", "0"]),

@@ -225,6 +225,14 @@ fn check_kernel(spec: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Where guests mount the cgroup2 file system.
+const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
+/// The longest name of a directory in bytes.
+///
+/// Source: Linux 6.12, include/uapi/linux/limits.h.
+const NAME_MAX: usize = 255;
+
 fn check_cgroup(path: &str) -> Result<(), String> {
     let Some(components) = path.strip_prefix('/') else {
         return Err("begin the path with `/`, which stands for the cgroup2 mount".into());
@@ -235,12 +243,25 @@ fn check_cgroup(path: &str) -> Result<(), String> {
     if path.contains('\0') {
         return Err("remove the NUL character: no path has one".into());
     }
+    if path.contains('\n') {
+        return Err("remove the line break: the kernel refuses it in the name of a cgroup".into());
+    }
+    if let Some(below) = path.strip_prefix(CGROUP_MOUNT)
+        && (below.is_empty() || below.starts_with('/'))
+    {
+        let below = if below.len() > 1 { below } else { "/ktstr" };
+        return Err(format!("write `{below}`: the path is relative to the cgroup2 mount"));
+    }
     for component in components.split('/') {
         if component.is_empty() {
             return Err("remove the extra `/`: no component of the path is empty".into());
         }
         if component.starts_with('.') {
             return Err(format!("rename component `{component}`: it begins with a dot"));
+        }
+        if component.len() > NAME_MAX {
+            let length = component.len();
+            return Err(format!("shorten a component of {length} bytes to at most {NAME_MAX}"));
         }
     }
     Ok(())
@@ -369,6 +390,13 @@ mod tests {
             ("/a/..", false),
             ("/.hidden", false),
             ("/a\0", false),
+            ("/a\nb", false),
+            ("/sys/fs/cgroup", false),
+            ("/sys/fs/cgroup/a", false),
+            ("/sys/fs/cgroups/a", true),
+            ("/sys/fs", true),
+            (&format!("/{}", "a".repeat(255)), true),
+            (&format!("/a/{}", "a".repeat(256)), false),
         ] {
             assert_eq!(check_cgroup(path).is_ok(), ok, "{path:?}");
         }

@@ -82,7 +82,9 @@ use proc_macro::TokenStream;
 /// A list of `cores` has one number for each last-level cache, in the order of the nodes, and makes
 /// `llcs` superfluous. A guest has at most 255 CPUs: the product of `llcs`, `cores` and `threads`,
 /// or the sum of the list times `threads`. A `workload_root_cgroup` begins
-/// with `/`, is not `/` itself, and has no component that is empty or begins with a dot.
+/// with `/`, which stands for the cgroup2 mount (`/a`, not `/sys/fs/cgroup/a`), is not `/` itself, and has
+/// no line break and no component that is empty, begins with a dot or is longer than 255 bytes. `payloads`
+/// lists each path once.
 /// `host_only` excludes every key that describes the virtual machine.
 ///
 /// `expect_err` accepts every way in which the guest's side can fail once the body has started: an
@@ -115,6 +117,9 @@ use proc_macro::TokenStream;
 ///
 /// `#[cfg]`, `#[allow]`, `#[ignore]`, doc comments and the like go with the test. `#[test]` is
 /// implied and an error; so is `#[should_panic]`, for which `expect_err` stands.
+///
+/// The lint `elided_lifetimes_in_paths`, which is part of `rust_2018_idioms`, accepts `&Ctx` in the
+/// signature of a test. In other functions it wants `&Ctx<'_>`.
 ///
 /// # Errors
 ///

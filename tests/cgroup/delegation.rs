@@ -70,7 +70,7 @@ fn an_ordinary_user_is_told_how_to_get_a_group(_: &Ctx) -> Result<AssertResult> 
         let error = foreign.create_cgroup("mine").unwrap_err().to_string();
         ensure!(error.contains("EACCES") && error.contains("must own this group"), "{error}");
         let error = CgroupManager::new(MOUNT).move_task("", own).unwrap_err().to_string();
-        ensure!(error.contains("is no cgroup name"), "{error}");
+        ensure!(error.contains("is not a cgroup name"), "{error}");
         Ok(())
     })
 }

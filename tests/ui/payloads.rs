@@ -29,4 +29,9 @@ fn on_the_host(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(payloads = [LOAD, self::LOAD, LOAD])]
+fn listed_twice(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
 fn main() {}

@@ -62,4 +62,14 @@ fn nothing_after_the_equals_sign(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+#[ktstr_test(workload_root_cgroup = "/a\nb")]
+fn line_break(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(workload_root_cgroup = "/sys/fs/cgroup/a")]
+fn absolute_path(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
 fn main() {}

@@ -12,7 +12,7 @@ use super::errno;
 #[non_exhaustive]
 pub enum Error {
     /// The name cannot be a group below the parent.
-    #[error("`{name}` is no cgroup name: {reason}")]
+    #[error("`{name}` is not a cgroup name: {reason}")]
     Name {
         /// The name as given.
         name: String,

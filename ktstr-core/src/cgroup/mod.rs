@@ -36,6 +36,7 @@ pub use group::CgroupGroup;
 pub use knobs::Knob;
 pub(crate) use list::format as format_list;
 pub use manager::{CgroupManager, WALK_ROOT_VARIABLE};
+pub(crate) use names::check as check_name;
 pub use ops::CgroupOps;
 pub use recording::{Call, RecordingCgroups};
 pub use stats::{

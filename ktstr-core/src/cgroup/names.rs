@@ -3,7 +3,7 @@
 use super::Error;
 
 /// Refuses names that are empty, leave the parent, or that the kernel would not take.
-pub(super) fn check(name: &str) -> Result<(), Error> {
+pub(crate) fn check(name: &str) -> Result<(), Error> {
     let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
     if name.is_empty() {
         return refuse("it is empty");

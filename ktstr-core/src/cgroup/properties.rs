@@ -72,7 +72,7 @@ proptest! {
                 prop_assert!(below.components().all(|part| matches!(part, Component::Normal(_))));
                 prop_assert_eq!(below.to_str(), Some(&*name));
             }
-            Err(error) => prop_assert!(error.to_string().contains("is no cgroup name: ")),
+            Err(error) => prop_assert!(error.to_string().contains("is not a cgroup name: ")),
         }
     }
 

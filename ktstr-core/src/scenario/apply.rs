@@ -10,6 +10,7 @@ use super::layer::{Made, PlacedWorker};
 use super::ops::{Op, SpawnPlacement};
 use super::{CgroupDef, CgroupKnob};
 use crate::assert::is_in;
+use crate::cgroup::check_name;
 use crate::snapshot::{self, Capture, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot};
 use crate::sys::since_boot_ns;
 use crate::wire::{MAX_PAYLOAD, Report};
@@ -44,6 +45,8 @@ impl Scenario<'_> {
     }
 
     fn add_cgroup(&mut self, cgroup: &str) -> Result<()> {
+        // Before its ancestors are looked up: an error about one of those would name that, not it.
+        check_name(cgroup)?;
         // Whoever made it removes it; a second owner would remove it from under the first.
         ensure!(!self.made().any(|made| made.name == cgroup), "`{cgroup}` is there already");
         for (end, _) in cgroup.match_indices('/') {

@@ -505,6 +505,25 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
 }
 
 #[test]
+fn add_cgroup_names_what_is_wrong_with_the_name() {
+    for (name, reason) in [
+        ("../x", "`..` would leave the parent"),
+        ("a/../x", "`..` would leave the parent"),
+        ("/x", "it starts with `/`"),
+        ("a//x", "it has an empty component"),
+        ("a/.x", "a component starts with a dot"),
+        ("", "it is empty"),
+    ] {
+        for op in [Op::add_cgroup(name), Op::add_cgroup_def(CgroupDef::named(name).workers(1))] {
+            let cgroups = RecordingCgroups::new();
+            let error = format!("{:#}", play(&cgroups, Backdrop::new(), vec![op]).unwrap_err());
+            assert!(error.contains(&format!("`{name}`")) && error.contains(reason), "{error}");
+            assert_eq!(cgroups.groups(), [""; 0]);
+        }
+    }
+}
+
+#[test]
 fn a_panic_in_the_middle_leaves_nothing() {
     let cgroups = RecordingCgroups::new();
     let bridge = crate::snapshot::SnapshotBridge::default();

@@ -1,10 +1,10 @@
 //! What the host knows of a run once the guest is gone.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::assert::AssertResult;
 use crate::snapshot::{CgroupProcsSnapshot, Snapshot};
@@ -221,12 +221,18 @@ pub struct Machine {
     /// Memory in MiB.
     pub memory_mib: u32,
     /// The initramfs, in the cache.
+    #[serde(serialize_with = "path_as_text")]
     pub initramfs: PathBuf,
     /// The kernel's command line.
     pub cmdline: String,
     /// Whether the kernel was booted without page-table isolation, which is the default where
     /// software emulates the CPUs.
     pub pti_disabled: bool,
+}
+
+/// Serializes a path that may not be UTF-8. serde refuses these, and would lose the whole record.
+fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// How long each phase of a run took. A phase that was not reached is `None`.

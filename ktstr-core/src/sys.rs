@@ -103,6 +103,23 @@ pub(crate) fn reap(pid: Pid) -> io::Result<(ExitStatus, Duration)> {
     Ok((ExitStatus::from_raw(status), time(usage.ru_utime) + time(usage.ru_stime)))
 }
 
+/// Has the kernel keep the exit statuses of this process's children if whoever started it left
+/// SIGCHLD ignored, which outlives `execve`. A handler of this process stays.
+///
+/// Source: sigaction(2), wait(2).
+pub(crate) fn heed_children() {
+    // SAFETY: all of `sigaction` is plain data, for which zeros are valid, and the kernel fills it in;
+    // the default action of SIGCHLD runs no code.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGCHLD, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+        {
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        }
+    }
+}
+
 /// The unit of CPU times in /proc. rustix panics here before Linux 6.4 in a process that has changed
 /// its user, which may not read /proc/self/auxv.
 pub(crate) fn ticks_per_second() -> u64 {

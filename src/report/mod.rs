@@ -1,16 +1,19 @@
 //! What people read of a run: the failing check first, then what it ran on, then how to go on.
 
 mod judge;
+mod printable;
+mod rerun;
 mod style;
 mod timeline;
 
 use std::fmt::{self, Write as _};
-use std::path::Path;
 
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, VmResult};
 
+use crate::runner::artifacts::Artifacts;
 pub(crate) use judge::{Passed, Reasons, concerns_post_vm, judge};
+pub(crate) use printable::printable;
 pub use style::Style;
 
 /// How many of the console's last lines a failure shows.
@@ -41,14 +44,16 @@ impl fmt::Debug for Failure {
 }
 
 /// Writes a line to standard error past libtest, which captures only what a test prints itself.
-pub(crate) use crate::provision::say as notice;
+pub(crate) fn notice(line: &str) {
+    crate::provision::say(&printable(line));
+}
 
 /// The report of a run.
 pub(crate) fn run(
     entry: &TestEntry,
     result: &VmResult,
     verdict: &Result<Passed, Reasons>,
-    artifacts: Result<&Path, &anyhow::Error>,
+    artifacts: &Artifacts,
     command: Option<&str>,
 ) -> String {
     let style = Style::from_env();
@@ -72,11 +77,15 @@ pub(crate) fn run(
     text.push_str(&timeline::draw(result));
     if verdict.is_err() {
         tail(&mut text, "console", &result.console);
-        match artifacts {
-            Ok(folder) => line(&mut text, "artefacts", &folder.display().to_string()),
-            Err(error) => line(&mut text, "artefacts", &format!("none: {error:#}")),
+        line(&mut text, "artefacts", &artifacts.folder().display().to_string());
+        for error in artifacts.errors() {
+            line(&mut text, "", &format!("incomplete: {error:#}"));
         }
-        line(&mut text, "rerun", &rerun(result, command));
+        let rerun = rerun::rerun(result, command);
+        line(&mut text, "rerun", &rerun.command);
+        if let Some(caveat) = rerun.caveat {
+            line(&mut text, "", caveat);
+        }
     }
     text.truncate(text.trim_end().len());
     text
@@ -100,7 +109,7 @@ fn headline(text: &mut String, style: &Style, test: &str, verdict: &Result<Passe
     };
     let _ = writeln!(text, "{word} {test}");
     for reason in reasons {
-        let _ = writeln!(text, "  {reason}");
+        let _ = writeln!(text, "  {}", printable(reason));
     }
 }
 
@@ -153,59 +162,17 @@ pub(crate) fn tail(text: &mut String, name: &str, whole: &str) {
     let shown = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
     line(text, name, &format!("the last {} of {} lines", shown.len(), lines.len()));
     for shown in shown {
-        let _ = writeln!(text, "    | {}", shown.trim_end());
+        let _ = writeln!(text, "    | {}", printable(shown.trim_end()));
     }
 }
 
 fn line(text: &mut String, name: &str, value: &str) {
-    let _ = writeln!(text, "  {name:<9} {value}");
-}
-
-/// One command that does exactly this again: `by`, or this very program in Cargo's stead.
-fn rerun(result: &VmResult, by: Option<&str>) -> String {
-    let machine = &result.machine;
-    let mut words = Vec::new();
-    if !machine.kernel_spec.is_empty() {
-        words.push(format!("KTSTR_ENGINE={}", quoted(&machine.engine_name)));
-        words.push(format!("KTSTR_KERNEL={}", quoted(&machine.kernel_spec)));
-    }
-    for name in ["KTSTR_QEMU", "KTSTR_CACHE_DIR"] {
-        words.extend(std::env::var(name).map(|value| format!("{name}={}", quoted(&value))));
-    }
-    if let Some(by) = by {
-        words.push(by.to_owned());
-        return words.join(" ");
-    }
-    let program = std::env::current_exe().unwrap_or_default();
-    words.push(quoted(&program.to_string_lossy()));
-    words.push(format!("--exact {} --include-ignored --nocapture", quoted(&result.test)));
-    match std::env::current_dir() {
-        Ok(folder) => format!("cd {} && {}", quoted(&folder.to_string_lossy()), words.join(" ")),
-        Err(_) => words.join(" "),
-    }
-}
-
-/// The word as a shell reads it back.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
+    let _ = writeln!(text, "  {name:<9} {}", printable(value));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_shell_reads_the_words_back() {
-        for word in ["debian:trixie", "/a b/$HOME", "it's", "", "a;b&c"] {
-            let command = format!("printf %s {}", quoted(word));
-            let output = std::process::Command::new("sh").args(["-c", &command]).output().unwrap();
-            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
-        }
-    }
 
     #[test]
     fn what_the_host_kept_is_told_by_cpu() {

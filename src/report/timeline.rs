@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ktstr_core::result::VmResult;
 
+use super::printable;
+
 /// The width of the drawing in characters.
 const WIDTH: usize = 48;
 
@@ -38,8 +40,8 @@ pub(super) fn draw(result: &VmResult) -> String {
             text,
             "  {:>9} {:<9} {}",
             format!("+{:.3} s", at.as_secs_f64()),
-            event.phase,
-            event.what
+            printable(&event.phase),
+            printable(&event.what)
         );
     }
     text

@@ -33,13 +33,22 @@ pub(crate) fn passed_on(declared: &[&str]) -> Result<Vec<Variable>> {
     select(env::vars_os().collect(), env::var_os(KTSTR_ENV).as_deref(), declared)
 }
 
+/// Returns the variables that run a test again as it was run here: [`KTSTR_ENV`] and what is always
+/// passed on. Not what `KTSTR_ENV` names, which may be secret.
+pub(crate) fn to_run_again() -> Vec<Variable> {
+    env::vars_os().filter(|(name, _)| name == KTSTR_ENV || is_always_passed_on(name)).collect()
+}
+
+fn is_always_passed_on(name: &OsStr) -> bool {
+    NAMES.iter().any(|known| name == *known)
+        || PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
+}
+
 fn select(host: Vec<Variable>, named: Option<&OsStr>, declared: &[&str]) -> Result<Vec<Variable>> {
     let named = named.map(names).transpose()?.unwrap_or_default();
     let mut selected: Vec<Variable> = Vec::new();
     for (name, value) in &host {
-        let by_default = NAMES.iter().any(|known| name == known)
-            || PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
-        if by_default || named.contains(name) {
+        if is_always_passed_on(name) || named.contains(name) {
             selected.push((name.clone(), value.clone()));
         }
     }

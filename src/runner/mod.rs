@@ -1,10 +1,11 @@
 //! The host's side of a run: from a [`TestEntry`] to a verdict.
 
-mod artifacts;
+pub(crate) mod artifacts;
 mod clocks;
 mod console;
+mod echo;
 mod engine;
-mod environment;
+pub(crate) mod environment;
 mod host_cpus;
 mod initramfs;
 pub mod nested;
@@ -12,6 +13,7 @@ mod parent;
 mod payloads;
 mod prepare;
 mod profile;
+pub(crate) mod program;
 mod session;
 pub mod shell;
 #[cfg(test)]
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_core::guest;
+use ktstr_core::process;
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{Machine, RunEnd, Timings, VmResult};
 use ktstr_core::topology::TestTopology;
@@ -30,11 +33,12 @@ use ktstr_core::wire::{self, Order, RunOrder};
 use crate::provision::cache::Cache;
 use crate::report::{self, Failure};
 use artifacts::Artifacts;
+use echo::Echo;
 #[doc(hidden)]
 pub use initramfs::bare as bare_initramfs;
 pub use ktstr_vmm::probe;
-pub use prepare::Program;
 pub(crate) use prepare::{Prepared, Wanted};
+pub use program::Program;
 pub(crate) use session::{Limits, Live};
 
 /// What a generated `#[test]` returns.
@@ -46,6 +50,7 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
         guest::init();
     }
     ktstr_core::logging::init();
+    process::heed_children();
     parent::end_with_cargo();
     let outcome = if entry.host_only { run_on_host(entry) } else { run_this_binary(entry) };
     match outcome {
@@ -61,17 +66,19 @@ fn run_this_binary(entry: &TestEntry) -> Result<VmResult> {
 /// Runs a test of a program without libtest, whose `main` begins with [`init_if_guest`].
 /// `command` is what a person types to run it.
 pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
-    match Program::this_program().and_then(|program| run_in_vm(entry, program)) {
+    match run_in_vm(entry, Program::this_program()) {
         Ok(result) => conclude(entry, &result, Some(command)),
         Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
     }
 }
 
-/// Does the guest's side and never returns if this process is PID 1 of a machine of ours.
+/// Does the guest's side and never returns if this process is PID 1 of a machine of ours. On the host,
+/// prepares this process for waiting for its children.
 pub fn init_if_guest() {
     if guest::is_init() {
         guest::init();
     }
+    process::heed_children();
 }
 
 /// The engine that tests of this environment run on, and why. Fetches QEMU if that is to be it.
@@ -179,39 +186,6 @@ fn judged_on(
     }))
 }
 
-/// Prints what a body writes as it arrives, where libtest can capture it: in whole lines, unless
-/// one is longer than any reader wants.
-#[derive(Debug, Default)]
-struct Echo {
-    unfinished: Vec<u8>,
-}
-
-impl Echo {
-    const LONGEST_LINE: usize = 64 << 10;
-
-    fn print(&mut self, bytes: &[u8]) {
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let (whole, rest) = bytes.split_at(end);
-        if !whole.is_empty() {
-            let mut lines = std::mem::take(&mut self.unfinished);
-            lines.extend_from_slice(whole);
-            print!("{}", String::from_utf8_lossy(&lines));
-        }
-        self.unfinished.extend_from_slice(rest);
-        if self.unfinished.len() > Self::LONGEST_LINE {
-            let begun = std::mem::take(&mut self.unfinished);
-            print!("{}", String::from_utf8_lossy(&begun));
-        }
-    }
-
-    /// Prints what was left without a line break.
-    fn finish(self) {
-        if !self.unfinished.is_empty() {
-            println!("{}", String::from_utf8_lossy(&self.unfinished));
-        }
-    }
-}
-
 /// Runs the body of a `host_only` test in this process.
 fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
     let began = Instant::now();
@@ -246,8 +220,7 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
 fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
     let verdict = report::judge(entry, &result.end, complaints_of_hooks(entry, result));
     let artifacts = Artifacts::write(result, &verdict);
-    let folder = artifacts.as_ref().map(Artifacts::folder);
-    let text = report::run(entry, result, &verdict, folder, command);
+    let text = report::run(entry, result, &verdict, &artifacts, command);
     match verdict {
         Err(_) => Err(Failure::new(text)),
         Ok(passed) => {
@@ -267,9 +240,7 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
             for event in unexpected {
                 report::notice(&format!("{}: passed; {}: {}", result.test, event.kind, event.line));
             }
-            if let Ok(artifacts) = artifacts {
-                artifacts.discard();
-            }
+            artifacts.discard();
             Ok(())
         }
     }

@@ -59,7 +59,7 @@ impl Outer {
         timeout: Duration,
         hear: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
     ) -> Result<u8> {
-        self.run_on(Program::this_program()?, argv, env, timeout, hear)
+        self.run_on(Program::this_program(), argv, env, timeout, hear)
     }
 
     /// Does so in a machine whose PID 1 is `init`.

@@ -2,12 +2,9 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
-use std::sync::Once;
 
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest;
-use ktstr_core::registry::{self, TestEntry};
 use ktstr_core::result::Machine;
 use ktstr_core::topology::Topology;
 use ktstr_core::wire::{self, Order};
@@ -16,36 +13,9 @@ use ktstr_vmm::VmConfig;
 use super::engine;
 use super::host_cpus::HostCpus;
 use super::initramfs::{self, Contents, Initramfs};
+use super::program::Program;
 use super::session::{self, Limits, Live};
 use crate::provision::{self, Cache, Kernel};
-use crate::report;
-
-/// The program that becomes PID 1, and its arguments.
-#[derive(Debug, Clone)]
-pub struct Program {
-    /// Its file on the host.
-    pub path: PathBuf,
-    /// What the kernel gives it as arguments.
-    pub arguments: Vec<String>,
-}
-
-impl Program {
-    /// This libtest binary. In the guest, any of its tests leads to [`run`](super::run), which finds itself to
-    /// be PID 1; the first is taken so that every test of the binary boots the same machine.
-    pub(crate) fn this_test_binary() -> Result<Self> {
-        let first = registry::TESTS.iter().map(TestEntry::test_name).min();
-        let first = first.context("this binary has no #[ktstr_test]")?;
-        let arguments =
-            ["--exact", &first, "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
-        Ok(Self { arguments: arguments.map(str::to_owned).into(), ..Self::this_program()? })
-    }
-
-    /// This program as it is, whose `main` calls [`init_if_guest`](super::init_if_guest).
-    pub(crate) fn this_program() -> Result<Self> {
-        let path = std::env::current_exe().context("cannot find this program's own path")?;
-        Ok(Self { path, arguments: Vec::new() })
-    }
-}
 
 /// A machine as somebody wants it.
 #[derive(Debug)]
@@ -84,7 +54,9 @@ impl Prepared {
         let cache = Cache::from_env()?;
         let choice = if wanted.nests { engine::nesting(&cache) } else { engine::choose(&cache) }?;
         let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
-        announce(choice, &kernel);
+        let engine = choice.engine.describe();
+        tracing::info!("engine {engine}: {} ({})", choice.reason, choice.origin);
+        tracing::info!("kernel {} {}", kernel.spec, kernel.version);
         let initramfs =
             Initramfs { init: &wanted.program.path, kernel: &kernel, contents: &wanted.contents };
         let unnamed = wanted.nests.then(|| initramfs.unnamed(&cache)).transpose()?;
@@ -152,16 +124,6 @@ impl Prepared {
             pti_disabled: self.pti_disabled,
         }
     }
-}
-
-/// Says once per process, past libtest's capture, what the tests run on.
-fn announce(choice: &engine::Choice, kernel: &Kernel) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let engine = choice.engine.describe();
-        report::notice(&format!("engine {engine}: {} ({})", choice.reason, choice.origin));
-        report::notice(&format!("kernel {} {}", kernel.spec, kernel.version));
-    });
 }
 
 /// The least memory that lets the machine come up: what a stock kernel takes, its part for each

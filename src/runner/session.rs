@@ -606,7 +606,10 @@ pub(crate) fn end_of_body(end: End) -> RunEnd {
 fn append_bounded(text: &mut Vec<u8>, bytes: &[u8]) {
     text.extend_from_slice(bytes);
     if text.len() > MAX_TEXT {
-        let keep = text.split_off(text.len() - MAX_TEXT / 2);
+        let mut keep = text.split_off(text.len() - MAX_TEXT / 2);
+        // Not the second half of a letter.
+        let cut = keep.iter().take(3).take_while(|byte| *byte & 0xc0 == 0x80).count();
+        keep.drain(..cut);
         *text = b"[... the beginning was dropped ...]\n".to_vec();
         text.extend_from_slice(&keep);
     }

@@ -52,7 +52,7 @@ impl Shell {
         let env = environment::passed_on(&[])?;
         let userland = Userland::of_host()?;
         let prepared = Prepared::new(&Wanted {
-            program: Program::this_program()?,
+            program: Program::this_program(),
             kernel: self.kernel.as_deref(),
             topology: self.topology,
             memory_mib: self.memory_mib,

@@ -141,10 +141,10 @@ fn report_panics(pipe: OwnedFd, test: String) {
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let message = panic_message(info.payload());
-        let mut bytes = format!("{message}, {place}").replace('\0', " ").into_bytes();
-        bytes.truncate(PANIC_MESSAGE - 1);
-        bytes.push(0);
-        let _ = rustix::io::write(&pipe, &bytes);
+        let mut text = format!("{message}, {place}").replace('\0', " ");
+        text.truncate(text.floor_char_boundary(PANIC_MESSAGE - 1));
+        text.push('\0');
+        let _ = rustix::io::write(&pipe, text.as_bytes());
         if std::thread::current().id() != body {
             return default(info);
         }

@@ -49,6 +49,11 @@ impl Inbox {
         self.stderr.extend(bytes);
         let excess = self.stderr.len().saturating_sub(STDERR_TAIL);
         self.stderr.drain(..excess);
+        if excess > 0 {
+            // Not the second half of a letter.
+            let cut = self.stderr.iter().take(3).take_while(|byte| *byte & 0xc0 == 0x80).count();
+            self.stderr.drain(..cut);
+        }
     }
 
     /// The oldest event, taken out.
@@ -108,5 +113,7 @@ mod tests {
         inbox.add_stderr(b"the end");
         assert_eq!(inbox.stderr().len(), STDERR_TAIL);
         assert!(inbox.stderr().ends_with("aathe end"));
+        inbox.add_stderr("\u{20ac}".repeat(STDERR_TAIL).as_bytes());
+        assert!(!inbox.stderr().contains(char::REPLACEMENT_CHARACTER), "cut inside a letter");
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use ktstr_core::process::{self, Child, Job, Limits};
-use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use super::channel::Channel;
 use crate::Error;
@@ -81,9 +81,19 @@ impl Process {
         self.wait()
     }
 
-    /// Waits for the end of the process and says what it was: `exit status: 1`.
+    /// Waits for the end of the process and returns how it ended: `exit status: 1`.
     pub(super) fn wait(&mut self) -> Result<String, Error> {
-        Ok(self.child.wait()?.to_string())
+        match self.child.wait() {
+            Ok(status) => Ok(status.to_string()),
+            // It has ended, but another thread has waited for it or ignores SIGCHLD: that must not
+            // cost the verdict that came before.
+            Err(process::Error::System { source, .. })
+                if source.raw_os_error() == Some(Errno::CHILD.raw_os_error()) =>
+            {
+                Ok("unknown exit status, another part of this process has taken it".to_owned())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -161,6 +171,15 @@ mod tests {
         };
         let mut child = std::thread::spawn(spawn).join().unwrap();
         assert!(child.wait().unwrap().starts_with("signal: 9"));
+    }
+
+    #[test]
+    fn wait_succeeds_after_another_has_waited() {
+        let (mut child, _output) = shell("exit 3", Inherit::default());
+        let pid = rustix::process::Pid::from_raw(child.child.pid());
+        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
+        assert!(child.wait().unwrap().starts_with("unknown exit status"));
+        assert!(child.kill().is_ok());
     }
 
     #[test]

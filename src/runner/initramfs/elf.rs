@@ -1,5 +1,7 @@
 //! What a program needs to run elsewhere: its loader, its libraries, less of itself.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, U16, U32, U64};
+
+use crate::runner::program::{self, LoadedFile, THIS_PROGRAM};
 
 type Header = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
@@ -99,11 +103,42 @@ pub(super) fn libraries(program: &Path) -> Result<Libraries> {
     }
     let Some(interpreter) = interpreter else { return Ok(Libraries::default()) };
     let interpreter = std::str::from_utf8(interpreter).context("the loader's path is no text")?;
-    let needed = libraries_by(Path::new(interpreter), None, program)?;
+    let needed = match program == Path::new(THIS_PROGRAM) {
+        true => own_libraries(Path::new(interpreter))?,
+        false => libraries_by(Path::new(interpreter), None, program)?,
+    };
     Ok(Libraries {
         interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))),
         needed,
     })
+}
+
+/// Finds the libraries of this program, whose name may lead to another program by now.
+fn own_libraries(loader: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let name = program::own_name().context("failed to find this program's own name")?;
+    let loaded = program::loaded_files()?;
+    let needed = if name.is_current {
+        libraries_by(loader, None, &name.path)?
+    } else {
+        // By that path, `$ORIGIN` is not where it was: the loader searches where it found them.
+        let mut folders =
+            std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default())
+                .chain(loaded.iter().filter_map(|file| Some(file.path.parent()?.to_owned())))
+                .collect::<Vec<_>>();
+        folders.dedup();
+        let folders = std::env::join_paths(folders).context("a directory's name has a colon")?;
+        let own = format!("/proc/{}/exe", std::process::id());
+        libraries_by(loader, Some(Path::new(&folders)), Path::new(&own))?
+    };
+    for (_, file) in &needed {
+        let is_replaced = |loaded: &LoadedFile| loaded.is_gone && loaded.path == *file;
+        ensure!(
+            !loaded.iter().any(is_replaced),
+            "{} was replaced after this program had loaded it; run the tests again",
+            file.display()
+        );
+    }
+    Ok(needed)
 }
 
 /// Finds the libraries that `loader` would load for the program, in `folder` before all others.
@@ -119,7 +154,6 @@ pub(super) fn libraries_by(
     let output = command.arg("--list").arg(program).output().with_context(|| {
         format!("cannot run {}, the loader of {}", loader.display(), program.display())
     })?;
-    let text = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.success(),
         "{} --list {} failed: {}",
@@ -127,7 +161,7 @@ pub(super) fn libraries_by(
         program.display(),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    parse_list(&text).with_context(|| format!("the libraries of {}", program.display()))
+    parse_list(&output.stdout).with_context(|| format!("the libraries of {}", program.display()))
 }
 
 /// Has the program ask for another loader, whose path must not be longer than that of its own. False
@@ -152,17 +186,21 @@ pub(super) fn set_interpreter(program: &mut [u8], loader: &str) -> Result<bool> 
 /// Reads lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
 ///
 /// Lines without an arrow are the loader itself and the kernel's own object.
-fn parse_list(text: &str) -> Result<Vec<(String, PathBuf)>> {
+fn parse_list(text: &[u8]) -> Result<Vec<(String, PathBuf)>> {
     let mut needed = Vec::new();
-    for line in text.lines() {
-        let Some((name, target)) = line.trim().split_once(" => ") else { continue };
-        if target.starts_with("not found") {
+    for line in text.split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii();
+        let arrow = line.windows(4).position(|window| window == b" => ");
+        let Some((name, target)) = arrow.map(|at| (&line[..at], &line[at + 4..])) else { continue };
+        // The loader itself may be listed by name when a library needs it.
+        let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
+        let name = std::str::from_utf8(name).context("a library's name is not UTF-8")?.to_owned();
+        if target.starts_with(b"not found") {
             bail!("this host lacks {name}; install the package that has it");
         }
-        let path = target.rsplit_once(" (").map_or(target, |(path, _)| path);
-        // The loader itself may be listed by name when a library needs it.
-        let name = name.rsplit_once('/').map_or(name, |(_, name)| name);
-        needed.push((name.to_owned(), PathBuf::from(path)));
+        let address = target.windows(2).rposition(|window| window == b" (");
+        let path = OsStr::from_bytes(&target[..address.unwrap_or(target.len())]);
+        needed.push((name, PathBuf::from(path)));
     }
     Ok(needed)
 }
@@ -182,8 +220,8 @@ mod tests {
             "libgcc_s.so.1".to_owned(),
             PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"),
         )];
-        assert_eq!(parse_list(text).unwrap(), needed);
-        let error = parse_list("\tlibfoo.so.1 => not found\n").unwrap_err().to_string();
+        assert_eq!(parse_list(text.as_bytes()).unwrap(), needed);
+        let error = parse_list(b"\tlibfoo.so.1 => not found\n").unwrap_err().to_string();
         assert!(error.contains("lacks libfoo.so.1"), "{error}");
     }
 

@@ -6,7 +6,7 @@
 mod cpio;
 mod elf;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest;
 
+use super::program;
 use crate::provision::{self, Cache, Kernel, tool};
 
 /// What goes into the initramfs.
@@ -143,8 +144,8 @@ impl Initramfs<'_> {
         (programs.len(), links, modules).hash(&mut hasher);
         identity(Path::new("/etc/ld.so.cache")).ok().hash(&mut hasher);
         std::env::var_os("LD_LIBRARY_PATH").hash(&mut hasher);
-        for library in loaded_files()? {
-            identity(&library).ok().hash(&mut hasher);
+        for library in program::loaded_files()? {
+            identity(&library.path).ok().hash(&mut hasher);
         }
         Ok(hasher.finish())
     }
@@ -271,13 +272,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn mode(path: &Path) -> Result<u32> {
     let meta = fs::metadata(path).with_context(|| format!("cannot find {}", path.display()))?;
     Ok(meta.permissions().mode() & 0o777)
-}
-
-/// The files this process has mapped as code.
-fn loaded_files() -> Result<BTreeSet<PathBuf>> {
-    let maps = fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
-    let code = maps.lines().filter(|line| line.contains(" r-xp "));
-    Ok(code.filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..]))).collect())
 }
 
 fn identity(path: &Path) -> Result<String> {

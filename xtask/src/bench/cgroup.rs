@@ -56,7 +56,7 @@ impl Cgroup {
             println!("\n{kernel} on {engine}, 2 CPUs, {WRITES} writes each way ({reason})");
             let name = Box::leak(kernel.into_boxed_str());
             let entry = TestEntry { kernel: Some(name), ..ENTRY.clone() };
-            let program = Program { path: std::env::current_exe()?, arguments: Vec::new() };
+            let program = Program::this_program();
             let result = runner::run_in_vm(&entry, program)?;
             if result.end != RunEnd::Verdict(AssertResult::pass()) {
                 bail!("{}", result.end);

@@ -99,7 +99,7 @@ fn noted(verdict: &AssertResult, name: &str) -> Result<Vec<f64>> {
 
 /// Runs a test of this program that has to pass.
 fn pass(entry: &TestEntry) -> Result<(VmResult, AssertResult)> {
-    let program = Program { path: std::env::current_exe()?, arguments: Vec::new() };
+    let program = Program::this_program();
     let result = runner::run_in_vm(entry, program)?;
     match result.end.clone() {
         RunEnd::Verdict(verdict) if verdict.is_pass() => Ok((result, verdict)),

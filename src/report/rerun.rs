@@ -1,0 +1,191 @@
+//! The command that does a run again.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use ktstr_core::result::VmResult;
+
+use crate::runner::environment;
+use crate::runner::program::{self, LoadedFile, OwnName};
+
+/// Where nextest unpacks an archive unless it is told otherwise; gone after its run.
+const ARCHIVE: &str = "nextest-archive-";
+
+/// A command for a shell, and what its reader has to know about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rerun {
+    pub(super) command: String,
+    pub(super) caveat: Option<&'static str>,
+}
+
+/// Returns the command that runs the test of `result` again: `by`, or this very program in Cargo's
+/// stead.
+pub(super) fn rerun(result: &VmResult, by: Option<&str>) -> Rerun {
+    let words = settings(result);
+    if let Some(by) = by {
+        return Rerun { command: [words, vec![by.to_owned()]].concat().join(" "), caveat: None };
+    }
+    let name = program::own_name().unwrap_or(OwnName { path: PathBuf::new(), is_current: false });
+    let here = env::current_dir().ok();
+    let binary_id = env::var("NEXTEST_BINARY_ID").ok();
+    let (call, caveat) = call(&result.test, &name, here.as_deref(), binary_id.as_deref());
+    let change = here.map(|here| format!("cd {} && ", quoted(here.as_os_str())));
+    Rerun { command: change.unwrap_or_default() + &[words, vec![call]].concat().join(" "), caveat }
+}
+
+/// Returns the variables that decide how a test is run, as a shell sets them.
+fn settings(result: &VmResult) -> Vec<String> {
+    let machine = &result.machine;
+    let mut settings = Vec::new();
+    if !machine.kernel_spec.is_empty() {
+        settings.push(("KTSTR_ENGINE", OsString::from(&machine.engine_name)));
+        settings.push(("KTSTR_KERNEL", OsString::from(&machine.kernel_spec)));
+    }
+    for name in ["KTSTR_QEMU", "KTSTR_CACHE_DIR"] {
+        settings.extend(env::var_os(name).map(|value| (name, value)));
+    }
+    settings.extend(library_path().map(|path| ("LD_LIBRARY_PATH", path)));
+    let settings = settings.into_iter().map(|(name, value)| (OsString::from(name), value));
+    settings
+        .chain(environment::to_run_again())
+        .map(|(name, value)| format!("{}={}", name.display(), quoted(&value)))
+        .collect()
+}
+
+/// Returns those directories of `LD_LIBRARY_PATH` that this program has libraries of: Cargo sets it,
+/// a shell does not.
+fn library_path() -> Option<OsString> {
+    used_directories(&env::var_os("LD_LIBRARY_PATH")?, &program::loaded_files().ok()?)
+}
+
+fn used_directories(path: &OsStr, loaded: &BTreeSet<LoadedFile>) -> Option<OsString> {
+    let used: BTreeSet<&Path> = loaded.iter().filter_map(|file| file.path.parent()).collect();
+    let kept: Vec<_> = env::split_paths(path).filter(|folder| used.contains(&**folder)).collect();
+    env::join_paths(kept).ok().filter(|path| !path.is_empty())
+}
+
+/// Returns the call of the test, and what is wrong with it.
+fn call(
+    test: &str,
+    name: &OwnName,
+    here: Option<&Path>,
+    binary_id: Option<&str>,
+) -> (String, Option<&'static str>) {
+    let mut parts = name.path.components();
+    let is_unpacked = parts.any(|part| part.as_os_str().as_bytes().starts_with(ARCHIVE.as_bytes()));
+    if let Some(binary) = binary_id.filter(|_| is_unpacked) {
+        let filter = quoted(OsStr::new(&format!("binary_id(={binary}) & test(={test})")));
+        let call = format!(
+            "cargo nextest run --archive-file ARCHIVE --run-ignored all --no-capture -E {filter}"
+        );
+        return (call, Some("replace ARCHIVE with the archive that this run was unpacked from"));
+    }
+    // libtest panics if an argument is not UTF-8, its own name among them.
+    let below = here.filter(|_| name.path.to_str().is_none());
+    let below = below.and_then(|here| name.path.strip_prefix(here).ok());
+    let program = match below {
+        Some(below) => quoted(Path::new(".").join(below).as_os_str()),
+        None => quoted(name.path.as_os_str()),
+    };
+    let test = quoted(OsStr::new(test));
+    let caveat = match (name.is_current, name.path.exists()) {
+        (true, _) => None,
+        (false, true) => Some("the program was built anew since this run began"),
+        (false, false) => Some("the program is gone: build it again first"),
+    };
+    (format!("{program} --exact {test} --include-ignored --nocapture"), caveat)
+}
+
+/// Returns the word as a shell reads it back. What a terminal might not show as it is, is written
+/// as `printf` reads it.
+fn quoted(word: &OsStr) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
+    match word.to_str() {
+        Some(word) if !word.is_empty() && word.chars().all(plain) => word.to_owned(),
+        Some(word) if !word.contains(char::is_control) => {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+        _ => {
+            let mut octal = String::new();
+            for byte in word.as_bytes() {
+                let _ = match byte {
+                    byte if plain(char::from(*byte)) && *byte != b'%' => {
+                        write!(octal, "{}", char::from(*byte))
+                    }
+                    byte => write!(octal, "\\{byte:03o}"),
+                };
+            }
+            format!("\"$(printf '{octal}')\"")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_words_are_read_back_by_a_shell() {
+        let words: [&[u8]; 9] = [
+            b"debian:trixie",
+            b"/a b/$HOME",
+            b"it's",
+            b"",
+            b"a;b&c",
+            "/über".as_bytes(),
+            b"/\xff/100%",
+            b"a\nb\x1b[0m'\"\\",
+            b"\xff-",
+        ];
+        for word in words {
+            let word = OsStr::from_bytes(word);
+            let command = format!("printf %s {}", quoted(word));
+            assert!(!command.contains(char::is_control), "{command:?}");
+            let output = std::process::Command::new("sh").args(["-c", &command]).output().unwrap();
+            assert_eq!(OsStr::from_bytes(&output.stdout), word, "{command}");
+        }
+    }
+
+    #[test]
+    fn library_path_is_kept_as_far_as_it_is_used() {
+        let loaded = |path: &str| LoadedFile { path: path.into(), is_gone: false };
+        let loaded =
+            BTreeSet::from([loaded("/target/debug/deps/libplug.so"), loaded("/lib/libc.so.6")]);
+        let path = |path: &str| used_directories(OsStr::new(path), &loaded);
+        assert_eq!(
+            path("/target/debug/build:/target/debug/deps:/a"),
+            Some("/target/debug/deps".into())
+        );
+        assert_eq!(path("/target/debug"), None);
+        assert_eq!(path(""), None);
+    }
+
+    #[test]
+    fn call_names_what_can_still_be_run() {
+        let own = program::own_name().unwrap();
+        let (command, caveat) = call("a::b", &own, None, Some("pack::t"));
+        assert!(command.starts_with(&quoted(own.path.as_os_str())), "{command}");
+        assert!(command.ends_with(" --exact a::b --include-ignored --nocapture"), "{command}");
+        assert_eq!(caveat, None);
+        let (_, caveat) = call("a", &OwnName { is_current: false, ..own }, None, None);
+        assert!(caveat.is_some_and(|caveat| caveat.contains("built anew")), "{caveat:?}");
+        let path =
+            PathBuf::from("/tmp/nextest-archive-RSZmd3/target/debug/deps/t-34852bdf4f4e70cb");
+        let unpacked = OwnName { path, is_current: true };
+        let (command, caveat) = call("a::b", &unpacked, None, Some("pack::t"));
+        let end = " --archive-file ARCHIVE --run-ignored all --no-capture -E 'binary_id(=pack::t) & test(=a::b)'";
+        assert!(command.ends_with(end), "{command}");
+        assert!(caveat.is_some_and(|caveat| caveat.contains("ARCHIVE")), "{caveat:?}");
+        let gone = OwnName { is_current: false, ..unpacked };
+        let (_, caveat) = call("a", &gone, None, None);
+        assert!(caveat.is_some_and(|caveat| caveat.contains("gone")), "{caveat:?}");
+        let bytes = OsStr::from_bytes(b"/\xff/target/t");
+        let bytes = OwnName { path: bytes.into(), is_current: true };
+        let (command, _) = call("a", &bytes, Some(Path::new(OsStr::from_bytes(b"/\xff"))), None);
+        assert!(command.starts_with("./target/t --exact a "), "{command}");
+    }
+}

@@ -7,7 +7,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Writes events as `RUST_LOG` asks for (`debug`, or `ktstr=debug,my_crate=trace`), once per
 /// process. Without that variable, or if the program has set up its own, nothing changes.
 pub fn init() {
-    let Ok(wanted) = std::env::var("RUST_LOG") else { return };
+    let Some(wanted) = std::env::var_os("RUST_LOG") else { return };
+    let Some(wanted) = wanted.to_str() else {
+        eprintln!("ktstr: RUST_LOG={} is not UTF-8 and ignored", wanted.display());
+        return;
+    };
     match wanted.parse::<Targets>() {
         Ok(targets) => {
             // The test writer goes through `print!`, which libtest keeps apart per test.

@@ -146,8 +146,10 @@ pub(crate) fn block_signals() -> io::Result<()> {
 /// Nothing may use or close the others any more: neither code nor the drop of a value that owns one.
 pub(crate) unsafe fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
     let kept: Vec<_> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
-    let open = std::fs::read_dir("/proc/self/fd")?.flatten();
-    let open = open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse::<i32>().ok();
+    let open = std::fs::read_dir("/proc/self/fd")?.map(|entry| entry.map(number));
+    // Nothing of the listing is left after this: an entry keeps the directory open.
+    let open = open.collect::<io::Result<Vec<_>>>()?.into_iter().flatten();
     let unwanted: Vec<_> = open.filter(|fd| *fd > 2 && !kept.contains(fd)).collect();
     for fd in unwanted {
         // SAFETY: the caller promises that nobody uses it any more. The one that listed the folder

@@ -278,7 +278,17 @@ fn last_level_cache(caches: &Path) -> anyhow::Result<Vec<u32>> {
         fs::read_dir(caches).with_context(|| format!("no caches in {}", caches.display()))?;
     for entry in entries {
         let folder = entry?.path();
-        let Ok(level) = fs::read_to_string(folder.join("level")) else { continue };
+        let level = match fs::read_to_string(folder.join("level")) {
+            Ok(level) => level,
+            // Not a cache, but a file or a directory of another kind.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+                continue;
+            }
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot read {}/level", folder.display()));
+            }
+        };
         let level: u32 = level.trim().parse().context("a cache level is no number")?;
         if last.as_ref().is_none_or(|(highest, _)| level > *highest) {
             last = Some((level, folder));

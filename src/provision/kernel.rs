@@ -85,14 +85,13 @@ pub struct KernelStatus {
 pub fn resolve(cache: &Cache, wanted: Option<&str>) -> Result<Kernel> {
     let from_env = || {
         let value = env::var_os("KTSTR_KERNEL").filter(|value| !value.is_empty());
-        value.map(|value| (value.to_string_lossy().into_owned(), "KTSTR_KERNEL"))
+        value.map(|value| (value, "KTSTR_KERNEL"))
     };
-    match wanted.map(|text| (text.to_owned(), "the test")).or_else(from_env) {
-        Some((text, source)) => text
-            .parse()
+    match wanted.map(|text| (text.into(), "the test")).or_else(from_env) {
+        Some((text, source)) => KernelSpec::try_from(&*text)
             .map_err(anyhow::Error::from)
             .and_then(|spec| resolve_spec(cache, &spec))
-            .with_context(|| format!("no kernel `{text}`, which {source} asks for")),
+            .with_context(|| format!("no kernel `{}`, which {source} asks for", text.display())),
         None => resolve_spec(cache, &KernelSpec::default_kernel()),
     }
 }

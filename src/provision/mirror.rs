@@ -15,7 +15,8 @@ pub(super) fn of_machine() -> String {
 }
 
 fn in_file(path: &Path) -> Option<String> {
-    let text = || fs::read_to_string(path).ok();
+    // A comment in another encoding does not matter.
+    let text = || Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned());
     match path.extension()?.to_str()? {
         "list" => in_list(&text()?),
         "sources" => in_sources(&text()?),

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -38,7 +39,7 @@ pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<Vec<Module>> {
         load: Vec::new(),
     };
     if let Some(folder) = &kernel.modules {
-        finder.built_in = built_in(folder);
+        finder.built_in = built_in(folder)?;
         finder.files = files(folder)?;
     }
     for name in names {
@@ -108,9 +109,14 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn built_in(folder: &Path) -> Option<HashSet<String>> {
-    let text = fs::read_to_string(folder.join("modules.builtin")).ok()?;
-    Some(text.lines().filter_map(stem).collect())
+/// Returns the names of modules that are built into the kernel; `None` if there is no list of them.
+fn built_in(folder: &Path) -> Result<Option<HashSet<String>>> {
+    let path = folder.join("modules.builtin");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.lines().filter_map(stem).collect())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("failed to read `{}`", path.display())),
+    }
 }
 
 /// The module's name in a line or file name such as `kernel/drivers/virtio/virtio-mmio.ko.xz`.

@@ -1,6 +1,8 @@
 //! What a test, `KTSTR_KERNEL` or a command line asks for.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -33,6 +35,19 @@ impl KernelSpec {
     /// The kernel of tests that do not ask for one.
     pub fn default_kernel() -> Self {
         Self::Known(catalog::default())
+    }
+}
+
+/// A path need not be UTF-8.
+impl TryFrom<&OsStr> for KernelSpec {
+    type Error = SpecError;
+
+    fn try_from(text: &OsStr) -> Result<Self, SpecError> {
+        match text.to_str() {
+            Some(text) => text.parse(),
+            None if text.as_bytes().contains(&b'/') => Ok(Self::Path(text.into())),
+            None => Err(SpecError { text: text.to_string_lossy().into_owned() }),
+        }
     }
 }
 
@@ -78,6 +93,17 @@ mod tests {
         }
         assert_eq!("./bzImage".parse(), Ok(KernelSpec::Path("./bzImage".into())));
         assert!(matches!("debian:sid".parse(), Ok(KernelSpec::Known(known)) if known.sched_ext));
+    }
+
+    #[test]
+    fn paths_need_not_be_utf8() {
+        let spec = |bytes| KernelSpec::try_from(OsStr::from_bytes(bytes));
+        let path = OsStr::from_bytes(b"/boot/\xff").into();
+        assert_eq!(spec(b"/boot/\xff"), Ok(KernelSpec::Path(path)));
+        assert_eq!(spec(b"host"), Ok(KernelSpec::Host));
+        assert!(
+            spec(b"\xff").unwrap_err().to_string().contains("`\u{fffd}` names no known kernel")
+        );
     }
 
     #[test]

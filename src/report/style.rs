@@ -17,7 +17,7 @@ impl Style {
     ///
     /// Source: no-color.org; the Cargo book, "Configuration", term.color.
     pub fn from_env() -> Self {
-        let var = |name| std::env::var(name).unwrap_or_default();
+        let var = |name| std::env::var_os(name).unwrap_or_default().to_string_lossy().into_owned();
         Self {
             colour: wanted(
                 &var("NO_COLOR"),

@@ -54,8 +54,9 @@ fn once(choice: &'static Once, decide: impl FnOnce() -> Result<Choice>) -> Resul
 }
 
 fn decide(cache: &Cache) -> Result<Choice> {
-    let wanted = std::env::var("KTSTR_ENGINE").unwrap_or_else(|_| "auto".to_owned());
-    match wanted.as_str() {
+    let wanted = std::env::var_os("KTSTR_ENGINE").unwrap_or_default();
+    // What is not UTF-8 names no engine either.
+    match &*wanted.to_string_lossy() {
         "kvm" => match Kvm::open() {
             Ok(kvm) => Ok(on_kvm(kvm, "KTSTR_ENGINE=kvm".to_owned())),
             Err(unusable) => bail!(

@@ -76,12 +76,20 @@ pub(super) fn tools(tools: &Result<(), String>) -> Finding {
 }
 
 pub(super) fn cgroups() -> Finding {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mountinfo = match fs::read("/proc/self/mountinfo") {
+        Ok(mountinfo) => mountinfo,
+        Err(error) => return cgroup_note(&format!("/proc/self/mountinfo: {error}")),
+    };
+    // Any mount point may have a name that is not UTF-8.
+    let mountinfo = String::from_utf8_lossy(&mountinfo);
     let Some(mount) = cgroup2_mount(&mountinfo) else {
         return cgroup_note("no cgroup2 is mounted").mend("mount -t cgroup2 none /sys/fs/cgroup");
     };
     let mount = Path::new(mount);
-    let controllers = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    let controllers = match fs::read_to_string(mount.join("cgroup.controllers")) {
+        Ok(controllers) => controllers,
+        Err(error) => return cgroup_note(&format!("cgroup2 at {}: {error}", mount.display())),
+    };
     let missing = missing(&controllers);
     if !missing.is_empty() {
         let where_ = mount.display();

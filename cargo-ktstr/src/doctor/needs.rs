@@ -15,16 +15,17 @@ type Tools = Result<(), String>;
 /// QEMU, and the engine that tests get.
 pub(super) fn engines(cache: &Cache, tools: &Tools) -> Vec<Finding> {
     let found = qemu::find(cache);
-    let wanted = std::env::var("KTSTR_ENGINE");
+    let wanted = std::env::var_os("KTSTR_ENGINE");
+    let wanted = wanted.as_deref().map(|name| name.to_string_lossy());
     let needs_qemu = match wanted.as_deref() {
-        Ok("kvm") => false,
-        Ok("qemu") => true,
+        Some("kvm") => false,
+        Some("qemu") => true,
         _ => probe::kvm().is_err(),
     };
     // Asking for the engine fetches a QEMU that is missing, if it can. Doctors do not.
     let may_ask = !needs_qemu || !matches!(found, Ok(Err(_))) || tools.is_err();
     let engine = match wanted {
-        Ok(name) if !is_engine(&name) => {
+        Some(name) if !is_engine(&name) => {
             let names = EngineName::value_variants().iter().map(|name| name.as_str());
             let names = names.collect::<Vec<_>>().join(", ");
             Finding::new(
@@ -101,8 +102,8 @@ fn judge_qemu(found: Result<Result<QemuProgram, String>>, tools: &Tools) -> Find
 /// The kernel that tests get, and all known ones.
 pub(super) fn kernels(cache: &Cache, tools: &Tools) -> Result<Vec<Finding>> {
     let known = kernel::list(cache)?;
-    let wanted = std::env::var("KTSTR_KERNEL").ok().filter(|text| !text.is_empty());
-    let wanted = match wanted.as_deref().map(str::parse::<KernelSpec>).transpose() {
+    let wanted = std::env::var_os("KTSTR_KERNEL").filter(|text| !text.is_empty());
+    let wanted = match wanted.as_deref().map(KernelSpec::try_from).transpose() {
         Ok(wanted) => wanted,
         Err(error) => {
             let finding = Finding::new(Mark::Problem, "kernel", format!("KTSTR_KERNEL: {error}"));

@@ -30,7 +30,12 @@ fn memory_differences(asked_mib: u32, nodes: u32) -> Result<Vec<String>> {
     // A kernel without NUMA has one node, and no file that says so.
     for node in (0..nodes).filter(|_| nodes > 1) {
         let path = format!("/sys/devices/system/node/node{node}/meminfo");
-        let meminfo = std::fs::read_to_string(&path).unwrap_or_default();
+        let meminfo = match std::fs::read_to_string(&path) {
+            Ok(meminfo) => meminfo,
+            // The guest has no such node.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
+        };
         let share_kib = asked_kib / u64::from(nodes);
         // The kernel takes what it needs for itself from the nodes as it likes.
         let seen_kib = mem_total_kib(&meminfo).unwrap_or(0);

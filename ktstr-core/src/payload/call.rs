@@ -92,7 +92,7 @@ fn check_group(ctx: &Ctx<'_>, cgroup: &str) -> Result<()> {
 
 fn list_groups(folder: &Path, name: &str, there: &mut Vec<String>) {
     for entry in folder.read_dir().into_iter().flatten().flatten() {
-        let Ok(own) = entry.file_name().into_string() else { continue };
+        let own = entry.file_name().to_string_lossy().into_owned();
         let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
         // Those of jobs, as of a payload, are not for others.
         if is_group && !own.starts_with("ktstr-job.") {

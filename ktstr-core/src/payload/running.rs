@@ -49,7 +49,9 @@ impl Running {
         let program = find(run.payload, brought)?;
         if let Some(group) = group {
             // Whoever starts it would wait until the group is thawed.
-            let events = std::fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+            let path = group.join("cgroup.events");
+            let events = std::fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
             let is_frozen = events.lines().any(|line| line == "frozen 1");
             ensure!(!is_frozen, "`{cgroup}` is frozen, and nothing can start in it");
         }

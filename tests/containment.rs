@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -42,6 +42,14 @@ fn start(launcher: Option<&Path>, temporary: &Path) -> Result<(Runner, BufReader
     if launcher.is_some() {
         // With a command after it, the shell stays.
         command.args(["-c", "\"$0\" \"$@\"; exit $?"]).arg(&test);
+    }
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        command.pre_exec(|| {
+            // A script's background job ignores it, and so do the processes that it starts.
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        });
     }
     let mut runner = command
         .args(["--exact", "long_run", "--include-ignored", "--nocapture"])
@@ -92,7 +100,7 @@ fn job_of(pid: Pid) -> Result<Option<PathBuf>> {
     Ok(Some(Path::new(mount).join(group.trim_start_matches('/'))))
 }
 
-fn ensure_nothing_is_left(launcher: Option<&Path>) -> Result<()> {
+fn ensure_nothing_is_left(launcher: Option<&Path>, signal: Signal) -> Result<()> {
     let temporary = tempfile::tempdir()?;
     let (mut runner, _output, engine) = start(launcher, temporary.path())?;
     let engine_fd = pidfd_open(engine, PidfdFlags::empty())?;
@@ -100,8 +108,9 @@ fn ensure_nothing_is_left(launcher: Option<&Path>) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         ensure!(job.as_ref().is_some_and(|job| job.exists()), "root's engine is in no job");
     }
-    runner.0.kill()?;
-    ensure!(runner.0.wait()?.signal() == Some(9));
+    let pid = Pid::from_raw(i32::try_from(runner.0.id())?).context("pids are positive")?;
+    kill_process(pid, signal)?;
+    ensure!(runner.0.wait()?.signal() == Some(signal.as_raw()));
     // The engine's end makes its pidfd readable.
     let mut fds = [rustix::event::PollFd::new(&engine_fd, rustix::event::PollFlags::IN)];
     let minute = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -118,7 +127,12 @@ fn ensure_nothing_is_left(launcher: Option<&Path>) -> Result<()> {
 
 #[test]
 fn nothing_is_left_of_a_killed_runner() -> Result<()> {
-    ensure_nothing_is_left(None)
+    ensure_nothing_is_left(None, Signal::KILL)
+}
+
+#[test]
+fn nothing_is_left_after_ctrl_c() -> Result<()> {
+    ensure_nothing_is_left(None, Signal::INT)
 }
 
 /// A shell under cargo's name, which like cargo starts the runner and waits for it.
@@ -127,7 +141,7 @@ fn nothing_is_left_of_a_killed_cargo() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let cargo = folder.path().join("cargo");
     fs::copy("/bin/sh", &cargo)?;
-    ensure_nothing_is_left(Some(&cargo))
+    ensure_nothing_is_left(Some(&cargo), Signal::KILL)
 }
 
 #[test]
@@ -143,6 +157,26 @@ fn a_killed_engine_is_no_verdict_on_the_test() -> Result<()> {
     ensure!(!runner.0.wait()?.success(), "the run passed without its engine");
     ensure!(text.contains("infrastructure: the engine failed"), "{text}");
     ensure!(text.contains("signal: 9"), "{text}");
+    ensure!(!text.contains("warning"), "QEMU warns of its arguments: {text}");
+    Ok(())
+}
+
+/// A terminal sends them to all processes of a job, also to those of a script that ignores them.
+#[test]
+fn engine_leaves_the_signals_of_a_terminal_to_the_runner() -> Result<()> {
+    let temporary = tempfile::tempdir()?;
+    let (_runner, _output, engine) = start(None, temporary.path())?;
+    for thread in fs::read_dir(format!("/proc/{engine}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t"));
+        let blocked = u64::from_str_radix(blocked.context("no SigBlk")?, 16)?;
+        for signal in [Signal::INT, Signal::HUP, Signal::TERM] {
+            ensure!(
+                blocked >> (signal.as_raw() - 1) & 1 == 1,
+                "{signal:?} has an effect: {status}"
+            );
+        }
+    }
     Ok(())
 }
 

@@ -158,7 +158,8 @@ fn cpus_per_socket(topology: &Topology) -> u32 {
 /// QMP, the console and the ports.
 fn add_channels(args: &mut Args, config: &VmConfig, fds: &Inherited) {
     args.option("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
-    args.option("-mon", "chardev=qmp,mode=control");
+    // Not `-mon`, which QEMU 11.1 warns of as deprecated.
+    args.option("-qmp", "chardev:qmp");
     // A pipe, because the UART writes single bytes: a socket is full after a few hundred writes
     // of whatever size, a pipe after 64 KiB.
     args.option("-chardev", "stdio,id=console,signal=off").option("-serial", "chardev:console");
@@ -329,6 +330,12 @@ mod tests {
             ]
         );
         assert_eq!(values(&built(&config([1, 1, 1, 1], 256, &[])), "-device"), [""; 0]);
+    }
+
+    #[test]
+    fn qmp_has_no_deprecated_option() {
+        let args = built(&config([1, 1, 1, 1], 256, &[]));
+        assert_eq!((values(&args, "-qmp"), values(&args, "-mon")), (vec!["chardev:qmp"], vec![]));
     }
 
     #[test]

@@ -54,9 +54,9 @@ impl Process {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // SAFETY: between fork and exec the closure only makes raw system calls (rustix's Linux
-        // backend) on descriptors it owns; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || keep_open(&inherit)) };
+        // SAFETY: between fork and exec the closure only makes system calls, on descriptors that it
+        // owns and on its own signal mask; it allocates nothing and takes no lock.
+        unsafe { command.pre_exec(move || keep_open(&inherit).and_then(|()| block_signals())) };
         let job = Job::new(Limits::none())?;
         // Closes this process's copies of the child's descriptors, which the command has.
         let mut child = job.spawn(command).map_err(|error| match error {
@@ -104,6 +104,26 @@ fn keep_open(inherit: &Inherit) -> io::Result<()> {
         fcntl_setfd(fd, FdFlags::empty())?;
     }
     Ok(())
+}
+
+/// Blocks the signals that QEMU ends at, in the child before exec.
+///
+/// A terminal sends them to each process of a job (Ctrl-C, a hang-up), and QEMU handles them even if
+/// the runner was started to ignore them, as by a script's `&` or by `nohup`. It is for the runner to
+/// end at them, and QEMU ends with the runner. QEMU adds to the mask that it inherits
+/// (util/main-loop.c, `qemu_signal_init`). In a process group of its own it would run on
+/// while Ctrl-Z has stopped the runner.
+fn block_signals() -> io::Result<()> {
+    // SAFETY: `sigemptyset` initialises the set, and the calls read and write nothing else.
+    let result = unsafe {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM] {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
 #[cfg(test)]
@@ -180,6 +200,13 @@ mod tests {
         rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
         assert!(child.wait().unwrap().starts_with("unknown exit status"));
         assert!(child.kill().is_ok());
+    }
+
+    #[test]
+    fn signals_of_a_terminal_have_no_effect() {
+        let (mut child, _output) =
+            shell("kill -INT $$; kill -HUP $$; kill -TERM $$; exit 7", Inherit::default());
+        assert_eq!(child.wait().unwrap(), "exit status: 7");
     }
 
     #[test]

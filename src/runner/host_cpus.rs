@@ -263,6 +263,8 @@ mod tests {
                 drop(cpus);
             });
             first.await_waiter();
+            let turnstile = Slot::new(&format!("{}/turnstile", semaphore.prefix)).unwrap();
+            assert!(turnstile.bind().unwrap().is_none(), "the large guest collects CPUs");
             scope.spawn(|| {
                 has_begun.wait();
                 let cpus = semaphore.take(1).unwrap();

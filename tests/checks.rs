@@ -183,17 +183,23 @@ fn a_worker_that_stalls_later_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
     expect_err = regex("(?s)has not ended 10s after SIGKILL: it gets no CPU.*not_stuck: no iteration in ")
 )]
 fn who_cannot_die_is_told_of_with_what_it_failed(ctx: &Ctx) -> Result<AssertResult> {
+    let [hog, starved] = starved_on_cpu_1()?;
+    let backdrop = Backdrop::new().push_cgroup(hog.sched_policy(SchedPolicy::Fifo(1)));
+    let starved = Step::new([], HoldSpec::FULL).with_defs([starved]);
+    execute_scenario(ctx, backdrop, [starved])
+}
+
+/// Returns `hog` and `starved` with one worker each on CPU 1, where realtime tasks leave nothing to fair
+/// ones. This thread, and workers until their release, stay on CPU 0.
+fn starved_on_cpu_1() -> Result<[CgroupDef; 2]> {
     leave_nothing_to_fair_tasks()?;
     let mut cpus = CpuSet::new();
     cpus.set(0);
     sched_setaffinity(None, &cpus)?;
-    let on_cpu_1 = |name| {
+    Ok(["hog", "starved"].map(|name| {
         let def = CgroupDef::named(name).workers(1).comm(name);
         def.affinity(AffinityIntent::Exact([1].into()))
-    };
-    let backdrop = Backdrop::new().push_cgroup(on_cpu_1("hog").sched_policy(SchedPolicy::Fifo(1)));
-    let starved = Step::with_defs([on_cpu_1("starved")], HoldSpec::FULL);
-    execute_scenario(ctx, backdrop, [starved])
+    }))
 }
 
 /// Lets realtime tasks have CPUs for as long as they want.
@@ -220,6 +226,61 @@ fn no_load_holds_the_scenario_up(ctx: &Ctx) -> Result<AssertResult> {
     let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) };
     ensure!(policy == i64::from(libc::SCHED_OTHER));
     Ok(verdict)
+}
+
+/// Expects one failure of `not_stuck`, in the guest. Returns whether the host may explain it.
+fn is_stuck(verdict: &AssertResult, worker: &str) -> Result<bool> {
+    let [detail] = &verdict.details[..] else { bail!("{verdict:?}") };
+    ensure!(detail.outcome == Outcome::Fail, "{verdict:?}");
+    ensure!(detail.kind == DetailKind::WorkerStuck && !detail.time_based, "{verdict:?}");
+    ensure!(detail.worker.as_ref().is_some_and(|name| name.contains(worker)), "{verdict:?}");
+    Ok(detail.explained_by.is_some())
+}
+
+fn compute_without_end(ctx: &WorkerCtx) {
+    loop {
+        ctx.compute();
+    }
+}
+
+#[ktstr_test(cores = 1, duration_s = 3)]
+fn a_worker_that_computes_without_an_iteration_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    let endless = cg().comm("endless").work_type(WorkType::Custom(compute_without_end));
+    ensure!(is_stuck(&play(ctx, [endless])?, "(endless)")?);
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, duration_s = 3)]
+fn a_worker_that_sleeps_is_stuck_whatever_the_host_does(ctx: &Ctx) -> Result<AssertResult> {
+    let idle = cg().comm("idle").work_type(WorkType::Custom(idle));
+    ensure!(!is_stuck(&play(ctx, [idle])?, "(idle)")?);
+    Ok(AssertResult::pass())
+}
+
+/// No scheduler could treat a runnable task worse.
+#[ktstr_test(cores = 2, duration_s = 3)]
+fn a_runnable_worker_that_is_never_run_is_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    let [hog, starved] = starved_on_cpu_1()?;
+    let hog = hog.sched_policy(SchedPolicy::Fifo(1));
+    ensure!(is_stuck(&execute_defs(ctx, [hog, starved])?, "(starved)")?);
+    Ok(AssertResult::pass())
+}
+
+/// A fair scheduler gives it three thousandths of the CPU.
+#[ktstr_test(cores = 1, duration_s = 4)]
+fn a_worker_of_sched_idle_beside_busy_ones_is_not_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    let idle = WorkSpec::default().workers(1).comm("idle").policy(SchedPolicy::Idle);
+    let verdict = play(ctx, [cg().workers(2).comm("busy").work(idle)])?;
+    ensure!(verdict.outcome == Outcome::Pass, "{verdict:?}");
+    Ok(verdict)
+}
+
+/// More than a quota leaves them in the time of the test.
+#[ktstr_test(cores = 1, duration_s = 4)]
+fn workers_of_a_small_quota_are_not_stuck(ctx: &Ctx) -> Result<AssertResult> {
+    let verdict = play(ctx, [cg().workers(33).cpu_quota_pct(1)])?;
+    ensure!(verdict.outcome != Outcome::Fail, "{verdict:?}");
+    Ok(AssertResult::pass())
 }
 
 /// What people ask comes in the order in which they do.
@@ -553,8 +614,8 @@ fn equal_workers_do_equal_work(ctx: &Ctx) -> Result<AssertResult> {
     is_quiet(play(ctx, [cg().workers(4).work_type(WorkType::AluHot)])?)
 }
 
-/// A burst takes some 5 us, and the quota leaves a fiftieth of the CPU.
-#[ktstr_test(cores = 1, duration_s = 2, min_iteration_rate = 20_000)]
+/// A burst takes at least 5 us, and the quota leaves a fiftieth of the CPU.
+#[ktstr_test(cores = 1, duration_s = 2, min_iteration_rate = 20_000, not_stuck = false)]
 fn few_turns_are_seen(ctx: &Ctx) -> Result<AssertResult> {
     fires(&play(ctx, [cg().cpu_quota_pct(2)])?, "min_iteration_rate: ")
 }

@@ -23,13 +23,13 @@ pub struct CgroupProcsSnapshot {
     pub cgroup: String,
     /// What `cgroup.procs` listed, in its order.
     pub pids: Vec<i32>,
-    /// Who they were. A process that ended between the two reads is missing here.
+    /// The identities of the processes, without those that ended between the two reads.
     pub procs: Vec<ProcIdentity>,
     /// When, in nanoseconds since the guest booted.
     pub at_ns: u64,
 }
 
-/// A process, told apart from a later one that has the same pid.
+/// Identifies a process: a later one with the same pid has another start time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcIdentity {
     /// The process id.
@@ -75,9 +75,9 @@ pub struct Snapshot {
 pub struct CgroupSnapshot {
     /// The cgroup, as the test names it.
     pub cgroup: String,
-    /// Who was in it, without those in groups below.
+    /// The processes in it, without those of its descendants.
     pub procs: Vec<ProcIdentity>,
-    /// What the kernel had counted since it was made, for it and those below.
+    /// The kernel's counters of it and its descendants since it was created.
     pub stats: CgroupStats,
 }
 
@@ -175,7 +175,7 @@ impl SnapshotBridge {
         self.lock().len()
     }
 
-    /// Returns whether there is no capture.
+    /// Returns whether it holds no captures.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }

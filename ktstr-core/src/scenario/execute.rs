@@ -109,7 +109,9 @@ fn play(
     Err(match failed.map(|detail| format!("\n  {detail}")).collect::<String>() {
         failed if failed.is_empty() => error,
         failed => {
-            anyhow::anyhow!("{}; by then, this had failed:{failed}", chain::describe(&error))
+            let text = format!("{}; by then, this had failed:{failed}", chain::describe(&error));
+            // A context, so that its causes stay in the chain.
+            error.context(text)
         }
     })
 }

@@ -459,7 +459,11 @@ fn what_failed_before_an_error_is_told_with_it() {
     let steps = vec![Step::new(ops, HoldSpec::fixed(Duration::from_secs(60)))];
     cgroups.fail("remove_cgroup", "a", libc::EBUSY);
     let (played, _) = play_on_four(&cgroups, Backdrop::new(), steps);
-    let error = format!("{:#}", played.unwrap_err());
+    let error = played.unwrap_err();
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    assert_eq!(cause.and_then(std::io::Error::raw_os_error), Some(libc::EBUSY));
+    let error = crate::chain::describe(&error);
+    assert_eq!(error.matches("EBUSY").count(), 1, "{error}");
     let (first, failed) = error.split_once("; by then, this had failed:\n  ").unwrap();
     assert!(first.contains("remove_cgroup") && first.contains("EBUSY"), "{error}");
     assert!(failed.starts_with("worker died: exit status 0, "), "{error}");

@@ -39,7 +39,7 @@ fn capture_lists_the_workers_of_its_cgroup(ctx: &Ctx) -> Result<AssertResult> {
     let ops = vec![
         Op::spawn(SpawnPlacement::cgroup("full"), work),
         Op::capture_cgroup_procs("workers", "full"),
-        Op::capture_cgroup_procs("nobody", "empty"),
+        Op::capture_cgroup_procs("no workers", "empty"),
     ];
     let played =
         execute_scenario(ctx, backdrop, vec![Step::new(ops, HoldSpec::fixed(Duration::ZERO))])?;
@@ -50,7 +50,7 @@ fn capture_lists_the_workers_of_its_cgroup(ctx: &Ctx) -> Result<AssertResult> {
         .iter()
         .map(|CgroupProcsSnapshot { tag, cgroup, pids, .. }| (&**tag, &**cgroup, pids.len()))
         .collect();
-    let wanted = [("workers", "full", 3), ("nobody", "empty", 0)];
+    let wanted = [("workers", "full", 3), ("no workers", "empty", 0)];
     let verdict = fail_unless(seen == wanted, format!("captured {seen:?}, expected {wanted:?}"));
     let pids = &captures[0].pids;
     let positive = pids.iter().all(|pid| *pid > 0);

@@ -198,7 +198,8 @@ fn log_and_backtrace_of_the_guest_are_shown() -> Result<()> {
         "panics_deep_down",
         &[
             "INFO ktstr_core::scenario::execute: backdrop: add cgroup cg",
-            "thread 'panics_deep_down' panicked at tests/verdicts.rs:",
+            "thread 'panics_deep_down' (",
+            ") panicked at tests/verdicts.rs:",
             "stack backtrace:",
             "verdicts::deep_down",
             "FAIL panics_deep_down\n  the body panicked: far from the top, tests/verdicts.rs:",

@@ -131,7 +131,38 @@ impl TestEntry {
     }
 }
 
-/// The entry that libtest calls `test_name`.
+/// Returns what follows the last `::` of `path`.
+pub const fn last_component(path: &'static str) -> &'static str {
+    let bytes = path.as_bytes();
+    let mut start = bytes.len();
+    while start > 0 && bytes[start - 1] != b':' {
+        start -= 1;
+    }
+    path.split_at(start).1
+}
+
+/// Returns the names of all tests as libtest knows them, sorted: the linker does not promise an order.
+pub fn names() -> Vec<String> {
+    let mut names: Vec<_> = TESTS.iter().map(TestEntry::test_name).collect();
+    names.sort();
+    names
+}
+
+/// Returns the entry that libtest calls `test_name`.
 pub fn find(test_name: &str) -> Option<&'static TestEntry> {
     TESTS.iter().find(|entry| entry.test_name() == test_name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_component_keeps_raw_names_whole() {
+        for (path, want) in
+            [("a::b::c", "c"), ("a", "a"), ("a::r#try::r#gen", "r#gen"), ("a::voilà", "voilà")]
+        {
+            assert_eq!(last_component(path), want);
+        }
+    }
 }

@@ -62,6 +62,12 @@ pub(super) fn panic_message(console: &str) -> Option<String> {
     Some(message.trim_start_matches(':').trim().to_owned())
 }
 
+/// Whether PID 1 exited with status 0, which it never does once it is ours.
+pub(super) fn init_succeeded(console: &str) -> bool {
+    panic_message(console)
+        .is_some_and(|panic| panic.contains("Attempted to kill init! exitcode=0x00000000"))
+}
+
 /// Why PID 1 could not get ready, if anything says so.
 pub(super) fn init_failure(console: &str) -> Option<String> {
     for line in console.lines() {
@@ -78,6 +84,8 @@ pub(super) fn init_failure(console: &str) -> Option<String> {
         "; give the guest more memory (`memory_mib`)"
     } else if panic.contains("No working init found") || panic.contains("Unable to mount root fs") {
         "; the initramfs was not unpacked: it is damaged, or larger than the guest's memory"
+    } else if init_succeeded(console) {
+        "; PID 1 exited with status 0: its program runs none of the tests that it was asked for"
     } else if panic.contains("Attempted to kill init") {
         "; PID 1 ended before it could say anything else"
     } else {
@@ -125,6 +133,14 @@ mod tests {
             (
                 "/init: error while loading shared libraries: libz.so: none\n[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n",
                 "libz.so",
+            ),
+            (
+                "[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000\n",
+                "PID 1 exited with status 0",
+            ),
+            (
+                "[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\n",
+                "PID 1 ended before",
             ),
             (
                 "[    1.000000] Kernel panic - not syncing: System is deadlocked on memory\n",

@@ -108,6 +108,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         memory_mib: entry.memory_mib,
         kaslr: entry.kaslr,
         mitigations: entry.mitigations,
+        env: &env,
         contents: payloads::contents(entry.payloads)?,
         nests: false,
     })?;

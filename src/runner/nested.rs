@@ -78,6 +78,7 @@ impl Outer {
             memory_mib: MEMORY_MIB,
             kaslr: true,
             mitigations: false,
+            env: &[],
             contents: self.contents()?,
             nests: true,
         })?;

@@ -1,20 +1,22 @@
 //! Makes a machine ready: kernel, engine, initramfs, command line.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest;
-use ktstr_core::result::Machine;
+use ktstr_core::registry;
+use ktstr_core::result::{Machine, RunEnd};
 use ktstr_core::topology::Topology;
 use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
 
-use super::engine;
 use super::host_cpus::HostCpus;
 use super::initramfs::{self, Contents, Initramfs};
 use super::program::Program;
 use super::session::{self, Limits, Live};
+use super::{console, engine};
 use crate::provision::{self, Cache, Kernel};
 
 /// A machine as somebody wants it.
@@ -27,6 +29,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) kaslr: bool,
     /// Whether page-table isolation stays as the kernel has it, on emulated CPUs, too.
     pub(crate) mitigations: bool,
+    /// The environment variables of the body.
+    pub(crate) env: &'a [(OsString, OsString)],
     /// What the guest has beside its program.
     pub(crate) contents: Contents,
     /// Whether it is to have a KVM. Its CPUs then share no cache, and it is made to be used once.
@@ -43,6 +47,8 @@ pub(crate) struct Prepared {
     pti_disabled: bool,
     /// Bounds how many guests run at once.
     host_cpus: Option<HostCpus>,
+    /// The arguments of PID 1.
+    arguments: Vec<String>,
     /// Keeps an initramfs that has no name.
     _initramfs: Option<File>,
 }
@@ -57,8 +63,12 @@ impl Prepared {
         let engine = choice.engine.describe();
         tracing::info!("engine {engine}: {} ({})", choice.reason, choice.origin);
         tracing::info!("kernel {} {}", kernel.spec, kernel.version);
-        let initramfs =
-            Initramfs { init: &wanted.program.path, kernel: &kernel, contents: &wanted.contents };
+        let initramfs = Initramfs {
+            init: &wanted.program.path,
+            arguments: &wanted.program.arguments,
+            kernel: &kernel,
+            contents: &wanted.contents,
+        };
         let unnamed = wanted.nests.then(|| initramfs.unnamed(&cache)).transpose()?;
         let initramfs = match &unnamed {
             Some(file) => format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into(),
@@ -71,19 +81,30 @@ impl Prepared {
         // With it, each system call flushes the emulated TLB: 20 us become 1 us.
         let pti_disabled = choice.is_emulated() && !wanted.mitigations;
         let needed = needed_mib(&topology, initramfs_bytes);
+        let memory_mib = wanted.memory_mib.max(needed);
         let config = VmConfig {
             kernel: kernel.boot.path.clone(),
             initramfs,
-            cmdline: cmdline(wanted, pti_disabled)?,
+            cmdline: cmdline(wanted, memory_mib, pti_disabled)?,
             topology: ktstr_vmm::Topology {
                 numa_nodes: topology.numa_nodes,
                 llc_cores: topology.llcs.cores().collect(),
                 threads_per_core: topology.threads_per_core,
             },
-            memory_mib: wanted.memory_mib.max(needed),
+            memory_mib,
             ports: vec![wire::PORT.to_owned()],
         };
-        Ok(Self { choice, kernel, config, topology, pti_disabled, host_cpus, _initramfs: unnamed })
+        let arguments = wanted.program.arguments.clone();
+        Ok(Self {
+            choice,
+            kernel,
+            config,
+            topology,
+            arguments,
+            pti_disabled,
+            host_cpus,
+            _initramfs: unnamed,
+        })
     }
 
     /// Boots the machine and has it carry out `order`.
@@ -106,6 +127,15 @@ impl Prepared {
         tracing::debug!("boot {:?}", self.config);
         let mut outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
         outcome.timings.queue = taken.and_then(|taken| taken.waited);
+        if let RunEnd::InitFailed(why) = &mut outcome.end
+            && console::init_succeeded(&outcome.console)
+        {
+            // libtest does so if it has none of the tests that it is asked for.
+            let (asked, known) = (&self.arguments, registry::names());
+            why.push_str(&format!(
+                ". Its arguments were {asked:?}; the registry of this binary has {known:?}"
+            ));
+        }
         tracing::debug!("{:?} after {:?}", outcome.end, outcome.timings);
         Ok(outcome)
     }
@@ -133,7 +163,7 @@ fn needed_mib(topology: &Topology, initramfs_bytes: u64) -> u32 {
     112 + 3 * topology.nr_cpus() + 2 * initramfs_mib
 }
 
-fn cmdline(wanted: &Wanted<'_>, pti_disabled: bool) -> Result<String> {
+fn cmdline(wanted: &Wanted<'_>, memory_mib: u32, pti_disabled: bool) -> Result<String> {
     let mut words = vec![
         "panic=-1".to_owned(),
         "oops=panic".to_owned(),
@@ -158,12 +188,66 @@ fn cmdline(wanted: &Wanted<'_>, pti_disabled: bool) -> Result<String> {
     words.push(format!("{}=1", guest::ENV));
     words.push(format!("LD_LIBRARY_PATH={}", initramfs::LIBRARIES));
     words.push("PATH=/bin:/sbin:/usr/bin:/usr/sbin".to_owned());
-    if !wanted.program.arguments.is_empty() {
-        words.push("--".to_owned());
-        words.extend(wanted.program.arguments.iter().cloned());
-    }
+    words.extend(min_stack(wanted.env, memory_mib)?);
     for word in &words {
         ensure!(!word.contains([' ', '"']), "`{word}` cannot stand on a kernel command line");
     }
     Ok(words.join(" "))
+}
+
+/// The size of the stacks of Rust's threads, in bytes.
+const MIN_STACK: &str = "RUST_MIN_STACK";
+
+/// Returns the variable `RUST_MIN_STACK` among those of the body, unless Rust ignores its value.
+///
+/// PID 1 needs it, too: Rust reads it once, and libtest starts a thread before the request of a test
+/// arrives.
+fn min_stack(env: &[(OsString, OsString)], memory_mib: u32) -> Result<Option<String>> {
+    let variable = env.iter().find(|(name, _)| name == MIN_STACK);
+    let Some(bytes) = variable.and_then(|(_, value)| value.to_str()?.parse::<u64>().ok()) else {
+        return Ok(None);
+    };
+    // The kernel refuses a mapping that is larger than its memory, and PID 1 could not start.
+    ensure!(
+        bytes <= u64::from(memory_mib) << 19,
+        "{MIN_STACK} is {bytes} bytes, more than half of the guest's memory of {memory_mib} MiB: \
+         lower it or raise `memory_mib`"
+    );
+    Ok(Some(format!("{MIN_STACK}={bytes}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(min_stack: Option<&str>) -> Vec<(OsString, OsString)> {
+        let variables = [("RUST_LOG", Some("debug")), (MIN_STACK, min_stack)];
+        variables
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.into(), value?.into())))
+            .collect()
+    }
+
+    #[test]
+    fn min_stack_is_passed_on_if_rust_takes_it() {
+        for (value, want) in [
+            (None, None),
+            (Some("8388608"), Some("RUST_MIN_STACK=8388608")),
+            (Some("134217728"), Some("RUST_MIN_STACK=134217728")),
+            (Some("8 MiB"), None),
+            (Some("\u{a0}1"), None),
+            (Some(""), None),
+        ] {
+            let passed_on = min_stack(&env(value), 256).unwrap();
+            assert_eq!(passed_on.as_deref(), want, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn min_stack_larger_than_the_guest_is_refused() {
+        let error = min_stack(&env(Some("134217729")), 256).unwrap_err().to_string();
+        let want = "RUST_MIN_STACK is 134217729 bytes, more than half of the guest's memory of \
+                    256 MiB: lower it or raise `memory_mib`";
+        assert_eq!(error, want);
+    }
 }

@@ -8,8 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use ktstr_core::registry::{self, TestEntry};
+use anyhow::{Context, Result, ensure};
+use ktstr_core::registry;
 
 /// The file of this program, also after Cargo has built another under the same name.
 ///
@@ -24,19 +24,23 @@ const DELETED: &[u8] = b" (deleted)";
 pub struct Program {
     /// Its file on the host.
     pub path: PathBuf,
-    /// What the kernel gives it as arguments.
+    /// Its arguments.
     pub arguments: Vec<String>,
 }
 
 impl Program {
-    /// This libtest binary. In the guest, any of its tests leads to [`run`](super::run), which finds itself to
-    /// be PID 1; the first is taken so that every test of the binary boots the same machine.
+    /// Returns this libtest binary, with every test of its registry as a filter.
+    ///
+    /// In the guest, whichever of them libtest runs first leads to [`run`](super::run), which never
+    /// returns from PID 1. They are the same for every test of the binary, which so boot the same
+    /// machine, and none of them is singled out: the body inherits these arguments.
     pub(crate) fn this_test_binary() -> Result<Self> {
-        let first = registry::TESTS.iter().map(TestEntry::test_name).min();
-        let first = first.context("this binary has no #[ktstr_test]")?;
-        let arguments =
-            ["--exact", &first, "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
-        Ok(Self { arguments: arguments.map(str::to_owned).into(), ..Self::this_program() })
+        let names = registry::names();
+        ensure!(!names.is_empty(), "this binary has no #[ktstr_test]");
+        let options =
+            ["--exact", "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
+        let arguments = options.map(str::to_owned).into_iter().chain(names).collect();
+        Ok(Self { arguments, ..Self::this_program() })
     }
 
     /// This program as it is, whose `main` calls [`init_if_guest`](super::init_if_guest).

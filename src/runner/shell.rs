@@ -58,6 +58,7 @@ impl Shell {
             memory_mib: self.memory_mib,
             kaslr: true,
             mitigations: false,
+            env: &[],
             contents: userland.into(),
             nests: false,
         })?;
@@ -228,6 +229,7 @@ mod tests {
             memory_mib: shell.memory_mib,
             kaslr: true,
             mitigations: false,
+            env: &[],
             contents: userland.into(),
             nests: false,
         };

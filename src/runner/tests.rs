@@ -130,16 +130,21 @@ fn test_name(path: &str) -> String {
     path.split_once("::").expect("a path begins with its crate").1.to_owned()
 }
 
-/// The machine of the test at this path.
+/// Returns the machine of the test at this path.
 fn prepare(path: &str) -> Prepared {
+    prepare_with(Program::this_test_binary().unwrap(), path)
+}
+
+fn prepare_with(program: Program, path: &str) -> Prepared {
     let entry = registry::find(&test_name(path)).expect("the attribute has registered it");
     let wanted = Wanted {
-        program: Program::this_test_binary().unwrap(),
+        program,
         kernel: None,
         topology: entry.topology,
         memory_mib: entry.memory_mib,
         kaslr: true,
         mitigations: false,
+        env: &[],
         contents: Contents::default(),
         nests: false,
     };
@@ -153,12 +158,17 @@ fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
 
 /// Runs the test at this path on a machine that `spoil` has changed after it was prepared.
 fn end_of(path: &str, spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
-    let test = test_name(path);
-    let entry = registry::find(&test).expect("the attribute has registered it");
     let mut prepared = prepare(path);
     let memory_mib = prepared.config.memory_mib;
     let folder = tempfile::tempdir().unwrap();
     spoil(&mut prepared, folder.path());
+    run(&prepared, path, memory_mib)
+}
+
+/// Has the machine run the test at this path.
+fn run(prepared: &Prepared, path: &str, memory_mib: u32) -> RunEnd {
+    let test = test_name(path);
+    let entry = registry::find(&test).expect("the attribute has registered it");
     let limits = Limits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
     let order = RunOrder { test, memory_mib, env: Vec::new() };
     prepared.run(Order::Run(order), limits, &mut |_| None).unwrap().end
@@ -170,10 +180,9 @@ fn init_failure(end: RunEnd) -> String {
     why
 }
 
-/// Appends a word to the kernel's own command line.
+/// Appends a word to the kernel's command line.
 fn add_kernel_word(prepared: &mut Prepared, word: &str) {
-    let (kernel, init) = prepared.config.cmdline.split_once(" -- ").unwrap();
-    prepared.config.cmdline = format!("{kernel} {word} -- {init}");
+    prepared.config.cmdline.push_str(&format!(" {word}"));
 }
 
 /// Runs the test at this path with a TSC of this rate, if the guest's kernel believes that.
@@ -257,6 +266,30 @@ fn a_missing_library_is_named() {
         });
     });
     assert!(init_failure(end).contains("libgcc_s.so.1"));
+}
+
+#[test]
+fn init_failure_names_what_pid_1_was_asked_for() {
+    let path = concat!(module_path!(), "::subject");
+    let program = Program::this_test_binary().unwrap();
+    let arguments = ["--exact", "no_such_test"].map(str::to_owned).to_vec();
+    let prepared = prepare_with(Program { arguments, ..program }, path);
+    let why = init_failure(run(&prepared, path, prepared.config.memory_mib));
+    assert!(why.contains("PID 1 exited with status 0"), "{why}");
+    assert!(why.contains("were [\"--exact\", \"no_such_test\"]; the registry"), "{why}");
+    assert!(why.contains("\"runner::tests::subject\""), "{why}");
+}
+
+#[test]
+fn init_failure_names_a_program_that_cannot_be_executed() {
+    let end = end_on(|prepared, folder| {
+        change_initramfs(prepared, folder, |bytes| {
+            let name = b"ktstr/program\0";
+            let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+            bytes[at] = b'K';
+        });
+    });
+    assert_eq!(init_failure(end), "cannot execute /ktstr/program: errno 2");
 }
 
 #[test]

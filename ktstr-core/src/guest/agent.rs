@@ -111,7 +111,7 @@ impl Agent {
     /// Starts what the order asks for, or says why not.
     fn start(&mut self, order: Order) -> Result<Result<Child, End>> {
         match order {
-            Order::Run(order) => self.start_body(&order),
+            Order::Run(order) => self.start_body(order),
             Order::Shell(order) => shell::start(&order),
             Order::Input(_) | Order::Resize(..) | Order::Kill => {
                 bail!("the host addressed a program before it named one")
@@ -119,12 +119,10 @@ impl Agent {
         }
     }
 
-    fn start_body(&mut self, order: &RunOrder) -> Result<Result<Child, End>> {
+    fn start_body(&mut self, order: RunOrder) -> Result<Result<Child, End>> {
         let Some(entry) = registry::find(&order.test) else {
-            let known: Vec<_> =
-                registry::TESTS.iter().map(registry::TestEntry::test_name).collect();
-            let why =
-                format!("no test of this binary is called {}; there are {known:?}", order.test);
+            let (test, known) = (&order.test, registry::names());
+            let why = format!("unknown test `{test}`; this binary has {known:?}");
             return Ok(Err(End::Refused(why)));
         };
         let topology = match truth::check(&entry.topology, order.memory_mib)? {
@@ -132,7 +130,7 @@ impl Agent {
             Err(end) => return Ok(Err(end)),
         };
         self.tell(&Report::BodyStarted { at_ns: since_boot_ns() })?;
-        body::fork(entry, &topology, &order.env).map(Ok)
+        body::start(entry, topology, order.env).map(Ok)
     }
 
     /// Passes on what the child says until it has ended, and judges how it did.

@@ -1,12 +1,13 @@
 //! The process that runs a test's body.
 
-use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use anyhow::{Context, Result};
 
@@ -25,13 +26,34 @@ use crate::wire::{Decoder, Encoder, End, Report};
 /// Source: pipe(7), PIPE_BUF.
 const PANIC_MESSAGE: usize = 4096;
 
-/// Forks the process that runs the body of `entry` with `env` set. Its last report is
+/// Starts the process that runs the body of `entry` with `env` set. Its last report is
 /// [`Report::End`].
-pub(super) fn fork(
-    entry: &TestEntry,
-    topo: &TestTopology,
-    env: &[(OsString, OsString)],
+///
+/// The body is the only thread of its process. It is the copy of a thread that is started for it, as
+/// libtest starts one: named after the test and with a stack of `RUST_MIN_STACK` bytes, so that a
+/// panic, an overflow of the stack and `comm` name this test and not the one that PID 1 runs as.
+pub(super) fn start(
+    entry: &'static TestEntry,
+    topo: TestTopology,
+    env: Vec<(OsString, OsString)>,
 ) -> Result<Child> {
+    let (sender, receiver) = sync_channel(1);
+    let parent = thread::Builder::new().name(entry.test_name());
+    let started = parent.spawn(move || {
+        // Both ends stay: the agent waits for the one message.
+        let _ = sender.send(fork(entry, &topo, &env));
+        // The body's parent: its end would be the signal that the body may have asked for by
+        // PR_SET_PDEATHSIG, which is about the thread.
+        loop {
+            thread::park();
+        }
+    });
+    started.context("cannot start the thread of the body")?;
+    receiver.recv().context("the thread of the body has ended")?
+}
+
+/// Forks the process. The calling thread is the one that goes on in it.
+fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) -> Result<Child> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let (panics, panic_writer) = output_pipe()?;
     set_nonblocking(&panic_writer)?;
@@ -42,7 +64,7 @@ pub(super) fn fork(
             // SAFETY: a process has one thread after its fork, and this one has started no other.
             unsafe { std::env::set_var(name, value) };
         }
-        report_panics(panic_writer, entry.test_name());
+        report_panics(panic_writer);
         crate::logging::init();
         report_run(entry, topo, theirs);
         0
@@ -135,9 +157,8 @@ fn send((link, encoder): &mut (UnixStream, Encoder), report: &Report) {
 
 /// Has every panic told to PID 1 before anything else is done about it, by one write that cannot
 /// block, so that it is known even if the process aborts.
-fn report_panics(pipe: OwnedFd, test: String) {
+fn report_panics(pipe: OwnedFd) {
     let default = std::panic::take_hook();
-    let body = std::thread::current().id();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let message = panic_message(info.payload());
@@ -145,16 +166,7 @@ fn report_panics(pipe: OwnedFd, test: String) {
         text.truncate(text.floor_char_boundary(PANIC_MESSAGE - 1));
         text.push('\0');
         let _ = rustix::io::write(&pipe, text.as_bytes());
-        if std::thread::current().id() != body {
-            return default(info);
-        }
-        // The default would name the thread that libtest made for PID 1's own test.
-        let backtrace = Backtrace::capture();
-        eprintln!("\nthread '{test}' panicked at {place}:\n{message}");
-        match backtrace.status() {
-            BacktraceStatus::Captured => eprintln!("stack backtrace:\n{backtrace}"),
-            _ => eprintln!("note: run with `RUST_BACKTRACE=1` to see a backtrace"),
-        }
+        default(info);
     }));
 }
 

@@ -49,8 +49,8 @@ impl Child {
                 .and_then(|()| rustix::stdio::dup2_stderr(&stderr_writer));
             if wired.is_err() || rustix::process::setsid().is_err() { 1 } else { main() }
         };
-        // SAFETY: the only other thread of PID 1 is libtest's, which waits for its test to end and
-        // holds nothing meanwhile.
+        // SAFETY: the other threads of PID 1 hold nothing meanwhile: libtest's waits for its test to
+        // end, the agent's for this one to fork if it is not the agent's.
         let pid = unsafe { sys::fork(child) }.context("cannot fork")?;
         let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
         Self::new(pid, None, outputs)

@@ -31,6 +31,9 @@ use crate::sys;
 /// Set in the environment of PID 1, by the kernel's command line.
 pub const ENV: &str = "KTSTR_GUEST";
 
+/// The test binary, or whatever else is PID 1. The kernel runs `/init`, which executes it.
+pub const PROGRAM: &str = "/ktstr/program";
+
 /// The last file of the initramfs: without it, the archive was cut short.
 pub const END_MARK: &str = "/ktstr/end";
 

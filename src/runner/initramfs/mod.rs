@@ -5,6 +5,7 @@
 
 mod cpio;
 mod elf;
+mod launcher;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -23,15 +24,17 @@ use crate::provision::{self, Cache, Kernel, tool};
 /// What goes into the initramfs.
 #[derive(Debug)]
 pub(crate) struct Initramfs<'a> {
-    /// The program that becomes `/init`; its debug information stays behind.
+    /// The program that becomes PID 1; its debug information stays behind.
     pub(crate) init: &'a Path,
+    /// What `/init` gives it as arguments.
+    pub(crate) arguments: &'a [String],
     /// The kernel it is for, which may need modules.
     pub(crate) kernel: &'a Kernel,
     /// What there is beside it.
     pub(crate) contents: &'a Contents,
 }
 
-/// What a guest has beside its `/init`.
+/// What a guest has beside its program.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     /// Programs, with the libraries they need: where on the host, where in the guest.
@@ -74,7 +77,7 @@ const KEEP: (Duration, usize) = (Duration::from_secs(3 * 24 * 3600), 48);
 const FOLDER: &str = "initramfs";
 
 /// Changes whenever the same input gives a different archive.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The folder of all shared libraries, named to the loader by `LD_LIBRARY_PATH`.
 pub(crate) const LIBRARIES: &str = "/lib";
@@ -126,7 +129,7 @@ impl Initramfs<'_> {
     fn key(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         FORMAT.hash(&mut hasher);
-        identity(self.init)?.hash(&mut hasher);
+        (identity(self.init)?, self.arguments).hash(&mut hasher);
         self.kernel.version.hash(&mut hasher);
         self.kernel.modules.as_deref().map(identity).transpose()?.hash(&mut hasher);
         let Contents { programs, foreign, files, links, modules } = self.contents;
@@ -154,9 +157,10 @@ impl Initramfs<'_> {
         let mut archive = cpio::Archive::new(writer);
         archive.device("/dev/console", 0o600, 5, 1)?;
         archive.device("/dev/null", 0o666, 1, 3)?;
+        archive.file("/init", 0o755, &launcher::build(guest::PROGRAM, self.arguments)?)?;
         let init = read(self.init)?;
         archive.file(
-            "/init",
+            guest::PROGRAM,
             0o755,
             &elf::strip_debug(&init)
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,

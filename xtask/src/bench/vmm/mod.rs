@@ -68,7 +68,7 @@ impl Vmm {
         };
         carry::qemu(&qemu, &mut outer)?;
         // PID 1 of the machine is this program.
-        let mut argv = ["/init", "bench", "vmm-inside"].map(str::to_owned).to_vec();
+        let mut argv = ["/proc/1/exe", "bench", "vmm-inside"].map(str::to_owned).to_vec();
         argv.push(format!("--rounds={}", self.rounds));
         argv.extend(outer.kernels.iter().map(|kernel| format!("--kernel={kernel}")));
         argv.extend(cpus.iter().map(|cpus| format!("--cpus={cpus}")));

@@ -6,10 +6,11 @@
 
 #![forbid(unsafe_code)]
 
-// The attribute names this crate by its path, in this crate's own tests, too.
+// This crate's own tests name it as its users do.
 #[cfg(test)]
 extern crate self as ktstr;
 
+mod libtest;
 pub mod prelude;
 pub mod provision;
 mod report;
@@ -26,9 +27,10 @@ pub use ktstr_macros::ktstr_test;
 pub mod __private {
     pub use ktstr_core::assert::Assert;
     pub use ktstr_core::linkme;
-    pub use ktstr_core::registry::{ExpectErr, TESTS, TestEntry};
+    pub use ktstr_core::registry::{ExpectErr, TESTS, TestEntry, last_component};
     pub use ktstr_core::topology::{Llcs, Topology};
 
+    pub use crate::libtest::{Hidden, NoHarness, requires_harness, requires_visible};
     pub use crate::report::Style;
     pub use crate::runner::{TestResult, run};
 }

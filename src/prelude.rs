@@ -18,3 +18,8 @@ pub use ktstr_core::workload::{
 };
 pub use ktstr_core::{claim, claim_present};
 pub use ktstr_macros::ktstr_test;
+
+// The attribute names the crate so. Where the dependency has another name, or is a dependency of a
+// crate that re-exports it, this is what it finds.
+#[doc(hidden)]
+pub use crate as ktstr;

@@ -3,6 +3,9 @@
 // The documented signature has to compile where these lints are errors: `&Ctx`, not `&Ctx<'_>`.
 #![deny(rust_2018_idioms)]
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use ktstr::__private::{ExpectErr, Llcs, TESTS, TestEntry, Topology};
@@ -13,6 +16,61 @@ fn diagnostics_match_snapshots() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/ui/*.rs");
     cases.pass("tests/ui/pass/all_keys.rs");
+}
+
+/// What depends on the target and on other macros, which trybuild's programs without tests do not show.
+#[test]
+fn tests_that_nothing_would_run_do_not_compile() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let copy = tempfile::tempdir()?;
+    let files = [
+        "Cargo.toml",
+        "src/lib.rs",
+        "tests/hidden.rs",
+        "tests/macro_on_top.rs",
+        "tests/no_harness.rs",
+        "on-top/Cargo.toml",
+        "on-top/src/lib.rs",
+    ];
+    for file in files {
+        let text = fs::read_to_string(root.join("tests/rejected").join(file))?;
+        let place = copy.path().join(file);
+        fs::create_dir_all(place.parent().context("a file has a directory")?)?;
+        fs::write(place, text.replace("\"../..\"", &format!("{root:?}")))?;
+    }
+    // The versions that this test was built with, so that nothing is fetched.
+    fs::copy(root.join("Cargo.lock"), copy.path().join("Cargo.lock"))?;
+    let output = Command::new(env!("CARGO"))
+        .args(["check", "--tests", "--keep-going", "--offline", "--color=never"])
+        .current_dir(copy.path())
+        .env("CARGO_TARGET_DIR", root.join("target/tests/rejected"))
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let mut errors = Vec::new();
+    for (line, next) in text.lines().zip(text.lines().skip(1)) {
+        // cargo's own errors have no place.
+        if line.starts_with("error")
+            && let Some(place) = next.trim().strip_prefix("--> ")
+        {
+            errors.push(format!("{place}: {}", line.split_once(": ").context("no message")?.1));
+        }
+    }
+    errors.sort();
+    let hidden = "this test is never run: libtest cannot see it";
+    let on_top = "makes the function a test, whose only parameter is the context; to run several \
+                  cases, loop over them in the body";
+    let wanted = [
+        format!("tests/hidden.rs:12:8: {hidden}"),
+        format!("tests/hidden.rs:20:8: {hidden}"),
+        format!("tests/macro_on_top.rs:11:1: remove `#[on_top::test]`: `#[ktstr_test]` {on_top}"),
+        format!(
+            "tests/macro_on_top.rs:5:1: remove `#[on_top::cases(1, 2)]`: `#[ktstr_test]` {on_top}"
+        ),
+        "tests/no_harness.rs:6:4: this test is never run: its target has `harness = false`"
+            .to_owned(),
+    ];
+    ensure!(errors == wanted, "{errors:#?}\n{text}");
+    Ok(())
 }
 
 #[ktstr_test(
@@ -130,6 +188,23 @@ fn every_check_reaches_the_entry() {
         max_io_pressure_pct: Some(2.0),
     };
     assert_eq!(entry.assert, wanted);
+}
+
+/// Tests may have names that the expansion uses, or needs to find elsewhere.
+mod names_of_the_expansion {
+    use ktstr::prelude::*;
+
+    macro_rules! tests {
+        ($($name:ident)*) => {$(
+            #[ktstr_test(ignore = "only has to compile")]
+            fn $name(_: &Ctx) -> Result<AssertResult> {
+                std::fs::metadata("/")?;
+                Ok(AssertResult::pass())
+            }
+        )*};
+    }
+
+    tests!(harness here name path std core ktstr linkme run ctx u8 r#try);
 }
 
 /// The attribute checks keys against each other, and documents them, with these numbers.

@@ -11,7 +11,7 @@ use syn::ext::IdentExt;
 use syn::parse::ParseStream;
 use syn::{
     Expr, ExprArray, ExprCall, ExprLit, ExprPath, ExprUnary, Ident, Lit, LitBool, LitInt, LitStr,
-    Token, UnOp,
+    Path, Token, UnOp,
 };
 
 use crate::errors::Errors;
@@ -59,6 +59,8 @@ pub(crate) enum Value {
     Paths(Vec<ExprPath>),
     /// At least one.
     Texts(Vec<LitStr>),
+    /// A path of plain components.
+    Path(Path),
     /// `ignore` alone.
     Nothing,
 }
@@ -392,6 +394,11 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
             Ok(Value::Text(lit))
         }
         (Takes::Function, Expr::Path(path)) => Ok(Value::Function(path)),
+        (Takes::Crate, Expr::Path(path)) if is_plain(&path) => Ok(Value::Path(path.path)),
+        (Takes::Crate, Expr::Path(path)) => {
+            let message = format!("remove the type arguments: write `{key}`");
+            Err(syn::Error::new_spanned(path, message))
+        }
         (Takes::Paths, Expr::Array(list)) => check_paths(key, &list),
         (Takes::Texts { check, .. }, Expr::Array(list)) => check_texts(key, *check, &list),
         (takes, expr) => {
@@ -399,6 +406,11 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
             Err(syn::Error::new_spanned(expr, message))
         }
     }
+}
+
+/// Whether a path may be that of a module.
+fn is_plain(path: &ExprPath) -> bool {
+    path.qself.is_none() && path.path.segments.iter().all(|segment| segment.arguments.is_none())
 }
 
 fn is_regex(call: &ExprCall) -> bool {
@@ -624,6 +636,9 @@ mod tests {
             "max_p99_wake_latency_ns = 4_294_967_295, host_only, min_page_locality = 1.0",
             "ignore = \"slow\", post_vm = <Host as Check>::check::<u8, u16>",
             "expect_err = regex(r\"^fail: \\d+ of\\s\"), cores = 1",
+            "crate = a::ktstr",
+            "host_only, crate = ::kt",
+            "crate = crate::b, ignore",
             "payloads = [A,crate::b::C,<P as Load>::RUN,], cores = 2",
         ] {
             let (args, errors) = parse_text(attr);
@@ -678,6 +693,9 @@ mod tests {
             ("expect_err = regex(\"a\", \"b\")", &["regex(\"a\", \"b\")"]),
             ("expect_err = text(\"a\")", &["text(\"a\")"]),
             ("payloads", &["payloads"]),
+            ("crate, crate = \"kt\"", &["crate", "crate", "\"kt\""]),
+            ("crate = a::<u8>, cores = 0", &["a::<u8>", "0"]),
+            ("crate = <A as B>::c", &["<A as B>::c"]),
             // Not the third error, of too many CPUs.
             ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),
         ] {

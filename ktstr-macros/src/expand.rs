@@ -2,7 +2,6 @@
 
 use proc_macro2::{Literal, Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
-use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{FnArg, Ident, ReturnType, Signature, Type};
 
@@ -42,23 +41,31 @@ fn test(args: &Args, function: &TestFn) -> TokenStream {
     let TestFn { attrs, vis, sig, body } = function;
     let name = &sig.ident;
     let ignore = ignore(args);
-    let entry = entry(args, sig);
+    let private = private(args);
+    let has_harness = has_harness(&private, name);
+    let is_visible = is_visible(&private, name);
+    let entry = entry(&private, args, sig);
     let sig = with_quiet_context(sig);
-    // The entry has a block of its own: the author's body cannot see the name `ENTRY`. The lints
-    // are those that the required signature and a test with all of the keys would run into.
+    // The checks and the entry have blocks of their own: the author's body cannot see their names,
+    // nor they the author's function, except for the entry. The lints are those that the required
+    // signature and a test with all of the keys would run into.
     quote! {
+        #has_harness
         #[::core::prelude::v1::test]
         #ignore
         #(#attrs)*
-        #vis fn #name() -> ::ktstr::__private::TestResult {
-            #[allow(clippy::unnecessary_wraps)]
-            #sig #body
+        #vis fn #name() -> #private::TestResult {
+            #is_visible
             {
-                #[::ktstr::__private::linkme::distributed_slice(::ktstr::__private::TESTS)]
-                #[linkme(crate = ::ktstr::__private::linkme)]
-                #[allow(clippy::needless_update)]
-                static ENTRY: ::ktstr::__private::TestEntry = #entry;
-                ::ktstr::__private::run(&ENTRY)
+                #[allow(clippy::unnecessary_wraps)]
+                #sig #body
+                {
+                    #[#private::linkme::distributed_slice(#private::TESTS)]
+                    #[linkme(crate = #private::linkme)]
+                    #[allow(clippy::needless_update)]
+                    static ENTRY: #private::TestEntry = #entry;
+                    #private::run(&ENTRY)
+                }
             }
         }
     }
@@ -81,6 +88,60 @@ fn with_quiet_context(sig: &Signature) -> Signature {
     sig
 }
 
+/// Returns the path of the module that has everything an expansion names.
+///
+/// Without the key `crate`, it is relative. It finds the dependency `ktstr`, or else what the prelude
+/// brings under this name: where the dependency is renamed or that of another crate.
+fn private(args: &Args) -> TokenStream {
+    match args.get("crate") {
+        Some(Value::Path(path)) => quote!(#path::__private),
+        _ => quote!(ktstr::__private),
+    }
+}
+
+/// Writes an item that does not compile in a target with `harness = false`, where tests are never run.
+///
+/// cargo passes `--cfg test` there, but not `--test`, and the compiler removes each `#[test]`. So
+/// the inner name is a function with a harness, and the constant without one.
+fn has_harness(private: &TokenStream, name: &Ident) -> TokenStream {
+    let harness = Ident::new("harness", Span::call_site().located_at(name.span()));
+    quote! {
+        #[cfg(test)]
+        #[allow(unnameable_test_items, non_upper_case_globals)]
+        const _: fn() = || {
+            const harness: #private::NoHarness = #private::NoHarness;
+            {
+                #[::core::prelude::v1::test]
+                fn harness() {}
+                #private::requires_harness(#harness);
+            }
+        };
+    }
+}
+
+/// Writes an item that does not compile if libtest cannot see the test: it finds those of modules, not
+/// those inside functions and constants.
+///
+/// A name is looked up from the inside out. The glob finds what the module calls `name`, if
+/// anything, and that has to be what is called `name` here.
+fn is_visible(private: &TokenStream, name: &Ident) -> TokenStream {
+    // The compiler reports an error at the argument.
+    let of_module = quote_spanned! {Span::call_site().located_at(name.span())=>
+        {
+            const #name: #private::Hidden = #private::Hidden;
+            {
+                use self::*;
+                #name
+            }
+        }
+    };
+    // No local variable: the glob may bring a test of its name.
+    quote! {
+        #[allow(non_upper_case_globals)]
+        const _: fn() = || #private::requires_visible(#name, #of_module);
+    }
+}
+
 fn ignore(args: &Args) -> TokenStream {
     match args.get("ignore") {
         Some(Value::Text(reason)) => quote!(#[ignore = #reason]),
@@ -90,31 +151,39 @@ fn ignore(args: &Args) -> TokenStream {
 }
 
 /// The `TestEntry`: the keys that were given, and the defaults for all others.
-fn entry(args: &Args, sig: &Signature) -> TokenStream {
-    let name = libtest_name(&sig.ident);
+fn entry(private: &TokenStream, args: &Args, sig: &Signature) -> TokenStream {
+    let name = libtest_name(private, &sig.ident);
     let body = body(sig);
-    let topology = topology(args);
-    let assert = assert(args);
-    let fields = args.given.iter().filter_map(field);
+    let topology = topology(private, args);
+    let assert = assert(private, args);
+    let fields = args.given.iter().filter_map(|arg| field(private, arg));
     quote! {
-        ::ktstr::__private::TestEntry {
+        #private::TestEntry {
             name: #name,
             module_path: ::core::module_path!(),
             body: #body,
             #topology
             #assert
             #(#fields,)*
-            ..::ktstr::__private::TestEntry::DEFAULT
+            ..#private::TestEntry::DEFAULT
         }
     }
 }
 
-/// The name as libtest shows it: `r#` stays on keywords, which need it, and on nothing else.
-fn libtest_name(ident: &Ident) -> String {
-    let plain = ident.unraw().to_string();
-    // `gen` is a keyword of edition 2024 that syn takes for a name.
-    let is_keyword = plain == "gen" || syn::parse_str::<Ident>(&plain).is_err();
-    if is_keyword { format!("r#{plain}") } else { plain }
+/// Writes the name as libtest shows it, with `r#` or without.
+///
+/// Which names are keywords depends on the edition of the token. The compiler writes the last
+/// component of a module's path as it writes the name of a test.
+fn libtest_name(private: &TokenStream, name: &Ident) -> TokenStream {
+    quote! {
+        #private::last_component({
+            #[allow(non_snake_case)]
+            mod #name {
+                pub(super) const PATH: &str = ::core::module_path!();
+            }
+            #name::PATH
+        })
+    }
 }
 
 /// The author's function, called in a closure whose tokens are where its types are.
@@ -145,7 +214,7 @@ fn referent(ty: &Type) -> &Type {
     }
 }
 
-fn topology(args: &Args) -> TokenStream {
+fn topology(private: &TokenStream, args: &Args) -> TokenStream {
     let field = |arg: &Arg| match arg.key.target {
         Target::Topology(field) => {
             let (field, value) = (Ident::new(field, Span::call_site()), tokens(arg));
@@ -154,40 +223,40 @@ fn topology(args: &Args) -> TokenStream {
         _ => None,
     };
     let mut fields: Vec<_> = args.given.iter().filter_map(field).collect();
-    fields.extend(llcs(args).map(|llcs| quote!(llcs: #llcs,)));
+    fields.extend(llcs(private, args).map(|llcs| quote!(llcs: #llcs,)));
     if fields.is_empty() {
         return TokenStream::new();
     }
     quote! {
-        topology: ::ktstr::__private::Topology {
+        topology: #private::Topology {
             #(#fields)*
-            ..::ktstr::__private::Topology::DEFAULT
+            ..#private::Topology::DEFAULT
         },
     }
 }
 
 /// The last-level caches, if a key about them was given; what was not is taken from the default.
-fn llcs(args: &Args) -> Option<TokenStream> {
+fn llcs(private: &TokenStream, args: &Args) -> Option<TokenStream> {
     let number = |value: &Value| match value {
         Value::Integer(value, _) => Some(literal(*value)),
         _ => None,
     };
-    let default = quote!(::ktstr::__private::Topology::DEFAULT.llcs);
+    let default = quote!(#private::Topology::DEFAULT.llcs);
     let (count, cores) = match (args.get("llcs"), args.get("cores")) {
         (None, None) => return None,
         (_, Some(Value::Integers(cores, _))) => {
             let cores = cores.iter().map(|cores| literal(*cores));
-            return Some(quote!(::ktstr::__private::Llcs::of(&[#(#cores),*])));
+            return Some(quote!(#private::Llcs::of(&[#(#cores),*])));
         }
         (count, cores) => (count.and_then(number), cores.and_then(number)),
     };
     let count = count.unwrap_or_else(|| quote!(#default.count()));
     let cores = cores.unwrap_or_else(|| quote!(#default.nr_cores() / #default.count()));
-    Some(quote!(::ktstr::__private::Llcs::even(#count, #cores)))
+    Some(quote!(#private::Llcs::even(#count, #cores)))
 }
 
 /// The checks, if a key about them was given: the defaults, changed by a method for each key.
-fn assert(args: &Args) -> TokenStream {
+fn assert(private: &TokenStream, args: &Args) -> TokenStream {
     let calls =
         args.given.iter().filter(|arg| matches!(arg.key.target, Target::Check)).map(|arg| {
             let (method, value) = (Ident::new(arg.key.name, Span::call_site()), tokens(arg));
@@ -197,11 +266,11 @@ fn assert(args: &Args) -> TokenStream {
     if calls.is_empty() {
         return TokenStream::new();
     }
-    quote!(assert: ::ktstr::__private::Assert::DEFAULT #(#calls)*,)
+    quote!(assert: #private::Assert::DEFAULT #(#calls)*,)
 }
 
 /// The field of `TestEntry` that `arg` sets, if it sets one of its own.
-fn field(arg: &Arg) -> Option<TokenStream> {
+fn field(private: &TokenStream, arg: &Arg) -> Option<TokenStream> {
     let value = tokens(arg);
     let (field, value) = match arg.key.target {
         Target::Field(field) => (field, value),
@@ -209,8 +278,12 @@ fn field(arg: &Arg) -> Option<TokenStream> {
         Target::Millis(field) => (field, quote!(::core::time::Duration::from_millis(#value))),
         Target::Optional(field) => (field, optional(&arg.value, &value)),
         Target::References(field) => (field, references(&arg.value)),
-        Target::ExpectErr => ("expect_err", expect_err(&arg.value)),
-        Target::Topology(_) | Target::Llcs | Target::Check | Target::IgnoreAttribute => {
+        Target::ExpectErr => ("expect_err", expect_err(private, &arg.value)),
+        Target::Crate
+        | Target::Topology(_)
+        | Target::Llcs
+        | Target::Check
+        | Target::IgnoreAttribute => {
             return None;
         }
     };
@@ -218,14 +291,14 @@ fn field(arg: &Arg) -> Option<TokenStream> {
     Some(quote!(#field: #value))
 }
 
-fn expect_err(value: &Value) -> TokenStream {
+fn expect_err(private: &TokenStream, value: &Value) -> TokenStream {
     let variant = match value {
         Value::Text(text) => quote!(Containing(#text)),
         Value::Regex(pattern) => quote!(Matching(#pattern)),
         Value::Bool(true) => quote!(Any),
         _ => quote!(No),
     };
-    quote!(::ktstr::__private::ExpectErr::#variant)
+    quote!(#private::ExpectErr::#variant)
 }
 
 /// `&[&A, &B]`, which the compiler reports at the one that has the wrong type.
@@ -256,6 +329,7 @@ fn tokens(arg: &Arg) -> TokenStream {
         Value::Bool(value) => value.into_token_stream(),
         Value::Text(text) | Value::Regex(text) => text.into_token_stream(),
         Value::Function(path) => path.into_token_stream(),
+        Value::Path(path) => path.into_token_stream(),
         Value::Paths(paths) => quote!([#(#paths),*]),
         Value::Texts(texts) => quote!(&[#(#texts),*]),
         Value::Nothing => TokenStream::new(),
@@ -285,6 +359,10 @@ mod tests {
         args
     }
 
+    fn path() -> TokenStream {
+        quote!(ktstr::__private)
+    }
+
     fn assert_same(tokens: &TokenStream, want: &TokenStream) {
         assert_eq!(tokens.to_string(), want.to_string());
     }
@@ -308,16 +386,16 @@ mod tests {
             ("workload_root_cgroup = \"/a\"", quote!(workload_root_cgroup: "/a")),
             (
                 "expect_err, host_only = false",
-                quote!(expect_err: ::ktstr::__private::ExpectErr::Any, host_only: false),
+                quote!(expect_err: ktstr::__private::ExpectErr::Any, host_only: false),
             ),
-            ("expect_err = false", quote!(expect_err: ::ktstr::__private::ExpectErr::No)),
+            ("expect_err = false", quote!(expect_err: ktstr::__private::ExpectErr::No)),
             (
                 "expect_err = \"disk\", max_gap_ms = 5",
-                quote!(expect_err: ::ktstr::__private::ExpectErr::Containing("disk")),
+                quote!(expect_err: ktstr::__private::ExpectErr::Containing("disk")),
             ),
             (
                 "expect_err = regex(\"a+\")",
-                quote!(expect_err: ::ktstr::__private::ExpectErr::Matching("a+")),
+                quote!(expect_err: ktstr::__private::ExpectErr::Matching("a+")),
             ),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
             ("payloads = [A, b::C,]", quote!(payloads: &[&A, &b::C])),
@@ -325,22 +403,25 @@ mod tests {
             ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),
         ] {
             let args = parse_args(attr);
-            let fields: Vec<_> = args.given.iter().filter_map(field).collect();
+            let fields: Vec<_> = args.given.iter().filter_map(|arg| field(&path(), arg)).collect();
             assert_same(&quote!(#(#fields),*), &want);
         }
     }
 
     #[test]
     fn topology_is_written_once() {
-        assert_same(&topology(&parse_args("memory_mib = 64")), &quote!());
+        assert_same(&topology(&path(), &parse_args("memory_mib = 64")), &quote!());
         assert_same(
-            &topology(&parse_args("threads = 2, kaslr, numa_nodes = 2, llcs = 4, cores = 3")),
+            &topology(
+                &path(),
+                &parse_args("threads = 2, kaslr, numa_nodes = 2, llcs = 4, cores = 3"),
+            ),
             &quote! {
-                topology: ::ktstr::__private::Topology {
+                topology: ktstr::__private::Topology {
                     threads_per_core: 2,
                     numa_nodes: 2,
-                    llcs: ::ktstr::__private::Llcs::even(4, 3),
-                    ..::ktstr::__private::Topology::DEFAULT
+                    llcs: ktstr::__private::Llcs::even(4, 3),
+                    ..ktstr::__private::Topology::DEFAULT
                 },
             },
         );
@@ -348,7 +429,7 @@ mod tests {
 
     #[test]
     fn llcs_take_what_is_missing_from_the_default() {
-        let default = quote!(::ktstr::__private::Topology::DEFAULT.llcs);
+        let default = quote!(ktstr::__private::Topology::DEFAULT.llcs);
         for (attr, want) in [
             ("llcs = 2, cores = 3", quote!(even(2, 3))),
             ("llcs = 2", quote!(even(2, #default.nr_cores() / #default.count()))),
@@ -356,22 +437,25 @@ mod tests {
             ("cores = [4, 2]", quote!(of(&[4, 2]))),
             ("cores = [4, 0x2,], llcs = 2", quote!(of(&[4, 2]))),
         ] {
-            let llcs = llcs(&parse_args(attr)).expect("a key about them was given");
-            assert_same(&llcs, &quote!(::ktstr::__private::Llcs::#want));
+            let llcs = llcs(&path(), &parse_args(attr)).expect("a key about them was given");
+            assert_same(&llcs, &quote!(ktstr::__private::Llcs::#want));
         }
-        assert!(llcs(&parse_args("threads = 2")).is_none());
+        assert!(llcs(&path(), &parse_args("threads = 2")).is_none());
     }
 
     #[test]
     fn checks_are_written_once() {
-        assert_same(&assert(&parse_args("memory_mib = 64, expect_err")), &quote!());
+        assert_same(&assert(&path(), &parse_args("memory_mib = 64, expect_err")), &quote!());
         assert_same(
-            &assert(&parse_args(
-                "not_stuck = false, kaslr, max_gap_ms = 0x32u8, max_spread_pct = 5, isolation, \
+            &assert(
+                &path(),
+                &parse_args(
+                    "not_stuck = false, kaslr, max_gap_ms = 0x32u8, max_spread_pct = 5, isolation, \
                  max_wake_latency_cv = 1_0.5e-1",
-            )),
+                ),
+            ),
             &quote! {
-                assert: ::ktstr::__private::Assert::DEFAULT
+                assert: ktstr::__private::Assert::DEFAULT
                     .not_stuck(false)
                     .max_gap_ms(50)
                     .max_spread_pct(5.0)
@@ -393,15 +477,18 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_libtest() {
-        for (name, want) in [
-            ("f", "f"),
-            ("r#f", "f"),
-            ("r#move", "r#move"),
-            ("r#gen", "r#gen"),
-            ("r#union", "union"),
+    fn paths_begin_with_the_key_crate() {
+        for (attr, want) in [
+            ("", quote!(ktstr::__private)),
+            ("crate = kt", quote!(kt::__private)),
+            ("cores = 1, crate = ::a::b", quote!(::a::b::__private)),
         ] {
-            assert_eq!(libtest_name(&syn::parse_str(name).expect("a name")), want);
+            let args = parse_args(attr);
+            assert_same(&private(&args), &want);
+            let function = syn::parse_str("fn f(c: &Ctx) -> R {}").expect("a function");
+            let (all, want) = (test(&args, &function).to_string(), want.to_string());
+            assert!(all.matches("__private").count() > 10, "{all}");
+            assert_eq!(all.matches("__private").count(), all.matches(&want).count(), "{all}");
         }
     }
 

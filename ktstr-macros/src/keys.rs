@@ -45,6 +45,8 @@ pub(crate) enum Takes {
     Paths,
     /// String literals that pass `check`, in brackets.
     Texts { example: &'static str, check: fn(&str) -> Result<(), String> },
+    /// The path of the crate.
+    Crate,
 }
 
 /// Where a value goes.
@@ -70,6 +72,8 @@ pub(crate) enum Target {
     Check,
     /// The attribute `#[ignore]`.
     IgnoreAttribute,
+    /// The paths of the expansion.
+    Crate,
 }
 
 /// Every key, in the order of the documentation.
@@ -107,6 +111,7 @@ pub(crate) const KEYS: &[Key] = &[
         Target::Field("env"),
     )
     .vm(),
+    Key::new("crate", Takes::Crate, Target::Crate),
     Key::new("not_stuck", Takes::Bool, Target::Check),
     Key::new("isolation", Takes::Bool, Target::Check),
     Key::new("no_oom_kill", Takes::Bool, Target::Check),
@@ -192,6 +197,7 @@ impl fmt::Display for Takes {
             Self::Function => f.write_str("the path of a function"),
             Self::Paths => f.write_str("a list of paths of constants"),
             Self::Texts { .. } => f.write_str("a list of string literals"),
+            Self::Crate => f.write_str("the path of the crate `ktstr`"),
         }
     }
 }
@@ -214,6 +220,7 @@ impl fmt::Display for Key {
             Takes::Function => write!(f, "{name} = check_result"),
             Takes::Paths => write!(f, "{name} = [HACKBENCH]"),
             Takes::Texts { example, .. } => write!(f, "{name} = [{example:?}]"),
+            Takes::Crate => write!(f, "{name} = my_support::ktstr"),
         }
     }
 }
@@ -326,7 +333,7 @@ mod tests {
                 Takes::BoolOrText => format!("`{}` | boolean, string or `regex` |", key.name),
                 Takes::Text { .. } => format!("`{}` | string |", key.name),
                 Takes::Reason => format!("`{}` | nothing or string |", key.name),
-                Takes::Function => format!("`{}` | path |", key.name),
+                Takes::Function | Takes::Crate => format!("`{}` | path |", key.name),
                 Takes::Paths => format!("`{}` | list of paths |", key.name),
                 Takes::Texts { .. } => format!("`{}` | list of strings |", key.name),
             };

@@ -1,6 +1,6 @@
 //! The `#[ktstr_test]` attribute.
 //!
-//! This crate only writes paths into `::ktstr::__private` and depends on no other crate of the
+//! This crate only writes paths into `ktstr::__private` and depends on no other crate of the
 //! project. `keys` is the table of the attribute's keys, `args` reads the attribute by it,
 //! `signature` reads the function below it, `expand` joins them. All work on `proc_macro2` types,
 //! so that they can be tested outside of a compiler.
@@ -59,6 +59,7 @@ use proc_macro::TokenStream;
 /// | `post_vm_unconditional` | path | none | as `post_vm`, but run however the run ended, after a failure of the infrastructure too |
 /// | `payloads` | list of paths | none | external programs for the guest: constants of type `Payload` |
 /// | `env` | list of strings | none | environment variables of the body: `"NAME=value"`, or `"NAME"` for the host's value |
+/// | `crate` | path | the crate `ktstr` | where the expansion finds the crate: `crate = my_support::ktstr` |
 /// | `not_stuck` | boolean | `true` | fail if a worker makes no progress |
 /// | `isolation` | boolean | `true` | fail if a worker is seen on a CPU outside of the cpuset that was set for it |
 /// | `no_oom_kill` | boolean | `true` | fail if a process is killed for want of memory, unless its cgroup says that it will be |
@@ -113,10 +114,23 @@ use proc_macro::TokenStream;
 /// What the checks mean exactly, over which workers, and what they do when there is nothing to measure,
 /// is documented at `ktstr::assert::Assert`, whose fields have the names of the keys.
 ///
+/// # The crate's name
+///
+/// The expansion begins its paths with `ktstr`. That is the dependency of this name or what
+/// `use kt::prelude::*` brings under it, whatever the dependency's own name, and also through a crate
+/// that re-exports it. Where neither is there, or something else is called `ktstr`, the key `crate` has
+/// the path: `crate = kt`, `crate = my_support::ktstr`, `crate = ::ktstr`.
+///
+/// # Where tests can be
+///
+/// A test is a function of a module in a target that libtest runs. Inside another function or a
+/// constant, and in a target with `harness = false`, nothing would ever run it: both are compile errors.
+///
 /// # Other attributes
 ///
 /// `#[cfg]`, `#[allow]`, `#[ignore]`, doc comments and the like go with the test. `#[test]` is
-/// implied and an error; so is `#[should_panic]`, for which `expect_err` stands.
+/// implied and an error; so is `#[should_panic]`, for which `expect_err` stands. So are attributes
+/// that make tests of their own, such as `#[rstest]` and `#[tokio::test]`, above this one or below.
 ///
 /// The lint `elided_lifetimes_in_paths`, which is part of `rust_2018_idioms`, accepts `&Ctx` in the
 /// signature of a test. In other functions it wants `&Ctx<'_>`.

@@ -2,7 +2,8 @@
 
 use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
-use syn::parse::{Parse, ParseStream};
+use syn::parse::{Parse, ParseStream, Parser};
+use syn::spanned::Spanned;
 use syn::{Attribute, FnArg, ReturnType, Safety, Signature, Type, TypeReference, Visibility};
 
 use crate::errors::Errors;
@@ -32,6 +33,10 @@ impl Parse for TestFn {
 impl TestFn {
     /// Notes everything that a test's signature cannot have, and what it lacks.
     pub(crate) fn check(&self, errors: &mut Errors) {
+        // Nothing of what such a macro has made of the function is the author's to change.
+        if let Some((span, attr)) = self.macro_above() {
+            return errors.at(span, remove_test_macro(&attr));
+        }
         self.check_attributes(errors);
         self.check_qualifiers(errors);
         self.check_generics(errors);
@@ -59,9 +64,16 @@ impl TestFn {
         if is_refused {
             return TokenStream::new();
         }
-        let attrs = attrs.iter().filter(|attr| !is_of_test(attr));
+        // An attribute macro would report what it thinks of the function, and `#[case]` is unknown
+        // without its `#[rstest]`.
+        let attrs = attrs.iter().filter(|attr| is_inert(attr));
         // The compiler would add an error for whatever in the body is not `const`.
-        let sig = Signature { constness: None, ..sig.clone() };
+        let mut sig = Signature { constness: None, ..sig.clone() };
+        for input in &mut sig.inputs {
+            if let FnArg::Typed(parameter) = input {
+                parameter.attrs.retain(is_inert);
+            }
+        }
         quote!(#(#attrs)* #[allow(dead_code)] #vis #sig #body)
     }
 
@@ -70,14 +82,34 @@ impl TestFn {
         self.attrs.iter().find(|attr| attr.path().is_ident("ignore"))
     }
 
+    /// The attribute of another macro that has made a test of the function before, and its place.
+    ///
+    /// Such a macro adds `#[test]` or takes the parameters away. The tokens that it adds are where its
+    /// attribute is.
+    fn macro_above(&self) -> Option<(Span, String)> {
+        let tests = self.attrs.iter().filter(|attr| last_segment(attr) == "test");
+        let spans = tests.map(Spanned::span).chain([self.sig.paren_token.span.join()]);
+        let mut attributes = spans.filter_map(|span| Some((span, span.source_text()?)));
+        attributes.find(|(_, text)| {
+            let attr = Attribute::parse_outer.parse_str(text);
+            // What is where `#[tokio::test]` is may be that.
+            let is_authors =
+                |attr: &Attribute| self.attrs.iter().any(|own| path(own) == path(attr));
+            attr.is_ok_and(|attr| attr.first().is_some_and(|attr| !is_authors(attr)))
+        })
+    }
+
     fn check_attributes(&self, errors: &mut Errors) {
         for attr in &self.attrs {
-            let path = attr.path().to_token_stream().to_string().replace(' ', "");
+            let path = path(attr);
             match last_segment(attr).as_str() {
                 "test" | "bench" => errors.on(
                     attr,
                     format!("remove `#[{path}]`: `#[ktstr_test]` makes the function a test"),
                 ),
+                name if TEST_MACROS.contains(&name) => {
+                    errors.on(attr, remove_test_macro(&format!("#[{path}]")));
+                }
                 "should_panic" => errors.on(
                     attr,
                     "replace `#[should_panic]` by `#[ktstr_test(expect_err)]`: it takes a panic \
@@ -177,10 +209,24 @@ fn check_context(ty: &Type, errors: &mut Errors) {
     }
 }
 
-/// Whether the attribute means something on a test only.
-fn is_of_test(attr: &Attribute) -> bool {
-    let names = ["test", "bench", "should_panic", "ignore", "ktstr_test"];
-    names.contains(&last_segment(attr).as_str())
+/// Attributes of well-known crates that make tests of a function with parameters.
+const TEST_MACROS: [&str; 5] = ["rstest", "test_case", "test_matrix", "quickcheck", "proptest"];
+
+fn remove_test_macro(attr: &str) -> String {
+    format!(
+        "remove `{attr}`: `#[ktstr_test]` makes the function a test, whose only parameter is the \
+         context; to run several cases, loop over them in the body"
+    )
+}
+
+/// Whether the attribute is the compiler's and means as much on an ordinary function.
+fn is_inert(attr: &Attribute) -> bool {
+    let names = ["allow", "cfg", "deny", "deprecated", "doc", "expect", "forbid", "warn"];
+    names.iter().any(|name| attr.path().is_ident(name))
+}
+
+fn path(attr: &Attribute) -> String {
+    attr.path().to_token_stream().to_string().replace(' ', "")
 }
 
 fn last_segment(attr: &Attribute) -> String {
@@ -214,6 +260,10 @@ mod tests {
                 &["#[a::test(x)]", "#[should_panic]"],
             ),
             (
+                "#[rstest] #[case(1)] fn f(c: &Ctx, #[case] n: u8) -> R {}",
+                &["#[rstest]", "#[case] n: u8"],
+            ),
+            (
                 "const async unsafe extern \"C\" fn f(c: &Ctx) -> R {}",
                 &["const", "async", "unsafe", "extern \"C\""],
             ),
@@ -237,6 +287,10 @@ mod tests {
         for (function, want) in [
             ("#[test] #[cfg(x)] const fn f() {}", "#[cfg(x)] #[allow(dead_code)] fn f() {}"),
             ("#[ignore] pub fn f<T>(n: u8) {}", "#[allow(dead_code)] pub fn f<T>(n: u8) {}"),
+            (
+                "#[rstest] #[case(1)] #[doc = \"x\"] fn f(#[case] n: u8, #[allow(x)] m: u8) {}",
+                "#[doc = \"x\"] #[allow(dead_code)] fn f(n: u8, #[allow(x)] m: u8) {}",
+            ),
             ("async fn f() {}", ""),
             ("fn f(&self) {}", ""),
             ("fn f();", ""),

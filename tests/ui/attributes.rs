@@ -15,6 +15,13 @@ fn is_a_test_of_another_framework(_ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test]
+#[rstest]
+#[case(1)]
+fn has_cases(_ctx: &Ctx, #[case] _n: u32) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test]
 #[should_panic(expected = "no memory")]
 fn panics(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())

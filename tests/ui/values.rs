@@ -52,7 +52,17 @@ fn closure(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-#[ktstr_test(cores, kernel, workload_root_cgroup, post_vm)]
+#[ktstr_test(crate = "my_support::ktstr")]
+fn quoted_crate(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(crate = my_support::ktstr::<u8>)]
+fn crate_with_arguments(_ctx: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores, kernel, workload_root_cgroup, post_vm, crate)]
 fn no_value(_ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }

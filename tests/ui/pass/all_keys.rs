@@ -42,6 +42,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     post_vm = self::host::check,
     post_vm_unconditional = host::check,
     payloads = [LOAD, self::OTHER, <Loads>::THIRD],
+    crate = ::ktstr,
     env = ["SEED=7", "EMPTY=", r"PATTERN=a=\d", "LIMIT"],
 )]
 fn all_keys(_ctx: &Ctx) -> Result<AssertResult> {

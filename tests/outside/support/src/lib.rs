@@ -1,0 +1,3 @@
+//! Re-exports ktstr, as a crate with helpers for tests does.
+
+pub use ktstr;

@@ -7,11 +7,13 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat};
 
 use super::progress;
 
@@ -73,12 +75,58 @@ impl Cache {
         if exists(&entry) {
             return Ok(entry);
         }
+        self.check_writable().with_context(|| format!("`{}` is missing", entry.display()))?;
         let _lock = self.lock(name)?;
         if !exists(&entry) {
             self.build_locked(&flat, &entry, build)
                 .with_context(|| format!("failed to build `{}`", entry.display()))?;
         }
         Ok(entry)
+    }
+
+    /// Fails if this process cannot add entries: the cache is another user's, or on a file system that
+    /// is mounted read-only.
+    ///
+    /// # Errors
+    ///
+    /// Names the directory that cannot be written, and what to do.
+    pub fn check_writable(&self) -> Result<()> {
+        let root = self.root.ancestors().find(|folder| exists(folder)).unwrap_or(&self.root);
+        let parts = ["locks", "tmp"].map(|part| self.entry(part));
+        let parts = parts.iter().map(PathBuf::as_path).filter(|part| exists(part));
+        for folder in std::iter::once(root).chain(parts) {
+            // With the rights of the effective user, as a write would be checked.
+            let checked =
+                accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+            checked.map_err(io::Error::from).with_context(|| {
+                format!(
+                    "the cache `{}` cannot be added to: no right to write to `{}`; have its owner \
+                     run the same once, or set KTSTR_CACHE_DIR to a directory of your own",
+                    self.root.display(),
+                    folder.display()
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Fails if programs of the cache cannot be run: its file system is mounted `noexec`.
+    ///
+    /// # Errors
+    ///
+    /// Names the cache and what to do.
+    pub fn check_exec(&self) -> Result<()> {
+        let folder = self.root.ancestors().find(|folder| exists(folder)).unwrap_or(&self.root);
+        let mounted = rustix::fs::statvfs(folder);
+        let is_noexec =
+            mounted.is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::NOEXEC));
+        ensure!(
+            !is_noexec,
+            "no program can be run from the cache `{}`, its file system is mounted `noexec`; set \
+             KTSTR_CACHE_DIR to a directory on another one, or install the program",
+            self.root.display()
+        );
+        Ok(())
     }
 
     /// Takes the lock `name`, waiting for its holder after telling so.
@@ -111,7 +159,9 @@ impl Cache {
         let write = || -> io::Result<()> {
             let folder = path.parent().unwrap_or(&self.root);
             fs::create_dir_all(folder)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            // As any new file: the library's own default is a file that is readable for one user.
+            let mode = Permissions::from_mode(0o666);
+            let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
             file.write_all(bytes)?;
             file.persist(&path)?;
             Ok(())
@@ -143,7 +193,19 @@ impl Cache {
 
     fn open_lock(&self, path: &Path) -> io::Result<File> {
         fs::create_dir_all(path.parent().unwrap_or(&self.root))?;
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+        let all = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        match all {
+            // Another user's: to lock it, it need not be written.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                File::open(path)
+            }
+            opened => opened,
+        }
     }
 }
 
@@ -298,6 +360,22 @@ mod tests {
         for name in ["", "/etc", "a/../b", "a//b", "a,b", "a b"] {
             assert!(cache.build_once(name, |_| Ok(())).is_err(), "{name:?}");
         }
+    }
+
+    /// tests/cache.rs has another user read what was written.
+    #[test]
+    fn written_files_have_the_modes_of_any_new_file() -> Result<()> {
+        let (dir, cache) = cache()?;
+        let mode =
+            |path: &Path| Ok::<_, io::Error>(fs::metadata(path)?.permissions().mode() & 0o777);
+        fs::write(dir.path().join("any"), "")?;
+        let any = mode(&dir.path().join("any"))?;
+        cache.write("a/current", b"one")?;
+        cache.build_once("a/file", |path| Ok(fs::write(path, "")?))?;
+        for name in ["a/current", "a/file", "locks/a,file"] {
+            assert_eq!(mode(&cache.entry(name))?, any, "{name}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -119,6 +119,7 @@ fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
     let (qemu, _) = suite.show(PACKAGE)?;
     // Any character that a folder's name may not have is in front of the upstream version.
     let version = qemu.version.rsplit(':').next().unwrap_or_default();
+    cache.check_exec()?;
     let versions = Versions::new(cache, KIND);
     versions.build(version, |folder| {
         let started = Instant::now();
@@ -155,6 +156,7 @@ fn current(cache: &Cache, why: &str) -> Result<Option<QemuProgram>> {
             format!("the cached QEMU `{}` is damaged; remove that folder", folder.display())
         })?
         .version;
+    cache.check_exec().context("the fetched QEMU cannot run")?;
     let note = format!("fetched from Debian {SUITE}: {why}");
     Ok(Some(QemuProgram { argv: command_line(&folder), version, origin: Origin::Fetched, note }))
 }
@@ -213,10 +215,12 @@ fn installed(path: PathBuf, version: String, origin: Origin, note: String) -> Qe
 /// The version of an installed QEMU, asked once per state of the file.
 fn version_of(cache: &Cache, path: &Path) -> Result<String> {
     let meta = fs::metadata(path).with_context(|| format!("no file `{}`", path.display()))?;
-    let record = cache
-        .build_once(&format!("{KIND}-versions/{}", image::identity(&meta)), |file| {
-            Ok(fs::write(file, probe(&[path.as_os_str().to_owned()])?)?)
-        })?;
+    let name = format!("{KIND}-versions/{}", image::identity(&meta));
+    let ask = || probe(&[path.as_os_str().to_owned()]);
+    if !cache.entry(&name).exists() && cache.check_writable().is_err() {
+        return ask();
+    }
+    let record = cache.build_once(&name, |file| Ok(fs::write(file, ask()?)?))?;
     Ok(fs::read_to_string(record)?)
 }
 

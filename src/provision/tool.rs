@@ -35,6 +35,7 @@ pub fn resolve(cache: &Cache, package: &str, program: &str) -> Result<Vec<OsStri
 ///
 /// As for [`resolve`].
 pub(crate) fn root(cache: &Cache, package: &str) -> Result<PathBuf> {
+    cache.check_exec().with_context(|| format!("the programs of {package} cannot run"))?;
     let root = cache.build_once(&format!("{KIND}/{package}"), |root| {
         let mut suite = Suite::open(cache, SUITE, false)?;
         fs::create_dir(root)?;

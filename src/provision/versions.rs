@@ -81,9 +81,13 @@ impl<'a> Versions<'a> {
                 .map(Some)
                 .with_context(|| format!("`{}` is damaged; remove it", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(error).with_context(|| format!("failed to read `{}`", path.display()))
-            }
+            Err(error) => Err(error).with_context(|| {
+                format!(
+                    "failed to read `{}`; have its owner make the cache readable (`chmod -R \
+                         go+rX`), or set KTSTR_CACHE_DIR to a directory of your own",
+                    path.display()
+                )
+            }),
         }
     }
 

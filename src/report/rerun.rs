@@ -59,7 +59,10 @@ fn settings(result: &VmResult) -> Vec<String> {
 /// Returns those directories of `LD_LIBRARY_PATH` that this program has libraries of: Cargo sets it,
 /// a shell does not.
 fn library_path() -> Option<OsString> {
-    used_directories(&env::var_os("LD_LIBRARY_PATH")?, &program::loaded_files().ok()?)
+    let mut loaded = program::loaded_files().ok()?;
+    let own = program::own_name().ok()?;
+    loaded.retain(|file| file.path != own.path);
+    used_directories(&env::var_os("LD_LIBRARY_PATH")?, &loaded)
 }
 
 fn used_directories(path: &OsStr, loaded: &BTreeSet<LoadedFile>) -> Option<OsString> {

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest;
@@ -69,9 +68,9 @@ impl Prepared {
             kernel: &kernel,
             contents: &wanted.contents,
         };
-        let unnamed = wanted.nests.then(|| initramfs.unnamed(&cache)).transpose()?;
+        let unnamed = wanted.nests.then(|| initramfs.unnamed(cache.root())).transpose()?;
         let initramfs = match &unnamed {
-            Some(file) => format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into(),
+            Some(file) => initramfs::path_of(file),
             None => initramfs.ensure(&cache)?,
         };
         let initramfs_bytes = std::fs::metadata(&initramfs)

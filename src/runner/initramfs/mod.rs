@@ -7,12 +7,15 @@ mod cpio;
 mod elf;
 mod launcher;
 
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufWriter, ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -85,7 +88,11 @@ pub(crate) const LIBRARIES: &str = "/lib";
 impl Initramfs<'_> {
     /// The path of the finished archive in the cache; builds it if it is not there yet.
     pub(crate) fn ensure(&self, cache: &Cache) -> Result<PathBuf> {
-        let name = format!("{FOLDER}/{:016x}.cpio", self.key()?);
+        let key = self.key()?;
+        let name = format!("{FOLDER}/{key:016x}.cpio");
+        if !cache.entry(&name).exists() && cache.check_writable().is_err() {
+            return self.in_this_process(key);
+        }
         loop {
             let path = cache.build_once(&name, |path| {
                 remove_unused(&cache.root().join(FOLDER));
@@ -100,11 +107,23 @@ impl Initramfs<'_> {
         }
     }
 
-    /// An archive without a name, which is gone with its last descriptor; for what is large and
-    /// of no use to anybody else.
-    pub(crate) fn unnamed(&self, cache: &Cache) -> Result<File> {
-        let file = tempfile::tempfile_in(cache.root())
-            .with_context(|| format!("cannot create a file in {}", cache.root().display()))?;
+    /// Returns the path of an archive that this process keeps until its end, without a name: what it
+    /// takes to run tests with a cache of another user's, which can only be read.
+    fn in_this_process(&self, key: u64) -> Result<PathBuf> {
+        static KEPT: Mutex<BTreeMap<u64, File>> = Mutex::new(BTreeMap::new());
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match kept.entry(key) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(vacant) => vacant.insert(self.unnamed(&std::env::temp_dir())?),
+        };
+        Ok(path_of(file))
+    }
+
+    /// Builds an archive without a name in `folder`, which is gone with its last descriptor; for what
+    /// is large and of no use to anybody else.
+    pub(crate) fn unnamed(&self, folder: &Path) -> Result<File> {
+        let file = tempfile::tempfile_in(folder)
+            .with_context(|| format!("cannot create a file in {}", folder.display()))?;
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         self.write(&mut writer)?;
         writer.into_inner().context("cannot write an initramfs")
@@ -253,6 +272,11 @@ pub fn bare(init: &Path) -> Result<Vec<u8>> {
     archive.file("/init", 0o755, &elf::strip_debug(&read(init)?)?)?;
     archive.finish()?;
     Ok(bytes)
+}
+
+/// Returns a path by which child processes can open a file of this process that has no name.
+pub(crate) fn path_of(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
 fn remove_unused(folder: &Path) {

@@ -148,6 +148,20 @@ mod tests {
         );
     }
 
+    /// With another start than its owner's, it would be that of a dead owner to everyone else.
+    #[test]
+    fn next_has_the_start_of_an_owner_whose_command_name_is_not_utf8() {
+        let comm = fs::read("/proc/self/comm").unwrap();
+        fs::write("/proc/self/comm", b"t\xc3\xb6\xc3").unwrap();
+        let name = Name::next();
+        let stat = Stat::read(getpid().as_raw_nonzero().get());
+        fs::write("/proc/self/comm", comm).unwrap();
+        let stat = stat.unwrap().expect("this process runs");
+        assert_eq!(stat.comm, b"t\xc3\xb6\xc3");
+        assert!(stat.start_ticks > 0);
+        assert_eq!(name.unwrap().start_ticks, stat.start_ticks);
+    }
+
     #[test]
     fn only_a_dead_owner_makes_a_name_stale() {
         let own = Name::next().unwrap();

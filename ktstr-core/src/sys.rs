@@ -209,10 +209,14 @@ pub(crate) fn bring_up_loopback() -> io::Result<()> {
 
 /// Puts another thread of this process before everything but what [`run_first`] has put there.
 pub(crate) fn raise<T>(thread: &JoinHandle<T>) -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: 98 };
+    // SAFETY: all of `sched_param` is plain data; musl's has more fields than the kernel's.
+    let mut param: libc::sched_param = unsafe { std::mem::zeroed() };
+    param.sched_priority = 98;
+    // std has a number for the handle, and so has glibc; musl has a pointer of the same value.
+    let handle = thread.as_pthread_t() as libc::pthread_t;
     // SAFETY: the thread was neither joined nor detached, as `thread` would be gone then; `param` is
     // a valid `sched_param` for the duration of the call.
-    match unsafe { libc::pthread_setschedparam(thread.as_pthread_t(), libc::SCHED_FIFO, &param) } {
+    match unsafe { libc::pthread_setschedparam(handle, libc::SCHED_FIFO, &param) } {
         // A thread that has ended by itself has no use for it.
         0 | libc::ESRCH => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),

@@ -88,7 +88,9 @@ fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     // A body that printed its last words without a line break still wants them seen.
     let _ = std::io::stdout().flush();
     report(Report::End(shortened(end)));
-    profile::write();
+    if rustix::process::getpid() == body {
+        profile::write();
+    }
 }
 
 /// The end with its texts cut so that it fits a frame: a verdict must not fail to arrive because

@@ -100,7 +100,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<Option<PathBuf>> {
         let path = path.with_file_name(name);
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(mut file) => {
-                file.write_all(bytes)?;
+                if let Err(error) = file.write_all(bytes) {
+                    // A part of a profile would make `llvm-profdata merge` fail for all of them.
+                    let _ = fs::remove_file(&path);
+                    return Err(error.into());
+                }
                 return Ok(Some(path));
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}

@@ -440,19 +440,28 @@ impl Session {
 
     /// Receives the file that was announced, after the end of the run: what becomes of it changes no verdict.
     fn receive_file(&mut self, vm: &mut dyn Vm) {
+        let mut deadline = Instant::now() + self.watchdog();
         while self.profile.as_ref().is_some_and(ReceivedFile::is_expected) {
             match self.decoder.next() {
                 Ok(Some(Report::FilePiece(piece))) => {
                     self.profile.iter_mut().for_each(|file| file.push(&piece));
                     continue;
                 }
-                Ok(Some(_)) => continue,
                 Ok(None) => {}
-                Err(_) => return,
+                Ok(Some(_)) | Err(_) => return,
             }
-            match vm.next_event(Instant::now() + self.watchdog()) {
-                Ok(Event::Port { bytes, .. }) => self.decoder.push(&bytes),
-                Ok(Event::Console(bytes)) => append_bounded(&mut self.console, &bytes),
+            match vm.next_event(deadline) {
+                Ok(Event::Port { bytes, .. }) => {
+                    self.decoder.push(&bytes);
+                    deadline = Instant::now() + self.watchdog();
+                }
+                Ok(Event::Console(bytes)) => {
+                    append_bounded(&mut self.console, &bytes);
+                    // A console that never falls silent must not extend the deadline.
+                    if Instant::now() > deadline {
+                        return;
+                    }
+                }
                 Ok(Event::Exited(_) | Event::Deadline) | Err(_) => return,
             }
         }

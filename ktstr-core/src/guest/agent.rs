@@ -62,11 +62,16 @@ impl Agent {
             Ok(child) => self.watch(child)?,
             Err(end) => end,
         };
-        let profile = profile::open().context("cannot open the profile of the body")?;
+        let profile = profile::open().unwrap_or_else(|error| {
+            eprintln!("ktstr-init: cannot open the profile of the body: {error}");
+            None
+        });
         if let Some((_, length)) = profile {
             self.tell(&Report::File { kind: FileKind::Profile, length })?;
         }
         self.tell(&Report::End(end))?;
+        // First the verdict, which must not depend on whether the file can be read.
+        self.drain_queue(0)?;
         if let Some((file, _)) = profile {
             self.send_file(file)?;
         }

@@ -12,6 +12,8 @@ use super::*;
 /// What the machine does next.
 enum Scene {
     Console(&'static str),
+    /// The console shows a line after so long.
+    LateLine(Duration),
     Reports(Vec<Report>),
     Damaged(Report),
     /// Neither machine nor runner get to run for so long.
@@ -40,6 +42,10 @@ impl Vm for Script {
         };
         Ok(match self.scenes.pop_front() {
             Some(Scene::Console(text)) => Event::Console(text.into()),
+            Some(Scene::LateLine(time)) => {
+                std::thread::sleep(time);
+                Event::Console(b"a line\n".to_vec())
+            }
             Some(Scene::Reports(reports)) => port(&reports),
             Some(Scene::Damaged(report)) => match port(&[report]) {
                 Event::Port { port, mut bytes } => {
@@ -273,4 +279,16 @@ fn file_that_follows_the_end_is_received_and_changes_no_verdict() {
         assert_eq!(file.bytes, bytes.as_bytes());
         assert_eq!(file.is_complete(), is_complete);
     }
+}
+
+#[test]
+fn console_does_not_extend_the_wait_for_a_file() {
+    let end = vec![Report::File { kind: FileKind::Profile, length: 1 }, pass()];
+    // For longer than any scaled watchdog.
+    let lines = (0..120).map(|_| Scene::LateLine(Duration::from_millis(100)));
+    let file = Scene::Reports(vec![Report::FilePiece(b"a".to_vec())]);
+    let scenes = [started(), Scene::Reports(end)].into_iter().chain(lines).chain([file]);
+    let outcome = play(scenes.collect::<VecDeque<_>>());
+    assert_eq!(outcome.end, RunEnd::Verdict(AssertResult::pass()));
+    assert!(!outcome.profile.unwrap().is_complete());
 }

@@ -1,8 +1,9 @@
 //! How long a fair scheduler may keep each worker waiting.
 //!
 //! Weights are divided level by level, as the fair class does with its group entities (Linux 6.12,
-//! scheduler/sched-design-CFS.rst and admin-guide/cgroup-v2.rst, "CPU"). The result is an upper bound:
-//! all workers that could compete for one CPU are taken to do so, all the time.
+//! scheduler/sched-design-CFS.rst and admin-guide/cgroup-v2.rst, "CPU"). Where the controller `cpu` is not
+//! enabled there are no levels, and all tasks compete directly. The result is an upper bound: all workers
+//! that could compete for one CPU are taken to do so, all the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -83,15 +84,20 @@ fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Du
             }
         }
     }
+    // A knob of the controller `cpu` means that it is enabled. Without one, it may be or not.
+    let has_levels = knobs.values().any(|knobs| knobs.weight.is_some() || knobs.quota.is_some());
+    let fair = competitors.iter().filter_map(|competitor| competitor.weights.as_ref());
+    let total: f64 = fair.map(|weights| f64::from(*weights.end())).sum();
     let has_realtime = competitors.iter().any(|competitor| competitor.weights.is_none());
     let left = if has_realtime { LEFT_BY_REALTIME } else { 1.0 };
     let share = |competitor: &Competitor| {
         let Some(weights) = &competitor.weights else { return 1.0 };
         let (least, most) = (f64::from(*weights.start()), f64::from(*weights.end()));
-        let among_tasks = least / (totals[&*competitor.cgroup] - most + least);
-        let by_weight = with_ancestors(&competitor.cgroup)
+        let among = |total: f64| left * least / (total - most + least);
+        let by_level = with_ancestors(&competitor.cgroup)
             .map(|cgroup| weight_of(cgroup) / totals[parent(cgroup)])
-            .fold(left * among_tasks, |share, of_level| share * of_level);
+            .fold(among(totals[&*competitor.cgroup]), |share, of_level| share * of_level);
+        let by_weight = if has_levels { by_level } else { by_level.min(among(total)) };
         let by_quota = with_ancestors(&competitor.cgroup).filter_map(|cgroup| {
             let CpuQuota { quota, period } = knobs_of(cgroup).quota?;
             Some(quota.div_duration_f64(period) / tasks[cgroup])
@@ -152,8 +158,6 @@ mod tests {
         waits_for(&tasks(&[("cg", 1024, 33)]), &[], 33.0 * 20.0);
         // SCHED_IDLE beside two busy tasks.
         waits_for(&tasks(&[("cg", 3, 1), ("cg", 1024, 2)]), &[], 20.0 * 2051.0 / 3.0);
-        // In another cgroup, their number does not matter.
-        waits_for(&tasks(&[("a", 1024, 1), ("b", 1024, 9)]), &[], 2.0 * 20.0);
         // Realtime tasks leave a twentieth, and wait for no fair task.
         waits_for(&tasks(&[("cg", 1024, 1), ("cg", 0, 1)]), &[], 20.0 * 20.0);
         waits_for(&tasks(&[("cg", 0, 1), ("cg", 1024, 9)]), &[], 20.0);
@@ -164,9 +168,23 @@ mod tests {
         let two = tasks(&[("a", 1024, 1), ("b", 1024, 1)]);
         waits_for(&two, &[("a", weight(1)), ("b", weight(10_000))], 20.0 * 10_001.0);
         let nested = tasks(&[("a/b", 1024, 2), ("a/c", 1024, 1), ("d", 1024, 5)]);
-        waits_for(&nested, &[], 20.0 * 2.0 * 2.0 * 2.0);
+        waits_for(&nested, &[("d", weight(100))], 20.0 * 2.0 * 2.0 * 2.0);
         // A task beside a child cgroup, in the workload root.
-        waits_for(&tasks(&[("", 1024, 1), ("a", 1024, 7)]), &[], 20.0 * 2.0);
+        let beside_child = tasks(&[("", 1024, 1), ("a", 1024, 7)]);
+        waits_for(&beside_child, &[("a", weight(100))], 20.0 * 2.0);
+        // The number of tasks in another cgroup does not matter.
+        let few_and_many = tasks(&[("a", 1024, 1), ("b", 1024, 9)]);
+        waits_for(&few_and_many, &[("b", quota(400))], 20.0 * 2.0);
+    }
+
+    #[test]
+    fn waits_without_the_cpu_controller_count_the_tasks_of_all_cgroups() {
+        waits_for(&tasks(&[("a", 1024, 1), ("b", 1024, 9)]), &[], 10.0 * 20.0);
+        let idle = tasks(&[("a", 3, 1), ("b", 1024, 2)]);
+        waits_for(&idle, &[], 20.0 * 2051.0 / 3.0);
+        waits_for(&idle, &[("b", CpuKnobs::default())], 20.0 * 2051.0 / 3.0);
+        // It may be enabled all the same, and then the cgroup's share is divided by nine.
+        waits_for(&tasks(&[("a", 1024, 9), ("b", 1024, 1)]), &[], 9.0 * 2.0 * 20.0);
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub(crate) fn judge(
     let is_plain_pass = matches!(end, RunEnd::Verdict(verdict) if verdict.is_pass());
     Err(match own {
         Ok(_) if is_plain_pass => complaints,
+        Ok(Passed::Inconclusive(reasons)) => [complaints, reasons].concat(),
         Ok(_) => [complaints, vec![format!("the run itself, as expected: {end}")]].concat(),
         Err(reasons) => [reasons, complaints].concat(),
     })
@@ -187,6 +188,9 @@ mod tests {
         let end = RunEnd::Verdict(AssertResult::inconclusive(detail("no sample")));
         let reasons = vec!["inconclusive: check: no sample".to_owned()];
         assert_eq!(judge(&entry, &end, Vec::new()), Ok(Passed::Inconclusive(reasons)));
+        let complained = judge(&entry, &end, vec!["post_vm: no capture".to_owned()]);
+        let both = ["post_vm: no capture", "inconclusive: check: no sample"];
+        assert_eq!(complained, texts(&both));
         let beside = AssertResult::inconclusive(detail("no sample"))
             .merge(AssertResult::fail(detail("disk full")));
         assert!(judge(&entry, &RunEnd::Verdict(beside), Vec::new()).is_err());

@@ -46,17 +46,17 @@ pub fn execute_steps(ctx: &Ctx<'_>, steps: impl Into<Vec<Step>>) -> Result<Asser
     execute_scenario(ctx, Backdrop::new(), steps)
 }
 
-/// Plays steps in order, checked by `assert` instead of the attribute's keys.
+/// Plays steps in order, checked by `assert` instead of the attribute's keys; with `None`, by these.
 ///
 /// # Errors
 ///
 /// As for [`execute_scenario`].
-pub fn execute_steps_with(
+pub fn execute_steps_with<'a>(
     ctx: &Ctx<'_>,
     steps: impl Into<Vec<Step>>,
-    assert: &Assert,
+    assert: impl Into<Option<&'a Assert>>,
 ) -> Result<AssertResult> {
-    play(ctx, &Backdrop::new(), &steps.into(), assert)
+    play(ctx, &Backdrop::new(), &steps.into(), assert.into().unwrap_or(&ctx.assert))
 }
 
 /// Sets the backdrop up, plays the steps in order, and takes everything down again.

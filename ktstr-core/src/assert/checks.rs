@@ -88,7 +88,7 @@ checks! {
         /// If none of the workers made any, however short the time, nothing was shown: that is
         /// inconclusive. Not time-based, but inconclusive if the host kept a vCPU from running for as
         /// long as the worker was beyond its limit ([`AssertDetail::explained_by`]), unless the
-        /// worker was asleep: the host keeps nobody asleep.
+        /// worker was asleep, which steal time does not explain.
         not_stuck = true,
         /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup,
         /// and for those above, left it at that time fails the test. Not judged are times without a

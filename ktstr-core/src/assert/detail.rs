@@ -183,7 +183,7 @@ impl AssertDetail {
         Self { time_based: true, ..self }
     }
 
-    /// Says how much time the host has to have taken from one CPU to explain it.
+    /// Sets how much time the host has to have taken from one CPU to explain it.
     pub fn explained_by(self, stolen: Duration) -> Self {
         Self { explained_by: Some(stolen), ..self }
     }

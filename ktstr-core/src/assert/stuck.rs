@@ -2,8 +2,8 @@
 //!
 //! A worker that made none has had a certain time. The guest's scheduler may explain a part of it: the
 //! scenario froze the worker, its weight or quota is small, `memory.high` slows it down. Of what is left,
-//! the host may explain a part: steal time, which only the host sees. The detail says how much steal
-//! time that takes, and is inconclusive if there was as much. See docs/decisions/0007-stuck-workers.md.
+//! the host may explain a part: steal time, which only the host sees. The detail carries how much steal
+//! time that takes, and becomes inconclusive if there was as much. See docs/decisions/0007-stuck-workers.md.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ fn stuck(
     let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, bound);
     let detail = less_frozen(detail.because(&time_spent(worker)), frozen);
     match asleep(worker, had) {
-        // Time that the host takes wakes nobody and keeps nobody asleep.
+        // Steal time does not keep a task asleep.
         asleep if asleep >= limit && !worker.needs_others => detail,
         _ => detail.explained_by(had - limit),
     }

@@ -50,7 +50,7 @@ impl<'a> CgroupGroup<'a> {
 impl Drop for CgroupGroup<'_> {
     fn drop(&mut self) {
         for name in self.made.iter().rev() {
-            // Not a log message, which nobody sees without RUST_LOG: a drop has no other way to fail.
+            // Not a log message, which is invisible without RUST_LOG: a drop has no other way to fail.
             if let Err(error) = self.cgroups.remove_cgroup(name) {
                 eprintln!("ktstr: cgroup left behind: {error}");
             }

@@ -52,7 +52,7 @@ pub(super) fn start(
     receiver.recv().context("the thread of the body has ended")?
 }
 
-/// Forks the process. The calling thread is the one that goes on in it.
+/// Forks the body's process, in which the calling thread is the only one.
 fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) -> Result<Child> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let (panics, panic_writer) = output_pipe()?;

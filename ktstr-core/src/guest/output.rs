@@ -191,7 +191,7 @@ impl Shared {
         drop(self.taken.wait_while(handover, is_full));
     }
 
-    /// Changes what waits for PID 1, and tells it once the lock is released.
+    /// Changes what waits for PID 1, and signals it once the lock is released.
     fn change(&self, change: impl FnOnce(&mut Handover)) {
         change(&mut self.handover.lock().unwrap_or_else(PoisonError::into_inner));
         signal(&self.ready);

@@ -56,8 +56,8 @@ impl WorkerCtx {
         self.bursts.length()
     }
 
-    /// Counts an iteration of the work loop, in which so many units of work were done: takes the time
-    /// and the CPU, without a system call where the vDSO has both.
+    /// Counts an iteration of the work loop, in which `units` of work were done: reads the time and
+    /// the CPU, without a system call where the vDSO has both.
     pub fn turn(&self, units: u64) {
         self.telemetry().sample(units);
     }

@@ -43,7 +43,7 @@ pub struct WorkerReport {
     pub allowed_cpus: Vec<u32>,
     /// How it ended before it was stopped: `exit status 1`; `None` if it did not.
     pub ended: Option<String>,
-    /// From its release until it was told to stop, or ended by itself.
+    /// From its release until its stop was requested, or until its own end.
     pub active: Duration,
     /// When that was, in nanoseconds since boot.
     pub active_until_ns: u64,

@@ -85,7 +85,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Field("memory_mib")).vm(),
     Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
     Key::new("settle_ms", integer(0..=86_400_000, 500), Target::Millis("settle")),
-    Key::new("workers_per_cgroup", integer(0..=10_000, 2), Target::Field("workers_per_cgroup")),
+    Key::new("workers_per_cgroup", integer(1..=10_000, 2), Target::Field("workers_per_cgroup")),
     Key::new("watchdog_timeout_s", integer(1..=86_400, 20), Target::Seconds("watchdog_timeout"))
         .vm(),
     Key::new("kernel", text("debian:trixie", check_kernel), Target::Optional("kernel")).vm(),

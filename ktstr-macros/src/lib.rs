@@ -44,7 +44,7 @@ use proc_macro::TokenStream;
 /// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB for each; raised to what the machine needs to boot |
 /// | `duration_s` | 1 to 86400 | 5 | how long the body means to run, in seconds |
 /// | `settle_ms` | 0 to 86400000 | 500 | how long a load is given to settle, in milliseconds |
-/// | `workers_per_cgroup` | 0 to 10000 | 2 | how many workers a cgroup of `ctx.cgroup_def` has if its definition does not set a number |
+/// | `workers_per_cgroup` | 1 to 10000 | 2 | how many workers a cgroup of `ctx.cgroup_def` has if its definition does not set a number |
 /// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds a body may run over, or a guest be silent |
 /// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |
 /// | `workload_root_cgroup` | string | `"/ktstr"` | the cgroup below which the scenario works |

@@ -9,6 +9,7 @@ use ktstr::prelude::*;
     threads = 0,
     memory_mib = 63,
     duration_s = 0,
+    workers_per_cgroup = 0,
     watchdog_timeout_s = 0
 )]
 fn below(_ctx: &Ctx) -> Result<AssertResult> {

@@ -28,7 +28,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     memory_mib = 1_048_576,
     duration_s = 86_400,
     settle_ms = 0,
-    workers_per_cgroup = 0,
+    workers_per_cgroup = 1,
     watchdog_timeout_s = 1,
     kernel = "debian:trixie",
     workload_root_cgroup = "/a/b.slice",

@@ -190,6 +190,29 @@ fn every_check_reaches_the_entry() {
     assert_eq!(entry.assert, wanted);
 }
 
+/// The expansion needs nothing that is in scope by itself.
+#[no_implicit_prelude]
+mod without_the_implicit_prelude {
+    use ::ktstr::prelude::{AssertResult, Ctx, Result, VmResult, ktstr_test};
+    use ::std::result::Result::Ok;
+
+    #[ktstr_test(
+        crate = ::ktstr,
+        max_gap_ms = 50,
+        expect_err = "x",
+        env = ["A=1"],
+        post_vm = accept,
+        ignore = "only has to compile"
+    )]
+    fn compiles(_: &Ctx) -> Result<AssertResult> {
+        Ok(AssertResult::pass())
+    }
+
+    fn accept(_: &VmResult) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// Tests may have names that the expansion uses, or needs to find elsewhere.
 mod names_of_the_expansion {
     use ktstr::prelude::*;

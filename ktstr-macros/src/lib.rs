@@ -118,8 +118,8 @@ use proc_macro::TokenStream;
 ///
 /// The expansion begins its paths with `ktstr`. That is the dependency of this name or what
 /// `use kt::prelude::*` brings under it, whatever the dependency's own name, and also through a crate
-/// that re-exports it. Where neither is there, or something else is called `ktstr`, the key `crate` has
-/// the path: `crate = kt`, `crate = my_support::ktstr`, `crate = ::ktstr`.
+/// that re-exports it. Where neither is there, as under `#[no_implicit_prelude]`, or something else is
+/// called `ktstr`, the key `crate` has the path: `crate = kt`, `crate = my_support::ktstr`, `crate = ::ktstr`.
 ///
 /// # Where tests can be
 ///

@@ -250,9 +250,13 @@ fn flat(name: &str) -> Result<String> {
     Ok(name.replace('/', ","))
 }
 
-fn holder(file: &mut File) -> String {
+/// Names the holder of a lock by the pid that it wrote into the file.
+fn holder(mut file: impl Read) -> String {
     let mut pid = String::new();
     match file.read_to_string(&mut pid) {
+        Ok(1..) if pid == std::process::id().to_string() => {
+            "another test of this process".to_owned()
+        }
         Ok(1..) => format!("process {pid}"),
         _ => "another process".to_owned(),
     }
@@ -270,6 +274,16 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path().join("cache"));
         Ok((dir, cache))
+    }
+
+    #[test]
+    fn holder_of_a_lock_may_be_this_process() {
+        let own = std::process::id().to_string();
+        for (content, name) in
+            [("1", "process 1"), ("", "another process"), (&*own, "another test of this process")]
+        {
+            assert_eq!(holder(content.as_bytes()), name);
+        }
     }
 
     #[test]

@@ -29,6 +29,9 @@ const WAITING: usize = 4;
 /// more than the lines. A first line is taken at once.
 const GATHER: Duration = Duration::from_millis(2);
 
+/// After so long without room, PID 1 is signalled again.
+const SIGNAL_AGAIN: Duration = Duration::from_millis(10);
+
 /// What a read finds is little below this: the writer is not held up by a full pipe.
 const LITTLE: usize = CHUNK / 2;
 
@@ -186,9 +189,18 @@ impl Shared {
     }
 
     fn wait_for_room(&self) {
-        let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |handover: &mut Handover| handover.payloads.len() >= WAITING;
-        drop(self.taken.wait_while(handover, is_full));
+        loop {
+            let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.taken.wait_timeout_while(handover, SIGNAL_AGAIN, is_full);
+            let (handover, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            drop(handover);
+            if !timeout.timed_out() {
+                return;
+            }
+            // PID 1 may have found the lock held by this very check, and left all where it was.
+            signal(&self.ready);
+        }
     }
 
     /// Changes what waits for PID 1, and signals it once the lock is released.
@@ -283,5 +295,26 @@ mod tests {
         signal(&output.shared.finish);
         assert_eq!(take_all(&mut output).0.len(), 60_000);
         drop(left_running);
+    }
+
+    #[test]
+    fn take_that_finds_the_lock_held_is_signalled_again() {
+        let (out, writer) = output_pipe().unwrap();
+        let mut output = Output::start(vec![(Stream::Stdout, out)]).unwrap();
+        std::thread::spawn(move || {
+            let _ = std::fs::File::from(writer).write_all(&[b'x'; (WAITING + 2) * CHUNK]);
+        });
+        let shared = Arc::clone(&output.shared);
+        loop {
+            let handover = shared.handover.lock().unwrap();
+            if handover.payloads.len() == WAITING {
+                // As while the thread looks for room; this clears the signal.
+                assert!(output.take().is_empty());
+                break;
+            }
+            drop(handover);
+            std::thread::yield_now();
+        }
+        assert!(take_all(&mut output).0.len() == (WAITING + 2) * CHUNK);
     }
 }

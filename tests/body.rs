@@ -266,7 +266,8 @@ fn emulated_guests_have_the_rate_of_the_tsc(_: &Ctx) -> Result<AssertResult> {
 fn kernel_took_the_rate(result: &VmResult) -> Result<()> {
     let console = &result.console;
     let given = console.split_once(" tsc_early_khz=").and_then(|(_, rest)| rest.split_once(' '));
-    ensure!(given.is_some() == (result.machine.engine_name == "qemu"), "{console}");
+    ensure!(given.is_none() || result.machine.engine_name == "qemu", "{console}");
+    // Nor is it given if the host's cannot be measured.
     let Some((khz, _)) = given else { return Ok(()) };
     let (mhz, fraction) = khz.split_at_checked(khz.len() - 3).context("less than 1 MHz")?;
     ensure!(console.contains(&format!("tsc: Detected {mhz}.{fraction} MHz")), "{console}");

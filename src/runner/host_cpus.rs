@@ -13,6 +13,7 @@
 //! Abstract addresses belong to a network namespace: a container with a namespace of its own counts
 //! for itself.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{Error, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
@@ -20,11 +21,17 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+
+use crate::report;
 
 /// The variable that sets the number of CPUs.
 const VARIABLE: &str = "KTSTR_HOST_CPUS";
+
+/// After how long without a release a wait is reported: a holder may be stopped.
+const NOTICE_AFTER: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
 
 /// The semaphore.
 #[derive(Debug, Clone)]
@@ -159,15 +166,35 @@ fn wait_for_any(slots: &mut [Slot]) -> Result<(), Error> {
     let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
     // They are never accepted, so the only event that they can have is their end.
     let mut fds: Vec<_> = holders.map(|holder| PollFd::new(holder, PollFlags::empty())).collect();
-    match poll(&mut fds, None) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(errno) => return Err(errno.into()),
+    let mut timeout = Some(&NOTICE_AFTER);
+    loop {
+        match poll(&mut fds, timeout) {
+            Ok(0) => {
+                report::notice(&waiting(slots));
+                timeout = None;
+            }
+            Ok(_) | Err(Errno::INTR) => break,
+            Err(errno) => return Err(errno.into()),
+        }
     }
     let ended: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
     for (slot, _) in slots.iter_mut().zip(ended).filter(|(_, ended)| *ended) {
         slot.holder = None;
     }
     Ok(())
+}
+
+/// Returns what a person is told of a long wait: the processes that are waited for.
+fn waiting(slots: &[Slot]) -> String {
+    let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
+    let pids: BTreeSet<_> = holders
+        .filter_map(|holder| Some(socket_peercred(holder).ok()?.pid.as_raw_nonzero().get()))
+        .collect();
+    let seconds = NOTICE_AFTER.tv_sec;
+    format!(
+        "no guest has ended for {seconds} s; waiting for CPUs of this host that the processes {pids:?} \
+         hold; {VARIABLE}=off does not wait"
+    )
 }
 
 #[cfg(test)]
@@ -290,6 +317,16 @@ mod tests {
             assert!(large.join().unwrap().is_some());
         });
         holder.process.wait().unwrap();
+    }
+
+    #[test]
+    fn waiting_names_the_holders() {
+        let semaphore = semaphore(1);
+        let _cpus = semaphore.take(1).unwrap();
+        let mut slot = Slot::new(&format!("{}/0", semaphore.prefix)).unwrap();
+        assert!(slot.watch().unwrap());
+        let (own, text) = (std::process::id(), waiting(&[slot]));
+        assert!(text.contains(&format!("the processes {{{own}}} hold")), "{text}");
     }
 
     #[test]

@@ -172,7 +172,10 @@ impl Agent {
         ended.has_ended = true;
         // Only the body itself sends reports, so these come to an end.
         while self.receive_reports(ended)? {}
-        ended.output.finish()?;
+        // The verdict counts more than the order of what is left to do.
+        if let Err(error) = ended.output.finish() {
+            eprintln!("ktstr-init: {error:#}");
+        }
         while !child.as_ref().expect("stays until its output is taken").output.is_complete() {
             self.turn(child)?;
         }
@@ -271,17 +274,24 @@ impl Agent {
             match decoder.next_with_payload() {
                 Ok(Some((Report::End(end), _))) => self.end = self.end.take().or(Some(end)),
                 // Decoded only to see that the host can decode it, too.
-                Ok(Some((_, payload))) => self.send(payload)?,
+                Ok(Some((
+                    Report::Event(_) | Report::Capture(_) | Report::Snapshot(_),
+                    payload,
+                ))) => self.send(payload)?,
                 Ok(None) => return Ok(true),
                 // A body that tampers with its channel has no verdict.
-                Err(error) => {
-                    let status = format!("its reports are damaged: {error}");
-                    self.end = Some(End::Exited { status });
-                    child.reports = None;
-                    return Ok(true);
-                }
+                Ok(Some(_)) => return Ok(self.distrust(child, "one is not the body's to send")),
+                Err(error) => return Ok(self.distrust(child, &error.to_string())),
             }
         }
+    }
+
+    /// Closes the channel of a body and takes its verdict away. True: something was received.
+    fn distrust(&mut self, child: &mut Child, why: &str) -> bool {
+        let status = format!("its reports are damaged: {why}");
+        self.end = Some(End::Exited { status });
+        child.reports = None;
+        true
     }
 
     fn tell(&mut self, report: &Report) -> Result<()> {

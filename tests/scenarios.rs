@@ -13,7 +13,7 @@ fn conclusive(verdict: AssertResult) -> Result<AssertResult> {
 }
 
 /// The part of a vCPU's time from which on a worker without an iteration is the host's matter.
-const BUSY: f64 = 0.1;
+const BUSY: f64 = 0.3;
 
 /// Expects that every worker has worked. A worker that did not is only noted where the time is too short
 /// to call it stuck, but it is long enough on these machines, unless the host keeps them from running.

@@ -14,7 +14,10 @@ use std::io;
 use crate::sys;
 
 /// Where the body leaves its profile.
-const PATH: &CStr = c"/ktstr/body.profraw";
+const PATH: &str = "/ktstr/body.profraw";
+
+/// Where the profile is until it is complete: a body may be killed meanwhile.
+const UNFINISHED: &CStr = c"/ktstr/body.profraw.unfinished";
 
 /// Returns whether this program is instrumented.
 pub fn is_instrumented() -> bool {
@@ -24,29 +27,25 @@ pub fn is_instrumented() -> bool {
 /// Writes the counters of this process, if it has any.
 ///
 /// A copy of the process does it: whatever becomes of the profile, the verdict stays what it is. A profile that
-/// cannot be written whole is removed, and the reason is on the body's standard error.
+/// cannot be written whole does not get its name, and the reason is on the body's standard error.
 pub(super) fn write() {
     let Some(runtime) = sys::ProfileRuntime::linked() else { return };
     // SAFETY: the copy makes system calls and reads counters, for which it waits for nothing.
-    let written = unsafe { sys::fork(|| runtime.write(PATH)) }.and_then(sys::reap);
-    let problem = match written {
-        Ok((status, _)) if status.success() => return,
-        Ok((status, _)) => status.to_string(),
-        Err(error) => error.to_string(),
-    };
-    eprintln!("ktstr: cannot write the profile of the test body: {problem}");
-    let _ = fs::remove_file(path());
+    let written = unsafe { sys::fork(|| runtime.write(UNFINISHED)) }.and_then(sys::reap);
+    let complete = written.and_then(|(status, _)| match status.success() {
+        true => fs::rename(UNFINISHED.to_str().expect("the path is ASCII"), PATH),
+        false => Err(io::Error::other(status.to_string())),
+    });
+    if let Err(error) = complete {
+        eprintln!("ktstr: cannot write the profile of the test body: {error}");
+    }
 }
 
 /// Opens the profile that the body left, if it did; with its length.
 pub(super) fn open() -> io::Result<Option<(File, u64)>> {
-    match File::open(path()) {
+    match File::open(PATH) {
         Ok(file) => file.metadata().map(|meta| Some((file, meta.len()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn path() -> &'static str {
-    PATH.to_str().expect("the path is ASCII")
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -134,6 +135,16 @@ impl CgroupManager {
         folder: &Path,
     ) -> Result<(), Error> {
         self.writer.check_folder(operation, path, folder)
+    }
+}
+
+/// Methods of a trait object need no import of the trait: `use ktstr::cgroup::CgroupManager` is enough to
+/// call those of [`CgroupOps`].
+impl Deref for CgroupManager {
+    type Target = dyn CgroupOps;
+
+    fn deref(&self) -> &Self::Target {
+        self
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ktstr::cgroup::CgroupManager;
 use ktstr::prelude::{
     AssertDetail, AssertResult, Backdrop, CaptureCallback, Context, Controller, Ctx, DetailKind,
     KernelSnapshot, Outcome, Result, RunEnd, SnapshotBridge, VmResult, WorkSpec, bail, ensure,
@@ -56,6 +57,19 @@ fn cgroup_errors_have_the_errno_in_their_chain(ctx: &Ctx) -> Result<AssertResult
     let errno = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
     ensure!(errno.and_then(io::Error::raw_os_error) == Some(2), "{error:?}"); // ENOENT
     ctx.cgroups.cleanup_all()?;
+    Ok(AssertResult::pass())
+}
+
+/// Without an import of the trait.
+#[ktstr_test]
+fn cgroup_manager_has_its_methods(_: &Ctx) -> Result<AssertResult> {
+    let manager = CgroupManager::new("/sys/fs/cgroup/contract");
+    manager.setup(&[Controller::Cpu].into())?;
+    manager.create_cgroup("limited")?;
+    manager.set_cpu_max("limited", Some(20_000), 100_000)?;
+    ensure!(manager.read_procs("limited")?.is_empty());
+    manager.cleanup_all()?;
+    ensure!(!manager.parent_path().join("limited").exists());
     Ok(AssertResult::pass())
 }
 

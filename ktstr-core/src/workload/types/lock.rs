@@ -90,13 +90,12 @@ mod tests {
         assert_eq!(nice, [19, 0, -10]);
         // Alone with the holder, it would wait for what the holder computes, at most.
         running.wait_until(|running| {
-            let (low, high) = (running.report(0), running.report(2));
+            let [low, middle, high] = [0, 1, 2].map(|index| running.report(index));
             let hold = low.cpu.as_nanos() as u64 / low.work_units.max(1);
             let longest_wait = high.wake_latency_ns.percentile(100.0);
-            low.work_units >= 2 && longest_wait > Some(3 * hold)
+            low.work_units >= 2 && longest_wait > Some(3 * hold) && middle.cpu > 2 * low.cpu
         });
-        let [low, middle, high] = running.stop().try_into().unwrap();
+        let [low, _, high] = running.stop().try_into().unwrap();
         assert_eq!((low.allowed_cpus.len(), &low.allowed_cpus), (1, &high.allowed_cpus));
-        assert!(middle.cpu > 2 * low.cpu, "{middle:?}, {low:?}");
     }
 }

@@ -68,8 +68,10 @@ mod tests {
         for work in [WorkType::Mixed, WorkType::Bursty, WorkType::IdleChurn, WorkType::TimerLatency]
         {
             let running = Running::of(work.clone(), 1);
+            // In this order: the worker goes on between the two lines.
+            let units = running.report(0).work_units;
             let before = sleeps(running.pid(0));
-            running.wait_for_units(20);
+            running.wait_for_units(units + 40);
             let slept = sleeps(running.pid(0)) - before;
             let [report] = running.stop().try_into().unwrap();
             // A timer that is due at once needs no sleep.

@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use crate::assert::{Assert, AssertResult};
-use crate::payload::Payload;
-use crate::result::VmResult;
-use crate::scenario::Ctx;
-use crate::topology::Topology;
+use crate::guest::assert::{Assert, AssertResult};
+use crate::guest::payload::Payload;
+use crate::guest::scenario::Ctx;
+use crate::model::result::VmResult;
+use crate::model::topology::Topology;
 
 /// Every `#[ktstr_test]` of this binary.
 #[linkme::distributed_slice]

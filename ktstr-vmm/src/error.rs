@@ -15,10 +15,10 @@ pub enum Error {
     Config(String),
     /// The program of the engine could not be executed.
     #[error("{0}: install QEMU, or name its program")]
-    Spawn(ktstr_core::process::Error),
+    Spawn(ktstr_core::linux::process::Error),
     /// The engine's processes could not be held together.
     #[error("cannot hold the engine's processes: {0}")]
-    Contain(#[from] ktstr_core::process::Error),
+    Contain(#[from] ktstr_core::linux::process::Error),
     /// The engine ended before the machine ran: a bad option, or a kernel it cannot load.
     #[error("the engine ended before the machine ran ({status}): {}", or_nothing(stderr))]
     Start {

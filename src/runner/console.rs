@@ -1,6 +1,6 @@
 //! Reads what the guest's kernel complains about from its console.
 
-use ktstr_core::guest::COMPLAINT;
+use ktstr_core::guest::agent::COMPLAINT;
 use ktstr_core::result::{KernelEvent, KernelEventKind};
 
 /// Words of a kernel line, and what they mean. The first match counts.

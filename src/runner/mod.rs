@@ -23,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ktstr_core::guest;
+use ktstr_core::guest::agent;
 use ktstr_core::process;
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{Machine, RunEnd, Timings, VmResult};
@@ -46,10 +46,10 @@ pub type TestResult = Result<(), Failure>;
 
 /// Runs a test: on the host, the virtual machine and the report; as PID 1, the guest's side.
 pub fn run(entry: &'static TestEntry) -> TestResult {
-    if guest::is_init() {
-        guest::init();
+    if agent::is_init() {
+        agent::init();
     }
-    ktstr_core::logging::init();
+    ktstr_core::guest::logging::init();
     process::heed_children();
     parent::end_with_cargo();
     let outcome = if entry.host_only { run_on_host(entry) } else { run_this_binary(entry) };
@@ -75,8 +75,8 @@ pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
 /// Does the guest's side and never returns if this process is PID 1 of a machine of ours. On the host,
 /// prepares this process for waiting for its children.
 pub fn init_if_guest() {
-    if guest::is_init() {
-        guest::init();
+    if agent::is_init() {
+        agent::init();
     }
     process::heed_children();
 }
@@ -125,7 +125,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     });
     echo.finish();
     let outcome = outcome?;
-    if guest::is_instrumented()
+    if agent::is_instrumented()
         && let Err(error) = profile::keep(outcome.profile.as_ref())
     {
         report::notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
@@ -192,7 +192,7 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
     let began = Instant::now();
     let topology = TestTopology::read()?;
     let heard = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
-    let end = guest::run_body(entry, &topology, &|report| match report {
+    let end = agent::run_body(entry, &topology, &|report| match report {
         wire::Report::Event(event) => heard.borrow_mut().0.push(event),
         wire::Report::Capture(capture) => heard.borrow_mut().1.push(capture),
         wire::Report::Snapshot(snapshot) => heard.borrow_mut().2.push(snapshot),
@@ -255,7 +255,7 @@ fn complaints_of_hooks(entry: &TestEntry, result: &VmResult) -> Vec<String> {
         let hook = hook?;
         // A panic there must not take the report along.
         let called = catch_unwind(AssertUnwindSafe(|| hook(result))).unwrap_or_else(|payload| {
-            Err(anyhow::anyhow!("it panicked: {}", guest::panic_message(&*payload)))
+            Err(anyhow::anyhow!("it panicked: {}", agent::panic_message(&*payload)))
         });
         called.err().map(|error| format!("{key}: {error:#}"))
     });

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use ktstr_core::guest;
+use ktstr_core::guest::agent;
 use ktstr_core::payload::Payload;
 
 use super::initramfs::{Contents, Foreign};
@@ -40,7 +40,7 @@ fn gather(
             continue;
         }
         there.push(payload);
-        let folder = format!("{}/{name}", guest::PAYLOADS);
+        let folder = format!("{}/{name}", agent::PAYLOADS);
         let place = format!("{folder}/{name}");
         match find(payload.program) {
             Some(program) if is_elf(&program) => {
@@ -68,7 +68,7 @@ fn gather(
             let (suite, folders) = (tool::SUITE, FOLDERS.join(" and "));
             format!("package {package} of Debian {suite} has no program `{name}` in {folders}")
         })?;
-        let libraries = format!("{folder}/{}", guest::PAYLOAD_LIBRARIES);
+        let libraries = format!("{folder}/{}", agent::PAYLOAD_LIBRARIES);
         contents.foreign.push(Foreign { root, program, name: place, libraries });
     }
     Ok(contents)

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 
 use anyhow::{Context, Result, ensure};
-use ktstr_core::guest;
+use ktstr_core::guest::agent;
 use ktstr_core::registry;
 use ktstr_core::result::{Machine, RunEnd};
 use ktstr_core::topology::Topology;
@@ -184,7 +184,7 @@ fn cmdline(wanted: &Wanted<'_>, memory_mib: u32, pti_disabled: bool) -> Result<S
         words.push("pti=off".to_owned());
     }
     // What the kernel does not know becomes the environment of PID 1.
-    words.push(format!("{}=1", guest::ENV));
+    words.push(format!("{}=1", agent::ENV));
     words.push(format!("LD_LIBRARY_PATH={}", initramfs::LIBRARIES));
     words.push("PATH=/bin:/sbin:/usr/bin:/usr/sbin".to_owned());
     words.extend(min_stack(wanted.env, memory_mib)?);

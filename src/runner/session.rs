@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ktstr_core::guest::COMPLAINT;
+use ktstr_core::guest::agent::COMPLAINT;
 use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{Decoder, Encoder, End, FileKind, Order, Report, ScenarioEvent, Stream};

@@ -1,107 +1,12 @@
-//! The guest's side of a run: the test binary as PID 1.
-//!
-//! PID 1 mounts what a test expects, loads the modules it was given, opens the wire and says
-//! hello. Then it carries out one order: it checks that the machine is the one asked for, forks a
-//! process for the body, passes on what that says, and reports how it ended. It does nothing that
-//! could block on the body, so its heartbeat tells a dead guest from a busy one.
+//! What runs in the guest: PID 1, and what a test body does.
 
-mod agent;
-mod body;
-mod child;
-mod mounts;
-mod outbox;
-mod output;
-mod port;
-mod profile;
-mod shell;
-mod system;
-mod truth;
+pub mod agent;
+pub mod assert;
+pub mod logging;
+pub mod payload;
+pub mod scenario;
+pub mod scenarios;
+pub mod snapshot;
+pub mod workload;
 
-use std::convert::Infallible;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-pub use body::{panic_message, run as run_body};
-pub use profile::is_instrumented;
-
-use anyhow::{Context, Result, ensure};
-use rustix::system::{RebootCommand, reboot};
-
-use crate::sys;
-
-/// Set in the environment of PID 1, by the kernel's command line.
-pub const ENV: &str = "KTSTR_GUEST";
-
-/// The test binary, or whatever else is PID 1. The kernel runs `/init`, which executes it.
-pub const PROGRAM: &str = "/ktstr/program";
-
-/// The last file of the initramfs: without it, the archive was cut short.
-pub const END_MARK: &str = "/ktstr/end";
-
-/// The folder of the kernel modules to load, in the order of their names.
-pub const MODULES: &str = "/ktstr/modules";
-
-/// The folder of the programs of payloads, each in a folder of its own by its name, under that name.
-pub const PAYLOADS: &str = "/ktstr/payloads";
-
-/// The folder beside such a program that has its libraries, if those are not the guest's own.
-pub const PAYLOAD_LIBRARIES: &str = "lib";
-
-/// What PID 1 writes to the console before the reason why it gives up.
-pub const COMPLAINT: &str = "ktstr-init: PID 1 gives up: ";
-
-/// Whether this process is PID 1 of a guest that the runner booted.
-pub fn is_init() -> bool {
-    rustix::process::getpid().as_raw_nonzero().get() == 1 && std::env::var_os(ENV).is_some()
-}
-
-/// Does the duties of PID 1. Never returns: its host ends the machine, or PID 1 itself if it fails.
-pub fn init() -> ! {
-    let began_ns = sys::since_boot_ns();
-    match catch_unwind(AssertUnwindSafe(|| serve(began_ns))) {
-        Ok(Ok(never)) => match never {},
-        Ok(Err(error)) => eprintln!("{COMPLAINT}{error:#}"),
-        Err(_) => eprintln!("{COMPLAINT}PID 1 panicked, see above"),
-    }
-    rustix::fs::sync();
-    loop {
-        // Where ACPI is missing, power-off fails and a reset ends the machine as well.
-        let _ = reboot(RebootCommand::PowerOff);
-        let _ = reboot(RebootCommand::Restart);
-    }
-}
-
-fn serve(began_ns: u64) -> Result<Infallible> {
-    ensure!(
-        std::path::Path::new(END_MARK).exists(),
-        "the initramfs was cut short: its last file {END_MARK} is missing"
-    );
-    mounts::mount_all()?;
-    system::set_up()?;
-    sys::run_first().context("cannot raise the priority of PID 1")?;
-    load_modules()?;
-    let port = port::open(crate::wire::PORT)?;
-    agent::Agent::new(port)?.serve(began_ns)
-}
-
-/// Loads the modules, which the host has put in an order that satisfies their dependencies.
-fn load_modules() -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(MODULES) else { return Ok(()) };
-    let mut modules = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()
-        .with_context(|| format!("cannot list {MODULES}"))?;
-    modules.sort();
-    for module in modules {
-        let file = std::fs::File::open(&module)
-            .with_context(|| format!("cannot open {}", module.display()))?;
-        match rustix::system::finit_module(&file, c"", 0) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(errno) => {
-                return Err(errno).with_context(|| {
-                    format!("the kernel refused module {}; see its message above", module.display())
-                });
-            }
-        }
-    }
-    Ok(())
-}
+mod chain;

@@ -10,7 +10,7 @@
 //! (system calls); elf(5).
 
 use anyhow::{Result, ensure};
-use ktstr_core::guest::COMPLAINT;
+use ktstr_core::guest::agent::COMPLAINT;
 
 /// The address of the segment: where static programs are linked.
 const BASE: u64 = 0x40_0000;

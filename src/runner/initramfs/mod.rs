@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use ktstr_core::guest;
+use ktstr_core::guest::agent;
 
 use super::program;
 use crate::provision::{self, Cache, Kernel, tool};
@@ -176,10 +176,10 @@ impl Initramfs<'_> {
         let mut archive = cpio::Archive::new(writer);
         archive.device("/dev/console", 0o600, 5, 1)?;
         archive.device("/dev/null", 0o666, 1, 3)?;
-        archive.file("/init", 0o755, &launcher::build(guest::PROGRAM, self.arguments)?)?;
+        archive.file("/init", 0o755, &launcher::build(agent::PROGRAM, self.arguments)?)?;
         let init = read(self.init)?;
         archive.file(
-            guest::PROGRAM,
+            agent::PROGRAM,
             0o755,
             &elf::strip_debug(&init)
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,
@@ -220,10 +220,10 @@ impl Initramfs<'_> {
         let modules = [&MODULES, &*self.contents.modules].concat();
         let modules = provision::modules_for(self.kernel, &modules)?;
         for (index, module) in modules.iter().enumerate() {
-            let name = format!("{}/{index:03}-{}.ko", guest::MODULES, module.name);
+            let name = format!("{}/{index:03}-{}.ko", agent::MODULES, module.name);
             archive.file(&name, 0o644, &module.bytes)?;
         }
-        archive.file(guest::END_MARK, 0o644, b"")?;
+        archive.file(agent::END_MARK, 0o644, b"")?;
         archive.finish()
     }
 }

@@ -1,0 +1,206 @@
+//! The process that runs a test's body.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use anyhow::{Context, Result};
+
+use super::child::{Child, output_pipe, set_nonblocking};
+use super::{profile, system};
+use crate::guest::assert::AssertDetail;
+use crate::guest::chain;
+use crate::guest::scenario::Ctx;
+use crate::linux::cgroup::CgroupManager;
+use crate::model::topology::TestTopology;
+use crate::model::wire::{Decoder, Encoder, End, Report};
+use crate::registry::TestEntry;
+
+/// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.
+///
+/// Source: pipe(7), PIPE_BUF.
+const PANIC_MESSAGE: usize = 4096;
+
+/// Starts the process that runs the body of `entry` with `env` set. Its last report is
+/// [`Report::End`].
+///
+/// The body is the only thread of its process. It is the copy of a thread that is started for it, as
+/// libtest starts one: named after the test and with a stack of `RUST_MIN_STACK` bytes, so that a
+/// panic, an overflow of the stack and `comm` name this test and not the one that PID 1 runs as.
+pub(super) fn start(
+    entry: &'static TestEntry,
+    topo: TestTopology,
+    env: Vec<(OsString, OsString)>,
+) -> Result<Child> {
+    let (sender, receiver) = sync_channel(1);
+    let parent = thread::Builder::new().name(entry.test_name());
+    let started = parent.spawn(move || {
+        // Both ends stay: the agent waits for the one message.
+        let _ = sender.send(fork(entry, &topo, &env));
+        // The body's parent: its end would be the signal that the body may have asked for by
+        // PR_SET_PDEATHSIG, which is about the thread.
+        loop {
+            thread::park();
+        }
+    });
+    started.context("cannot start the thread of the body")?;
+    receiver.recv().context("the thread of the body has ended")?
+}
+
+/// Forks the body's process, in which the calling thread is the only one.
+fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) -> Result<Child> {
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let (panics, panic_writer) = output_pipe()?;
+    set_nonblocking(&panic_writer)?;
+    let mut child = Child::fork(|| {
+        let login = system::VARIABLES.map(|(name, value)| (name.as_ref(), value.as_ref()));
+        let given = env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        for (name, value) in login.into_iter().chain(given) {
+            // SAFETY: a process has one thread after its fork, and this one has started no other.
+            unsafe { std::env::set_var(name, value) };
+        }
+        report_panics(panic_writer);
+        crate::guest::logging::init();
+        report_run(entry, topo, theirs);
+        0
+    })?;
+    ours.set_nonblocking(true).context("cannot set socket flags")?;
+    child.reports = Some((ours, Decoder::default()));
+    child.panics = Some(panics);
+    Ok(child)
+}
+
+fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
+    let link = RefCell::new((link, Encoder::default()));
+    let body = rustix::process::getpid();
+    let report = |report: Report| {
+        // What the body forks inherits the link, and would number its frames anew.
+        if rustix::process::getpid() == body {
+            send(&mut link.borrow_mut(), &report);
+        }
+    };
+    let end = run(entry, topo, &report);
+    // A body that printed its last words without a line break still wants them seen.
+    let _ = std::io::stdout().flush();
+    report(Report::End(shortened(end)));
+    if rustix::process::getpid() == body {
+        profile::write();
+    }
+}
+
+/// The end with its texts cut so that it fits a frame: a verdict must not fail to arrive because
+/// much can be said about it.
+fn shortened(mut end: End) -> End {
+    const TEXT: usize = 4 << 10;
+    /// The values of a detail; a note.
+    const SHORT_TEXT: usize = 512;
+    const DETAILS: usize = 100;
+    const NOTES: usize = 200;
+    match &mut end {
+        End::Verdict(verdict) => {
+            verdict.shorten(DETAILS, NOTES);
+            for detail in &mut verdict.details {
+                cut(&mut detail.message, TEXT);
+                let AssertDetail { measured, bound, worker, cgroup, .. } = detail;
+                let texts = [measured, bound, worker, cgroup].into_iter().flatten();
+                texts.for_each(|text| cut(text, SHORT_TEXT));
+            }
+            for note in &mut verdict.notes {
+                note.name.iter_mut().for_each(|name| cut(name, SHORT_TEXT));
+                cut(&mut note.text, SHORT_TEXT);
+            }
+        }
+        End::Error(text) | End::Panicked(text) => cut(text, 2 * TEXT),
+        _ => {}
+    }
+    end
+}
+
+fn cut(text: &mut String, length: usize) {
+    if text.len() > length {
+        text.truncate(text.floor_char_boundary(length));
+        text.push_str(" [...]");
+    }
+}
+
+/// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
+pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> End {
+    let cgroups = match CgroupManager::for_test(entry.workload_root_cgroup) {
+        Ok(cgroups) if entry.host_only => cgroups,
+        Ok(cgroups) => cgroups.running_first(),
+        Err(error) => return End::Error(error.to_string()),
+    };
+    let test_name = entry.test_name();
+    let ctx = Ctx::new(&cgroups, topo, entry, &test_name, report);
+    match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
+        Ok(Ok(verdict)) => End::Verdict(verdict),
+        Ok(Err(error)) => End::Error(chain::describe(&error)),
+        Err(payload) => End::Panicked(panic_message(&*payload).to_owned()),
+    }
+}
+
+/// A report that cannot be sent must not pass for one that was: the body ends then, without a
+/// verdict, and says why on its standard error.
+fn send((link, encoder): &mut (UnixStream, Encoder), report: &Report) {
+    let sent = encoder
+        .encode(report)
+        .map_err(anyhow::Error::from)
+        .and_then(|frame| Ok(link.write_all(&frame)?));
+    if let Err(error) = sent {
+        eprintln!("ktstr: cannot send a report to PID 1: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+/// Has every panic told to PID 1 before anything else is done about it, by one write that cannot
+/// block, so that it is known even if the process aborts.
+fn report_panics(pipe: OwnedFd) {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic_message(info.payload());
+        let mut text = format!("{message}, {place}").replace('\0', " ");
+        text.truncate(text.floor_char_boundary(PANIC_MESSAGE - 1));
+        text.push('\0');
+        let _ = rustix::io::write(&pipe, text.as_bytes());
+        default(info);
+    }));
+}
+
+/// The text of a panic's payload: `panic!` makes it a string in one of two forms.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a payload that is no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::assert::{AssertResult, DetailKind};
+
+    #[test]
+    fn the_longest_verdict_fits_a_frame() {
+        let mut verdict = AssertResult::pass();
+        let long = "\u{20ac}".repeat(1 << 20);
+        let detail = AssertDetail::measured(DetailKind::Other, &long, &long);
+        let detail =
+            detail.because(&long).worker(&long).cgroup(&long).cpu(u32::MAX).at_ns(u64::MAX);
+        verdict.details = vec![detail; 110];
+        for _ in 0..210 {
+            verdict.note_value(long.as_str(), "x".repeat(1 << 10));
+        }
+        let End::Verdict(verdict) = shortened(End::Verdict(verdict)) else { panic!("changed") };
+        assert!(verdict.is_pass());
+        Encoder::default().encode(&Report::End(End::Verdict(verdict))).unwrap();
+        let error = shortened(End::Error("x".repeat(2 << 20)));
+        Encoder::default().encode(&Report::End(error)).unwrap();
+    }
+}

@@ -1,0 +1,115 @@
+//! Runs a program in the guest with its input and output on the wire.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Signal, WaitIdStatus, kill_process};
+use rustix::termios::Winsize;
+
+use super::child::{Child, set_nonblocking};
+use super::{system, truth};
+use crate::linux::sys;
+use crate::model::wire::{End, Order, ShellOrder, Stream};
+
+/// Starts the program if the machine is the one that was asked for.
+pub(super) fn start(order: &ShellOrder) -> Result<Result<Child, End>> {
+    if let Err(end) = truth::check(&order.topology, order.memory_mib)? {
+        return Ok(Err(end));
+    }
+    Ok(spawn(order).map_err(|error| End::Refused(format!("{error:#}"))))
+}
+
+/// Starts the program, leader of a session of its own.
+fn spawn(order: &ShellOrder) -> Result<Child> {
+    ensure!(!order.argv.is_empty(), "no program was named");
+    match order.terminal {
+        Some((rows, columns)) => spawn_on_terminal(order, rows, columns),
+        None => spawn_on_pipes(order),
+    }
+}
+
+fn spawn_on_pipes(order: &ShellOrder) -> Result<Child> {
+    let (stdin, writer) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let mut child = Child::fork(|| match rustix::stdio::dup2_stdin(&stdin) {
+        Ok(()) => exec(order),
+        Err(_) => 1,
+    })?;
+    set_nonblocking(&writer)?;
+    child.stdin = Some(writer);
+    Ok(child)
+}
+
+fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Child> {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags).context("cannot make a terminal (CONFIG_UNIX98_PTYS)")?;
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).context("cannot unlock the terminal")?;
+    let theirs = ioctl_tiocgptpeer(&ours, flags).context("cannot open the terminal")?;
+    resize(&ours, rows, columns)?;
+    let child = || {
+        let wired = rustix::process::setsid().is_ok()
+            && sys::take_terminal(theirs.as_fd()).is_ok()
+            && rustix::stdio::dup2_stdin(&theirs).is_ok()
+            && rustix::stdio::dup2_stdout(&theirs).is_ok()
+            && rustix::stdio::dup2_stderr(&theirs).is_ok();
+        if wired { exec(order) } else { 1 }
+    };
+    // SAFETY: PID 1 has no other thread here but libtest's at most, which only waits.
+    let pid = unsafe { sys::fork(child) }.context("cannot fork")?;
+    set_nonblocking(&ours)?;
+    let input: OwnedFd = ours.try_clone().context("cannot copy a descriptor")?;
+    Child::new(pid, Some(input), vec![(Stream::Stdout, ours)])
+}
+
+/// Becomes the program. Returns only if that fails, with the status a shell gives then.
+fn exec(order: &ShellOrder) -> i32 {
+    let (program, arguments) = order.argv.split_first().expect("checked by spawn");
+    let mut command = Command::new(program);
+    command.args(arguments).envs(system::VARIABLES).envs(order.env.iter().cloned());
+    let error = command.exec();
+    eprintln!("{program}: {error}");
+    if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+/// Does to the program what the host asks for while it runs.
+pub(super) fn attend(child: &mut Child, order: &Order) -> Result<()> {
+    match order {
+        Order::Input(bytes) => feed(child, bytes),
+        // Without a terminal there is nothing to resize.
+        Order::Resize(rows, columns) => {
+            if let Some(terminal) = child.stdin.as_ref().filter(|fd| rustix::termios::isatty(fd)) {
+                resize(terminal, *rows, *columns)?;
+            }
+        }
+        // It is not reaped before its end is reported, so the number is its own.
+        Order::Kill => {
+            kill_process(child.pid, Signal::KILL).context("cannot kill the program")?;
+        }
+        Order::Run(_) | Order::Shell(_) => bail!("the host sent a second order"),
+    }
+    Ok(())
+}
+
+fn resize(terminal: impl AsFd, rows: u16, columns: u16) -> Result<()> {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).context("cannot size the terminal")
+}
+
+/// Passes input on to the program; none means that there will be no more.
+fn feed(child: &mut Child, bytes: &[u8]) {
+    match bytes {
+        [] if child.input.is_empty() => child.stdin = None,
+        [] => child.input_ends = true,
+        bytes => child.input.extend(bytes),
+    }
+}
+
+/// The status as a shell reports it: 128 and the number for a signal.
+pub(super) fn status(status: &WaitIdStatus) -> u8 {
+    let status = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
+    status.and_then(|status| u8::try_from(status).ok()).unwrap_or(255)
+}

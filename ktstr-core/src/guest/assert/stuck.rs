@@ -1,0 +1,252 @@
+//! `not_stuck`: whether workers make iterations, judged by what each could have had.
+//!
+//! A worker that made none has had a certain time. The guest's scheduler may explain a part of it: the
+//! scenario froze the worker, its weight or quota is small, `memory.high` slows it down. Of what is left,
+//! the host may explain a part: steal time, which only the host sees. The detail carries how much steal
+//! time that takes, and becomes inconclusive if there was as much. See docs/decisions/0007-stuck-workers.md.
+
+use std::time::Duration;
+
+use super::checks::unmeasured;
+use super::workers::less_frozen;
+use super::{AssertDetail, AssertResult, DetailKind};
+use crate::guest::workload::{Gap, WorkerReport};
+
+/// The factor on the limit for a worker that has made an iteration, because the next one may take
+/// longer, by its type; and for one that the kernel may slow down as it takes memory.
+const LATER: u32 = 5;
+
+/// Fails if the worker made no iteration in `stuck_after`, or for five times as long later on. Less than
+/// that is noted: it proves nothing, for nor against.
+pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertResult {
+    let limit = stuck_after.max(worker.may_wait);
+    let later = limit.saturating_mul(LATER);
+    match worker.longest_gap.filter(|_| worker.iterations > 0) {
+        Some(gap) => stalled(worker, gap, later),
+        None if worker.iterations > 0 => AssertResult::pass(),
+        None => idle(worker, if worker.is_slowed { later } else { limit }),
+    }
+}
+
+/// Judges a worker that made no iteration.
+fn idle(worker: &WorkerReport, limit: Duration) -> AssertResult {
+    let frozen = worker.frozen_within(worker.active, worker.active_until_ns);
+    let had = worker.active.saturating_sub(frozen);
+    if had >= limit {
+        let measured = format!("no iteration in {had:.1?}");
+        return AssertResult::fail(stuck(worker, &measured, had, limit, frozen));
+    }
+    let mut verdict = AssertResult::pass();
+    let beside = if frozen.is_zero() { "" } else { "beside being frozen, " };
+    verdict.note(format!(
+        "{worker} made no iteration in {had:.1?}, {beside}too short to call it stuck (limit {limit:.1?}): \
+         {}",
+        time_spent(worker)
+    ));
+    verdict
+}
+
+/// Judges the longest time without an iteration of a worker that made some.
+fn stalled(worker: &WorkerReport, gap: Gap, limit: Duration) -> AssertResult {
+    let frozen = worker.frozen_within(gap.length, gap.at_ns);
+    let had = gap.length.saturating_sub(frozen);
+    if had >= limit {
+        let measured = format!("no iteration for {had:.1?}");
+        let detail = stuck(worker, &measured, had, limit, frozen);
+        return AssertResult::fail(detail.cpu(gap.cpu).at_ns(gap.at_ns));
+    }
+    let mut verdict = AssertResult::pass();
+    if gap.length >= limit {
+        verdict.note(format!("{worker} was frozen for {frozen:.1?}: it may have stalled unseen"));
+    }
+    verdict
+}
+
+/// Inconclusive if no worker made an iteration: workers that did nothing have shown nothing. Unless one
+/// has ended, which is something.
+pub(super) fn any_iteration(reports: &[WorkerReport]) -> AssertResult {
+    let shows = |worker: &WorkerReport| worker.iterations > 0 || worker.ended.is_some();
+    if reports.is_empty() || reports.iter().any(shows) {
+        return AssertResult::pass();
+    }
+    unmeasured(DetailKind::WorkerStuck, "no worker made an iteration: nothing was shown")
+}
+
+/// Returns the detail about a worker that had `had` without an iteration, beside `frozen`.
+fn stuck(
+    worker: &WorkerReport,
+    measured: &str,
+    had: Duration,
+    limit: Duration,
+    frozen: Duration,
+) -> AssertDetail {
+    let bound = format!("at least one in {limit:.1?}");
+    let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, bound);
+    let detail = less_frozen(detail.because(&time_spent(worker)), frozen);
+    match asleep(worker, had) {
+        // Steal time does not keep a task asleep.
+        asleep if asleep >= limit && !worker.needs_others => detail,
+        _ => detail.explained_by(had - limit),
+    }
+}
+
+/// Returns how long the worker was asleep, at least, in a part of its time that is `had` long.
+fn asleep(worker: &WorkerReport, had: Duration) -> Duration {
+    had.saturating_sub(worker.cpu + worker.run_delay)
+}
+
+/// `CPU time 12.3ms, runnable without a CPU 4.9s`.
+fn time_spent(worker: &WorkerReport) -> String {
+    format!("CPU time {:.1?}, runnable without a CPU {:.1?}", worker.cpu, worker.run_delay)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome::{self, Fail, Pass};
+    use super::super::workers::tests::{ms, spin};
+    use super::*;
+    use crate::guest::workload::Frozen;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// A worker that made no iteration in `active` milliseconds, of which it was asleep for all.
+    fn asleep(active: u64) -> WorkerReport {
+        WorkerReport {
+            iterations: 0,
+            longest_gap: None,
+            active: ms(active),
+            cpu: Duration::ZERO,
+            run_delay: Duration::ZERO,
+            ..spin()
+        }
+    }
+
+    /// One that was runnable all the time.
+    fn starved(active: u64) -> WorkerReport {
+        WorkerReport { run_delay: ms(active), ..asleep(active) }
+    }
+
+    /// One that ran all the time.
+    fn busy(active: u64) -> WorkerReport {
+        WorkerReport { cpu: ms(active), ..asleep(active) }
+    }
+
+    /// One that made iterations, but for this long.
+    fn stalled(length: u64) -> WorkerReport {
+        let gap = Gap { length: ms(length), ..spin().longest_gap.unwrap() };
+        WorkerReport { longest_gap: Some(gap), cpu: ms(1000), active: ms(60_000), ..spin() }
+    }
+
+    /// Frozen from the first until the second, in milliseconds before the end of its work.
+    fn frozen(worker: WorkerReport, from: u64, until: u64) -> WorkerReport {
+        let at = |before| worker.active_until_ns - before * 1_000_000;
+        WorkerReport { frozen: vec![Frozen { from_ns: at(from), until_ns: at(until) }], ..worker }
+    }
+
+    #[track_caller]
+    fn judged(worker: &WorkerReport, outcome: Outcome, notes: usize) -> Vec<AssertDetail> {
+        let verdict = not_stuck(worker, LIMIT);
+        assert_eq!((verdict.outcome, verdict.notes.len()), (outcome, notes), "{verdict:?}");
+        assert!(verdict.details.iter().all(|detail| !detail.time_based));
+        verdict.details
+    }
+
+    #[test]
+    fn workers_are_stuck_from_the_limit_on() {
+        for (worker, outcome, notes) in [
+            (spin(), Pass, 0),
+            (asleep(4999), Pass, 1),
+            (asleep(5000), Fail, 0),
+            (starved(4999), Pass, 1),
+            (starved(5000), Fail, 0),
+            (busy(4999), Pass, 1),
+            (busy(5000), Fail, 0),
+            (stalled(24_999), Pass, 0),
+            (stalled(25_000), Fail, 0),
+        ] {
+            judged(&worker, outcome, notes);
+        }
+    }
+
+    #[test]
+    fn the_limit_follows_what_the_worker_may_have_to_wait_for() {
+        let may_wait = |worker, wait| WorkerReport { may_wait: ms(wait), ..worker };
+        let slowed = |worker| WorkerReport { is_slowed: true, ..worker };
+        for (worker, outcome, notes) in [
+            (may_wait(starved(6000), 4000), Fail, 0),
+            (may_wait(starved(13_999), 14_000), Pass, 1),
+            (may_wait(starved(14_000), 14_000), Fail, 0),
+            (may_wait(stalled(69_999), 14_000), Pass, 0),
+            (may_wait(stalled(70_000), 14_000), Fail, 0),
+            (slowed(asleep(24_999)), Pass, 1),
+            (slowed(asleep(25_000)), Fail, 0),
+            (WorkerReport { may_wait: Duration::MAX, ..starved(60_000) }, Pass, 1),
+        ] {
+            judged(&worker, outcome, notes);
+        }
+    }
+
+    #[test]
+    fn time_to_end_after_the_stop_does_not_count() {
+        let slow_to_die = WorkerReport { wall: ms(10_000), run_delay: ms(9999), ..asleep(500) };
+        judged(&slow_to_die, Pass, 1);
+    }
+
+    #[test]
+    fn steal_time_explains_what_is_beyond_the_limit_unless_the_worker_was_asleep() {
+        let needs_others = |worker| WorkerReport { needs_others: true, ..worker };
+        let cpu = |worker, cpu| WorkerReport { cpu: ms(cpu), ..worker };
+        for (worker, explained_by) in [
+            (starved(5000), Some(0)),
+            (starved(9000), Some(4000)),
+            (busy(9000), Some(4000)),
+            (asleep(9000), None),
+            (cpu(asleep(9000), 4000), None),
+            (cpu(asleep(9000), 4001), Some(4000)),
+            (needs_others(asleep(9000)), Some(4000)),
+            (stalled(26_000), None),
+            (stalled(25_999), Some(999)),
+            (needs_others(stalled(26_000)), Some(1000)),
+        ] {
+            let details = judged(&worker, Fail, 0);
+            assert_eq!(details[0].explained_by, explained_by.map(ms), "{worker:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_time_in_which_it_was_frozen_is_excused() {
+        for (worker, outcome) in [
+            (frozen(asleep(10_000), 10_000, 0), Pass),
+            (frozen(asleep(10_000), 12_000, 4999), Pass),
+            (frozen(asleep(10_000), 2000, 1000), Fail),
+            (frozen(asleep(10_000), 12_000, 10_000), Fail),
+        ] {
+            judged(&worker, outcome, usize::from(outcome == Pass));
+        }
+        let before_gap = (spin().active_until_ns - spin().longest_gap.unwrap().at_ns) / 1_000_000;
+        let within = |worker, length| frozen(worker, before_gap + length, before_gap);
+        judged(&within(stalled(30_000), 1000), Fail, 0);
+        judged(&within(stalled(25_000), 1), Pass, 1);
+    }
+
+    #[test]
+    fn details_show_the_numbers() {
+        let text = |worker: &WorkerReport| judged(worker, Fail, 0)[0].to_string();
+        assert_eq!(
+            text(&frozen(starved(10_000), 2000, 1000)),
+            "not_stuck: no iteration in 9.0s, at least one in 5.0s: CPU time 0.0ns, runnable without a \
+             CPU 10.0s; 1.0s more, in which it was frozen, do not count"
+        );
+        assert_eq!(
+            text(&stalled(25_000)),
+            "not_stuck: no iteration for 25.0s, at least one in 25.0s, CPU 1, at 3.214 s: CPU time 1.0s, \
+             runnable without a CPU 0.0ns"
+        );
+        let note = not_stuck(&starved(1200), LIMIT).notes[0].to_string();
+        assert_eq!(
+            note,
+            "worker 7 (spin) in cg_0 made no iteration in 1.2s, too short to call it stuck (limit 5.0s): \
+             CPU time 0.0ns, runnable without a CPU 1.2s"
+        );
+    }
+}

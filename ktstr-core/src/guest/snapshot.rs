@@ -1,0 +1,377 @@
+//! Captures: what a test saw at one moment, kept in the guest and sent to the host at once.
+//!
+//! A capture that has been taken is on the host even if the guest dies a moment later. In the
+//! guest, a [`SnapshotBridge`] hands the captures of the current thread to the test body.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::workload::WorkerReport;
+use crate::linux::cgroup::CgroupStats;
+use crate::linux::process::Stat;
+
+/// The processes of one cgroup at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupProcsSnapshot {
+    /// The name the test gave this capture.
+    pub tag: String,
+    /// The cgroup, as the test names it.
+    pub cgroup: String,
+    /// What `cgroup.procs` listed, in its order.
+    pub pids: Vec<i32>,
+    /// The identities of the processes, without those that ended between the two reads.
+    pub procs: Vec<ProcIdentity>,
+    /// When, in nanoseconds since the guest booted.
+    pub at_ns: u64,
+}
+
+/// Identifies a process: a later one with the same pid has another start time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcIdentity {
+    /// The process id.
+    pub pid: i32,
+    /// The command name, at most 15 bytes; those that are not UTF-8 are shown as U+FFFD.
+    pub comm: String,
+    /// Start time in clock ticks after boot.
+    ///
+    /// Source: proc_pid_stat(5), field 22.
+    pub start_ticks: u64,
+}
+
+impl ProcIdentity {
+    /// Reads `/proc/PID/stat`; `None` if the process is gone.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, which leaves open whether there is such a process.
+    pub fn read(pid: i32) -> std::io::Result<Option<Self>> {
+        let Some(stat) = Stat::read(pid)? else { return Ok(None) };
+        let comm = String::from_utf8_lossy(&stat.comm).into_owned();
+        Ok(Some(Self { pid, comm, start_ticks: stat.start_ticks }))
+    }
+}
+
+/// What the cgroups of a scenario held and had used by one moment, and what its workers had done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The name the test gave it.
+    pub name: String,
+    /// When it was begun, in nanoseconds since the guest booted.
+    pub at_ns: u64,
+    /// All cgroups that the scenario has made and not removed.
+    pub cgroups: Vec<CgroupSnapshot>,
+    /// All workers that have not been stopped.
+    pub workers: Vec<WorkerReport>,
+    /// What the [`CaptureCallback`] of the [`SnapshotBridge`] returned for it.
+    pub kernel: Option<KernelSnapshot>,
+}
+
+/// What one cgroup held and had used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CgroupSnapshot {
+    /// The cgroup, as the test names it.
+    pub cgroup: String,
+    /// The processes in it, without those of its descendants.
+    pub procs: Vec<ProcIdentity>,
+    /// The kernel's counters of it and its descendants since it was created.
+    pub stats: CgroupStats,
+}
+
+/// Values of the guest's kernel at one moment, as a [`CaptureCallback`] reads them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct KernelSnapshot {
+    /// The values by name.
+    pub values: BTreeMap<String, u64>,
+}
+
+impl KernelSnapshot {
+    /// Creates a report without values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value; replaces an earlier one of the same name.
+    #[must_use = "the report is consumed and returned"]
+    pub fn with_value(mut self, name: impl Into<String>, value: u64) -> Self {
+        self.values.insert(name.into(), value);
+        self
+    }
+}
+
+/// Adds a report to a snapshot: called with the name that [`Op::capture_snapshot`] was given, while
+/// the snapshot is taken. `None` adds nothing.
+///
+/// [`Op::capture_snapshot`]: crate::guest::scenario::ops::Op::capture_snapshot
+pub type CaptureCallback = Arc<dyn Fn(&str) -> Option<KernelSnapshot> + Send + Sync>;
+
+/// A capture of either kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Capture {
+    /// The processes of a cgroup, from [`Op::capture_cgroup_procs`].
+    ///
+    /// [`Op::capture_cgroup_procs`]: crate::guest::scenario::ops::Op::capture_cgroup_procs
+    CgroupProcs(CgroupProcsSnapshot),
+    /// All cgroups and workers, from [`Op::capture_snapshot`].
+    ///
+    /// [`Op::capture_snapshot`]: crate::guest::scenario::ops::Op::capture_snapshot
+    Snapshot(Snapshot),
+}
+
+impl Capture {
+    /// Returns the tag or the name that the test gave this capture.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::CgroupProcs(procs) => &procs.tag,
+            Self::Snapshot(snapshot) => &snapshot.name,
+        }
+    }
+}
+
+/// Collects the captures of both kinds taken on a thread, in order. Clones share what was collected.
+#[derive(Clone)]
+pub struct SnapshotBridge {
+    capture: CaptureCallback,
+    on_cgroup_procs: Arc<dyn Fn(&CgroupProcsSnapshot) + Send + Sync>,
+    captures: Arc<Mutex<Vec<Capture>>>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<SnapshotBridge>> = const { RefCell::new(None) };
+}
+
+impl SnapshotBridge {
+    /// Creates a bridge that adds the report of `capture`, if it returns one, to each snapshot.
+    ///
+    /// A bridge without such a report is [`SnapshotBridge::default`].
+    pub fn new(capture: CaptureCallback) -> Self {
+        Self { capture, on_cgroup_procs: Arc::new(|_| ()), captures: Arc::default() }
+    }
+
+    /// Sets a function that is called with each capture of a cgroup's processes as it is taken;
+    /// replaces an earlier one.
+    #[must_use = "the bridge is consumed and returned"]
+    pub fn on_cgroup_procs(
+        mut self,
+        on_cgroup_procs: impl Fn(&CgroupProcsSnapshot) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_cgroup_procs = Arc::new(on_cgroup_procs);
+        self
+    }
+
+    /// Makes this the bridge of the current thread until the guard is dropped, which restores the
+    /// previous one. Keep a clone to read what was collected.
+    #[must_use = "the bridge is in place only while the guard lives"]
+    pub fn set_thread_local(self) -> BridgeGuard {
+        BridgeGuard { previous: CURRENT.replace(Some(self)) }
+    }
+
+    /// Returns the number of captures of both kinds that were collected and not drained.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Returns whether it holds no captures.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Returns whether there is a capture of either kind with this tag or name.
+    pub fn has(&self, name: &str) -> bool {
+        self.lock().iter().any(|capture| capture.name() == name)
+    }
+
+    /// Returns a copy of the oldest capture of a cgroup's processes with this tag, which stays.
+    pub fn cgroup_procs_by_tag(&self, tag: &str) -> Option<CgroupProcsSnapshot> {
+        self.lock().iter().find_map(|capture| match capture {
+            Capture::CgroupProcs(procs) if procs.tag == tag => Some(procs.clone()),
+            _ => None,
+        })
+    }
+
+    /// Takes all captures collected so far, the oldest first.
+    pub fn drain_ordered(&self) -> Vec<Capture> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Takes the captures of cgroups' processes collected so far, the oldest first. Snapshots stay.
+    pub fn drain_cgroup_procs(&self) -> Vec<CgroupProcsSnapshot> {
+        let mut captures = self.lock();
+        let drained = captures.extract_if(.., |capture| matches!(capture, Capture::CgroupProcs(_)));
+        let drained = drained.filter_map(|capture| match capture {
+            Capture::CgroupProcs(procs) => Some(procs),
+            Capture::Snapshot(_) => None,
+        });
+        drained.collect()
+    }
+
+    /// Takes the snapshots collected so far, the oldest first. Captures of processes stay.
+    pub fn drain_snapshots(&self) -> Vec<Snapshot> {
+        let mut captures = self.lock();
+        let drained = captures.extract_if(.., |capture| matches!(capture, Capture::Snapshot(_)));
+        let drained = drained.filter_map(|capture| match capture {
+            Capture::Snapshot(snapshot) => Some(snapshot),
+            Capture::CgroupProcs(_) => None,
+        });
+        drained.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Capture>> {
+        self.captures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for SnapshotBridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotBridge").field("captures", &self.captures).finish_non_exhaustive()
+    }
+}
+
+/// Creates a bridge that only collects.
+impl Default for SnapshotBridge {
+    fn default() -> Self {
+        Self::new(Arc::new(|_| None))
+    }
+}
+
+/// Keeps a [`SnapshotBridge`] in place; see [`SnapshotBridge::set_thread_local`].
+#[derive(Debug)]
+pub struct BridgeGuard {
+    previous: Option<SnapshotBridge>,
+}
+
+impl Drop for BridgeGuard {
+    fn drop(&mut self) {
+        CURRENT.set(self.previous.take());
+    }
+}
+
+/// Gives a capture to the bridge of the current thread, if there is one.
+pub(crate) fn collect(capture: Capture) {
+    let Some(bridge) = CURRENT.with_borrow(Clone::clone) else { return };
+    if let Capture::CgroupProcs(procs) = &capture {
+        (bridge.on_cgroup_procs)(procs);
+    }
+    bridge.lock().push(capture);
+}
+
+/// Returns what the bridge of the current thread, if there is one, adds to the snapshot `name`.
+pub(crate) fn kernel_snapshot(name: &str) -> Option<KernelSnapshot> {
+    // Cloned first, so that the callback may set another bridge.
+    let bridge = CURRENT.with_borrow(Clone::clone)?;
+    (bridge.capture)(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn procs(tag: &str) -> Capture {
+        Capture::CgroupProcs(CgroupProcsSnapshot {
+            tag: tag.to_owned(),
+            cgroup: "cg".to_owned(),
+            pids: vec![7],
+            procs: Vec::new(),
+            at_ns: 1,
+        })
+    }
+
+    fn snapshot(name: &str) -> Capture {
+        let (cgroups, workers) = (Vec::new(), Vec::new());
+        let kernel = kernel_snapshot(name);
+        Capture::Snapshot(Snapshot { name: name.to_owned(), at_ns: 1, cgroups, workers, kernel })
+    }
+
+    fn tags(bridge: &SnapshotBridge) -> Vec<String> {
+        bridge.drain_cgroup_procs().into_iter().map(|capture| capture.tag).collect()
+    }
+
+    #[test]
+    fn bridge_collects_in_order_while_the_guard_lives() {
+        let seen = Arc::new(Mutex::new(0));
+        let counter = Arc::clone(&seen);
+        let bridge =
+            SnapshotBridge::default().on_cgroup_procs(move |_| *counter.lock().unwrap() += 1);
+        let shared = bridge.clone();
+        let guard = bridge.clone().set_thread_local();
+        collect(procs("a"));
+        collect(procs("b"));
+        drop(guard);
+        collect(procs("after the guard"));
+        assert_eq!(tags(&shared), ["a", "b"]);
+        assert_eq!(tags(&bridge), [""; 0]);
+        assert_eq!(*seen.lock().unwrap(), 2);
+    }
+
+    #[test]
+    fn guard_restores_the_previous_bridge() {
+        let (outer, inner) = (SnapshotBridge::default(), SnapshotBridge::default());
+        let _outer_guard = outer.clone().set_thread_local();
+        {
+            let _inner_guard = inner.clone().set_thread_local();
+            collect(procs("inner"));
+        }
+        collect(procs("outer"));
+        assert_eq!(tags(&inner), ["inner"]);
+        assert_eq!(tags(&outer), ["outer"]);
+    }
+
+    #[test]
+    fn callbacks_may_use_a_bridge() {
+        let inner = SnapshotBridge::default();
+        let (first, second) = (inner.clone(), inner);
+        let bridge = SnapshotBridge::new(Arc::new(move |_| {
+            let _guard = first.clone().set_thread_local();
+            None
+        }));
+        let bridge = bridge.on_cgroup_procs(move |_| {
+            let _guard = second.clone().set_thread_local();
+        });
+        let _guard = bridge.clone().set_thread_local();
+        collect(procs("a"));
+        collect(snapshot("b"));
+        assert_eq!(bridge.len(), 2);
+    }
+
+    #[test]
+    fn capture_callback_adds_its_report_by_name() {
+        let bridge = SnapshotBridge::new(Arc::new(|name: &str| {
+            (name == "full").then(|| KernelSnapshot::new().with_value("jiffies", 42))
+        }));
+        let _guard = bridge.clone().set_thread_local();
+        collect(snapshot("full"));
+        collect(snapshot("bare"));
+        collect(procs("full"));
+        let reports: Vec<_> =
+            bridge.drain_snapshots().into_iter().map(|snapshot| snapshot.kernel).collect();
+        assert_eq!(reports, [Some(KernelSnapshot::new().with_value("jiffies", 42)), None]);
+    }
+
+    #[test]
+    fn drains_keep_the_order_and_what_they_do_not_take() {
+        let bridge = SnapshotBridge::default();
+        assert!(bridge.is_empty() && bridge.drain_ordered().is_empty());
+        let _guard = bridge.clone().set_thread_local();
+        let taken = [procs("a"), snapshot("b"), procs("c"), procs("a")];
+        taken.clone().into_iter().for_each(collect);
+        assert_eq!(
+            (bridge.len(), bridge.has("b"), bridge.has("c"), bridge.has("d")),
+            (4, true, true, false)
+        );
+        assert_eq!(bridge.cgroup_procs_by_tag("b"), None);
+        assert!(bridge.cgroup_procs_by_tag("c").is_some_and(|procs| procs.cgroup == "cg"));
+        assert_eq!(bridge.drain_ordered(), taken);
+        taken.into_iter().for_each(collect);
+        assert_eq!(tags(&bridge), ["a", "c", "a"]);
+        assert_eq!(bridge.drain_ordered(), [snapshot("b")]);
+        collect(procs("a"));
+        collect(snapshot("b"));
+        assert_eq!(bridge.drain_snapshots().len(), 1);
+        assert_eq!(tags(&bridge), ["a"]);
+        assert!(bridge.is_empty());
+    }
+}

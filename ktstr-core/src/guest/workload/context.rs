@@ -1,0 +1,127 @@
+//! What a work loop has to work with: bursts, the counting of iterations, its place in its group.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::thread::clock_nanosleep_absolute;
+use rustix::time::{ClockId, Timespec};
+
+use super::burst::Bursts;
+use super::resources::Resources;
+use super::telemetry::Telemetry;
+use super::worker::Page;
+use crate::linux::sys::{Shared, since_boot_ns};
+
+/// A worker, as its own work loop sees it.
+pub struct WorkerCtx {
+    pages: Arc<[Shared<Page>]>,
+    index: usize,
+    pub(super) resources: Arc<Resources>,
+    bursts: Bursts,
+    /// When the current phase of a sequence ends.
+    until_ns: Cell<u64>,
+}
+
+impl WorkerCtx {
+    pub(super) fn new(pages: Arc<[Shared<Page>]>, index: usize, resources: Arc<Resources>) -> Self {
+        Self { pages, index, resources, bursts: Bursts::get(), until_ns: Cell::new(u64::MAX) }
+    }
+
+    /// Its place in its group, from 0; 0 if it works alone.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many workers are in its group; 1 if it works alone.
+    pub fn group_size(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Spins for a burst, with PAUSE and without a system call: 5 to 50 µs, within these limits a
+    /// hundred times as long as a [`turn`](Self::turn) takes.
+    pub fn spin(&self) {
+        self.bursts.spin();
+    }
+
+    /// Computes for as long, as fast as the CPU can.
+    pub fn compute(&self) {
+        self.bursts.compute();
+    }
+
+    /// Returns how long a burst takes on a CPU of its own.
+    pub(super) fn burst(&self) -> Duration {
+        self.bursts.length()
+    }
+
+    /// Counts an iteration of the work loop, in which `units` of work were done: reads the time and
+    /// the CPU, without a system call where the vDSO has both.
+    pub fn turn(&self, units: u64) {
+        self.telemetry().sample(units);
+    }
+
+    /// Counts a wake-up that could have happened at `due_ns`, in nanoseconds since boot, and happened
+    /// now.
+    pub fn woke(&self, due_ns: u64) {
+        self.telemetry().wake_latency.record(since_boot_ns().saturating_sub(due_ns));
+    }
+
+    /// Sleeps, and counts how much later than that it goes on.
+    pub fn sleep(&self, length: Duration) {
+        self.sleep_until(since_boot_ns() + length.as_nanos() as u64);
+    }
+
+    /// Sleeps until so many nanoseconds after boot, and counts how much later it goes on.
+    pub fn sleep_until(&self, due_ns: u64) {
+        self.pause_until(due_ns);
+        self.woke(due_ns);
+    }
+
+    /// Sleeps without counting when it wakes.
+    pub(super) fn pause_until(&self, due_ns: u64) {
+        let due = Timespec {
+            tv_sec: (due_ns / 1_000_000_000) as i64,
+            tv_nsec: (due_ns % 1_000_000_000) as i64,
+        };
+        while clock_nanosleep_absolute(ClockId::Boottime, &due) == Err(Errno::INTR) {}
+    }
+
+    /// False when the phase of a sequence is over, by the time of the last turn. Otherwise always
+    /// true: a worker is stopped from outside.
+    pub fn goes_on(&self) -> bool {
+        self.telemetry().last_turn_ns() < self.until_ns.get()
+    }
+
+    pub(super) fn end_at(&self, until_ns: u64) {
+        self.until_ns.set(until_ns);
+    }
+
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        &self.pages[self.index].telemetry
+    }
+
+    /// The page of the worker with this index in the group.
+    pub(super) fn page(&self, index: usize) -> &Page {
+        &self.pages[index]
+    }
+
+    pub(super) fn own(&self) -> &Page {
+        self.page(self.index)
+    }
+
+    /// In a group of two.
+    pub(super) fn partner(&self) -> &Page {
+        self.page(1 - self.index)
+    }
+}
+
+impl fmt::Debug for WorkerCtx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerCtx")
+            .field("index", &self.index)
+            .field("group_size", &self.group_size())
+            .finish_non_exhaustive()
+    }
+}

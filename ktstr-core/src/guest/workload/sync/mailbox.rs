@@ -1,0 +1,96 @@
+//! A counter that can be waited for.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::io::Errno;
+use rustix::thread::futex;
+
+use crate::linux::sys::since_boot_ns;
+
+/// Counts what was posted, modulo 2^32.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Mailbox {
+    posted: AtomicU32,
+    posted_at_ns: AtomicU64,
+}
+
+impl Mailbox {
+    /// Posts one and wakes whoever waits, if it is the only one.
+    pub(crate) fn post(&self) -> io::Result<()> {
+        self.post_to(1)
+    }
+
+    /// Posts one and wakes all that wait.
+    pub(crate) fn post_to_all(&self) -> io::Result<()> {
+        self.post_to(i32::MAX as u32)
+    }
+
+    fn post_to(&self, waiters: u32) -> io::Result<()> {
+        self.note();
+        self.posted.fetch_add(1, Ordering::Release);
+        futex::wake(&self.posted, futex::Flags::empty(), waiters)?;
+        Ok(())
+    }
+
+    /// Notes the time for something that is posted elsewhere.
+    pub(crate) fn note(&self) {
+        self.posted_at_ns.store(since_boot_ns(), Ordering::Relaxed);
+    }
+
+    /// When something was last posted or noted, in nanoseconds since boot.
+    pub(crate) fn noted_ns(&self) -> u64 {
+        self.posted_at_ns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn posted(&self) -> u32 {
+        self.posted.load(Ordering::Acquire)
+    }
+
+    /// Waits until so many were posted. If it had to sleep, returns when the last was posted, in
+    /// nanoseconds since boot.
+    pub(crate) fn wait_for(&self, count: u32) -> io::Result<Option<u64>> {
+        let mut slept = false;
+        loop {
+            let posted = self.posted();
+            // Their distance has a sign, however often both have gone round.
+            if posted.wrapping_sub(count) as i32 >= 0 {
+                return Ok(slept.then(|| self.noted_ns()));
+            }
+            match futex::wait(&self.posted, futex::Flags::empty(), posted, None) {
+                Ok(()) => slept = true,
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_posted_needs_no_waiting() {
+        let mailbox = Mailbox::default();
+        mailbox.post().unwrap();
+        mailbox.post_to_all().unwrap();
+        assert_eq!((mailbox.posted(), mailbox.wait_for(2).unwrap()), (2, None));
+    }
+
+    #[test]
+    fn a_sleeper_wakes_and_learns_since_when_it_could() {
+        let mailbox = Mailbox { posted: AtomicU32::new(u32::MAX), ..Mailbox::default() };
+        let before = since_boot_ns();
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| mailbox.wait_for(1).unwrap());
+            mailbox.post().unwrap();
+            assert_eq!(mailbox.posted(), 0, "one is missing yet");
+            mailbox.post().unwrap();
+            if let Some(posted_at) = sleeper.join().unwrap() {
+                assert!((before..=since_boot_ns()).contains(&posted_at));
+            }
+        });
+    }
+}

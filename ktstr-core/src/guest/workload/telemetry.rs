@@ -1,0 +1,358 @@
+//! What a worker tells of itself, in memory that it shares with its parent.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+use super::Gap;
+use super::histogram::SharedHistogram;
+use crate::linux::sys::since_boot_ns;
+
+/// CPUs beyond are not told apart by `cpus_used`.
+const MAX_CPUS: usize = 1024;
+const MAX_NODES: usize = 64;
+/// Of so many cpusets, the latest, a worker tells where it was while each held.
+pub(super) const MAX_EPOCHS: usize = 64;
+
+/// The counters of one worker. It alone writes them, so that no instruction has to be locked; but
+/// for the epoch, which only its parent writes.
+#[derive(Debug)]
+pub(super) struct Telemetry {
+    iterations: AtomicU64,
+    work_units: AtomicU64,
+    first_turn_ns: AtomicU64,
+    last_turn_ns: AtomicU64,
+    last_cpu: AtomicU32,
+    migrations: AtomicU64,
+    cpus_used: CpuBits,
+    /// Odd while a cpuset holds, another number for each; even while there is none, or while the
+    /// kernel is being told of another and nobody knows which holds.
+    epoch: AtomicU32,
+    /// By epoch; one that is long past gives its place to a new one.
+    epochs: [Epoch; MAX_EPOCHS],
+    /// The longest gap is in the one or the other: the worker may be killed while it writes.
+    gaps: [SharedGap; 2],
+    /// Which of `gaps` is valid, from 1; 0 for none.
+    longest_gap: AtomicU32,
+    pub(super) wake_latency: SharedHistogram,
+    numa_pages: [AtomicU64; MAX_NODES],
+}
+
+#[derive(Debug, Default)]
+struct SharedGap {
+    length_ns: AtomicU64,
+    cpu: AtomicU32,
+    at_ns: AtomicU64,
+}
+
+/// The CPUs that a worker found itself on while one cpuset held.
+#[derive(Debug, Default)]
+struct Epoch {
+    /// 0 while it changes.
+    number: AtomicU32,
+    cpus_used: CpuBits,
+}
+
+#[derive(Debug, Default)]
+struct CpuBits([AtomicU64; MAX_CPUS / 64]);
+
+impl CpuBits {
+    fn note(&self, cpu: u32) {
+        let Some(word) = self.0.get(cpu as usize / 64) else { return };
+        let (bits, bit) = (word.load(Ordering::Relaxed), 1 << (cpu % 64));
+        if bits & bit == 0 {
+            word.store(bits | bit, Ordering::Release);
+        }
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+
+    /// Sorted.
+    fn list(&self) -> Vec<u32> {
+        let words: Vec<_> = self.0.iter().map(|word| word.load(Ordering::Acquire)).collect();
+        let is_noted = |cpu: &u32| words[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
+        (0..MAX_CPUS as u32).filter(is_noted).collect()
+    }
+}
+
+/// What `Telemetry::last_cpu` says before the first turn.
+const NO_CPU: u32 = u32::MAX;
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            iterations: AtomicU64::new(0),
+            work_units: AtomicU64::new(0),
+            first_turn_ns: AtomicU64::new(0),
+            last_turn_ns: AtomicU64::new(0),
+            last_cpu: AtomicU32::new(NO_CPU),
+            migrations: AtomicU64::new(0),
+            cpus_used: CpuBits::default(),
+            epoch: AtomicU32::new(0),
+            epochs: std::array::from_fn(|_| Epoch::default()),
+            gaps: Default::default(),
+            longest_gap: AtomicU32::new(0),
+            wake_latency: SharedHistogram::default(),
+            numa_pages: [const { AtomicU64::new(0) }; MAX_NODES],
+        }
+    }
+}
+
+impl Telemetry {
+    /// Counts an iteration that ends now on the CPU on which this runs.
+    pub(super) fn sample(&self, units: u64) {
+        let epoch = self.epoch();
+        let cpu = rustix::thread::sched_getcpu() as u32;
+        self.note_place(epoch, cpu);
+        self.turn(since_boot_ns(), cpu, units);
+    }
+
+    /// Counts a turn of the work loop that ended now on this CPU, with so many units of work.
+    pub(super) fn turn(&self, now_ns: u64, cpu: u32, units: u64) {
+        add(&self.work_units, units);
+        add(&self.iterations, 1);
+        let last_ns = self.last_turn_ns.load(Ordering::Relaxed);
+        self.last_turn_ns.store(now_ns, Ordering::Relaxed);
+        match last_ns {
+            0 => self.first_turn_ns.store(now_ns, Ordering::Relaxed),
+            _ => self.note_gap(now_ns.saturating_sub(last_ns), cpu, now_ns),
+        }
+        let last_cpu = self.last_cpu.load(Ordering::Relaxed);
+        if cpu != last_cpu {
+            self.note_cpu(cpu, last_cpu);
+        }
+    }
+
+    fn note_gap(&self, length_ns: u64, cpu: u32, at_ns: u64) {
+        let valid = self.longest_gap.load(Ordering::Relaxed);
+        if valid != 0 && length_ns <= self.gap(valid).length_ns.load(Ordering::Relaxed) {
+            return;
+        }
+        let free = if valid == 1 { 2 } else { 1 };
+        let gap = self.gap(free);
+        gap.length_ns.store(length_ns, Ordering::Relaxed);
+        gap.cpu.store(cpu, Ordering::Relaxed);
+        gap.at_ns.store(at_ns, Ordering::Relaxed);
+        self.longest_gap.store(free, Ordering::Release);
+    }
+
+    fn note_cpu(&self, cpu: u32, last_cpu: u32) {
+        if last_cpu != NO_CPU {
+            add(&self.migrations, 1);
+        }
+        self.last_cpu.store(cpu, Ordering::Relaxed);
+        self.cpus_used.note(cpu);
+    }
+
+    /// Which cpuset holds, to be asked before the worker asks on which CPU it is.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Notes on which CPU the worker was after `epoch` was read; in no epoch if that has changed
+    /// since, as nobody knows which cpuset held at the time.
+    pub(super) fn note_place(&self, epoch: u32, cpu: u32) {
+        fence(Ordering::Acquire);
+        if epoch.is_multiple_of(2) || self.epoch.load(Ordering::Relaxed) != epoch {
+            return;
+        }
+        let own = self.place_of(epoch);
+        if own.number.load(Ordering::Relaxed) == epoch {
+            return own.cpus_used.note(cpu);
+        }
+        own.number.store(0, Ordering::Relaxed);
+        own.cpus_used.clear();
+        own.cpus_used.note(cpu);
+        own.number.store(epoch, Ordering::Release);
+    }
+
+    /// By the parent: no cpuset is known to hold from now on.
+    pub(super) fn end_epoch(&self) {
+        let epoch = self.epoch();
+        self.epoch.store(epoch + epoch % 2, Ordering::SeqCst);
+    }
+
+    /// By the parent: another cpuset holds from now on, in the epoch that is returned.
+    pub(super) fn begin_epoch(&self) -> u32 {
+        let epoch = self.epoch();
+        let next = epoch + 1 + epoch % 2;
+        self.epoch.store(next, Ordering::SeqCst);
+        next
+    }
+
+    /// The CPUs that the worker found itself on in one of the last epochs, sorted.
+    pub(super) fn cpus_used_in(&self, epoch: u32) -> Vec<u32> {
+        let own = self.place_of(epoch);
+        let is_valid = || own.number.load(Ordering::Acquire) == epoch;
+        let cpus_used = if is_valid() { own.cpus_used.list() } else { Vec::new() };
+        // The worker may have begun to write another one.
+        if is_valid() { cpus_used } else { Vec::new() }
+    }
+
+    fn place_of(&self, epoch: u32) -> &Epoch {
+        &self.epochs[epoch as usize / 2 % MAX_EPOCHS]
+    }
+
+    /// Adds to the pages seen on a NUMA node.
+    pub(super) fn note_pages(&self, node: usize, pages: u64) {
+        if let Some(counter) = self.numa_pages.get(node) {
+            add(counter, pages);
+        }
+    }
+
+    pub(super) fn iterations(&self) -> u64 {
+        self.iterations.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn work_units(&self) -> u64 {
+        self.work_units.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn migrations(&self) -> u64 {
+        self.migrations.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn last_cpu(&self) -> Option<u32> {
+        Some(self.last_cpu.load(Ordering::Relaxed)).filter(|cpu| *cpu != NO_CPU)
+    }
+
+    /// When the last turn ended; 0 before the first.
+    pub(super) fn last_turn_ns(&self) -> u64 {
+        self.last_turn_ns.load(Ordering::Relaxed)
+    }
+
+    /// The longest time between two turns, or before the first, or after the last; `None` without a
+    /// turn.
+    pub(super) fn longest_gap_within(&self, released_ns: u64, until_ns: u64) -> Option<Gap> {
+        let last_ns = self.last_turn_ns();
+        if last_ns == 0 {
+            return None;
+        }
+        let of = |from_ns: u64, to_ns: u64| Gap {
+            length: Duration::from_nanos(to_ns.saturating_sub(from_ns)),
+            cpu: self.last_cpu.load(Ordering::Relaxed),
+            at_ns: to_ns,
+        };
+        let first = of(released_ns, self.first_turn_ns.load(Ordering::Relaxed));
+        let open = of(last_ns, until_ns);
+        self.longest_gap().into_iter().chain([first, open]).max_by_key(|gap| gap.length)
+    }
+
+    fn longest_gap(&self) -> Option<Gap> {
+        loop {
+            let valid = self.longest_gap.load(Ordering::Acquire);
+            if valid == 0 {
+                return None;
+            }
+            let gap = self.gap(valid);
+            let read = Gap {
+                length: Duration::from_nanos(gap.length_ns.load(Ordering::Acquire)),
+                cpu: gap.cpu.load(Ordering::Acquire),
+                at_ns: gap.at_ns.load(Ordering::Acquire),
+            };
+            // The worker writes to this one again only after it has made the other one valid.
+            if self.longest_gap.load(Ordering::Acquire) == valid {
+                return Some(read);
+            }
+        }
+    }
+
+    fn gap(&self, which: u32) -> &SharedGap {
+        &self.gaps[which as usize - 1]
+    }
+
+    /// Sorted.
+    pub(super) fn cpus_used(&self) -> Vec<u32> {
+        self.cpus_used.list()
+    }
+
+    /// By node, up to the last one with any.
+    pub(super) fn numa_pages(&self) -> Vec<u64> {
+        let mut pages: Vec<_> =
+            self.numa_pages.iter().map(|pages| pages.load(Ordering::Relaxed)).collect();
+        let nodes = pages.iter().rposition(|pages| *pages > 0).map_or(0, |last| last + 1);
+        pages.truncate(nodes);
+        pages
+    }
+}
+
+/// For a counter with one writer.
+fn add(counter: &AtomicU64, value: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_add_up() {
+        let telemetry = Telemetry::default();
+        assert_eq!((telemetry.longest_gap(), telemetry.cpus_used()), (None, vec![]));
+        for (now, cpu, units) in [(100, 3, 1), (150, 3, 2), (400, 70, 0), (500, 3, 7)] {
+            telemetry.turn(now, cpu, units);
+        }
+        assert_eq!((telemetry.iterations(), telemetry.work_units()), (4, 10));
+        assert_eq!((telemetry.migrations(), telemetry.cpus_used()), (2, vec![3, 70]));
+        let gap = Gap { length: Duration::from_nanos(250), cpu: 70, at_ns: 400 };
+        assert_eq!(telemetry.longest_gap(), Some(gap));
+        assert_eq!(telemetry.last_turn_ns(), 500);
+    }
+
+    #[test]
+    fn a_cpu_too_many_is_no_harm() {
+        let telemetry = Telemetry::default();
+        telemetry.turn(1, MAX_CPUS as u32, 1);
+        telemetry.turn(2, 0, 1);
+        assert_eq!((telemetry.cpus_used(), telemetry.migrations()), (vec![0], 1));
+    }
+
+    #[test]
+    fn each_cpuset_has_its_own_cpus() {
+        let telemetry = Telemetry::default();
+        // Before there is any.
+        telemetry.note_place(telemetry.epoch(), 9);
+        let first = telemetry.begin_epoch();
+        [3, 70, 3].into_iter().for_each(|cpu| telemetry.note_place(first, cpu));
+        telemetry.end_epoch();
+        telemetry.end_epoch();
+        telemetry.note_place(telemetry.epoch(), 9);
+        // It had read the epoch before it ended, and the CPU who knows when.
+        telemetry.note_place(first, 9);
+        let second = telemetry.begin_epoch();
+        let third = telemetry.begin_epoch();
+        telemetry.note_place(second, 9);
+        telemetry.note_place(third, 1);
+        telemetry.note_place(third, MAX_CPUS as u32);
+        for (epoch, cpus) in [(first, vec![3, 70]), (second, vec![]), (third, vec![1])] {
+            assert_eq!(telemetry.cpus_used_in(epoch), cpus, "{epoch}");
+        }
+    }
+
+    #[test]
+    fn a_new_cpuset_takes_the_place_of_the_oldest() {
+        let telemetry = Telemetry::default();
+        let epochs: Vec<_> = (0..=MAX_EPOCHS as u32)
+            .map(|cpu| {
+                let epoch = telemetry.begin_epoch();
+                telemetry.note_place(epoch, cpu);
+                epoch
+            })
+            .collect();
+        assert_eq!(telemetry.cpus_used_in(epochs[0]), [0; 0]);
+        for (epoch, cpu) in epochs.into_iter().zip(0..).skip(1) {
+            assert_eq!(telemetry.cpus_used_in(epoch), [cpu]);
+        }
+    }
+
+    #[test]
+    fn pages_are_listed_up_to_the_last_node_with_any() {
+        let telemetry = Telemetry::default();
+        assert_eq!(telemetry.numa_pages(), [0; 0]);
+        telemetry.note_pages(2, 5);
+        telemetry.note_pages(2, 1);
+        telemetry.note_pages(MAX_NODES, 9);
+        assert_eq!(telemetry.numa_pages(), [0, 0, 6]);
+    }
+}

@@ -1,0 +1,121 @@
+//! Loops that load caches, page tables and memory nodes.
+
+use std::hint::black_box;
+use std::io;
+
+use crate::guest::workload::WorkerCtx;
+use crate::guest::workload::affinity::SplitMix;
+use crate::linux::sys::{self, Region};
+use crate::model::topology;
+
+/// 1 MiB.
+const PAGES: usize = 256;
+
+pub(super) fn cache_pressure(ctx: &WorkerCtx) {
+    const WORDS_PER_LINE: usize = 8;
+    /// Of 64 bytes each: 4 MiB.
+    const LINES: usize = 1 << 16;
+    const LINES_PER_ITERATION: u64 = 128;
+    // Zeroes come from the kernel page by page. To write them all here would delay the first iteration
+    // by 0.2 s of CPU time in an unoptimized build on an emulated CPU.
+    let mut words = vec![0_u64; LINES * WORDS_PER_LINE];
+    let mut random = SplitMix(ctx.own().pid.load(std::sync::atomic::Ordering::Relaxed) as u64);
+    while ctx.goes_on() {
+        for _ in 0..LINES_PER_ITERATION {
+            words[random.next() as usize % LINES * WORDS_PER_LINE] += 1;
+        }
+        black_box(&words);
+        ctx.turn(LINES_PER_ITERATION);
+    }
+}
+
+pub(super) fn page_fault_churn(ctx: &WorkerCtx) -> io::Result<()> {
+    let region = Region::new(PAGES)?;
+    while ctx.goes_on() {
+        region.touch();
+        region.discard()?;
+        ctx.turn(PAGES as u64);
+    }
+    Ok(())
+}
+
+pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
+    let region = Region::new(PAGES)?;
+    let nodes = std::fs::read_to_string("/sys/devices/system/node/has_memory")?;
+    let nodes = topology::parse_list(&nodes).map_err(io::Error::other)?;
+    for node in nodes.iter().cycle() {
+        match sys::set_mempolicy(libc::MPOL_PREFERRED, 1_u64.checked_shl(*node).unwrap_or(0)) {
+            // Its cgroup has no memory there.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
+            set => set?,
+        }
+        region.discard()?;
+        // The first pass gets the pages, the others use them.
+        for _ in 0..8 {
+            region.touch();
+        }
+        for node in region.nodes()? {
+            if let Ok(node) = usize::try_from(node) {
+                ctx.telemetry().note_pages(node, 1);
+            }
+        }
+        ctx.turn(PAGES as u64);
+        if !ctx.goes_on() {
+            break;
+        }
+    }
+    sys::set_mempolicy(libc::MPOL_DEFAULT, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::workload::WorkType;
+    use crate::guest::workload::testing::{Running, proc_number, sleeps, stat_field};
+
+    #[test]
+    fn a_cache_is_filled_and_walked_without_a_sleep() {
+        let running = Running::of(WorkType::CachePressure, 1);
+        running.wait_for_units(1 << 17);
+        let slept = sleeps(running.pid(0));
+        // Every line in the mean a second time, in what is in memory by now.
+        running.wait_for_units(1 << 18);
+        assert!(proc_number(running.pid(0), "status", "RssAnon") >= 4 * 1024);
+        assert_eq!(sleeps(running.pid(0)), slept);
+    }
+
+    #[test]
+    fn each_unit_of_churn_is_a_page_fault() {
+        let faults = |pid| stat_field(pid, 10) as u64;
+        let running = Running::of(WorkType::PageFaultChurn, 1);
+        running.wait_for_units(1);
+        // In this order: the worker goes on between the two.
+        let (units, before) = (running.report(0).work_units, faults(running.pid(0)));
+        running.wait_for_units(units + 10_000);
+        let (done, after) = (running.report(0).work_units, faults(running.pid(0)));
+        // A page table was walked in part when the first was counted.
+        assert!(
+            after - before + 2 * 256 >= done - units,
+            "{} for {}",
+            after - before,
+            done - units
+        );
+    }
+
+    #[test]
+    fn a_sweep_gets_its_memory_from_each_node() {
+        let nodes = std::fs::read_to_string("/sys/devices/system/node/has_memory");
+        let Ok(nodes) = nodes else {
+            eprintln!("skipped: a kernel without NUMA");
+            return;
+        };
+        let nodes = crate::model::topology::parse_list(&nodes).unwrap();
+        let running = Running::of(WorkType::NumaSweep, 1);
+        running.wait_for_units(256 * nodes.len() as u64);
+        let [report] = running.stop().try_into().unwrap();
+        for node in nodes {
+            assert!(report.numa_pages[node as usize] > 0, "{report:?}");
+        }
+        let pages: u64 = report.numa_pages.iter().sum();
+        assert!((report.work_units..=report.work_units + 256).contains(&pages), "{report:?}");
+    }
+}

@@ -1,0 +1,102 @@
+//! Loops that sleep by timers.
+
+use std::io;
+use std::num::NonZero;
+use std::time::Duration;
+
+use crate::guest::workload::WorkerCtx;
+use crate::linux::sys::since_boot_ns;
+
+const MILLISECOND_NS: u64 = 1_000_000;
+
+pub(super) fn mixed(ctx: &WorkerCtx) {
+    while ctx.goes_on() {
+        for _ in 0..8 {
+            ctx.compute();
+            ctx.turn(0);
+        }
+        rustix::thread::sched_yield();
+        ctx.sleep(Duration::from_micros(100));
+        ctx.turn(1);
+    }
+}
+
+pub(super) fn bursty(ctx: &WorkerCtx) {
+    const BURST_NS: u64 = 2 * MILLISECOND_NS;
+    const PAUSE: Duration = Duration::from_millis(3);
+    while ctx.goes_on() {
+        let begin_ns = since_boot_ns();
+        while ctx.telemetry().last_turn_ns() < begin_ns + BURST_NS {
+            ctx.compute();
+            ctx.turn(0);
+        }
+        ctx.sleep(PAUSE);
+        ctx.turn(1);
+    }
+}
+
+pub(super) fn idle_churn(ctx: &WorkerCtx) {
+    while ctx.goes_on() {
+        ctx.spin();
+        ctx.sleep(Duration::from_micros(50));
+        ctx.turn(1);
+    }
+}
+
+pub(super) fn timer_latency(ctx: &WorkerCtx) -> io::Result<()> {
+    // Timers of fair tasks may be late by 50 µs without it, for the sake of others.
+    rustix::thread::set_current_timer_slack(NonZero::new(1))?;
+    let mut due_ns = since_boot_ns();
+    while ctx.goes_on() {
+        // Those that were missed are not made up for; the next one is on the dot.
+        let late_ns = since_boot_ns().saturating_sub(due_ns);
+        due_ns += (late_ns / MILLISECOND_NS + 1) * MILLISECOND_NS;
+        ctx.sleep_until(due_ns);
+        ctx.turn(1);
+    }
+    // To what the process began with.
+    Ok(rustix::thread::set_current_timer_slack(None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::workload::WorkType;
+    use crate::guest::workload::testing::{Running, sleeps};
+
+    #[test]
+    fn a_sleeper_sleeps_once_per_unit_and_tells_how_late_it_woke() {
+        for work in [WorkType::Mixed, WorkType::Bursty, WorkType::IdleChurn, WorkType::TimerLatency]
+        {
+            let running = Running::of(work.clone(), 1);
+            // In this order: the worker goes on between the two lines.
+            let units = running.report(0).work_units;
+            let before = sleeps(running.pid(0));
+            running.wait_for_units(units + 40);
+            let slept = sleeps(running.pid(0)) - before;
+            let [report] = running.stop().try_into().unwrap();
+            // A timer that is due at once needs no sleep.
+            assert!(slept >= 10, "{work:?}: {slept}");
+            assert!(report.wake_latency_ns.count() >= 20, "{report:?}");
+            assert!(report.wall > report.cpu + report.run_delay, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn a_type_that_computes_uses_more_cpu_than_one_that_only_wakes() {
+        let cpu_per_unit = |work| {
+            let running = Running::of(work, 1);
+            running.wait_for_units(30);
+            let [report] = running.stop().try_into().unwrap();
+            report.cpu / u32::try_from(report.work_units).unwrap()
+        };
+        assert!(cpu_per_unit(WorkType::Bursty) > 3 * cpu_per_unit(WorkType::TimerLatency));
+    }
+
+    #[test]
+    fn a_worker_that_idles_leaves_the_cpu_most_of_the_time() {
+        let running = Running::of(WorkType::IdleChurn, 1);
+        running.wait_for_units(300);
+        let [report] = running.stop().try_into().unwrap();
+        assert!(report.cpu < report.wall / 2, "{report:?}");
+    }
+}

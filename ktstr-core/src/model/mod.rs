@@ -1,0 +1,5 @@
+//! Plain data that host and guest share, with serde: the machine, the result, the wire.
+
+pub mod result;
+pub mod topology;
+pub mod wire;

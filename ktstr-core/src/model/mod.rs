@@ -1,5 +1,7 @@
 //! Plain data that host and guest share, with serde: the machine, the result, the wire.
 
+pub mod detail;
 pub mod result;
 pub mod topology;
+pub mod verdict;
 pub mod wire;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::guest::assert::AssertResult;
 use crate::guest::snapshot::{CgroupProcsSnapshot, Snapshot};
+use crate::model::verdict::AssertResult;
 use crate::model::wire::ScenarioEvent;
 
 /// Everything the host learned from one run in a virtual machine.

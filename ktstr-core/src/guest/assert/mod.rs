@@ -7,9 +7,7 @@
 mod cgroups;
 mod checks;
 mod claim;
-mod detail;
 mod stuck;
-mod verdict;
 mod workers;
 
 pub(crate) use cgroups::is_in;
@@ -17,7 +15,8 @@ pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota, OomKills};
 pub(crate) use checks::shown;
 pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};
 pub use claim::{Claim, Measure};
-pub use detail::{AssertDetail, DetailKind};
-pub use verdict::{AssertResult, Note, Outcome};
 pub use workers::FEWEST_WAKES;
 pub(crate) use workers::was_killed;
+
+pub use crate::model::detail::{AssertDetail, DetailKind, Outcome};
+pub use crate::model::verdict::{AssertResult, Note};

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::assert::AssertResult;
 use crate::guest::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::topology::Topology;
+use crate::model::verdict::AssertResult;
 
 /// From the host to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,30 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
+/// What a test concluded. The order is the order of [`AssertResult::merge`](super::verdict::AssertResult::merge): the greater wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The test did not apply here; it says why.
+    Skip,
+    /// Everything that was checked held.
+    Pass,
+    /// The checks could not tell; never a pass.
+    Inconclusive,
+    /// A check failed.
+    Fail,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Skip => "skip",
+            Self::Pass => "pass",
+            Self::Inconclusive => "inconclusive",
+            Self::Fail => "fail",
+        })
+    }
+}
 
 /// What a detail is about. A check that has a key in the attribute is shown by the key's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -5,32 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AssertDetail, DetailKind};
-
-/// What a test concluded. The order is the order of [`AssertResult::merge`]: the greater wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The test did not apply here; it says why.
-    Skip,
-    /// Everything that was checked held.
-    Pass,
-    /// The checks could not tell; never a pass.
-    Inconclusive,
-    /// A check failed.
-    Fail,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Skip => "skip",
-            Self::Pass => "pass",
-            Self::Inconclusive => "inconclusive",
-            Self::Fail => "fail",
-        })
-    }
-}
+use super::detail::{AssertDetail, DetailKind, Outcome};
 
 /// Something worth knowing that decides nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +112,7 @@ impl AssertResult {
     }
 
     /// The same verdict with each of its details made anew.
-    pub(super) fn map_details(mut self, map: impl Fn(AssertDetail) -> AssertDetail) -> Self {
+    pub(crate) fn map_details(mut self, map: impl Fn(AssertDetail) -> AssertDetail) -> Self {
         self.details = self.details.into_iter().map(map).collect();
         self
     }

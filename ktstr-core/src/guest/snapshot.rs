@@ -1,53 +1,24 @@
-//! Captures: what a test saw at one moment, kept in the guest and sent to the host at once.
+//! Captures: the state of a scenario at one moment, kept in the guest and sent to the host at once.
 //!
-//! A capture that has been taken is on the host even if the guest dies a moment later. In the
-//! guest, a [`SnapshotBridge`] hands the captures of the current thread to the test body.
+//! The data types are in [`crate::model::snapshot`]. A capture is on the host even if the guest crashes a
+//! moment later. In the guest, a [`SnapshotBridge`] passes the captures of the current thread to the test
+//! body.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
-use crate::guest::workload::WorkerReport;
-use crate::linux::cgroup::CgroupStats;
 use crate::linux::process::Stat;
-
-/// The processes of one cgroup at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CgroupProcsSnapshot {
-    /// The name the test gave this capture.
-    pub tag: String,
-    /// The cgroup, as the test names it.
-    pub cgroup: String,
-    /// What `cgroup.procs` listed, in its order.
-    pub pids: Vec<i32>,
-    /// The identities of the processes, without those that ended between the two reads.
-    pub procs: Vec<ProcIdentity>,
-    /// When, in nanoseconds since the guest booted.
-    pub at_ns: u64,
-}
-
-/// Identifies a process: a later one with the same pid has another start time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcIdentity {
-    /// The process id.
-    pub pid: i32,
-    /// The command name, at most 15 bytes; those that are not UTF-8 are shown as U+FFFD.
-    pub comm: String,
-    /// Start time in clock ticks after boot.
-    ///
-    /// Source: proc_pid_stat(5), field 22.
-    pub start_ticks: u64,
-}
+pub use crate::model::snapshot::{
+    CgroupProcsSnapshot, CgroupSnapshot, KernelSnapshot, ProcIdentity, Snapshot,
+};
 
 impl ProcIdentity {
-    /// Reads `/proc/PID/stat`; `None` if the process is gone.
+    /// Reads `/proc/PID/stat`; `None` if the process has exited.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, which leaves open whether there is such a process.
+    /// If the file exists and cannot be read.
     pub fn read(pid: i32) -> std::io::Result<Option<Self>> {
         let Some(stat) = Stat::read(pid)? else { return Ok(None) };
         let comm = String::from_utf8_lossy(&stat.comm).into_owned();
@@ -55,56 +26,8 @@ impl ProcIdentity {
     }
 }
 
-/// What the cgroups of a scenario held and had used by one moment, and what its workers had done.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// The name the test gave it.
-    pub name: String,
-    /// When it was begun, in nanoseconds since the guest booted.
-    pub at_ns: u64,
-    /// All cgroups that the scenario has made and not removed.
-    pub cgroups: Vec<CgroupSnapshot>,
-    /// All workers that have not been stopped.
-    pub workers: Vec<WorkerReport>,
-    /// What the [`CaptureCallback`] of the [`SnapshotBridge`] returned for it.
-    pub kernel: Option<KernelSnapshot>,
-}
-
-/// What one cgroup held and had used.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CgroupSnapshot {
-    /// The cgroup, as the test names it.
-    pub cgroup: String,
-    /// The processes in it, without those of its descendants.
-    pub procs: Vec<ProcIdentity>,
-    /// The kernel's counters of it and its descendants since it was created.
-    pub stats: CgroupStats,
-}
-
-/// Values of the guest's kernel at one moment, as a [`CaptureCallback`] reads them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct KernelSnapshot {
-    /// The values by name.
-    pub values: BTreeMap<String, u64>,
-}
-
-impl KernelSnapshot {
-    /// Creates a report without values.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a value; replaces an earlier one of the same name.
-    #[must_use = "the report is consumed and returned"]
-    pub fn with_value(mut self, name: impl Into<String>, value: u64) -> Self {
-        self.values.insert(name.into(), value);
-        self
-    }
-}
-
-/// Adds a report to a snapshot: called with the name that [`Op::capture_snapshot`] was given, while
-/// the snapshot is taken. `None` adds nothing.
+/// Returns kernel values for a snapshot, or `None`. Called with the name given to
+/// [`Op::capture_snapshot`] while the snapshot is taken.
 ///
 /// [`Op::capture_snapshot`]: crate::guest::scenario::ops::Op::capture_snapshot
 pub type CaptureCallback = Arc<dyn Fn(&str) -> Option<KernelSnapshot> + Send + Sync>;
@@ -145,9 +68,9 @@ thread_local! {
 }
 
 impl SnapshotBridge {
-    /// Creates a bridge that adds the report of `capture`, if it returns one, to each snapshot.
+    /// Creates a bridge that adds the kernel values that `capture` returns to each snapshot.
     ///
-    /// A bridge without such a report is [`SnapshotBridge::default`].
+    /// [`SnapshotBridge::default`] creates a bridge without kernel values.
     pub fn new(capture: CaptureCallback) -> Self {
         Self { capture, on_cgroup_procs: Arc::new(|_| ()), captures: Arc::default() }
     }
@@ -250,7 +173,7 @@ impl Drop for BridgeGuard {
     }
 }
 
-/// Gives a capture to the bridge of the current thread, if there is one.
+/// Passes a capture to the bridge of the current thread, if there is one.
 pub(crate) fn collect(capture: Capture) {
     let Some(bridge) = CURRENT.with_borrow(Clone::clone) else { return };
     if let Capture::CgroupProcs(procs) = &capture {
@@ -259,7 +182,7 @@ pub(crate) fn collect(capture: Capture) {
     bridge.lock().push(capture);
 }
 
-/// Returns what the bridge of the current thread, if there is one, adds to the snapshot `name`.
+/// Returns the kernel values that the bridge of the current thread, if any, has for the snapshot `name`.
 pub(crate) fn kernel_snapshot(name: &str) -> Option<KernelSnapshot> {
     // Cloned first, so that the callback may set another bridge.
     let bridge = CURRENT.with_borrow(Clone::clone)?;
@@ -338,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn capture_callback_adds_its_report_by_name() {
+    fn capture_callback_adds_kernel_values_by_name() {
         let bridge = SnapshotBridge::new(Arc::new(|name: &str| {
             (name == "full").then(|| KernelSnapshot::new().with_value("jiffies", 42))
         }));
@@ -346,9 +269,9 @@ mod tests {
         collect(snapshot("full"));
         collect(snapshot("bare"));
         collect(procs("full"));
-        let reports: Vec<_> =
+        let kernels: Vec<_> =
             bridge.drain_snapshots().into_iter().map(|snapshot| snapshot.kernel).collect();
-        assert_eq!(reports, [Some(KernelSnapshot::new().with_value("jiffies", 42)), None]);
+        assert_eq!(kernels, [Some(KernelSnapshot::new().with_value("jiffies", 42)), None]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod detail;
 pub mod result;
+pub mod snapshot;
 pub mod topology;
 pub mod verdict;
 pub mod wire;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::guest::snapshot::{CgroupProcsSnapshot, Snapshot};
+use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::verdict::AssertResult;
 use crate::model::wire::ScenarioEvent;
 

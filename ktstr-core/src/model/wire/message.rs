@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::snapshot::{CgroupProcsSnapshot, Snapshot};
+use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::topology::Topology;
 use crate::model::verdict::AssertResult;
 

@@ -10,3 +10,4 @@ pub mod snapshot;
 pub mod workload;
 
 mod chain;
+mod exit;

@@ -1,6 +1,7 @@
 //! Plain data that host and guest share, with serde: the machine, the result, the wire.
 
 pub mod detail;
+pub mod exit;
 pub mod result;
 pub mod snapshot;
 pub mod topology;

@@ -10,6 +10,8 @@ use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::verdict::AssertResult;
 use crate::model::wire::ScenarioEvent;
 
+pub use super::exit::ExitKind;
+
 /// Everything the host learned from one run in a virtual machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct VmResult {

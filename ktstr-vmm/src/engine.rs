@@ -10,11 +10,23 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// What it is, for people: `QEMU 11.1.3 (TCG)`.
     fn describe(&self) -> String;
 
+    /// Returns what executes the guest's instructions, on which the meaning of durations depends.
+    fn timing(&self) -> Timing;
+
     /// Starts a machine; returns as soon as it runs.
     ///
     /// The machine may die with the calling *thread* (not just its process), so that nothing
     /// survives a killed test: keep that thread until the machine is gone.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error>;
+}
+
+/// What executes the instructions of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timing {
+    /// CPUs of the host: durations in the guest are those of hardware.
+    Native,
+    /// Software: code runs many times slower, and unevenly so.
+    Emulated,
 }
 
 /// A running machine. Dropping it stops it and leaves nothing behind.

@@ -19,5 +19,5 @@ mod schedstat;
 mod tsc;
 
 pub use config::{Topology, VmConfig};
-pub use engine::{Engine, Event, ExitReason, Registers, Vm};
+pub use engine::{Engine, Event, ExitReason, Registers, Timing, Vm};
 pub use error::Error;

@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
-use ktstr_vmm::Engine;
 use ktstr_vmm::kvm::Kvm;
 use ktstr_vmm::qemu::Qemu;
+use ktstr_vmm::{Engine, Timing};
 
 use crate::provision::{self, cache::Cache};
 
@@ -23,7 +23,7 @@ pub(crate) struct Choice {
 impl Choice {
     /// Returns whether software emulates the guest's CPUs.
     pub(crate) fn is_emulated(&self) -> bool {
-        self.name == "qemu"
+        self.engine.timing() == Timing::Emulated
     }
 }
 

@@ -26,7 +26,7 @@ mod vcpu;
 mod vm;
 
 use crate::probe::{self, KvmFacts, Unusable};
-use crate::{Engine, Vm, VmConfig};
+use crate::{Engine, Timing, Vm, VmConfig};
 
 #[doc(hidden)]
 pub use acpi::acpi_tables;
@@ -66,6 +66,10 @@ impl Engine for Kvm {
             Some(module) => format!("KVM ({module})"),
             None => "KVM".to_owned(),
         }
+    }
+
+    fn timing(&self) -> Timing {
+        Timing::Native
     }
 
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, crate::Error> {

@@ -16,15 +16,6 @@ pub(super) struct Inherited {
     pub(super) memory: Vec<RawFd>,
 }
 
-/// How TCG spreads guest CPUs over host threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TcgThreads {
-    /// One thread per CPU.
-    Multi,
-    /// All CPUs take turns.
-    Single,
-}
-
 /// The CPU a guest sees. Five-level paging is off in both: it doubles the cost of a page walk for
 /// nothing, and with it the guests of a guest crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +49,6 @@ const CMDLINE: &str = "console=ttyS0 no_timer_check tsc=reliable";
 pub(super) fn build(
     config: &VmConfig,
     fds: &Inherited,
-    threads: TcgThreads,
     cpu: Cpu,
     tsc_khz: Option<u32>,
 ) -> Vec<OsString> {
@@ -67,13 +57,7 @@ pub(super) fn build(
     // QMP must be listening before the guest can end, or the event that tells why is lost: start
     // stopped. Stop, not exit, at the end: what the guest wrote last may still be in its rings.
     args.flag("-S").option("-action", "reboot=shutdown,shutdown=pause");
-    args.option(
-        "-accel",
-        match threads {
-            TcgThreads::Multi => "tcg,thread=multi",
-            TcgThreads::Single => "tcg,thread=single",
-        },
-    );
+    args.option("-accel", "tcg,thread=multi");
     args.option("-cpu", cpu.model());
     add_topology(&mut args, config, &fds.memory);
     add_channels(&mut args, config, fds);
@@ -220,7 +204,7 @@ mod tests {
             ports: (20..20 + ports).collect(),
             memory: (30..30 + nodes).collect(),
         };
-        let args = build(config, &fds, TcgThreads::Multi, Cpu::Intel, Some(2_445_400));
+        let args = build(config, &fds, Cpu::Intel, Some(2_445_400));
         args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 

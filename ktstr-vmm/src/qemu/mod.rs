@@ -17,7 +17,7 @@ mod vm;
 
 use std::ffi::OsString;
 
-use crate::{Engine, Error, Vm, VmConfig};
+use crate::{Engine, Error, Timing, Vm, VmConfig};
 
 /// A QEMU program for x86-64 guests.
 #[derive(Debug, Clone)]
@@ -28,9 +28,6 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The oldest version whose TCG keeps several CPUs right while a kernel patches its own code.
-    const FIRST_MULTI_THREADED: u32 = 10;
-
     /// Names the program to run and its version (`11.1.3`).
     ///
     /// `argv` is the program and the arguments to put before all others, such as `-L` and a folder
@@ -52,23 +49,6 @@ impl Qemu {
     pub fn with_nested_virtualization(self) -> Self {
         Self { cpu: args::Cpu::Amd, ..self }
     }
-
-    /// The version given to [`Qemu::new`].
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
-    /// How TCG runs the CPUs of a guest: each in its own thread where this version can be trusted.
-    ///
-    /// QEMU 7.2 runs stale translations of code another CPU has just patched (`Oops: int3`);
-    /// versions between it and 10 were never tried, so they are taken for as bad.
-    fn tcg_threads(&self) -> args::TcgThreads {
-        let major = self.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        match major {
-            Some(major) if major < Self::FIRST_MULTI_THREADED => args::TcgThreads::Single,
-            _ => args::TcgThreads::Multi,
-        }
-    }
 }
 
 impl Engine for Qemu {
@@ -79,28 +59,19 @@ impl Engine for Qemu {
         }
     }
 
+    fn timing(&self) -> Timing {
+        Timing::Emulated
+    }
+
     /// Starts QEMU; it dies with the calling *thread*, which must outlive the machine.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error> {
-        Ok(Box::new(vm::QemuVm::boot(&self.argv, self.tcg_threads(), self.cpu, config)?))
+        Ok(Box::new(vm::QemuVm::boot(&self.argv, self.cpu, config)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_proven_versions_run_cpus_in_parallel() {
-        for (version, want) in [
-            ("7.2.22", args::TcgThreads::Single),
-            ("9.2.0", args::TcgThreads::Single),
-            ("10.0.13", args::TcgThreads::Multi),
-            ("11.0.0", args::TcgThreads::Multi),
-            ("git-build", args::TcgThreads::Multi),
-        ] {
-            assert_eq!(Qemu::new(vec!["qemu".into()], version).tcg_threads(), want, "{version}");
-        }
-    }
 
     #[test]
     fn nested_virtualization_is_told() {

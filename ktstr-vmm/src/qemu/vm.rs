@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use super::args::{self, Cpu, Inherited, TcgThreads};
+use super::args::{self, Cpu, Inherited};
 use super::channel::Channel;
 use super::inbox::Inbox;
 use super::memory::GuestMemory;
@@ -61,12 +61,7 @@ enum Source {
 
 impl QemuVm {
     /// Starts QEMU and lets the guest's CPUs go.
-    pub(super) fn boot(
-        argv: &[OsString],
-        threads: TcgThreads,
-        cpu: Cpu,
-        config: &VmConfig,
-    ) -> Result<Self, Error> {
+    pub(super) fn boot(argv: &[OsString], cpu: Cpu, config: &VmConfig) -> Result<Self, Error> {
         config.check()?;
         let memory = GuestMemory::new(config)?;
         room::check(config, memory.low())?;
@@ -80,7 +75,7 @@ impl QemuVm {
         let (ports, port_fds) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let memory_fds = memory.fds().map(|fd| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
-        let args = args::build(config, &fds, threads, cpu, tsc::host_khz());
+        let args = args::build(config, &fds, cpu, tsc::host_khz());
         let (process, Output { stdout, stderr }) = Process::spawn(argv, &args, inherit)?;
 
         let mut vm = Self {

@@ -110,6 +110,10 @@ impl Engine for Theatre {
         "a script".to_owned()
     }
 
+    fn timing(&self) -> ktstr_vmm::Timing {
+        ktstr_vmm::Timing::Native
+    }
+
     fn boot(&self, _: &VmConfig) -> Result<Box<dyn Vm>, Error> {
         Ok(Box::new(self.0.lock().unwrap().take().expect("a script is played once")))
     }

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::paths::MOUNT;
+
 /// What to do about `cause`, which `operation` on `path` met.
 pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::Error) -> String {
     let knob = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -90,7 +92,7 @@ fn missing(group: &Path, knob: &str, is_group: bool) -> String {
         return format!(
             "there is no such group: create it first; if {} is not there either, no cgroup v2 \
              hierarchy is mounted",
-            super::MOUNT
+            MOUNT
         );
     }
     let controller = knob.split('.').next().unwrap_or_default();

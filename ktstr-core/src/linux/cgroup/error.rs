@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::errno;
+use super::paths::WALK_ROOT_VARIABLE;
+use super::{advice, errno};
 
 /// A cgroup operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +65,7 @@ pub enum Error {
         "cannot enable controllers `{controllers}` from {} as uid {uid}: run as root, or run in a \
          delegated group (`systemd-run --user --scope -p Delegate=yes COMMAND`) and name it in \
          {}; see docs/guide/delegation.md",
-        walk_root.display(), super::WALK_ROOT_VARIABLE
+        walk_root.display(), WALK_ROOT_VARIABLE
     )]
     NotPrivileged {
         /// The root of the hierarchy.
@@ -244,7 +245,7 @@ impl Error {
         value: Option<&str>,
         cause: io::Error,
     ) -> Self {
-        let advice = super::advice::on(operation, path, value, &cause);
+        let advice = advice::on(operation, path, value, &cause);
         let (path, value) = (path.to_owned(), value.map(str::to_owned));
         Self::Io { operation, path, value, cause, advice }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::Error;
+use super::error::Error;
 
 /// Waits until `cgroup.events` of `group` has `line`; false if that takes longer than `within`.
 ///

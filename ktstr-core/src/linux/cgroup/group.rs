@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{CgroupOps, Error, names};
+use super::error::Error;
+use super::names;
+use super::ops::CgroupOps;
 
 /// A list of groups. Dropping it removes them in reverse order, also while a panic unwinds.
 #[derive(Debug)]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, futex, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-use super::manager::lock;
 use super::writer::{Operation, WITHIN};
+use crate::linux::sync::lock;
 
 /// How long the thread is kept to its caller's CPU. A CPU that is taken by something more urgent
 /// must not pass for a cgroupfs that is stuck.

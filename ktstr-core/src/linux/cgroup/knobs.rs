@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Error, list};
+use super::error::Error;
+use super::list;
 
 /// One value for one file of a group. [`CgroupOps`](super::CgroupOps) makes them, within range.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,6 +21,16 @@ pub(crate) fn format(numbers: &BTreeSet<usize>) -> String {
     texts.collect::<Vec<_>>().join(",")
 }
 
+/// Reads a list such as `0-3,5`; `None` if it is malformed.
+pub(crate) fn parse(text: &str) -> Option<BTreeSet<usize>> {
+    let mut numbers = BTreeSet::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        numbers.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(numbers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,7 +45,9 @@ mod tests {
             (vec![0, 2, 4], "0,2,4"),
             (vec![7, usize::MAX], "7,18446744073709551615"),
         ] {
-            assert_eq!(format(&numbers.into_iter().collect()), text);
+            let numbers = numbers.into_iter().collect();
+            assert_eq!(format(&numbers), text);
+            assert_eq!(parse(text), Some(numbers));
         }
     }
 }

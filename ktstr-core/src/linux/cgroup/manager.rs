@@ -2,18 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fmt::Write as _;
-use std::fs;
-use std::io;
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
+use super::controller::Controller;
+use super::error::Error;
+use super::files::read;
+use super::knobs::Knob;
+use super::names;
+use super::paths::{MOUNT, WALK_ROOT_VARIABLE};
 use super::writer::{Operation, Writer};
-use super::{CgroupOps, CgroupStats, Controller, Error, Knob, MOUNT, controllers, names};
-
-/// Names the group that was delegated to this process, for tests that run on the host.
-pub const WALK_ROOT_VARIABLE: &str = "KTSTR_CGROUP_WALK_ROOT";
 
 /// Manages the groups below one parent group.
 #[derive(Debug)]
@@ -51,7 +49,7 @@ impl CgroupManager {
     /// If a path holds `..`, `walk_root` is relative, or the parent is not at or below it.
     pub fn with_walk_root(mut self, walk_root: impl Into<PathBuf>) -> Result<Self, Error> {
         self.walk_root = walk_root.into();
-        controllers::check_walk_root(&self.walk_root, &self.parent)?;
+        check_walk_root(&self.walk_root, &self.parent)?;
         self.ours = Some(self.walk_root.clone());
         Ok(self)
     }
@@ -99,7 +97,7 @@ impl CgroupManager {
     }
 
     /// Reads what a cgroup with an empty cpuset would inherit.
-    fn effective_of_parent(&self, group: &Path, knob: &Knob) -> Result<String, Error> {
+    pub(super) fn effective_of_parent(&self, group: &Path, knob: &Knob) -> Result<String, Error> {
         let parent = group.parent().expect("names are relative to the parent");
         Ok(read(&parent.join(format!("{}.effective", knob.file())))?.trim().to_owned())
     }
@@ -138,155 +136,17 @@ impl CgroupManager {
     }
 }
 
-/// Methods of a trait object need no import of the trait: `use ktstr::cgroup::CgroupManager` is enough to
-/// call those of [`CgroupOps`].
-impl Deref for CgroupManager {
-    type Target = dyn CgroupOps;
-
-    fn deref(&self) -> &Self::Target {
-        self
-    }
-}
-
-impl CgroupOps for CgroupManager {
-    fn parent_path(&self) -> &Path {
-        &self.parent
-    }
-
-    fn walk_root(&self) -> &Path {
-        &self.walk_root
-    }
-
-    fn outstanding_removes(&self) -> usize {
-        self.count_outstanding().len()
-    }
-
-    fn setup(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
-        self.set_up(controllers)
-    }
-
-    fn create_cgroup(&self, name: &str) -> Result<(), Error> {
-        self.create(&self.path(name)?)
-    }
-
-    fn remove_cgroup(&self, name: &str) -> Result<(), Error> {
-        self.remove(&self.path(name)?)
-    }
-
-    fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error> {
-        let group = self.path(name)?;
-        let path = group.join(knob.file());
-        let written = match self.write(&path, knob.value()) {
-            // Linux 6.12 and earlier empty no cpuset of a cgroup with processes.
-            Err(error) if knob.empties_cpuset() && error.raw_os_error() == Some(libc::ENOSPC) => {
-                self.effective_of_parent(&group, knob).and_then(|value| self.write(&path, &value))
-            }
-            written => written,
-        };
-        written.map_err(|error| match knob.file() {
-            "cpuset.cpus" => error.with_snapshot(&snapshot(&group)),
-            _ => error,
-        })
-    }
-
-    fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error> {
-        self.freeze(&self.path(name)?, frozen)
-    }
-
-    fn kill_cgroup(&self, name: &str) -> Result<(), Error> {
-        self.kill(&self.path(name)?)
-    }
-
-    fn move_tasks(&self, name: &str, pids: &[i32]) -> Result<(), Error> {
-        self.move_all(&self.path(name)?, pids)
-    }
-
-    fn place_task_during_handshake(&self, name: &str, pid: i32) -> Result<(), Error> {
-        self.move_one(&self.path(name)?, pid)
-    }
-
-    fn clear_subtree_control(&self, name: &str) -> Result<(), Error> {
-        self.clear_controllers(&self.path(name)?)
-    }
-
-    fn add_parent_subtree_controller(&self, controller: Controller) -> Result<(), Error> {
-        self.enable(&self.parent, &BTreeSet::from([controller]))?;
-        lock(&self.enabled).insert(controller);
-        Ok(())
-    }
-
-    fn drain_tasks(&self, name: &str) -> Result<(), Error> {
-        self.drain(&self.path(name)?, "drain")
-    }
-
-    fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
-        let group = self.path(name)?;
-        self.check_read(&group.join("cgroup.procs"))?;
-        super::tasks::read_procs(&group)
-    }
-
-    fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
-        let group = self.path(name)?;
-        // What it says of processes depends on these.
-        for file in ["cgroup.freeze", "cgroup.kill", "cgroup.procs"] {
-            self.check_read(&group.join(file))?;
-        }
-        CgroupStats::read(&group)
-    }
-
-    fn cleanup_all(&self) -> Result<(), Error> {
-        self.clean_up()
-    }
-}
-
-/// What decides whether a cpuset is taken, of the group and of the one above it.
-fn snapshot(group: &Path) -> String {
-    let mut text = String::new();
-    for level in [Some(group), group.parent()].into_iter().flatten() {
-        let _ = writeln!(text, "{}:", level.display());
-        for file in [
-            "cgroup.controllers",
-            "cgroup.subtree_control",
-            "cpuset.cpus",
-            "cpuset.cpus.effective",
-            "cpuset.mems.effective",
-        ] {
-            let content = fs::read_to_string(level.join(file));
-            let content = content.unwrap_or_else(|error| super::errno::describe(&error));
-            let _ = writeln!(text, "  {file}: {}", content.trim());
-        }
-        let entries = fs::read_dir(level).into_iter().flatten().flatten();
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        names.sort_unstable();
-        let _ = writeln!(text, "  holds: {}", names.join(" "));
-    }
-    text.truncate(text.trim_end().len());
-    text
-}
-
-/// Whether there is such a file or directory. An error that leaves it open is returned.
-pub(super) fn is_there(path: &Path) -> Result<bool, Error> {
-    path.try_exists().map_err(|cause| Error::io("look for", path, None, cause))
-}
-
-/// Whether there is such a cgroup; a file is none.
-pub(super) fn is_group(path: &Path) -> Result<bool, Error> {
-    match fs::metadata(path) {
-        Ok(found) => Ok(found.is_dir()),
-        // ENOTDIR: below a file.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-            Ok(false)
-        }
-        Err(cause) => Err(Error::io("look for", path, None, cause)),
-    }
-}
-
-pub(super) fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|cause: io::Error| Error::io("read", path, None, cause))
-}
-
-/// A panic while the lock was held leaves nothing half done here.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+/// Checks the two paths of a manager against each other.
+pub(super) fn check_walk_root(walk_root: &Path, parent: &Path) -> Result<(), Error> {
+    let climbs = |path: &Path| path.components().any(|part| part.as_os_str() == "..");
+    let reason = if climbs(walk_root) || climbs(parent) {
+        "a path holds `..`; give both without it"
+    } else if !walk_root.is_absolute() {
+        "the walk root does not begin with `/`"
+    } else if !parent.starts_with(walk_root) {
+        "the parent is not at or below the walk root"
+    } else {
+        return Ok(());
+    };
+    Err(Error::WalkRoot { parent: parent.to_owned(), walk_root: walk_root.to_owned(), reason })
 }

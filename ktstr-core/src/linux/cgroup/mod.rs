@@ -7,10 +7,11 @@
 //! Source: Linux 6.12, admin-guide/cgroup-v2.rst.
 
 mod advice;
-mod controllers;
+mod controller;
 mod errno;
 mod error;
 mod events;
+mod files;
 mod group;
 mod handover;
 mod knobs;
@@ -18,10 +19,14 @@ mod list;
 mod manager;
 mod model;
 mod names;
+mod operations;
 mod ops;
+mod paths;
+mod procs;
 #[cfg(test)]
 mod properties;
 mod recording;
+mod setup;
 mod stats;
 mod tasks;
 mod teardown;
@@ -29,20 +34,18 @@ mod teardown;
 mod tests;
 mod writer;
 
-pub use controllers::Controller;
+pub use controller::Controller;
 pub use error::Error;
 pub(crate) use events::says as events_say;
 pub use group::CgroupGroup;
 pub use knobs::Knob;
 pub(crate) use list::format as format_list;
-pub use manager::{CgroupManager, WALK_ROOT_VARIABLE};
+pub use manager::CgroupManager;
 pub(crate) use names::check as check_name;
 pub use ops::CgroupOps;
+pub use paths::{MOUNT, WALK_ROOT_VARIABLE};
 pub use recording::{Call, RecordingCgroups};
 pub use stats::{
     CgroupStats, CpuStat, MemoryEvents, MemoryStat, MemoryStats, PidsStats, Pressure, Stall,
 };
 pub(crate) use tasks::{SETTLE_WITHIN, is_leaf};
-
-/// Where the cgroup2 file system is mounted.
-pub const MOUNT: &str = "/sys/fs/cgroup";

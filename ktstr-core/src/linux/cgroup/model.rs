@@ -8,7 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Controller, Knob};
+use super::controller::Controller;
+use super::knobs::Knob;
+use super::list;
 
 /// The root of the hierarchy, above the manager's parent.
 pub(super) const ROOT: &str = "/";
@@ -301,8 +303,7 @@ impl Hierarchy {
     /// As Linux 6.12 and earlier do: an emptied cpuset of a cgroup with processes is a copy of what
     /// it would inherit, which the manager writes then.
     fn write_cpuset(&mut self, name: &str, knob: &Knob, what: Cpuset) -> Result<(), Refusal> {
-        let list = crate::model::topology::parse_list(knob.value()).unwrap_or_default();
-        let mut list: BTreeSet<_> = list.into_iter().map(|number| number as usize).collect();
+        let mut list = list::parse(knob.value()).unwrap_or_default();
         let (most, nr) = match what {
             Cpuset::Cpus => (self.nr_cpus, self.nr_cpus),
             Cpuset::Mems => (MOST_NODES, self.nr_nodes),

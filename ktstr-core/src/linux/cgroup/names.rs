@@ -1,6 +1,6 @@
 //! Which names a cgroup may have.
 
-use super::Error;
+use super::error::Error;
 
 /// Refuses names that are empty, leave the parent, or that the kernel would not take.
 pub(crate) fn check(name: &str) -> Result<(), Error> {

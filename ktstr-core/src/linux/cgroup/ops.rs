@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
-use super::{CgroupStats, Controller, Error, Knob};
+use super::controller::Controller;
+use super::error::Error;
+use super::knobs::Knob;
+use super::stats::CgroupStats;
 
 /// What test code may do to cgroups. Every name is that of a group below the parent.
 pub trait CgroupOps: fmt::Debug + Send + Sync {

@@ -5,9 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::manager::lock;
+use super::controller::{Controller, subtree_control};
+use super::error::Error;
+use super::knobs::Knob;
 use super::model::{Hierarchy, PARENT, ROOT, Refusal, above};
-use super::{CgroupOps, CgroupStats, Controller, Error, Knob, controllers, names, tasks};
+use super::names;
+use super::ops::CgroupOps;
+use super::paths::MOUNT;
+use super::procs::{caller_is_in, check_pid};
+use super::stats::CgroupStats;
+use crate::linux::sync::lock;
 
 /// One call that changes something, as [`RecordingCgroups`] saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,7 +217,7 @@ impl RecordingCgroups {
 
     /// Enables controllers for the children of a cgroup, unless it holds processes.
     fn enable(&self, name: &str, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
-        let value = controllers::line("+", controllers);
+        let value = subtree_control("+", controllers);
         let pids = lock(&self.state).cgroups.pids(name).unwrap_or_default().to_vec();
         if !pids.is_empty() {
             return Err(Error::Occupied { path: self.path(name), value, pids });
@@ -228,7 +235,7 @@ impl RecordingCgroups {
     }
 
     fn attach(&self, name: &str, pid: i32) -> Result<(), Error> {
-        tasks::check_pid(&self.path(name), pid)?;
+        check_pid(&self.path(name), pid)?;
         self.run("write", name, "cgroup.procs", &pid.to_string(), |state| {
             state.cgroups.attach(name, pid)
         })
@@ -237,7 +244,7 @@ impl RecordingCgroups {
     fn refuse_with_caller(&self, name: &str, operation: &str) -> Result<(), Error> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
         match lock(&self.state).cgroups.pids_of_tree(name).contains(&own) {
-            true => Err(tasks::caller_is_in(&self.path(name), operation)),
+            true => Err(caller_is_in(&self.path(name), operation)),
             false => Ok(()),
         }
     }
@@ -263,7 +270,7 @@ impl CgroupOps for RecordingCgroups {
     }
 
     fn walk_root(&self) -> &Path {
-        Path::new(super::MOUNT)
+        Path::new(MOUNT)
     }
 
     fn outstanding_removes(&self) -> usize {
@@ -271,7 +278,7 @@ impl CgroupOps for RecordingCgroups {
     }
 
     fn setup(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
-        self.record_any("setup", PARENT, controllers::line("+", controllers))?;
+        self.record_any("setup", PARENT, subtree_control("+", controllers))?;
         if controllers.is_empty() {
             return Ok(());
         }

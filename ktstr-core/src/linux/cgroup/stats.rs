@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::error::Error;
+use super::files;
 
 /// What the kernel counts for a group. A part is `None` if its files are not there: the controller
 /// is not enabled, or the kernel was built or booted without pressure accounting.
@@ -134,7 +135,7 @@ pub struct Stall {
 impl CgroupStats {
     pub(super) fn read(group: &Path) -> Result<Self, Error> {
         // The one file that every group but the root has; it tells a missing group.
-        let events = keyed(&super::manager::read(&group.join("cgroup.events"))?);
+        let events = keyed(&files::read(&group.join("cgroup.events"))?);
         let cpu = keyed(&optional(&group.join("cpu.stat"))?.unwrap_or_default());
         let pressure = |file: &str| Ok(optional(&group.join(file))?.map(|text| pressure(&text)));
         Ok(Self {

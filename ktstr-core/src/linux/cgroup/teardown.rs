@@ -4,9 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::manager::{CgroupManager, is_group, is_there, lock, read};
-use super::tasks::{REFUGE, SETTLE_WITHIN, Unit};
-use super::{Error, MOUNT, controllers, events};
+use super::error::Error;
+use super::events;
+use super::files::{is_group, is_hierarchy_root, is_there, read};
+use super::manager::CgroupManager;
+use super::paths::MOUNT;
+use super::procs::Unit;
+use super::tasks::{REFUGE, SETTLE_WITHIN};
+use crate::linux::sync::lock;
 
 /// With more groups than this that could not be removed, something is wrong with all of them.
 pub(super) const MOST_OUTSTANDING: usize = 10;
@@ -152,7 +157,7 @@ impl CgroupManager {
         }
         let is_cgroupfs = rustix::fs::statfs(&self.parent)
             .is_ok_and(|file_system| file_system.f_type == CGROUP2_SUPER_MAGIC);
-        Ok(is_cgroupfs && controllers::is_hierarchy_root(&self.parent)?)
+        Ok(is_cgroupfs && is_hierarchy_root(&self.parent)?)
     }
 
     /// What was drained may live on in there; then it stays, and goes with the delegated group.

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::Error;
+use super::error::Error;
 use super::handover::{CLOSED, Slot};
-use super::manager::lock;
+use crate::linux::sync::lock;
 use crate::linux::sys;
 
 /// How long an operation may take.

@@ -16,11 +16,14 @@ use rustix::io::Errno;
 use rustix::process::{Pid, setpgid, setsid};
 
 use super::containment::{Containment, EnterFn, Entered, Usage};
+use super::error::Error;
 use super::keeper::{Duty, Keeper};
-use super::members::{self, Process};
+use super::limits::Limits;
 use super::name::Name;
-use super::{Error, Limits, place};
+use super::place;
+use super::procfs::{self, Process};
 use crate::linux::cgroup::{self, CgroupManager, CgroupOps};
+use crate::linux::sync::lock;
 use crate::linux::sys;
 
 /// How many times a keeper fails before it gives up: a minute.
@@ -82,7 +85,7 @@ impl Site {
 
     /// Of all who move processes to a leaf of the parent, or back, one at a time.
     fn lock(&self) -> Result<Lock, Error> {
-        let file = File::open(&self.parent).and_then(|folder| folder.lock().map(|()| folder));
+        let file = File::open(&self.parent).and_then(|dir| dir.lock().map(|()| dir));
         file.map(Lock).map_err(Error::system(format!("lock {}", self.parent.display())))
     }
 
@@ -184,7 +187,7 @@ impl Containment for Cgroup {
     }
 
     fn holds(&self, pid: i32) -> Result<bool, Error> {
-        let groups = members::read_file(pid, "cgroup");
+        let groups = procfs::read_file(pid, "cgroup");
         let groups = groups.map_err(Error::system(format!("look at process {pid}")))?;
         // Bytes: a cgroup below the job's may have any name.
         let groups = groups.unwrap_or_default();
@@ -220,7 +223,7 @@ impl Containment for Cgroup {
     }
 
     fn update_limits(&self, limits: Limits) -> Result<(), Error> {
-        let mut before = self.limits.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut before = lock(&self.limits);
         let enabled = before.controllers();
         let missing: BTreeSet<_> = limits.controllers().difference(&enabled).copied().collect();
         if !missing.is_empty() {

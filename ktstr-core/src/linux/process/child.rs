@@ -11,7 +11,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::Error;
+use super::error::Error;
+use crate::linux::sync::lock;
 use crate::linux::sys;
 
 /// A process that was started in a [`Job`](super::Job). Dropping this does nothing to it: it ends
@@ -134,7 +135,7 @@ impl Leader {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Ended>> {
-        self.ended.lock().unwrap_or_else(|poison| poison.into_inner())
+        lock(&self.ended)
     }
 }
 

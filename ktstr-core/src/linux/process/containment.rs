@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
-use super::{Error, Limits};
+use super::error::Error;
+use super::limits::Limits;
 
 /// Holds the processes of a job. Dropping it ends them, and whatever was made to hold them.
 pub(super) trait Containment: fmt::Debug + Send + Sync {

@@ -5,7 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Limits, Process};
+use super::limits::Limits;
+use super::procfs::Process;
 use crate::linux::cgroup;
 
 /// An operation on a job that failed.

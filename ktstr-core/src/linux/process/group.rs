@@ -17,10 +17,12 @@ use rustix::process::{
 
 use super::child::wait_for;
 use super::containment::{Containment, EnterFn, Usage};
+use super::error::Error;
 use super::keeper::{Duty, Keeper};
-use super::members::{self, Pinned, Stat};
+use super::limits::Limits;
 use super::name::Name;
-use super::{Error, Limits};
+use super::pinned::{self, Pinned};
+use super::procfs::{self, Stat};
 use crate::linux::cgroup::SETTLE_WITHIN;
 use crate::linux::sys;
 
@@ -77,7 +79,7 @@ impl Scope {
         let leader = self.group.as_raw_nonzero().get();
         let stat = match Stat::read(pid) {
             // With hidepid=1, of a process with another user's rights.
-            Err(error) if members::is_denied(&error) => None,
+            Err(error) if procfs::is_denied(&error) => None,
             read => read.map_err(fail())?,
         };
         let Some(stat) = stat.filter(|_| pid != leader) else { return Ok(false) };
@@ -85,12 +87,12 @@ impl Scope {
             return Ok(true);
         }
         let is_young = stat.start_ticks >= self.mark.start_ticks;
-        Ok(is_young && members::has_variable(pid, &self.mark.variable).map_err(fail())?)
+        Ok(is_young && procfs::has_variable(pid, &self.mark.variable).map_err(fail())?)
     }
 
     fn pids(&self) -> Result<Vec<i32>, Error> {
         let mut pids = Vec::new();
-        for pid in members::all_pids()? {
+        for pid in procfs::all_pids().map_err(Error::system("list /proc"))? {
             if self.holds(pid)? {
                 pids.push(pid);
             }
@@ -126,7 +128,7 @@ impl Scope {
     fn kill_some(&self) -> Result<Vec<Pinned>, Error> {
         let mut left = Vec::new();
         for pid in self.pids()? {
-            let Some(pinned) = members::pin(pid, |pid| self.holds(pid))? else { continue };
+            let Some(pinned) = pinned::pin(pid, |pid| self.holds(pid))? else { continue };
             // One that may not be killed is among those that are left in the end.
             let _ = pidfd_send_signal(&pinned.pidfd, Signal::KILL);
             if left.len() < MOST_PINNED {

@@ -14,9 +14,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 use super::cgroup::{Cgroup, Site};
 use super::child::{Child, Leader};
 use super::containment::{Containment, Entered};
+use super::error::Error;
 use super::group::Group;
-use super::members::{self, Pinned, Process, Stat};
-use super::{Error, Limits};
+use super::limits::Limits;
+use super::pinned::{self, Pinned};
+use super::procfs::{self, Process, Stat};
 use crate::linux::cgroup::SETTLE_WITHIN;
 use crate::linux::sys::{self, Shared};
 
@@ -115,7 +117,7 @@ impl Job {
     ///
     /// [`Error::NoLimits`] if limits are asked for and no cgroup can be made that keeps them.
     pub fn new(limits: Limits) -> Result<Self, Error> {
-        members::check_proc()?;
+        pinned::check_proc()?;
         let tried = match Site::own() {
             Ok(site) => {
                 let parent = site.parent.display().to_string();
@@ -143,7 +145,7 @@ impl Job {
     ///
     /// If the cgroup cannot be made.
     pub fn below(parent: impl AsRef<Path>, limits: Limits) -> Result<Self, Error> {
-        members::check_proc()?;
+        pinned::check_proc()?;
         Ok(Self::in_cgroup(Cgroup::new(Site::below(parent.as_ref())?, limits)?))
     }
 
@@ -217,7 +219,7 @@ impl Job {
             }
             says.got_in.store(true, Ordering::Release);
             // A parent that was gone by then will never be told of by a signal.
-            match members::has_ended(&owner) {
+            match pinned::has_ended(&owner) {
                 false => Ok(()),
                 true => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
             }
@@ -316,7 +318,7 @@ impl Job {
     pub fn adopt(&self, pid: i32) -> Result<(), Error> {
         self.containment().adopt(pid)?;
         // The kernel takes a zombie as well.
-        match members::pin(pid, |pid| self.containment().holds(pid))? {
+        match pinned::pin(pid, |pid| self.containment().holds(pid))? {
             Some(_) => Ok(()),
             None => Err(Error::system(format!("adopt process {pid}"))(rustix::io::Errno::SRCH)),
         }
@@ -335,7 +337,7 @@ impl Job {
 
     /// Takes hold of a process if it is in here.
     pub(super) fn pin(&self, pid: i32) -> Result<Option<Pinned>, Error> {
-        members::pin(pid, |pid| self.containment().holds(pid))
+        pinned::pin(pid, |pid| self.containment().holds(pid))
     }
 
     /// The processes that have not ended and were not started by [`spawn`](Self::spawn): after
@@ -407,7 +409,7 @@ impl Job {
             Some(cpu_time) => cpu_time,
             None => self.cpu_time_of(&members).map_err(Error::system("read CPU times"))?,
         };
-        let peaks = members.iter().filter_map(|one| members::peak_memory(one.pid).transpose());
+        let peaks = members.iter().filter_map(|one| procfs::peak_memory(one.pid).transpose());
         let peak_memory = match usage.peak_memory {
             Some(peak) => peak,
             None => peaks.sum::<io::Result<_>>().map_err(Error::system("read memory peaks"))?,
@@ -424,7 +426,7 @@ impl Job {
         let pids = spawned.iter().copied().chain(others);
         let stats = pids.filter_map(|pid| Stat::read(pid).transpose());
         let ticks = stats.map(|stat| Ok(stat?.cpu_ticks)).sum::<io::Result<u64>>()?;
-        Ok(leaders.cpu_of_reaped + members::ticks(ticks))
+        Ok(leaders.cpu_of_reaped + procfs::ticks(ticks))
     }
 
     /// Puts other limits in the place of those there are, while processes run.

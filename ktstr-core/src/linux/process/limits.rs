@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::Error;
-use crate::linux::cgroup::{CgroupOps, Controller};
+use crate::linux::cgroup::{self, CgroupOps, Controller};
 
 /// The period of `cpu.max`, the kernel's default.
 const PERIOD_US: u64 = 100_000;
@@ -57,7 +56,7 @@ impl Limits {
         before: &Self,
         cgroups: &dyn CgroupOps,
         group: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), cgroup::Error> {
         if self.memory_max != before.memory_max {
             cgroups.set_memory_max(group, self.memory_max)?;
         }

@@ -34,9 +34,10 @@ mod group;
 mod job;
 mod keeper;
 mod limits;
-mod members;
 mod name;
+mod pinned;
 mod place;
+mod procfs;
 mod shutdown;
 
 pub use child::Child;
@@ -44,8 +45,8 @@ pub(crate) use child::wait_for;
 pub use error::Error;
 pub use job::{Job, Mechanism, Stats};
 pub use limits::Limits;
-pub use members::Process;
-pub(crate) use members::Stat;
+pub use procfs::Process;
+pub(crate) use procfs::Stat;
 pub use rustix::process::Signal;
 pub use shutdown::{Left, Shutdown};
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-use super::Error;
-use super::members::{self, Stat};
+use super::error::Error;
+use super::pinned::has_ended;
+use super::procfs::{Stat, proc_is_ours};
 
 const PREFIX: &str = "ktstr-job";
 
@@ -93,13 +94,13 @@ impl Name {
     pub(super) fn is_stale(&self) -> bool {
         let Some(pid) = Pid::from_raw(self.pid) else { return false };
         let is_own = |kind, number| namespace(kind).is_ok_and(|own| own == number);
-        if !is_own("pid", self.pid_namespace) || !members::proc_is_ours().is_ok_and(|ours| ours) {
+        if !is_own("pid", self.pid_namespace) || !proc_is_ours().is_ok_and(|ours| ours) {
             return false;
         }
         match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => true,
             Err(_) => false,
-            Ok(pidfd) if members::has_ended(&pidfd) => true,
+            Ok(pidfd) if has_ended(&pidfd) => true,
             // Its number may have passed to another process.
             Ok(_) => {
                 let stat = Stat::read(self.pid).ok().flatten();

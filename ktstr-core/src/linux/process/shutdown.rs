@@ -10,8 +10,10 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 
 use super::child::wait_for;
-use super::members::{Pinned, Process, has_ended};
-use super::{Error, Job};
+use super::error::Error;
+use super::job::Job;
+use super::pinned::{Pinned, has_ended};
+use super::procfs::Process;
 use crate::linux::cgroup::events_say;
 
 /// What came of [`Job::shutdown`].

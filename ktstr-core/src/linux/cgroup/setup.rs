@@ -1,70 +1,15 @@
-//! Controllers: which there are, and enabling them level by level.
+//! Enables controllers level by level.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::manager::{CgroupManager, is_there, lock, read};
-use super::{Error, MOUNT, tasks};
-
-/// A controller of cgroup v2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Controller {
-    /// CPUs and memory nodes.
-    Cpuset,
-    /// CPU time.
-    Cpu,
-    /// Memory.
-    Memory,
-    /// The number of processes.
-    Pids,
-    /// Block devices.
-    Io,
-}
-
-impl Controller {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Cpuset, Self::Cpu, Self::Memory, Self::Pids, Self::Io];
-
-    /// Returns the name that the kernel uses in `cgroup.controllers`: `cpuset`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Cpuset => "cpuset",
-            Self::Cpu => "cpu",
-            Self::Memory => "memory",
-            Self::Pids => "pids",
-            Self::Io => "io",
-        }
-    }
-}
-
-impl fmt::Display for Controller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// `+cpu +memory`: the controllers by name, each after `sign`.
-pub(super) fn line(sign: &str, controllers: &BTreeSet<Controller>) -> String {
-    let mut words: Vec<_> = controllers.iter().map(|name| format!("{sign}{name}")).collect();
-    words.sort_unstable();
-    words.join(" ")
-}
-
-/// Checks the two paths of a manager against each other.
-pub(super) fn check_walk_root(walk_root: &Path, parent: &Path) -> Result<(), Error> {
-    let climbs = |path: &Path| path.components().any(|part| part.as_os_str() == "..");
-    let reason = if climbs(walk_root) || climbs(parent) {
-        "a path holds `..`; give both without it"
-    } else if !walk_root.is_absolute() {
-        "the walk root does not begin with `/`"
-    } else if !parent.starts_with(walk_root) {
-        "the parent is not at or below the walk root"
-    } else {
-        return Ok(());
-    };
-    Err(Error::WalkRoot { parent: parent.to_owned(), walk_root: walk_root.to_owned(), reason })
-}
+use super::controller::{Controller, subtree_control};
+use super::error::Error;
+use super::files::{is_hierarchy_root, read};
+use super::manager::{CgroupManager, check_walk_root};
+use super::paths::MOUNT;
+use super::procs::read_procs;
+use crate::linux::sync::lock;
 
 impl CgroupManager {
     pub(super) fn set_up(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
@@ -76,7 +21,7 @@ impl CgroupManager {
         if self.walk_root == Path::new(MOUNT) && self.ours.is_none() && !uid.is_root() {
             return Err(Error::NotPrivileged {
                 walk_root: self.walk_root.clone(),
-                controllers: line("", controllers),
+                controllers: subtree_control("", controllers),
                 uid: uid.as_raw(),
             });
         }
@@ -100,7 +45,7 @@ impl CgroupManager {
         }
         Err(Error::Unavailable {
             path,
-            missing: line("", &missing),
+            missing: subtree_control("", &missing),
             available: text.trim().to_owned(),
         })
     }
@@ -151,7 +96,7 @@ impl CgroupManager {
         group: &Path,
         controllers: &BTreeSet<Controller>,
     ) -> Result<(), Error> {
-        let value = line("+", controllers);
+        let value = subtree_control("+", controllers);
         let file = group.join("cgroup.subtree_control");
         if is_hierarchy_root(group)? {
             return self.write(&file, &value);
@@ -168,7 +113,7 @@ impl CgroupManager {
     /// Only a group that was named by the caller is known to be the caller's to rearrange, as whoever
     /// is delegated a group finds itself in it.
     fn make_room(&self, group: &Path, value: &str) -> Result<(), Error> {
-        let pids = match tasks::read_procs(group) {
+        let pids = match read_procs(group) {
             Ok(pids) => pids,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
             Err(error) => return Err(error),
@@ -189,10 +134,4 @@ impl CgroupManager {
         let words: Vec<_> = text.split_whitespace().map(|name| format!("-{name}")).collect();
         if words.is_empty() { Ok(()) } else { self.write(&path, &words.join(" ")) }
     }
-}
-
-/// Whether this is the root of the whole hierarchy, to which the rules for delegated groups do
-/// not apply: it alone has no `cgroup.type`. The root of a cgroup namespace has one.
-pub(super) fn is_hierarchy_root(group: &Path) -> Result<bool, Error> {
-    is_there(&group.join("cgroup.type")).map(|there| !there)
 }

@@ -353,5 +353,5 @@ fn a_corrupt_kernel_is_noticed() {
         fs::write(&prepared.config.kernel, bytes).unwrap();
     });
     let why = init_failure(end);
-    assert!(why.contains("before its kernel said anything"), "{why}");
+    assert!(why.contains("before its kernel printed anything"), "{why}");
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use ktstr_core::assert::AssertResult;
 use ktstr_core::result::ClockSpan;
-use ktstr_core::wire::{Hello, RunOrder};
+use ktstr_core::wire::{FileKind, RunOrder};
 use ktstr_vmm::Error;
 
 use super::*;

@@ -1,0 +1,207 @@
+//! Holds what a guest sends, within bounds: a guest cannot fill the memory of the runner.
+
+use std::time::Instant;
+
+use ktstr_core::result::RunEnd;
+use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
+use ktstr_core::wire::{FileKind, ScenarioEvent};
+
+use crate::runner::console;
+
+/// The memory that captures, snapshots and events of one run may take, roughly.
+const MAX_COLLECTED: usize = 64 << 20;
+
+/// How many panics are kept; a body may catch any number.
+const MAX_PANICS: usize = 64;
+
+/// Of a console or log longer than this, the older half is dropped.
+const MAX_TEXT: usize = 8 << 20;
+
+/// Longest text that is looked for in the console; it may have begun in an earlier chunk.
+const LONGEST_MARK: usize = 256;
+
+/// A file of the guest.
+#[derive(Debug)]
+pub(crate) struct ReceivedFile {
+    /// The length that the guest announced.
+    pub(crate) length: u64,
+    /// The part that arrived.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl ReceivedFile {
+    /// A longer file is not received.
+    const MAX_LENGTH: u64 = 64 << 20;
+
+    pub(crate) fn new(length: u64) -> Self {
+        Self { length, bytes: Vec::new() }
+    }
+
+    /// Appends the next piece.
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        if self.is_expected() {
+            self.bytes.extend_from_slice(piece);
+        }
+    }
+
+    /// Returns whether all of it arrived, and no more.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.bytes.len() as u64 == self.length
+    }
+
+    /// Returns whether more of it is to arrive.
+    fn is_expected(&self) -> bool {
+        self.length <= Self::MAX_LENGTH && (self.bytes.len() as u64) < self.length
+    }
+}
+
+/// Everything that has arrived from a guest.
+#[derive(Debug, Default)]
+pub(super) struct Collector {
+    console: Vec<u8>,
+    pub(super) log: Vec<u8>,
+    pub(super) events: Vec<ScenarioEvent>,
+    /// When the last event arrived.
+    pub(super) last_event: Option<Instant>,
+    pub(super) captures: Vec<CgroupProcsSnapshot>,
+    pub(super) snapshots: Vec<Snapshot>,
+    /// The panics of the body with their places, the latest first.
+    panics: Vec<String>,
+    /// The size of events, captures and snapshots in bytes, roughly.
+    collected: usize,
+    pub(super) profile: Option<ReceivedFile>,
+}
+
+impl Collector {
+    /// Appends to the console, and returns its end: the new bytes and what a text in them may have begun with.
+    pub(super) fn add_console(&mut self, bytes: &[u8]) -> String {
+        append_bounded(&mut self.console, bytes);
+        let recent = self.console.len().saturating_sub(bytes.len() + LONGEST_MARK);
+        String::from_utf8_lossy(&self.console[recent..]).into_owned()
+    }
+
+    pub(super) fn add_log(&mut self, bytes: &[u8]) {
+        append_bounded(&mut self.log, bytes);
+    }
+
+    pub(super) fn add_event(&mut self, event: ScenarioEvent, now: Instant) -> Result<(), RunEnd> {
+        self.count(event.phase.len() + event.what.len())?;
+        self.events.push(event);
+        self.last_event = Some(now);
+        Ok(())
+    }
+
+    pub(super) fn add_capture(&mut self, capture: CgroupProcsSnapshot) -> Result<(), RunEnd> {
+        self.count(64 * (1 + capture.pids.len()) + capture.tag.len())?;
+        self.captures.push(capture);
+        Ok(())
+    }
+
+    pub(super) fn add_snapshot(&mut self, snapshot: Snapshot) -> Result<(), RunEnd> {
+        // The histogram of a worker takes up to 16 KiB.
+        self.count((snapshot.cgroups.len() << 10) + (snapshot.workers.len() << 14))?;
+        self.snapshots.push(snapshot);
+        Ok(())
+    }
+
+    pub(super) fn add_panic(&mut self, message: String) {
+        self.panics.truncate(MAX_PANICS - 1);
+        self.panics.insert(0, message);
+    }
+
+    /// Begins a file; its pieces follow the end of the run.
+    pub(super) fn announce_file(&mut self, kind: FileKind, length: u64) {
+        match kind {
+            FileKind::Profile => self.profile = Some(ReceivedFile::new(length)),
+        }
+    }
+
+    pub(super) fn add_file_piece(&mut self, piece: &[u8]) {
+        if let Some(file) = &mut self.profile {
+            file.push(piece);
+        }
+    }
+
+    /// Returns whether a file was announced of which more is to arrive.
+    pub(super) fn expects_file(&self) -> bool {
+        self.profile.as_ref().is_some_and(ReceivedFile::is_expected)
+    }
+
+    /// Returns the panic with this message, with the place that only the panic hook knows.
+    pub(super) fn panic_with_place(&self, message: String) -> String {
+        let start = format!("{message}, ");
+        let placed = self.panics.iter().find(|panic| panic.starts_with(&start));
+        placed.cloned().unwrap_or(message)
+    }
+
+    pub(super) fn console(&self) -> String {
+        String::from_utf8_lossy(&self.console).replace('\r', "")
+    }
+
+    /// Returns the message of the kernel's panic, if the console has one.
+    pub(super) fn kernel_panic(&self) -> Option<String> {
+        console::panic_message(&self.console())
+    }
+
+    /// Counts bytes that are kept until the end of the run, and fails if they are too many.
+    fn count(&mut self, bytes: usize) -> Result<(), RunEnd> {
+        self.collected += bytes + 64;
+        if self.collected > MAX_COLLECTED {
+            let mib = MAX_COLLECTED >> 20;
+            let why = format!("the test sent more than {mib} MiB of captures and events");
+            return Err(RunEnd::BodyExited(why));
+        }
+        Ok(())
+    }
+}
+
+/// Appends to a text, and drops its older half when it is too long.
+fn append_bounded(text: &mut Vec<u8>, bytes: &[u8]) {
+    text.extend_from_slice(bytes);
+    if text.len() > MAX_TEXT {
+        let mut keep = text.split_off(text.len() - MAX_TEXT / 2);
+        // Do not begin within a UTF-8 character.
+        let cut = keep.iter().take(3).take_while(|byte| *byte & 0xc0 == 0x80).count();
+        keep.drain(..cut);
+        *text = b"[... the beginning was dropped ...]\n".to_vec();
+        text.extend_from_slice(&keep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn append_bounded_keeps_the_end_and_whole_characters() {
+        let mut text = Vec::new();
+        for _ in 0..5 {
+            append_bounded(&mut text, "a\u{20ac}".repeat(MAX_TEXT / 16).as_bytes());
+            assert!(text.len() <= MAX_TEXT);
+        }
+        append_bounded(&mut text, b"the end");
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.starts_with("[... the beginning was dropped ...]\n") && text.ends_with("the end")
+        );
+    }
+
+    #[test]
+    fn add_console_returns_marks_that_span_chunks() {
+        let mut collector = Collector::default();
+        collector.add_console(b"Run /init as ");
+        assert_eq!(collector.add_console(b"init process\r\n"), "Run /init as init process\r\n");
+        assert_eq!(collector.console(), "Run /init as init process\n");
+    }
+
+    #[test]
+    fn panic_with_place_finds_the_latest_of_equal_messages() {
+        let mut collector = Collector::default();
+        for line in 0..2 * MAX_PANICS {
+            collector.add_panic(format!("why, at file.rs:{line}"));
+        }
+        assert_eq!(collector.panics.len(), MAX_PANICS);
+        assert_eq!(collector.panic_with_place("why".to_owned()), "why, at file.rs:127");
+        assert_eq!(collector.panic_with_place("wh".to_owned()), "wh");
+    }
+}

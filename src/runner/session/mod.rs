@@ -1,0 +1,470 @@
+//! One run on a machine: sends the request, handles what arrives, and decides how the run ended.
+//!
+//! The [`Collector`] holds what arrived, the [`Watchdog`] decides about timeouts, and [`Session`] is the loop
+//! over the events of the [`Vm`] that feeds both.
+
+mod collector;
+mod steal;
+mod watchdog;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ktstr_core::guest::agent::COMPLAINT;
+use ktstr_core::result::{RunEnd, Timings};
+use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
+use ktstr_core::wire::{Decoder, Encoder, End, Hello, Order, Report, ScenarioEvent, Stream};
+use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
+
+use super::clocks::Clocks;
+use super::console;
+use collector::Collector;
+pub(crate) use collector::ReceivedFile;
+use steal::StealMeter;
+pub(crate) use watchdog::Limits;
+use watchdog::{Overdue, Phase, Watchdog};
+
+/// The time of a boot to PID 1 on hardware, the unit of [`Timings::slowness`].
+const HARDWARE_BOOT: Duration = Duration::from_secs(1);
+
+/// Timeouts are scaled by at most this.
+const MAX_SLOWNESS: f64 = 8.0;
+
+/// Why a kernel may print nothing at all.
+const NO_OUTPUT_HINT: &str =
+    "the kernel image may be damaged or for another machine, or the memory too small";
+
+/// How many pending events are handled before a timeout is enforced.
+const MAX_PENDING: usize = 1000;
+
+/// The result of a run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) end: RunEnd,
+    /// The exit status of a program run by [`Order::Shell`].
+    pub(crate) shell_status: Option<u8>,
+    pub(crate) console: String,
+    pub(crate) log: String,
+    pub(crate) events: Vec<ScenarioEvent>,
+    pub(crate) captures: Vec<CgroupProcsSnapshot>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) timings: Timings,
+    /// See [`VmResult::stolen`](ktstr_core::result::VmResult::stolen).
+    pub(crate) stolen: Vec<f64>,
+    /// The profile of an instrumented body, as far as it arrived.
+    pub(crate) profile: Option<ReceivedFile>,
+}
+
+/// What a caller sees during a run.
+#[derive(Debug)]
+pub(crate) enum Live<'a> {
+    /// The body wrote this.
+    Output(Stream, &'a [u8]),
+    /// Nothing has happened for a moment: time to send input.
+    Idle,
+}
+
+/// Called with the output of the body as it arrives; returns input for the body.
+type OnLive<'a> = &'a mut dyn FnMut(Live<'_>) -> Option<Order>;
+
+/// Boots `config` on `engine`, sends `request`, and returns how the run ended.
+pub(crate) fn run(
+    engine: &dyn Engine,
+    config: &VmConfig,
+    request: Order,
+    limits: Limits,
+    live: OnLive<'_>,
+) -> Outcome {
+    // The boot counts from before the engine is started.
+    let session = Session::new(request, limits, Instant::now());
+    tracing::debug!("boot on {}", engine.describe());
+    match engine.boot(config) {
+        Ok(mut vm) => session.run(&mut *vm, live),
+        Err(error) => session.finish(engine_failed(&error).into()),
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+enum Ended {
+    Run(RunEnd),
+    /// The program of a shell exited with this status.
+    Shell(u8),
+}
+
+impl From<RunEnd> for Ended {
+    fn from(end: RunEnd) -> Self {
+        Self::Run(end)
+    }
+}
+
+fn engine_failed(error: &ktstr_vmm::Error) -> RunEnd {
+    RunEnd::EngineFailed(error.to_string())
+}
+
+/// The event loop of a run.
+struct Session {
+    /// Until the guest is ready for it.
+    request: Option<Order>,
+    decoder: Decoder,
+    encoder: Encoder,
+    clocks: Clocks,
+    watchdog: Watchdog,
+    collector: Collector,
+    timings: Timings,
+    steal: Option<StealMeter>,
+    stolen: Vec<f64>,
+}
+
+impl Session {
+    fn new(request: Order, limits: Limits, now: Instant) -> Self {
+        Self {
+            request: Some(request),
+            decoder: Decoder::default(),
+            encoder: Encoder::default(),
+            clocks: Clocks::at_boot(),
+            watchdog: Watchdog::new(limits, now),
+            collector: Collector::default(),
+            timings: Timings { slowness: 1.0, ..Timings::default() },
+            steal: None,
+            stolen: Vec::new(),
+        }
+    }
+
+    /// Handles the events of `vm` until the run ends, stops it, and returns the outcome.
+    fn run(mut self, vm: &mut dyn Vm, live: OnLive<'_>) -> Outcome {
+        let mut end = self.wait_for_end(vm, live);
+        let now = Instant::now();
+        tracing::debug!("end of the run: {end:?}");
+        if self.watchdog.phase() == Phase::Body {
+            self.timings.body = Some(self.watchdog.phase_time(now));
+        }
+        if let Ended::Run(RunEnd::Verdict(_)) = end {
+            self.timings.last_event_to_verdict =
+                self.collector.last_event.map(|arrived| now - arrived);
+        }
+        // While the engine still runs: its threads have the delays.
+        if let Some(steal) = &self.steal {
+            self.stolen = steal.read(vm);
+        }
+        self.receive_file(vm);
+        tracing::debug!("stop the machine");
+        if let Err(error) = vm.stop() {
+            // An engine that cannot stop its machine has failed, whatever came before.
+            end = engine_failed(&error).into();
+        }
+        self.timings.teardown = now.elapsed();
+        self.drain_console(vm);
+        tracing::debug!("machine stopped after {:?}", self.timings.teardown);
+        self.finish(end)
+    }
+
+    fn finish(self, end: Ended) -> Outcome {
+        let (end, shell_status) = match end {
+            Ended::Run(end) => (end, None),
+            Ended::Shell(status) => (end_of_body(End::ShellExited(status)), Some(status)),
+        };
+        Outcome {
+            end,
+            shell_status,
+            console: self.collector.console(),
+            log: String::from_utf8_lossy(&self.collector.log).into_owned(),
+            events: self.collector.events,
+            captures: self.collector.captures,
+            snapshots: self.collector.snapshots,
+            timings: self.timings,
+            stolen: self.stolen,
+            profile: self.collector.profile,
+        }
+    }
+
+    fn wait_for_end(&mut self, vm: &mut dyn Vm, live: OnLive<'_>) -> Ended {
+        loop {
+            let deadline = self.watchdog.deadline(Instant::now());
+            let event = vm.next_event(deadline);
+            self.watchdog.shift_deadlines(deadline, Instant::now());
+            if let Some(end) = self.handle_event(vm, event, live) {
+                return end;
+            }
+            if self.watchdog.overdue(Instant::now()).is_none() {
+                continue;
+            }
+            // What has arrived counts before the timeout: handle what is pending, then check again.
+            for _ in 0..MAX_PENDING {
+                match vm.next_event(Instant::now()) {
+                    Ok(Event::Deadline) => break,
+                    event => {
+                        if let Some(end) = self.handle_event(vm, event, live) {
+                            return end;
+                        }
+                    }
+                }
+            }
+            if let Some(overdue) = self.watchdog.overdue(Instant::now()) {
+                tracing::debug!("watchdog: {overdue:?}");
+                return self.blame(self.explain_timeout(overdue)).into();
+            }
+        }
+    }
+
+    /// Handles one event; returns the end of the run if the event is that.
+    fn handle_event(
+        &mut self,
+        vm: &mut dyn Vm,
+        event: Result<Event, ktstr_vmm::Error>,
+        live: OnLive<'_>,
+    ) -> Option<Ended> {
+        let handled = match event {
+            Err(error) => Err(engine_failed(&error)),
+            Ok(Event::Console(bytes)) => {
+                self.handle_console(&bytes);
+                Ok(None)
+            }
+            Ok(Event::Port { bytes, .. }) => self.handle_port_data(vm, &bytes, live),
+            Ok(Event::Exited(reason)) => {
+                tracing::debug!("machine exited: {reason:?}");
+                Err(self.blame(self.explain_exit(&reason)))
+            }
+            // Before the request, no program of the guest reads input.
+            Ok(Event::Deadline) if self.watchdog.phase() != Phase::Body => Ok(None),
+            Ok(Event::Deadline) => self.send(vm, live(Live::Idle)).map(|()| None),
+        };
+        match handled {
+            Ok(end) => end.map(|end| self.explain_end(end)),
+            Err(end) => Some(end.into()),
+        }
+    }
+
+    fn handle_console(&mut self, bytes: &[u8]) {
+        let now = Instant::now();
+        if self.watchdog.phase() == Phase::Silent {
+            self.timings.first_line = Some(self.watchdog.run_time(now));
+        }
+        self.watchdog.on_console(now);
+        let recent = self.collector.add_console(bytes);
+        if self.timings.init.is_none() && recent.contains("Run /init as init process") {
+            tracing::debug!("guest: the kernel runs /init");
+            self.timings.init = Some(self.watchdog.run_time(now));
+        }
+        if console::panic_message(&recent).is_some() {
+            self.watchdog.on_panic(now);
+        }
+    }
+
+    /// Handles bytes of the port: any number of messages, of which the first and the last may be partial.
+    ///
+    /// Returns the end of the body if it has arrived; what follows it stays in the decoder.
+    fn handle_port_data(
+        &mut self,
+        vm: &mut dyn Vm,
+        bytes: &[u8],
+        live: OnLive<'_>,
+    ) -> Result<Option<End>, RunEnd> {
+        // Any byte shows that the guest is alive, even in the middle of a message.
+        self.watchdog.on_activity(Instant::now());
+        self.decoder.push(bytes);
+        while let Some(message) =
+            self.decoder.next().map_err(|error| RunEnd::WireBroken(error.to_string()))?
+        {
+            match message {
+                // Steps of the protocol, in this order.
+                Report::Hello(hello) => self.start_request(vm, &hello)?,
+                Report::BodyStarted { at_ns } => self.start_body(vm, at_ns)?,
+                Report::Heartbeat { at_ns } => {
+                    self.clocks.check_uptime(at_ns)?;
+                    let host = self.watchdog.phase_time(Instant::now());
+                    self.clocks.check_body(at_ns, host)?;
+                }
+                Report::End(end) => {
+                    tracing::debug!("end received: {end:?}");
+                    return Ok(Some(end));
+                }
+                Report::Log { stream, bytes } => self.handle_output(vm, stream, &bytes, live)?,
+                // Facts that are only kept.
+                Report::Event(event) => self.collector.add_event(event, Instant::now())?,
+                Report::Capture(capture) => self.collector.add_capture(capture)?,
+                Report::Snapshot(snapshot) => self.collector.add_snapshot(snapshot)?,
+                Report::Panic { message } => self.collector.add_panic(message),
+                Report::File { kind, length } => self.collector.announce_file(kind, length),
+                // Pieces are valid only after the end; see `receive_file`.
+                Report::FilePiece(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Measures the boot and sends the request: PID 1 is ready for it.
+    fn start_request(&mut self, vm: &mut dyn Vm, hello: &Hello) -> Result<(), RunEnd> {
+        self.clocks.check_uptime(hello.ready_ns)?;
+        let now = Instant::now();
+        let boot = self.watchdog.run_time(now);
+        let slowness = boot.as_secs_f64() / HARDWARE_BOOT.as_secs_f64();
+        self.timings.uptime_at_init = Some(Duration::from_nanos(hello.init_ns));
+        self.timings.boot = Some(boot);
+        self.timings.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
+        self.watchdog.set_slowness(self.timings.slowness);
+        self.watchdog.enter(Phase::Ready, now);
+        tracing::debug!("hello of Linux {} after {boot:?}; send the request", hello.release);
+        let request = self.request.take();
+        // A shell does not report when its program starts.
+        if matches!(request, Some(Order::Shell(_))) {
+            self.watchdog.enter(Phase::Body, now);
+        }
+        self.send(vm, request)
+    }
+
+    fn start_body(&mut self, vm: &mut dyn Vm, at_ns: u64) -> Result<(), RunEnd> {
+        self.clocks.check_uptime(at_ns)?;
+        self.clocks.start_body(at_ns);
+        let now = Instant::now();
+        self.timings.ready = Some(self.watchdog.phase_time(now));
+        self.watchdog.enter(Phase::Body, now);
+        self.steal = StealMeter::start(vm);
+        Ok(())
+    }
+
+    fn handle_output(
+        &mut self,
+        vm: &mut dyn Vm,
+        stream: Stream,
+        bytes: &[u8],
+        live: OnLive<'_>,
+    ) -> Result<(), RunEnd> {
+        self.collector.add_log(bytes);
+        let before = Instant::now();
+        let input = live(Live::Output(stream, bytes));
+        // The callback may block on a slow reader of our output. That is not time of the guest.
+        self.watchdog.exclude(before, Instant::now());
+        self.send(vm, input)
+    }
+
+    fn send(&mut self, vm: &mut dyn Vm, request: Option<Order>) -> Result<(), RunEnd> {
+        let Some(request) = request else { return Ok(()) };
+        let frame =
+            self.encoder.encode(&request).map_err(|error| RunEnd::WireBroken(error.to_string()))?;
+        vm.send(0, &frame).map_err(|error| engine_failed(&error))
+    }
+
+    /// Receives the file that was announced, after the end of the run. A missing piece changes no verdict.
+    fn receive_file(&mut self, vm: &mut dyn Vm) {
+        let timeout = self.watchdog.message_timeout();
+        let mut deadline = Instant::now() + timeout;
+        while self.collector.expects_file() {
+            // First what is already decoded, then new bytes.
+            match self.decoder.next() {
+                Ok(Some(Report::FilePiece(piece))) => {
+                    self.collector.add_file_piece(&piece);
+                    continue;
+                }
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return,
+            }
+            match vm.next_event(deadline) {
+                Ok(Event::Port { bytes, .. }) => {
+                    self.decoder.push(&bytes);
+                    deadline = Instant::now() + timeout;
+                }
+                Ok(Event::Console(bytes)) => {
+                    self.collector.add_console(&bytes);
+                    // A console that never falls silent must not extend the deadline.
+                    if Instant::now() > deadline {
+                        return;
+                    }
+                }
+                Ok(Event::Exited(_) | Event::Deadline) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Collects what the console still held when the machine was stopped.
+    fn drain_console(&mut self, vm: &mut dyn Vm) {
+        while let Ok(event) = vm.next_event(Instant::now()) {
+            match event {
+                Event::Console(bytes) => {
+                    self.collector.add_console(&bytes);
+                }
+                Event::Port { .. } => {}
+                Event::Exited(_) | Event::Deadline => return,
+            }
+        }
+    }
+
+    /// Makes a failure before the body an infrastructure failure: it is not caused by the test.
+    fn blame(&self, end: RunEnd) -> RunEnd {
+        match self.watchdog.phase() {
+            Phase::Body => end,
+            _ if end.is_infrastructure() => end,
+            _ => RunEnd::InitFailed(end.to_string()),
+        }
+    }
+
+    fn explain_timeout(&self, overdue: Overdue) -> RunEnd {
+        match overdue {
+            Overdue::Panicked => {
+                RunEnd::GuestPanicked(self.collector.kernel_panic().unwrap_or_default())
+            }
+            Overdue::NoOutput { silent } => RunEnd::InitFailed(format!(
+                "its kernel printed nothing for {silent:.0?}; {NO_OUTPUT_HINT}"
+            )),
+            Overdue::Hung { silent } => {
+                RunEnd::GuestHung { silent, phase: self.watchdog.phase().describe() }
+            }
+            Overdue::NotReady { limit } => {
+                RunEnd::InitFailed(format!("it is not ready after {limit:.0?}"))
+            }
+            Overdue::BodyTimeout { ran, allowed } => RunEnd::BodyOverran { ran, allowed },
+        }
+    }
+
+    fn explain_end(&self, end: End) -> Ended {
+        match end {
+            End::ShellExited(status) => Ended::Shell(status),
+            End::Panicked(message) => {
+                RunEnd::BodyPanicked(self.collector.panic_with_place(message)).into()
+            }
+            end => end_of_body(end).into(),
+        }
+    }
+
+    /// Returns why the machine is gone although no end was received.
+    fn explain_exit(&self, reason: &ExitReason) -> RunEnd {
+        if let ExitReason::EngineDied { .. } = reason {
+            return RunEnd::EngineFailed(reason.to_string());
+        }
+        let phase = self.watchdog.phase();
+        let console = self.collector.console();
+        // PID 1 states why it gave up, before the body or beside it.
+        if (phase != Phase::Body || console.contains(COMPLAINT))
+            && let Some(why) = console::init_failure(&console)
+        {
+            return RunEnd::InitFailed(why);
+        }
+        if let Some(message) = console::panic_message(&console) {
+            return RunEnd::GuestPanicked(message);
+        }
+        if phase == Phase::Silent {
+            return RunEnd::InitFailed(format!("{reason} {}; {NO_OUTPUT_HINT}", phase.describe()));
+        }
+        let cut = match self.decoder.unread() {
+            0 => String::new(),
+            unread => format!(", {unread} bytes into an unfinished message"),
+        };
+        RunEnd::GuestGone(format!("{reason} {}{cut}", phase.describe()))
+    }
+}
+
+/// Returns what an end that the guest sent means for the test.
+pub(crate) fn end_of_body(end: End) -> RunEnd {
+    match end {
+        End::Verdict(verdict) => RunEnd::Verdict(verdict),
+        End::Error(error) => RunEnd::BodyError(error),
+        End::Panicked(message) => RunEnd::BodyPanicked(message),
+        End::Exited { status } => RunEnd::BodyExited(status),
+        End::WrongTopology(differences) => RunEnd::WrongTopology(differences),
+        End::Refused(why) => RunEnd::InitFailed(why),
+        End::ShellExited(status) => RunEnd::BodyExited(format!("exit status {status}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,11 +7,10 @@
 pub mod guest;
 pub mod linux;
 pub mod model;
-pub mod registry;
 
 #[doc(hidden)]
 pub use linkme;
 
-pub use guest::{assert, payload, scenario, scenarios, snapshot, workload};
+pub use guest::{assert, payload, registry, scenario, scenarios, snapshot, workload};
 pub use linux::{cgroup, process};
 pub use model::{result, topology, wire};

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod assert;
 pub mod logging;
 pub mod payload;
+pub mod registry;
 pub mod scenario;
 pub mod scenarios;
 pub mod snapshot;

@@ -15,11 +15,11 @@ use super::child::{Child, output_pipe, set_nonblocking};
 use super::{profile, system};
 use crate::guest::assert::AssertDetail;
 use crate::guest::chain;
+use crate::guest::registry::TestEntry;
 use crate::guest::scenario::Ctx;
 use crate::linux::cgroup::CgroupManager;
 use crate::model::topology::TestTopology;
 use crate::model::wire::{Decoder, Encoder, End, Report};
-use crate::registry::TestEntry;
 
 /// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.
 ///

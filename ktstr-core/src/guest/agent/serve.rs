@@ -12,12 +12,12 @@ use rustix::io::Errno;
 use super::child::{Child, Taken, take};
 use super::outbox::Outbox;
 use super::{body, profile, shell, truth};
+use crate::guest::registry;
 use crate::guest::workload::describe_status;
 use crate::linux::sys::{self, since_boot_ns};
 use crate::model::wire::{
     Decoder, Encoder, End, FileKind, Hello, Order, Payload, Report, RunOrder,
 };
-use crate::registry;
 
 /// How often PID 1 says that it lives.
 const HEARTBEAT: Duration = Duration::from_millis(500);

@@ -25,10 +25,10 @@ pub use knob::CgroupKnob;
 
 use crate::guest::assert::Assert;
 use crate::guest::payload::{Payload, PayloadCall, PayloadRun};
+use crate::guest::registry::TestEntry;
 use crate::linux::cgroup::CgroupOps;
 use crate::model::topology::TestTopology;
 use crate::model::wire::Report;
-use crate::registry::TestEntry;
 
 /// What a test body has to work with.
 pub struct Ctx<'a> {

@@ -16,7 +16,7 @@ use super::{profile, system};
 use crate::guest::assert::AssertDetail;
 use crate::guest::chain;
 use crate::guest::registry::TestEntry;
-use crate::guest::scenario::Ctx;
+use crate::guest::scenario::{Ctx, CtxParams};
 use crate::linux::cgroup::CgroupManager;
 use crate::model::topology::TestTopology;
 use crate::model::wire::{Decoder, Encoder, End, Report};
@@ -136,7 +136,16 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> E
         Err(error) => return End::Error(error.to_string()),
     };
     let test_name = entry.test_name();
-    let ctx = Ctx::new(&cgroups, topo, entry, &test_name, report);
+    let params = CtxParams {
+        test_name: &test_name,
+        duration: entry.duration,
+        settle: entry.settle,
+        workers_per_cgroup: entry.workers_per_cgroup,
+        assert: entry.assert,
+        payloads: entry.payloads,
+        is_on_host: entry.host_only,
+    };
+    let ctx = Ctx::new(&cgroups, topo, params, report);
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
         Ok(Ok(verdict)) => End::Verdict(verdict),
         Ok(Err(error)) => End::Error(chain::describe(&error)),

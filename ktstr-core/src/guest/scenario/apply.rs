@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::def::CgroupDef;
 use super::execute::Scenario;
+use super::knob::CgroupKnob;
 use super::layer::{Made, PlacedWorker};
-use super::ops::{Op, SpawnPlacement};
-use super::{CgroupDef, CgroupKnob};
+use super::op::{Op, SpawnPlacement};
 use crate::guest::assert::is_in;
 use crate::guest::snapshot::{
     self, Capture, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot,

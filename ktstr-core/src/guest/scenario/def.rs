@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{CgroupKnob, CpusetSpec};
+use super::cpuset::CpusetSpec;
+use super::knob::CgroupKnob;
 use crate::guest::payload::PayloadRun;
 use crate::guest::workload::{AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType};
 use crate::model::topology::TestTopology;

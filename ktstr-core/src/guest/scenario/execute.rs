@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::ctx::Ctx;
+use super::def::CgroupDef;
+use super::knob::CgroupKnob;
 use super::layer::{Layer, Made, PlacedWorker};
-use super::ops::{Backdrop, HoldSpec, Op, Setup, Step};
-use super::{CgroupDef, Ctx};
+use super::op::Op;
+use super::step::{Backdrop, HoldSpec, Setup, Step};
 use crate::guest::assert::{
     Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills, Outcome,
     Surroundings, is_in, was_killed,
@@ -131,7 +134,7 @@ pub(super) fn play_for_reports(
 
 fn controllers(backdrop: &Backdrop, steps: &[Step]) -> BTreeSet<crate::linux::cgroup::Controller> {
     let defs = backdrop.setup.defs.iter().chain(steps.iter().flat_map(|step| &step.setup.defs));
-    let of_defs = defs.flat_map(|def| &def.knobs).map(super::CgroupKnob::controller);
+    let of_defs = defs.flat_map(|def| &def.knobs).map(CgroupKnob::controller);
     let ops = backdrop.ops.iter().chain(steps.iter().flat_map(|step| &step.ops));
     of_defs.chain(ops.flat_map(Op::controllers)).collect()
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::Result;
 
-use super::CpusetSpec;
+use super::cpuset::CpusetSpec;
 use crate::linux::cgroup::{CgroupOps, Controller, format_list};
 use crate::model::topology::TestTopology;
 

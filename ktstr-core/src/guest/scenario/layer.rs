@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::CgroupKnob;
+use super::knob::CgroupKnob;
 use crate::guest::assert::{CgroupAsked, CpuQuota, is_in};
 use crate::guest::payload::Running;
 use crate::guest::workload::{Frozen, Worker, WorkerReport};

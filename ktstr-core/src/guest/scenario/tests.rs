@@ -1,24 +1,39 @@
 //! Scenarios on cgroups that are only recorded; their workers are real.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step, StepExt};
-use super::*;
+use super::{
+    CgroupDef, CgroupKnob, CpusetSpec, Ctx, CtxParams, execute, execute_scenario, execute_steps,
+    layer,
+};
 use crate::guest::assert::{Assert, AssertResult, Outcome};
 use crate::guest::payload::Payload;
 use crate::guest::workload::{AffinityIntent, WorkSpec};
-use crate::linux::cgroup::{CgroupStats, Controller, MemoryEvents, MemoryStats, RecordingCgroups};
-use crate::model::wire::ScenarioEvent;
+use crate::linux::cgroup::{
+    CgroupOps, CgroupStats, Controller, MemoryEvents, MemoryStats, RecordingCgroups,
+};
+use crate::model::topology::TestTopology;
+use crate::model::wire::{Report, ScenarioEvent};
 
 /// A test that is to last so long, in which nobody needs to have worked: its holds are short or
 /// none.
-fn lasting(duration: Duration) -> TestEntry {
+fn lasting(duration: Duration) -> CtxParams<'static> {
     let assert = Assert::DEFAULT.not_stuck(false);
     // Others may be killed for want of memory on this host.
     let settle = Duration::from_millis(20);
-    TestEntry { duration, settle, assert, host_only: true, ..TestEntry::DEFAULT }
+    CtxParams {
+        test_name: "test",
+        duration,
+        settle,
+        workers_per_cgroup: 2,
+        assert,
+        payloads: &[],
+        is_on_host: true,
+    }
 }
 
 fn play(
@@ -27,7 +42,7 @@ fn play(
     ops: Vec<Op>,
 ) -> anyhow::Result<AssertResult> {
     let topology = TestTopology::read()?;
-    let ctx = Ctx::new(cgroups, &topology, &lasting(Duration::from_secs(1)), "test", &|_| ());
+    let ctx = Ctx::new(cgroups, &topology, lasting(Duration::from_secs(1)), &|_| ());
     let step = Step::new(ops, HoldSpec::fixed(Duration::from_millis(10)));
     execute_scenario(&ctx, backdrop, vec![step])
 }
@@ -98,7 +113,7 @@ fn play_on_four(
     steps: Vec<Step>,
 ) -> (anyhow::Result<AssertResult>, Vec<String>) {
     let topology = machine();
-    let ctx = Ctx::new(cgroups, &topology, &lasting(Duration::from_millis(10)), "test", &|_| ());
+    let ctx = Ctx::new(cgroups, &topology, lasting(Duration::from_millis(10)), &|_| ());
     let played = execute_scenario(&ctx, backdrop, steps);
     let told = |call: crate::linux::cgroup::Call| {
         format!("{} {} {}", call.operation, call.cgroup, call.value)
@@ -235,7 +250,7 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
         }
     };
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx = Ctx::new(&cgroups, &topology, &lasting(Duration::from_millis(500)), "test", &report);
+    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(500)), &report);
     let step = Step::new([], HoldSpec::loop_at(Duration::from_millis(50)))
         .with_op(Op::freeze_cgroup("a"))
         .with_defs([CgroupDef::named("a").pids_max(5)]);
@@ -276,7 +291,7 @@ fn what_a_step_made_is_gone_when_the_next_begins() {
 fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::guest::workload::WorkerReport> {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
     cgroups.setup(&Controller::ALL.into()).unwrap();
-    let ctx = Ctx::new(&cgroups, &topology, &lasting(Duration::from_millis(50)), "test", &|_| ());
+    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(50)), &|_| ());
     execute::play_for_reports(&ctx, &backdrop, &steps).unwrap()
 }
 
@@ -427,7 +442,7 @@ fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
 fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
     let (cgroups, topology, entry) = (RecordingCgroups::new(), machine(), lasting(Duration::ZERO));
     cgroups.setup(&Controller::ALL.into()).unwrap();
-    let ctx = Ctx::new(&cgroups, &topology, &entry, "test", &|_| ());
+    let ctx = Ctx::new(&cgroups, &topology, entry, &|_| ());
     let mut scenario = execute::Scenario::new(&ctx);
     scenario.layers.push(layer::Layer::new("step 0".to_owned()));
     let def = CgroupDef::named("a").workers(1).cpuset(CpusetSpec::llc(0));
@@ -492,7 +507,7 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
                 killing("a", above);
             }
         };
-        let ctx = Ctx::new(&cgroups, &topology, &entry, "test", &report);
+        let ctx = Ctx::new(&cgroups, &topology, entry, &report);
         execute_scenario(&ctx, backdrop, [Step::new([], HoldSpec::FULL)]).unwrap()
     };
     for (below, above, expected, outcome, whose) in [

@@ -17,6 +17,7 @@ use ktstr::cgroup::RecordingCgroups;
 use ktstr::prelude::*;
 use ktstr::provision;
 use ktstr::runner::{self, Program};
+use ktstr::scenario::CtxParams;
 use ktstr::topology::{Llcs, TestTopology, Topology};
 
 /// Arguments of the benchmark.
@@ -53,8 +54,16 @@ impl Scenario {
         }
         println!("on this host, cgroups recorded");
         let (cgroups, topology) = (RecordingCgroups::new(), TestTopology::read()?);
-        let here = TestEntry { host_only: true, ..ENTRY.clone() };
-        let ctx = Ctx::new(&cgroups, &topology, &here, here.name, &|_| ());
+        let params = CtxParams {
+            test_name: ENTRY.name,
+            duration: ENTRY.duration,
+            settle: ENTRY.settle,
+            workers_per_cgroup: ENTRY.workers_per_cgroup,
+            assert: ENTRY.assert,
+            payloads: &[],
+            is_on_host: true,
+        };
+        let ctx = Ctx::new(&cgroups, &topology, params, &|_| ());
         let least = telemetry::measure(&ctx)?;
         steps::measure(&ctx)?;
         for kernel in self.kernels() {

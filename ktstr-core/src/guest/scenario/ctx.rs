@@ -1,0 +1,126 @@
+//! The context of a test body.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use super::cpuset::CpusetSpec;
+use super::def::CgroupDef;
+use super::step::HoldSpec;
+use crate::guest::assert::Assert;
+use crate::guest::payload::{Payload, PayloadCall, PayloadRun};
+use crate::linux::cgroup::CgroupOps;
+use crate::model::topology::TestTopology;
+use crate::model::wire::Report;
+
+/// The context of a test body: the machine, the cgroups and the test's parameters.
+pub struct Ctx<'a> {
+    /// The cgroups below the test's workload root.
+    pub cgroups: &'a dyn CgroupOps,
+    /// The CPUs, caches and nodes of this machine, as its sysfs shows them.
+    pub topo: &'a TestTopology,
+    /// The intended run time of the body, from the attribute's `duration_s`.
+    pub duration: Duration,
+    /// The time that a load is given to settle, from the attribute's `settle_ms`.
+    pub settle: Duration,
+    /// The number of workers in a cgroup of [`Ctx::cgroup_def`], from the attribute's
+    /// `workers_per_cgroup`.
+    pub workers_per_cgroup: u32,
+    /// The checks of scenarios, from the attribute's keys.
+    pub assert: Assert,
+    /// The test, as libtest names it.
+    pub test_name: &'a str,
+    /// The programs in the guest.
+    pub(crate) payloads: &'static [&'static Payload],
+    /// The body runs on the host, without a virtual machine.
+    pub(crate) is_on_host: bool,
+    /// Sends a report to the host at once.
+    pub(crate) report: &'a dyn Fn(Report),
+}
+
+/// The parameters of a test that its context holds, from the attribute's keys.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct CtxParams<'a> {
+    pub test_name: &'a str,
+    pub duration: Duration,
+    pub settle: Duration,
+    pub workers_per_cgroup: u32,
+    pub assert: Assert,
+    pub payloads: &'static [&'static Payload],
+    pub is_on_host: bool,
+}
+
+impl<'a> Ctx<'a> {
+    #[doc(hidden)]
+    pub fn new(
+        cgroups: &'a dyn CgroupOps,
+        topo: &'a TestTopology,
+        params: CtxParams<'a>,
+        report: &'a dyn Fn(Report),
+    ) -> Self {
+        let CtxParams {
+            test_name,
+            duration,
+            settle,
+            workers_per_cgroup,
+            assert,
+            payloads,
+            is_on_host,
+        } = params;
+        Self {
+            cgroups,
+            topo,
+            duration,
+            settle,
+            workers_per_cgroup,
+            assert,
+            test_name,
+            payloads,
+            is_on_host,
+            report,
+        }
+    }
+
+    /// Returns a hold that lets the load settle and then lasts for the part `frac` of the duration.
+    ///
+    /// Cgroups are judged by the hold alone, workers from their release on.
+    pub fn settled_hold(&self, frac: f64) -> HoldSpec {
+        HoldSpec::Settled(self.settle, frac)
+    }
+
+    /// Defines a cgroup with the test's default number of workers, from the attribute's
+    /// `workers_per_cgroup`. [`CgroupDef::named`] defines one without workers.
+    pub fn cgroup_def(&self, name: impl Into<String>) -> CgroupDef {
+        CgroupDef::named(name).default_workers(self.workers_per_cgroup)
+    }
+
+    /// Prepares a run of a program: `ctx.payload(&HACKBENCH).in_cgroup("cg").run()?` starts it and
+    /// waits until it ends.
+    pub fn payload(&self, payload: impl Into<PayloadRun>) -> PayloadCall<'_> {
+        PayloadCall::new(self.cgroups, self.payloads, self.report, payload.into())
+    }
+
+    /// Returns the CPUs that a cpuset stands for on this machine.
+    ///
+    /// # Errors
+    ///
+    /// As for [`CpusetSpec::resolve`].
+    pub fn cpuset_cpus(&self, cpus: &CpusetSpec) -> anyhow::Result<BTreeSet<usize>> {
+        cpus.resolve(self.topo)
+    }
+}
+
+impl fmt::Debug for Ctx<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ctx")
+            .field("cgroups", &self.cgroups)
+            .field("topo", &self.topo)
+            .field("duration", &self.duration)
+            .field("settle", &self.settle)
+            .field("workers_per_cgroup", &self.workers_per_cgroup)
+            .field("assert", &self.assert)
+            .field("test_name", &self.test_name)
+            .finish_non_exhaustive()
+    }
+}

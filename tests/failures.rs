@@ -103,7 +103,7 @@ fn body_eats_all_memory(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn says_that_memory_ran_out(result: &VmResult) -> Result<()> {
-    expect(result, RunEnd::BodyExited("signal 9 (SIGKILL)".into()))?;
+    expect(result, exited(ExitKind::Signaled(libc::SIGKILL)))?;
     let event = result.kernel_events.iter().find(|event| event.kind == KernelEventKind::OomKill);
     ensure!(
         event.is_some_and(|event| event.line.contains("Killed process")),
@@ -153,7 +153,7 @@ fn body_exits_with_success(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn says_that_the_body_left(result: &VmResult) -> Result<()> {
-    expect(result, RunEnd::BodyExited("exit status 0".into()))
+    expect(result, exited(ExitKind::Exited(0)))
 }
 
 #[ktstr_test(expect_err, cores = 1, post_vm = says_that_the_body_aborted)]
@@ -162,7 +162,7 @@ fn body_aborts(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn says_that_the_body_aborted(result: &VmResult) -> Result<()> {
-    expect(result, RunEnd::BodyExited("signal 6 (SIGABRT)".into()))
+    expect(result, exited(ExitKind::Signaled(libc::SIGABRT)))
 }
 
 #[ktstr_test(expect_err, cores = 1, post_vm = says_that_the_body_was_killed)]
@@ -172,7 +172,7 @@ fn body_is_killed(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn says_that_the_body_was_killed(result: &VmResult) -> Result<()> {
-    expect(result, RunEnd::BodyExited("signal 9 (SIGKILL)".into()))
+    expect(result, exited(ExitKind::Signaled(libc::SIGKILL)))
 }
 
 #[ktstr_test(expect_err, cores = 1, post_vm = says_that_the_guest_left)]
@@ -197,6 +197,10 @@ fn says_that_the_guest_reset(result: &VmResult) -> Result<()> {
     let RunEnd::GuestGone(how) = &result.end else { bail!("{}", result.end) };
     ensure!(how == "the guest reset itself while the body ran", "{how}");
     Ok(())
+}
+
+fn exited(kind: ExitKind) -> RunEnd {
+    RunEnd::BodyExited { kind, last_panic: None }
 }
 
 fn expect(result: &VmResult, end: RunEnd) -> Result<()> {

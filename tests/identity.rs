@@ -106,7 +106,8 @@ fn overflow_names_its_test(result: &VmResult) -> Result<()> {
     let log = &result.log;
     ensure!(log.contains("thread 'overflows_its_stack' "), "{log}");
     ensure!(log.contains(" has overflowed its stack"), "{log}");
-    ensure!(result.end == RunEnd::BodyExited("signal 6 (SIGABRT)".to_owned()), "{}", result.end);
+    let kind = ExitKind::Signaled(libc::SIGABRT);
+    ensure!(result.end == RunEnd::BodyExited { kind, last_panic: None }, "{}", result.end);
     Ok(())
 }
 

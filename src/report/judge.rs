@@ -119,7 +119,7 @@ mod tests {
     use std::time::Duration;
 
     use ktstr_core::assert::{AssertDetail, DetailKind};
-    use ktstr_core::result::ClockSpan;
+    use ktstr_core::result::{ClockSpan, ExitKind};
 
     use super::*;
 
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn only_what_was_expected_passes() {
-        let died = RunEnd::BodyExited("exit status 0".to_owned());
+        let died = RunEnd::BodyExited { kind: ExitKind::Exited(0), last_panic: None };
         let second = Duration::from_secs(1);
         let wrong_clock =
             RunEnd::WrongClock { span: ClockSpan::Boot, guest: 6 * second, host: second };

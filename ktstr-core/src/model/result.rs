@@ -55,8 +55,15 @@ pub enum RunEnd {
     BodyError(String),
     /// The body panicked.
     BodyPanicked(String),
-    /// The body's process ended without a verdict: how.
-    BodyExited(String),
+    /// The body's process ended without a verdict.
+    BodyExited {
+        /// How it ended.
+        kind: ExitKind,
+        /// Message and place of its last panic, which it may have caught long before.
+        last_panic: Option<String>,
+    },
+    /// The body's process sent something other than the messages of a body, or too many: what.
+    ProtocolViolation(String),
     /// The body ran longer than its duration and the watchdog allow.
     BodyOverran {
         /// How long it had run.
@@ -117,8 +124,15 @@ impl fmt::Display for RunEnd {
             Self::Verdict(verdict) => write!(f, "{}", verdict.outcome),
             Self::BodyError(error) => write!(f, "the body returned an error: {error}"),
             Self::BodyPanicked(message) => write!(f, "the body panicked: {message}"),
-            Self::BodyExited(status) => {
-                write!(f, "the body's process ended without a verdict: {status}")
+            Self::BodyExited { kind, last_panic } => {
+                write!(f, "the body's process ended without a verdict: {kind}")?;
+                match last_panic {
+                    Some(panic) => write!(f, "; its last panic was: {panic}"),
+                    None => Ok(()),
+                }
+            }
+            Self::ProtocolViolation(why) => {
+                write!(f, "the body's process violated the result protocol: {why}")
             }
             Self::BodyOverran { ran, allowed } => {
                 write!(f, "the body overran: {ran:.1?} passed, {allowed:.1?} were allowed")

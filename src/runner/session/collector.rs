@@ -148,8 +148,8 @@ impl Collector {
         self.collected += bytes + 64;
         if self.collected > MAX_COLLECTED {
             let mib = MAX_COLLECTED >> 20;
-            let why = format!("the test sent more than {mib} MiB of captures and events");
-            return Err(RunEnd::BodyExited(why));
+            let why = format!("it sent more than {mib} MiB of captures and events");
+            return Err(RunEnd::ProtocolViolation(why));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_core::guest::agent::COMPLAINT;
-use ktstr_core::result::{RunEnd, Timings};
+use ktstr_core::result::{ExitKind, RunEnd, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{Decoder, Encoder, End, Hello, Order, Report, ScenarioEvent, Stream};
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
@@ -459,10 +459,13 @@ pub(crate) fn end_of_body(end: End) -> RunEnd {
         End::Verdict(verdict) => RunEnd::Verdict(verdict),
         End::Error(error) => RunEnd::BodyError(error),
         End::Panicked(message) => RunEnd::BodyPanicked(message),
-        End::Exited { status } => RunEnd::BodyExited(status),
+        End::Exited { kind, last_panic } => RunEnd::BodyExited { kind, last_panic },
+        End::ProtocolViolation(what) => RunEnd::ProtocolViolation(what),
         End::WrongTopology(differences) => RunEnd::WrongTopology(differences),
         End::Refused(why) => RunEnd::InitFailed(why),
-        End::ShellExited(status) => RunEnd::BodyExited(format!("exit status {status}")),
+        End::ShellExited(status) => {
+            RunEnd::BodyExited { kind: ExitKind::Exited(status.into()), last_panic: None }
+        }
     }
 }
 

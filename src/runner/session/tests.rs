@@ -260,7 +260,7 @@ fn captures_cannot_fill_the_runner() {
     };
     let flood = (0..200).map(|at_ns| Scene::Reports(vec![event(at_ns)]));
     let end = play(std::iter::once(started()).chain(flood).collect::<VecDeque<_>>()).end;
-    assert!(matches!(&end, RunEnd::BodyExited(why) if why.contains("64 MiB")), "{end:?}");
+    assert!(matches!(&end, RunEnd::ProtocolViolation(why) if why.contains("64 MiB")), "{end:?}");
 }
 
 #[test]

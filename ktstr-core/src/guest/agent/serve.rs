@@ -13,7 +13,6 @@ use super::child::{Child, Taken, take};
 use super::outbox::Outbox;
 use super::{body, profile, shell, truth};
 use crate::guest::registry;
-use crate::guest::workload::describe_status;
 use crate::linux::sys::{self, since_boot_ns};
 use crate::model::wire::{
     Decoder, Encoder, End, FileKind, Hello, Order, Payload, Report, RunOrder,
@@ -160,11 +159,7 @@ impl Agent {
         }
         Ok(match (self.end.take(), self.panic.take()) {
             (Some(end), _) if status.exit_status() == Some(0) => end,
-            (_, None) => End::Exited { status: describe_status(&status) },
-            // The panic may have been caught long before: it is told, not blamed.
-            (_, Some(panic)) => End::Exited {
-                status: format!("{}; its last panic was: {panic}", describe_status(&status)),
-            },
+            (_, last_panic) => End::Exited { kind: status.into(), last_panic },
         })
     }
 
@@ -290,8 +285,7 @@ impl Agent {
 
     /// Closes the channel of a body and takes its verdict away. True: something was received.
     fn distrust(&mut self, child: &mut Child, why: &str) -> bool {
-        let status = format!("its reports are damaged: {why}");
-        self.end = Some(End::Exited { status });
+        self.end = Some(End::ProtocolViolation(why.to_owned()));
         child.reports = None;
         true
     }

@@ -443,6 +443,8 @@ mod tests {
     use super::super::Outcome;
     use super::super::workers::tests::{latencies, spin};
     use super::*;
+    use crate::guest::workload::WorkerEnd;
+    use crate::model::exit::ExitKind;
 
     fn judge(assert: Assert, reports: &[WorkerReport]) -> AssertResult {
         let stuck_after = Duration::from_secs(5);
@@ -583,10 +585,14 @@ mod tests {
         assert_eq!(judge(bound, &[spin(), sleeper]).outcome, Outcome::Inconclusive);
     }
 
+    fn ended(kind: ExitKind) -> WorkerEnd {
+        WorkerEnd { kind: Some(kind), errno: None }
+    }
+
     #[test]
     fn the_dead_are_told_of_and_not_compared() {
         let dead = WorkerReport {
-            ended: Some("exit status 1".into()),
+            ended: Some(ended(ExitKind::Exited(1))),
             iterations: 0,
             cpu: Duration::ZERO,
             ..spin()
@@ -602,15 +608,18 @@ mod tests {
 
     #[test]
     fn who_was_to_be_killed_may_die_so_and_not_otherwise() {
-        for (oom_kill_expected, how, outcome) in [
-            (true, "signal 9 (SIGKILL)", Outcome::Pass),
-            (true, "signal 11 (SIGSEGV)", Outcome::Fail),
-            (true, "exit status 9", Outcome::Fail),
-            (false, "signal 9 (SIGKILL)", Outcome::Fail),
+        let killed = ended(ExitKind::Signaled(libc::SIGKILL));
+        for (oom_kill_expected, end, outcome) in [
+            (true, killed, Outcome::Pass),
+            (true, ended(ExitKind::Signaled(libc::SIGSEGV)), Outcome::Fail),
+            (true, ended(ExitKind::Exited(9)), Outcome::Fail),
+            (true, WorkerEnd { errno: Some(libc::ENOMEM), ..killed }, Outcome::Pass),
+            (true, WorkerEnd { kind: None, ..killed }, Outcome::Fail),
+            (false, killed, Outcome::Fail),
         ] {
-            let worker = WorkerReport { ended: Some(how.to_owned()), oom_kill_expected, ..spin() };
+            let worker = WorkerReport { ended: Some(end), oom_kill_expected, ..spin() };
             let verdict = judge(Assert::DEFAULT, &[worker]);
-            assert_eq!(verdict.outcome, outcome, "{oom_kill_expected}: {how}");
+            assert_eq!(verdict.outcome, outcome, "{oom_kill_expected}: {end}");
             assert_eq!(verdict.notes.len(), usize::from(outcome == Outcome::Pass));
         }
     }
@@ -640,7 +649,7 @@ mod tests {
         let short = Duration::from_millis(100);
         let idle = || WorkerReport { iterations: 0, active: short, ..spin() };
         let killed = WorkerReport {
-            ended: Some("signal 9 (SIGKILL)".to_owned()),
+            ended: Some(ended(ExitKind::Signaled(libc::SIGKILL))),
             oom_kill_expected: true,
             ..idle()
         };

@@ -16,7 +16,6 @@ pub(crate) use checks::shown;
 pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};
 pub use claim::{Claim, Measure};
 pub use workers::FEWEST_WAKES;
-pub(crate) use workers::was_killed;
 
 pub use crate::model::detail::{AssertDetail, DetailKind, Outcome};
 pub use crate::model::verdict::{AssertResult, Note};

@@ -21,22 +21,17 @@ pub(super) fn are_equal(one: &WorkerReport, other: &WorkerReport) -> bool {
 pub(super) fn died(worker: &WorkerReport) -> AssertResult {
     match &worker.ended {
         None => AssertResult::pass(),
-        Some(how) if worker.oom_kill_expected && was_killed(how) => {
+        Some(end) if worker.oom_kill_expected && end.is_sigkill() => {
             let mut verdict = AssertResult::pass();
             verdict.note(format!("{worker} was killed, as was expected"));
             verdict
         }
-        Some(how) => {
+        Some(end) => {
             let kind = DetailKind::WorkerDied;
-            let detail = AssertDetail::measured(kind, how, "to run until it is stopped");
+            let detail = AssertDetail::measured(kind, end, "to run until it is stopped");
             AssertResult::fail(AssertDetail { cpu: worker.last_cpu, ..detail })
         }
     }
-}
-
-/// Whether a worker that ended so was killed, as by the OOM killer.
-pub(crate) fn was_killed(how: &str) -> bool {
-    how == "signal 9 (SIGKILL)"
 }
 
 /// Says that the time a worker was frozen is left out of what was measured.

@@ -2,9 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,9 +13,9 @@ use rustix::event::{PollFd, PollFlags};
 use super::output::{Collected, collect};
 use super::{Output, Payload, PayloadEnd, PayloadReport, PayloadRun};
 use crate::guest::agent;
-use crate::guest::assert::{AssertResult, was_killed};
-use crate::guest::workload::describe_signal;
+use crate::guest::assert::AssertResult;
 use crate::linux::process::{Child, Job, Limits, wait_for};
+use crate::model::exit::ExitKind;
 
 /// A program that was started. Dropping it kills the program and all that this started.
 #[derive(Debug)]
@@ -139,11 +138,10 @@ impl Running {
                     let count = leaked.len();
                     verdict.note(format!("{} left {count} processes: {first}", self.name()));
                 }
-                match describe(status) {
-                    PayloadEnd::Died(how) if may_be_killed && was_killed(&how) => {
-                        PayloadEnd::KilledAsExpected
-                    }
-                    end => end,
+                match ExitKind::from(status) {
+                    ExitKind::Exited(status) => PayloadEnd::Exited(status),
+                    killed if may_be_killed && killed.is_sigkill() => PayloadEnd::KilledAsExpected,
+                    killed => PayloadEnd::Died(killed.to_string()),
                 }
             }
             None => PayloadEnd::Stopped(how.to_owned()),
@@ -181,14 +179,6 @@ fn print(name: &str, outputs: [&Output; 2]) {
         for line in text.lines() {
             println!("[{name}] {line}");
         }
-    }
-}
-
-fn describe(status: ExitStatus) -> PayloadEnd {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => PayloadEnd::Exited(code),
-        (_, Some(signal)) => PayloadEnd::Died(describe_signal(signal)),
-        _ => PayloadEnd::Died("an unknown status".to_owned()),
     }
 }
 

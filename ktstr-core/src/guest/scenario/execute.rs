@@ -15,7 +15,7 @@ use super::op::Op;
 use super::step::{Backdrop, HoldSpec, Setup, Step};
 use crate::guest::assert::{
     Assert, AssertDetail, AssertResult, CgroupAsked, CgroupSample, DetailKind, OomKills, Outcome,
-    Surroundings, is_in, was_killed,
+    Surroundings, is_in,
 };
 use crate::guest::chain;
 use crate::guest::payload::PayloadReport;
@@ -346,8 +346,8 @@ impl<'a> Scenario<'a> {
 
     /// Whether a worker that has ended did so by what is expected of its cgroup.
     fn was_to_be_killed(&self, placed: &PlacedWorker) -> Result<bool> {
-        let how = placed.worker.ended().context("cannot ask how a worker ended")?;
-        Ok(placed.oom_kill_expected && how.is_some_and(|how| was_killed(&how)))
+        let end = placed.worker.ended().context("cannot ask how a worker ended")?;
+        Ok(placed.oom_kill_expected && end.is_some_and(|end| end.is_sigkill()))
     }
 
     /// Stops the workers of the innermost layer and undoes what it did.

@@ -19,7 +19,6 @@ mod report;
 mod resources;
 mod schedstat;
 mod spec;
-mod status;
 mod sync;
 mod telemetry;
 #[cfg(test)]
@@ -34,8 +33,7 @@ pub(crate) use group::Workers;
 pub use histogram::Histogram;
 pub use memory::MemoryPolicy;
 pub use policy::SchedPolicy;
-pub use report::{Confinement, Frozen, Gap, WorkerReport};
+pub use report::{Confinement, Frozen, Gap, WorkerEnd, WorkerReport};
 pub use spec::WorkSpec;
-pub(crate) use status::{describe_signal, describe_status};
 pub use work_type::WorkType;
 pub(crate) use worker::Worker;

@@ -1,11 +1,13 @@
 //! What a worker has done, as it was measured.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Histogram;
+use crate::model::exit::ExitKind;
 
 /// What one worker has done between its release and its stop, or its end if that was earlier.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,8 +43,8 @@ pub struct WorkerReport {
     pub frozen: Vec<Frozen>,
     /// The CPUs it was allowed at its stop, by its cgroup and its affinity.
     pub allowed_cpus: Vec<u32>,
-    /// How it ended before it was stopped: `exit status 1`; `None` if it did not.
-    pub ended: Option<String>,
+    /// How it ended before it was stopped; `None` if it ran until then.
+    pub ended: Option<WorkerEnd>,
     /// From its release until its stop was requested, or until its own end.
     pub active: Duration,
     /// When that was, in nanoseconds since boot.
@@ -82,6 +84,38 @@ impl WorkerReport {
     /// Time on no CPU, be it that it slept, waited for one, or was frozen.
     pub fn off_cpu(&self) -> Duration {
         self.wall.saturating_sub(self.cpu)
+    }
+}
+
+/// How a worker ended that was not stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerEnd {
+    /// Exit status or signal; `None` if it is lost because another part of the process reaped the
+    /// worker.
+    pub kind: Option<ExitKind>,
+    /// The error number with which its work loop failed, or with which the kernel refused to report
+    /// the status.
+    pub errno: Option<i32>,
+}
+
+impl WorkerEnd {
+    /// Returns whether SIGKILL ended the worker, whatever error it had recorded before.
+    pub fn is_sigkill(&self) -> bool {
+        self.kind.is_some_and(ExitKind::is_sigkill)
+    }
+}
+
+/// `signal 9 (SIGKILL)`, `exit status 1: No such file or directory (os error 2)`.
+impl fmt::Display for WorkerEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Some(kind) => write!(f, "{kind}")?,
+            None => f.write_str("unknown exit status")?,
+        }
+        match self.errno {
+            Some(errno) => write!(f, ": {}", io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use super::worker::list;
-use super::{WorkSpec, WorkType, Worker, WorkerReport, Workers};
+use super::{WorkSpec, WorkType, Worker, WorkerEnd, WorkerReport, Workers};
 use crate::model::topology::TestTopology;
 
 /// Workers that have been released, on the CPUs of this process.
@@ -65,8 +65,8 @@ impl Running {
     }
 }
 
-/// Waits until a worker has ended, and says how it did.
-pub(super) fn wait_for_end(worker: &Worker) -> String {
+/// Waits until a worker has ended; returns how it did.
+pub(super) fn wait_for_end(worker: &Worker) -> WorkerEnd {
     let bound = Timespec { tv_sec: 30, tv_nsec: 0 };
     let mut ended = [PollFd::new(worker.pidfd(), PollFlags::IN)];
     assert_eq!(poll(&mut ended, Some(&bound)).unwrap(), 1, "{worker:?} does not end");

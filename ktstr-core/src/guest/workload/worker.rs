@@ -20,7 +20,7 @@ use super::resources::Resources;
 use super::schedstat::Schedstat;
 use super::sync::Desk;
 use super::telemetry::{MAX_EPOCHS, Telemetry};
-use super::{Confinement, SchedPolicy, WorkSpec, WorkerCtx, WorkerReport, describe_status, types};
+use super::{Confinement, SchedPolicy, WorkSpec, WorkerCtx, WorkerEnd, WorkerReport, types};
 use crate::linux::sys::{self, Shared, since_boot_ns};
 
 /// What a worker shares with its parent and its group.
@@ -113,7 +113,7 @@ struct Stopped {
     /// When it was killed.
     killed_ns: u64,
     /// How it had ended before it was killed.
-    ended: Option<String>,
+    ended: Option<WorkerEnd>,
     allowed_cpus: Vec<u32>,
 }
 
@@ -189,8 +189,8 @@ impl Worker {
             if Instant::now() > deadline {
                 bail!("{} was not ready after {READY_WITHIN:?}: it gets no CPU", self.who());
             }
-            if let Some(how) = self.ended()? {
-                bail!("a worker was not ready when it ended: {how}");
+            if let Some(end) = self.ended()? {
+                bail!("{} ended before it was ready: {end}", self.who());
             }
             // The timeout is for a worker that was killed, which wakes nobody.
             match futex::wait(state, futex::Flags::empty(), PREPARING, Some(&LOOK_AGAIN)) {
@@ -276,16 +276,13 @@ impl Worker {
         self.page().telemetry.iterations()
     }
 
-    /// How the worker ended; `None` while it runs.
-    pub(crate) fn ended(&self) -> io::Result<Option<String>> {
+    /// Returns how the worker ended; `None` while it runs.
+    pub(crate) fn ended(&self) -> io::Result<Option<WorkerEnd>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd));
         let Some(status) = rustix::process::waitid(id, options)? else { return Ok(None) };
-        let how = describe_status(&status);
-        Ok(Some(match self.page().errno.load(Ordering::Acquire) {
-            0 => how,
-            errno => format!("{how}: {}", io::Error::from_raw_os_error(errno)),
-        }))
+        let errno = Some(self.page().errno.load(Ordering::Acquire)).filter(|errno| *errno != 0);
+        Ok(Some(WorkerEnd { kind: Some(status.into()), errno }))
     }
 
     /// What the worker has done so far, or had when it was stopped or ended.
@@ -296,7 +293,7 @@ impl Worker {
     /// CPU and waiting time add up to if that is more: nobody notes when a process dies.
     pub(crate) fn report(&self, cgroup: &str) -> WorkerReport {
         let telemetry = &self.page().telemetry;
-        let ended = self.ended_by_itself();
+        let ended = self.ended_unstopped();
         let kernel = self.schedstat();
         let now_ns = since_boot_ns();
         let released_ns = self.released.map_or(now_ns, |released| released.at_ns);
@@ -357,10 +354,12 @@ impl Worker {
         self.schedstat().run_delay
     }
 
-    fn ended_by_itself(&self) -> Option<String> {
+    fn ended_unstopped(&self) -> Option<WorkerEnd> {
         match &self.stopped {
-            Some(stopped) => stopped.ended.clone(),
-            None => self.ended().unwrap_or_else(|error| Some(format!("it is lost: {error}"))),
+            Some(stopped) => stopped.ended,
+            None => self.ended().unwrap_or_else(|error| {
+                Some(WorkerEnd { kind: None, errno: error.raw_os_error() })
+            }),
         }
     }
 
@@ -494,6 +493,7 @@ mod tests {
     use super::*;
     use crate::guest::workload::testing::{Running, own_cpus, proc_number, wait_for_end};
     use crate::guest::workload::{AffinityIntent, WorkType, Workers};
+    use crate::model::exit::ExitKind;
     use crate::model::topology::TestTopology;
 
     fn forked(spec: &WorkSpec) -> Vec<Worker> {
@@ -519,13 +519,36 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_told_apart_by_how_it_ended() {
+    fn report_has_the_end_of_a_killed_worker_and_none_of_a_stopped_one() {
         let mut workers = forked(&WorkSpec::default().workers(2));
         rustix::process::pidfd_send_signal(workers[0].pidfd(), Signal::KILL).unwrap();
-        assert_eq!(wait_for_end(&workers[0]), "signal 9 (SIGKILL)");
+        let killed = WorkerEnd { kind: Some(ExitKind::Signaled(libc::SIGKILL)), errno: None };
+        assert_eq!(wait_for_end(&workers[0]), killed);
         Workers::stop(&mut workers.iter_mut().collect::<Vec<_>>()).unwrap();
         let ended: Vec<_> = workers.iter().map(|worker| worker.report("").ended).collect();
-        assert_eq!(ended, [Some("signal 9 (SIGKILL)".to_owned()), None], "one was stopped");
+        assert_eq!(ended, [Some(killed), None], "one was stopped");
+    }
+
+    #[test]
+    fn ended_keeps_an_errno_apart_from_sigkill() {
+        let workers = forked(&WorkSpec::default());
+        // As by a work loop that fails and is killed before it exits.
+        workers[0].page().fail(&io::Error::from_raw_os_error(libc::ENOMEM));
+        rustix::process::pidfd_send_signal(workers[0].pidfd(), Signal::KILL).unwrap();
+        let end = wait_for_end(&workers[0]);
+        assert!(end.is_sigkill(), "{end:?}");
+        let text = "signal 9 (SIGKILL): Cannot allocate memory (os error 12)";
+        assert_eq!((end.errno, end.to_string().as_str()), (Some(libc::ENOMEM), text));
+    }
+
+    #[test]
+    fn report_of_a_worker_that_another_reaped_has_no_exit_kind() {
+        let workers = forked(&WorkSpec::default());
+        rustix::process::pidfd_send_signal(workers[0].pidfd(), Signal::KILL).unwrap();
+        sys::reap(workers[0].pid).unwrap();
+        let end = workers[0].report("").ended.unwrap();
+        assert_eq!(end, WorkerEnd { kind: None, errno: Some(libc::ECHILD) });
+        assert!(!end.is_sigkill());
     }
 
     #[test]
@@ -555,7 +578,8 @@ mod tests {
         let running = Running::start(WorkSpec::default());
         running.wait_for_units(100);
         rustix::process::pidfd_send_signal(running.0[0].pidfd(), Signal::ABORT).unwrap();
-        assert!(wait_for_end(&running.0[0]).starts_with("signal 6 (SIGABRT)"));
+        let kind = wait_for_end(&running.0[0]).kind;
+        assert_eq!(kind, Some(ExitKind::Signaled(libc::SIGABRT)));
         let report = running.report(0);
         assert!(report.work_units >= 100 && report.longest_gap.is_some(), "{report:?}");
         assert!(report.cpu > Duration::ZERO && report.wall >= report.cpu, "{report:?}");

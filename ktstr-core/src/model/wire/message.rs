@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::exit::ExitKind;
 use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::topology::Topology;
 use crate::model::verdict::AssertResult;
@@ -145,9 +146,13 @@ pub enum End {
     Panicked(String),
     /// The body's process ended without a verdict.
     Exited {
-        /// `exit status 0`, `signal 9 (SIGKILL)`.
-        status: String,
+        /// How it ended.
+        kind: ExitKind,
+        /// Message and place of its last panic, which it may have caught long before.
+        last_panic: Option<String>,
     },
+    /// The body's process sent PID 1 something other than the messages of a body: what.
+    ProtocolViolation(String),
     /// The machine is not what the test asked for; the body did not run. One line per difference.
     WrongTopology(Vec<String>),
     /// The guest cannot carry out the order: why.

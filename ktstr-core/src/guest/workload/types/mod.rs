@@ -63,8 +63,9 @@ fn sequence(ctx: &WorkerCtx, phases: &[(WorkType, Duration)]) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::workload::WorkSpec;
     use crate::guest::workload::testing::{Running, sleeps, wait_for_end};
+    use crate::guest::workload::{WorkSpec, WorkerEnd};
+    use crate::model::exit::ExitKind;
 
     #[test]
     fn a_sequence_does_all_its_phases_and_begins_again() {
@@ -132,7 +133,7 @@ mod tests {
         wait_for_end(&running.0[0]);
         let report = running.report(0);
         assert_eq!((report.iterations, report.work_units), (3, 15));
-        assert_eq!(report.ended.as_deref(), Some("exit status 0"));
+        assert_eq!(report.ended.unwrap().kind, Some(ExitKind::Exited(0)));
         assert!(report.cpu > Duration::ZERO && report.wall >= report.cpu, "{report:?}");
     }
 
@@ -143,6 +144,9 @@ mod tests {
         let running = Running::start(WorkSpec::default().work_type(work));
         wait_for_end(&running.0[0]);
         let ended = running.report(0).ended;
-        assert_eq!(ended.unwrap(), "exit status 1: No such file or directory (os error 2)");
+        let failed = WorkerEnd { kind: Some(ExitKind::Exited(1)), errno: Some(libc::ENOENT) };
+        assert_eq!(ended, Some(failed));
+        let text = "exit status 1: No such file or directory (os error 2)";
+        assert_eq!(failed.to_string(), text);
     }
 }

@@ -35,6 +35,7 @@ mod tests {
     };
     use crate::guest::workload::{WorkSpec, WorkType, Worker, Workers};
     use crate::linux::sys;
+    use crate::model::exit::ExitKind;
     use crate::model::topology::TestTopology;
 
     /// The kernel kills a process that makes a system call after this.
@@ -62,7 +63,8 @@ mod tests {
         }
         let yields = |ctx: &WorkerCtx| without_system_calls(yield_heavy, ctx);
         let caught = Running::of(WorkType::Custom(yields), 1);
-        assert_eq!(wait_for_end(&caught.0[0]), "signal 31 (SIGSYS)");
+        let kind = wait_for_end(&caught.0[0]).kind;
+        assert_eq!(kind, Some(ExitKind::Signaled(libc::SIGSYS)));
     }
 
     #[test]

@@ -11,10 +11,12 @@
 extern crate self as ktstr;
 
 mod libtest;
+mod notice;
 pub mod prelude;
 pub mod provision;
 mod report;
 pub mod runner;
+mod this_program;
 
 pub use ktstr_core::{
     assert, cgroup, claim, claim_present, payload, process, result, scenario, scenarios, snapshot,

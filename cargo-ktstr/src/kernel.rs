@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use ktstr::provision::kernel::{self, Kernel, KernelStatus};
-use ktstr::provision::{Cache, KernelSpec, megabytes};
+use ktstr::provision::{Cache, Kernel, KernelSpec, KernelStatus, kernel, megabytes};
 
 use crate::cli::KernelCommand;
 use crate::table::table;

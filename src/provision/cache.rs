@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat};
 
-use super::progress;
+use crate::notice::notice;
 
 /// The cache folder. Cheap to make: nothing is created before something is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl Cache {
         })?;
         let locked = match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                progress::say(&format!(
+                notice(&format!(
                     "waiting for {} to finish `{name}` in {} ...",
                     holder(&mut file),
                     self.root.display()

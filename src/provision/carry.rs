@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use super::bootable::Kernel;
 use super::cache::Cache;
-use super::kernel::Kernel;
 use super::modules::modules_for;
 use super::spec::KernelSpec;
 use super::{debian, versions};

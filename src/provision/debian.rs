@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::apt::{Package, Suite};
+use super::bootable::{Kernel, Provenance};
 use super::cache::{self, Cache};
 use super::catalog::KnownKernel;
 use super::image::{self, Facts};
-use super::kernel::{Kernel, Provenance};
-use super::progress::{megabytes, say, seconds};
 use super::spec::KernelSpec;
+use super::units::{megabytes, seconds};
 use super::versions::Versions;
+use crate::notice::notice;
 
 /// Raised when the layout of these entries changes.
 const KIND: &str = "kernels-1";
@@ -140,7 +141,7 @@ fn build(
 ) -> Result<()> {
     let started = Instant::now();
     let size = packages.iter().map(|package| package.size).sum();
-    say(&format!(
+    notice(&format!(
         "fetching kernel {} ({}, {}) from {} ...",
         known.name,
         packages[0].name,
@@ -156,14 +157,14 @@ fn build(
     let boot = facts.boot(&folder.join("vmlinuz"), &folder.join("vmlinux"));
     let boot_len = fs::metadata(&boot.path)?.len();
     if let Some(why) = &boot.note {
-        say(&format!("kernel {} boots by its compressed image: {why}", known.name));
+        notice(&format!("kernel {} boots by its compressed image: {why}", known.name));
     }
     let fetched_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mirror = suite.host().to_owned();
     let provenance = Provenance { fetched_at, mirror, packages: packages.to_vec() };
     let record = Record { facts, boot_len, provenance };
     fs::write(folder.join(RECORD), serde_json::to_vec_pretty(&record)?)?;
-    say(&format!("fetched kernel {} in {}", known.name, seconds(started.elapsed())));
+    notice(&format!("fetched kernel {} in {}", known.name, seconds(started.elapsed())));
     Ok(())
 }
 

@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail};
 use object::ReadCache;
 use serde::{Deserialize, Serialize};
 
+use super::bootable::{Boot, BootFormat};
 use super::cache::Cache;
 use super::decompress::{LIMIT, read_file};
-use super::kernel::{Boot, BootFormat};
 use super::versions::Versions;
 use super::vmlinux;
 

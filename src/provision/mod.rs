@@ -18,25 +18,26 @@ pub mod tool;
 pub mod vmlinux;
 
 mod apt;
+mod bootable;
 mod carry;
 mod catalog;
 mod debian;
 mod decompress;
 mod image;
 mod mirror;
-mod progress;
 mod spec;
+mod units;
 mod versions;
 
 pub use apt::{Package, require_tools};
+pub use bootable::{Boot, BootFormat, Kernel, Provenance};
 pub use cache::Cache;
 pub use catalog::KnownKernel;
-pub use kernel::{Boot, BootFormat, Kernel, KernelStatus, Provenance};
+pub use kernel::KernelStatus;
 pub use modules::{Module, modules_for};
-pub use progress::{disk_usage, megabytes};
 pub use qemu::{Origin, QemuProgram};
 pub use spec::{KernelSpec, SpecError};
+pub use units::{disk_usage, megabytes};
 
 pub(crate) use apt::find_program;
 pub(crate) use image::identity;
-pub(crate) use progress::say;

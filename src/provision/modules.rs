@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection};
 
+use super::bootable::Kernel;
 use super::decompress::{Format, read_file};
-use super::kernel::Kernel;
 
 /// A module, ready for `init_module(2)`.
 #[derive(Clone, PartialEq, Eq)]

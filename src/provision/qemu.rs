@@ -19,9 +19,10 @@ use serde::{Deserialize, Serialize};
 use super::apt::{self, Package, Suite};
 use super::cache::{self, Cache};
 use super::image;
-use super::progress::{megabytes, say, seconds};
 use super::tool;
+use super::units::{megabytes, seconds};
 use super::versions::Versions;
+use crate::notice::notice;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
@@ -124,7 +125,7 @@ fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
     versions.build(version, |folder| {
         let started = Instant::now();
         let packages = suite.closure(PACKAGE)?;
-        say(&format!(
+        notice(&format!(
             "fetching QEMU {version} ({} packages, {}) from {} ...",
             packages.len(),
             megabytes(packages.iter().map(|package| package.size).sum()),
@@ -138,7 +139,7 @@ fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
         ensure!(is_sound(&version), "{SUITE} of {} has: {}", suite.host(), unsound(&version));
         let record = serde_json::to_vec_pretty(&Record { version, packages })?;
         fs::write(folder.join(RECORD), record)?;
-        say(&format!("fetched QEMU in {}", seconds(started.elapsed())));
+        notice(&format!("fetched QEMU in {}", seconds(started.elapsed())));
         Ok(())
     })?;
     versions.set_current(version)

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 
 use super::apt::Suite;
 use super::cache::Cache;
-use super::progress::{megabytes, say};
+use super::units::megabytes;
+use crate::notice::notice;
 
 pub(crate) const SUITE: &str = "trixie";
 /// The dynamic loader and the libraries below the folder of unpacked packages.
@@ -42,7 +43,7 @@ pub(crate) fn root(cache: &Cache, package: &str) -> Result<PathBuf> {
         suite.with_fresh_lists(|suite| {
             let packages = suite.closure(package)?;
             let size = packages.iter().map(|package| package.size).sum();
-            say(&format!("fetching {package} ({}) from {} ...", megabytes(size), suite.host()));
+            notice(&format!("fetching {package} ({}) from {} ...", megabytes(size), suite.host()));
             suite.unpack(&packages, root)
         })
     });

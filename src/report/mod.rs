@@ -43,11 +43,6 @@ impl fmt::Debug for Failure {
     }
 }
 
-/// Writes a line to standard error past libtest, which captures only what a test prints itself.
-pub(crate) fn notice(line: &str) {
-    crate::provision::say(&printable(line));
-}
-
 /// The report of a run.
 pub(crate) fn run(
     entry: &TestEntry,

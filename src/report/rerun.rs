@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ktstr_core::result::VmResult;
 
 use crate::runner::environment;
-use crate::runner::program::{self, LoadedFile, OwnName};
+use crate::this_program::{self, LoadedFile, OwnName};
 
 /// Where nextest unpacks an archive unless it is told otherwise; gone after its run.
 const ARCHIVE: &str = "nextest-archive-";
@@ -29,7 +29,8 @@ pub(super) fn rerun(result: &VmResult, by: Option<&str>) -> Rerun {
     if let Some(by) = by {
         return Rerun { command: [words, vec![by.to_owned()]].concat().join(" "), caveat: None };
     }
-    let name = program::own_name().unwrap_or(OwnName { path: PathBuf::new(), is_current: false });
+    let name =
+        this_program::own_name().unwrap_or(OwnName { path: PathBuf::new(), is_current: false });
     let here = env::current_dir().ok();
     let binary_id = env::var("NEXTEST_BINARY_ID").ok();
     let (call, caveat) = call(&result.test, &name, here.as_deref(), binary_id.as_deref());
@@ -59,8 +60,8 @@ fn settings(result: &VmResult) -> Vec<String> {
 /// Returns those directories of `LD_LIBRARY_PATH` that this program has libraries of: Cargo sets it,
 /// a shell does not.
 fn library_path() -> Option<OsString> {
-    let mut loaded = program::loaded_files().ok()?;
-    let own = program::own_name().ok()?;
+    let mut loaded = this_program::loaded_files().ok()?;
+    let own = this_program::own_name().ok()?;
     loaded.retain(|file| file.path != own.path);
     used_directories(&env::var_os("LD_LIBRARY_PATH")?, &loaded)
 }
@@ -169,7 +170,7 @@ mod tests {
 
     #[test]
     fn call_names_what_can_still_be_run() {
-        let own = program::own_name().unwrap();
+        let own = this_program::own_name().unwrap();
         let (command, caveat) = call("a::b", &own, None, Some("pack::t"));
         assert!(command.starts_with(&quoted(own.path.as_os_str())), "{command}");
         assert!(command.ends_with(" --exact a::b --include-ignored --nocapture"), "{command}");

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use ktstr_core::result::VmResult;
 use serde::Serialize;
 
-use super::program;
 use crate::report::{Passed, Reasons};
+use crate::this_program;
 
 /// Runs older than this are removed when a new one begins.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -130,7 +130,7 @@ fn run_folder() -> PathBuf {
 
 /// Cargo's target folder: the one above this program that Cargo has marked as a cache.
 fn target_folder() -> PathBuf {
-    let program = program::own_name().map(|name| name.path).unwrap_or_default();
+    let program = this_program::own_name().map(|name| name.path).unwrap_or_default();
     let marked = program.ancestors().skip(1).find(|folder| folder.join("CACHEDIR.TAG").exists());
     match marked {
         Some(folder) => folder.to_owned(),

@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 
-use crate::report;
+use crate::notice::notice;
 
 /// The variable that sets the number of CPUs.
 const VARIABLE: &str = "KTSTR_HOST_CPUS";
@@ -170,7 +170,7 @@ fn wait_for_any(slots: &mut [Slot]) -> Result<(), Error> {
     loop {
         match poll(&mut fds, timeout) {
             Ok(0) => {
-                report::notice(&waiting(slots));
+                notice(&waiting(slots));
                 timeout = None;
             }
             Ok(_) | Err(Errno::INTR) => break,

@@ -13,7 +13,7 @@ mod parent;
 mod payloads;
 mod prepare;
 mod profile;
-pub(crate) mod program;
+mod program;
 mod session;
 pub mod shell;
 #[cfg(test)]
@@ -30,6 +30,7 @@ use ktstr_core::result::{Machine, RunEnd, Timings, VmResult};
 use ktstr_core::topology::TestTopology;
 use ktstr_core::wire::{self, Order, RunOrder};
 
+use crate::notice::notice;
 use crate::provision::cache::Cache;
 use crate::report::{self, Failure};
 use artifacts::Artifacts;
@@ -128,7 +129,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     if agent::is_instrumented()
         && let Err(error) = profile::keep(outcome.profile.as_ref())
     {
-        report::notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
+        notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
     }
     let machine = prepared.machine();
     Ok(VmResult {
@@ -229,17 +230,17 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
             match passed {
                 report::Passed::AsExpected => {}
                 report::Passed::Skipped(reason) => {
-                    report::notice(&format!("{}: SKIPPED: {reason}", result.test));
+                    notice(&format!("{}: SKIPPED: {reason}", result.test));
                 }
                 report::Passed::Inconclusive(reasons) => {
                     let reasons = reasons.join("; ");
-                    report::notice(&format!("{}: passed; {reasons}", result.test));
+                    notice(&format!("{}: passed; {reasons}", result.test));
                 }
             }
             let unexpected =
                 result.kernel_events.iter().filter(|_| !entry.expect_err.is_expected());
             for event in unexpected {
-                report::notice(&format!("{}: passed; {}: {}", result.test, event.kind, event.line));
+                notice(&format!("{}: passed; {}: {}", result.test, event.kind, event.line));
             }
             artifacts.discard();
             Ok(())

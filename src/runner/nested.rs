@@ -15,8 +15,8 @@ use ktstr_core::wire::{Order, ShellOrder};
 use super::initramfs::{Contents, MODULES};
 use super::shell::{self, Userland};
 use super::{Limits, Live, Prepared, Program, Wanted};
+use crate::notice::notice;
 use crate::provision::{Cache, KernelSpec, find_program, kernel};
-use crate::report;
 
 /// `KTSTR_CACHE_DIR` in the machine.
 const CACHE: &str = "/cache";
@@ -93,7 +93,7 @@ impl Outer {
             memory_mib,
         });
         let began = Instant::now();
-        report::notice(&format!("booting a machine with KVM, {memory_mib} MiB ..."));
+        notice(&format!("booting a machine with KVM, {memory_mib} MiB ..."));
         let mut watch = Watch { started: None, timeout, hear, broken: None };
         let limits = Limits { duration: None, watchdog: shell::WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |live| watch.attend(began, &live));
@@ -137,7 +137,7 @@ impl Watch<'_> {
         let is_first = self.started.is_none();
         let started = *self.started.get_or_insert_with(Instant::now);
         if is_first {
-            report::notice(&format!("ready after {:.1?}", started - booting_since));
+            notice(&format!("ready after {:.1?}", started - booting_since));
         }
         if self.broken.is_none() {
             self.broken = self.pass_on(started, live).err();

@@ -14,6 +14,7 @@ use ktstr_core::wire::{Order, ShellOrder, Stream};
 
 use super::session::Outcome;
 use super::{Limits, Live, Prepared, Program, Wanted, environment};
+use crate::notice::notice;
 use crate::report;
 use terminal::Terminal;
 pub(super) use userland::Userland;
@@ -66,7 +67,7 @@ impl Shell {
         let is_terminal =
             self.command.is_none() && io::stdin().is_terminal() && io::stdout().is_terminal();
         let size = if is_terminal { Some(terminal::size()?) } else { None };
-        report::notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
+        notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
         let limits = Limits { duration: None, watchdog: WATCHDOG };
         let mut wires = Wires { size, ..Wires::default() };
         let order = self.order(env, memory_mib, size);
@@ -135,7 +136,7 @@ impl Wires {
         // Not before the guest listens: until then, Ctrl-C ends us as it ends any program.
         if self.input.is_none() {
             if self.size.is_some() {
-                report::notice("`exit` or Ctrl-D ends the shell and its machine, Ctrl-] at once");
+                notice("`exit` or Ctrl-D ends the shell and its machine, Ctrl-] at once");
                 self.terminal = Some(Terminal::raw()?);
             }
             self.input = Some(read_stdin());

@@ -2,8 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use ktstr::provision::kernel::{self, Kernel, KernelStatus};
-use ktstr::provision::{Cache, KernelSpec, QemuProgram, qemu};
+use ktstr::provision::{Cache, Kernel, KernelSpec, KernelStatus, QemuProgram, kernel, qemu};
 use ktstr::runner::probe;
 
 use super::{Finding, Mark};

@@ -10,7 +10,7 @@ use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, U16, U32, U64};
 
-use crate::runner::program::{self, LoadedFile, THIS_PROGRAM};
+use crate::this_program::{self, LoadedFile, THIS_PROGRAM};
 
 type Header = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
@@ -115,8 +115,8 @@ pub(super) fn libraries(program: &Path) -> Result<Libraries> {
 
 /// Finds the libraries of this program, whose name may lead to another program by now.
 fn own_libraries(loader: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let name = program::own_name().context("failed to find this program's own name")?;
-    let loaded = program::loaded_files()?;
+    let name = this_program::own_name().context("failed to find this program's own name")?;
+    let loaded = this_program::loaded_files()?;
     let needed = if name.is_current {
         libraries_by(loader, None, &name.path)?
     } else {

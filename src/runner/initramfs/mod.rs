@@ -21,8 +21,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest::agent;
 
-use super::program;
 use crate::provision::{self, Cache, Kernel, tool};
+use crate::this_program;
 
 /// What goes into the initramfs.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl Initramfs<'_> {
         (programs.len(), links, modules).hash(&mut hasher);
         identity(Path::new("/etc/ld.so.cache")).ok().hash(&mut hasher);
         std::env::var_os("LD_LIBRARY_PATH").hash(&mut hasher);
-        for library in program::loaded_files()? {
+        for library in this_program::loaded_files()? {
             identity(&library.path).ok().hash(&mut hasher);
         }
         Ok(hasher.finish())

@@ -1,16 +1,7 @@
-//! Lines for the person waiting in front of the terminal.
+//! Sizes and times, as messages show them.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
-
-/// Writes one line to standard error.
-///
-/// Not `eprintln!`: libtest captures that, and a first fetch of a minute would look like a hang.
-pub(crate) fn say(line: &str) {
-    // One write, so that lines of parallel test processes do not mix. A closed stderr is no error.
-    let _ = std::io::stderr().lock().write_all(format!("ktstr: {line}\n").as_bytes());
-}
 
 /// Formats a size as people read it on download pages: decimal megabytes.
 pub fn megabytes(bytes: u64) -> String {

@@ -4,8 +4,8 @@ mod boot;
 mod cgroup;
 mod output;
 mod process;
-mod scenario;
 mod vmm;
+mod worker;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -21,13 +21,13 @@ pub(crate) enum Bench {
     Output(output::Output),
     /// What a job costs, beside std and a crate that groups processes, on this host.
     Process(process::Process),
-    /// What measuring workers costs, what the scenario engine adds, and how soon the verdict is there.
-    Scenario(scenario::Scenario),
     /// The KVM engine beside QEMU's machines, all on the KVM of one nested machine.
     Vmm(vmm::Vmm),
     /// What `vmm` runs in that machine.
     #[command(hide = true)]
     VmmInside(vmm::Inside),
+    /// How long iterations are, and what measuring them costs a worker.
+    Worker(worker::Worker),
 }
 
 impl Bench {
@@ -37,9 +37,9 @@ impl Bench {
             Self::Cgroup(cgroup) => cgroup.run(),
             Self::Output(output) => output.run(),
             Self::Process(process) => process.run(),
-            Self::Scenario(scenario) => scenario.run(),
             Self::Vmm(vmm) => vmm.run(),
             Self::VmmInside(inside) => inside.run(),
+            Self::Worker(worker) => worker.run(),
         }
     }
 }

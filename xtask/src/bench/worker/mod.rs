@@ -1,13 +1,7 @@
-//! `cargo xtask bench scenario`: what measuring a worker costs, what the scenario engine adds to its
-//! operations, and how long a verdict takes from a scenario's end.
-//!
-//! The first two are measured on this host and again in a guest, by the same functions: on the host
-//! with cgroups that are only recorded, in the guest with real ones.
+//! `cargo xtask bench worker`: how long the iterations of workers are, and what measuring them costs.
 
 mod bursts;
-mod steps;
 mod telemetry;
-mod verdict;
 
 use std::time::Duration;
 
@@ -22,13 +16,10 @@ use ktstr::topology::{Llcs, TestTopology, Topology};
 
 /// Arguments of the benchmark.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Scenario {
+pub(crate) struct Worker {
     /// Kernels to boot, as in `KTSTR_KERNEL`; the default one if none is given.
     #[arg(long)]
     kernel: Vec<String>,
-    /// How many tests are run to their verdicts, per kernel.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    verdicts: u32,
     /// Measure only the length of bursts.
     #[arg(long)]
     bursts: bool,
@@ -37,7 +28,7 @@ pub(crate) struct Scenario {
 #[ktstr::__private::linkme::distributed_slice(ktstr::__private::TESTS)]
 #[linkme(crate = ktstr::__private::linkme)]
 static ENTRY: TestEntry = TestEntry {
-    name: "bench_scenario",
+    name: "bench_worker",
     module_path: module_path!(),
     topology: Topology { llcs: Llcs::even(1, 2), ..Topology::DEFAULT },
     duration: Duration::from_secs(300),
@@ -45,14 +36,14 @@ static ENTRY: TestEntry = TestEntry {
     ..TestEntry::DEFAULT
 };
 
-impl Scenario {
-    /// Fails if measuring costs more than it may on the host; where the CPUs are emulated, that is
-    /// only told.
+impl Worker {
+    /// Fails if measuring costs more than it may on the host. In a guest, whose CPUs may be emulated, the
+    /// result is only printed.
     pub(crate) fn run(&self) -> Result<()> {
         if self.bursts {
             return self.kernels().into_iter().try_for_each(bursts::measure);
         }
-        println!("on this host, cgroups recorded");
+        println!("on this host");
         let (cgroups, topology) = (RecordingCgroups::new(), TestTopology::read()?);
         let params = CtxParams {
             test_name: ENTRY.name,
@@ -65,14 +56,11 @@ impl Scenario {
         };
         let ctx = Ctx::new(&cgroups, &topology, params, &|_| ());
         let least = telemetry::measure(&ctx)?;
-        steps::measure(&ctx)?;
         for kernel in self.kernels() {
             let (engine, reason) = runner::engine()?;
             println!("\n{kernel} on {engine}, 2 CPUs ({reason})");
-            let (result, verdict) = pass(&TestEntry { kernel: Some(kernel), ..ENTRY.clone() })?;
-            steps::print_operations(&result, &noted(&verdict, SINGLE)?);
+            let _pass = pass(&TestEntry { kernel: Some(kernel), ..ENTRY.clone() })?;
             bursts::measure(kernel)?;
-            verdict::measure(kernel, self.verdicts)?;
         }
         telemetry::check(least)
     }
@@ -87,31 +75,18 @@ impl Scenario {
     }
 }
 
-/// The name of the notes that say what each call alone took.
-const SINGLE: &str = "the call alone, us";
-
-/// The guest's side.
+/// Runs in the guest.
 fn measure(ctx: &Ctx) -> Result<AssertResult> {
     telemetry::measure(ctx)?;
-    let mut verdict = AssertResult::pass();
-    for single in steps::measure(ctx)? {
-        verdict.note_value(SINGLE, single);
-    }
-    Ok(verdict)
+    Ok(AssertResult::pass())
 }
 
-/// The numbers that a verdict has noted under a name.
-fn noted(verdict: &AssertResult, name: &str) -> Result<Vec<f64>> {
-    let notes = verdict.notes.iter().filter(|note| note.name.as_deref() == Some(name));
-    Ok(notes.map(|note| note.text.parse()).collect::<Result<_, _>>()?)
-}
-
-/// Runs a test of this program that has to pass.
-fn pass(entry: &TestEntry) -> Result<(VmResult, AssertResult)> {
+/// Runs a test of this program and returns its verdict, which has to be a pass.
+fn pass(entry: &TestEntry) -> Result<AssertResult> {
     let program = Program::this_program();
     let result = runner::run_in_vm(entry, program)?;
-    match result.end.clone() {
-        RunEnd::Verdict(verdict) if verdict.is_pass() => Ok((result, verdict)),
+    match result.end {
+        RunEnd::Verdict(verdict) if verdict.is_pass() => Ok(verdict),
         end => bail!("{end}"),
     }
 }

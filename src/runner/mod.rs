@@ -51,7 +51,7 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
         agent::init();
     }
     ktstr_core::guest::logging::init();
-    process::heed_children();
+    process::stop_ignoring_sigchld();
     parent::end_with_cargo();
     let outcome = if entry.host_only { run_on_host(entry) } else { run_this_binary(entry) };
     match outcome {
@@ -79,7 +79,7 @@ pub fn init_if_guest() {
     if agent::is_init() {
         agent::init();
     }
-    process::heed_children();
+    process::stop_ignoring_sigchld();
 }
 
 /// The engine that tests of this environment run on, and why. Fetches QEMU if that is to be it.

@@ -77,7 +77,7 @@ fn serve(began_ns: u64) -> Result<Infallible> {
     );
     mounts::mount_all()?;
     system::set_up()?;
-    sys::run_first().context("cannot raise the priority of PID 1")?;
+    sys::set_highest_priority().context("cannot raise the priority of PID 1")?;
     load_modules()?;
     let port = port::open(crate::model::wire::PORT)?;
     serve::Agent::new(port)?.serve(began_ns)

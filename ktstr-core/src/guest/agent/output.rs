@@ -113,7 +113,7 @@ impl Output {
     pub(super) fn finish(&self) -> Result<()> {
         signal(&self.shared.finish);
         let Some(thread) = &self.thread else { return Ok(()) };
-        sys::raise(thread).context("cannot raise the priority of the output's thread")
+        sys::raise_priority(thread).context("cannot raise the priority of the output's thread")
     }
 
     /// Whether everything was taken.

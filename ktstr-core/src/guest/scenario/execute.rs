@@ -21,7 +21,7 @@ use crate::guest::chain;
 use crate::guest::payload::PayloadReport;
 use crate::guest::workload::{WorkerReport, Workers};
 use crate::linux::cgroup::CgroupStats;
-use crate::linux::sys::{RunningFirst, since_boot_ns};
+use crate::linux::sys::{HighestPriority, since_boot_ns};
 use crate::model::wire::{Report, ScenarioEvent};
 
 /// How long a worker has to be without an iteration to be called stuck: a hundred times as long as the
@@ -90,7 +90,7 @@ fn play(
     assert: &Assert,
 ) -> Result<AssertResult> {
     // A host has more to do than this.
-    let first = (!ctx.is_on_host).then(RunningFirst::begin).transpose();
+    let first = (!ctx.is_on_host).then(HighestPriority::begin).transpose();
     let _first = first.context(
         "cannot put the scenario before its load; EPERM means that the body has given CAP_SYS_NICE up, \
          or is in a cgroup without realtime time (RT_GROUP_SCHED)",

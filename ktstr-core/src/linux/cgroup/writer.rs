@@ -177,7 +177,7 @@ impl State {
         let theirs = Arc::clone(&slot);
         let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
         thread.spawn(move || {
-            if runs_first && let Err(error) = sys::run_first() {
+            if runs_first && let Err(error) = sys::set_highest_priority() {
                 tracing::warn!("what is written to cgroupfs has to wait for a CPU: {error}");
             }
             theirs.serve();

@@ -389,7 +389,7 @@ struct Leads {
 
 impl Leads {
     fn now() -> Self {
-        let (session, group) = sys::leads();
+        let (session, group) = sys::is_session_and_group_leader();
         Self { session, group }
     }
 

@@ -145,7 +145,7 @@ impl Containment for Group {
         let group = self.scope.group;
         Ok(Box::new(move |_| match setpgid(None, Some(group)) {
             // The command has made it the leader of a session. It is found by its mark.
-            Err(Errno::PERM) if sys::leads().0 => Ok(()),
+            Err(Errno::PERM) if sys::is_session_and_group_leader().0 => Ok(()),
             joined => Ok(joined?),
         }))
     }

@@ -72,7 +72,7 @@ impl Drop for Keeper {
 fn keep(owner: &OwnedFd, says_so: &OwnedFd, duty: &impl Duty) -> i32 {
     let settled = sys::block_signals()
         .and_then(|()| Ok(rustix::thread::set_name(c"ktstr-keeper")?))
-        .and_then(|()| let_go_of_everything_but(&[owner, says_so]))
+        .and_then(|()| detach_except(&[owner, says_so]))
         .and_then(|()| duty.settle());
     let (error, kept) = match &settled {
         Ok(kept) => (0, kept.map_or(0, |kept| kept.as_raw_nonzero().get())),
@@ -80,7 +80,7 @@ fn keep(owner: &OwnedFd, says_so: &OwnedFd, duty: &impl Duty) -> i32 {
     };
     let answer = [error.to_ne_bytes(), kept.to_ne_bytes()].concat();
     let told = rustix::io::write(says_so, &answer);
-    if settled.is_err() || told.is_err() || let_go_of_everything_but(&[owner]).is_err() {
+    if settled.is_err() || told.is_err() || detach_except(&[owner]).is_err() {
         return 1;
     }
     loop {
@@ -95,7 +95,7 @@ fn keep(owner: &OwnedFd, says_so: &OwnedFd, duty: &impl Duty) -> i32 {
 }
 
 /// Closes what was inherited, so that nobody waits in vain for the end of a pipe.
-fn let_go_of_everything_but(kept: &[&OwnedFd]) -> io::Result<()> {
+fn detach_except(kept: &[&OwnedFd]) -> io::Result<()> {
     rustix::process::chdir("/")?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -103,5 +103,5 @@ fn let_go_of_everything_but(kept: &[&OwnedFd]) -> io::Result<()> {
     rustix::stdio::dup2_stderr(&null)?;
     drop(null);
     // SAFETY: nothing of the owner runs on in this process, its destructors neither.
-    unsafe { sys::close_all_but(kept) }
+    unsafe { sys::close_fds_except(kept) }
 }

@@ -50,8 +50,4 @@ pub(crate) use procfs::Stat;
 pub use rustix::process::Signal;
 pub use shutdown::{Left, Shutdown};
 
-/// Takes this process out of the state in which the kernel throws the exit statuses of its children
-/// away: SIGCHLD ignored, as a parent process may have left it. A handler of its own stays.
-pub fn heed_children() {
-    crate::linux::sys::heed_children();
-}
+pub use crate::linux::sys::stop_ignoring_sigchld;

@@ -6,7 +6,7 @@ mod machine;
 
 use ktstr::provision::KernelSpec;
 use ktstr_vmm::Error;
-use ktstr_vmm::kvm::{BootError, Contents, Error as KvmError, tiny_kernel};
+use ktstr_vmm::kvm::{BootError, Error as KvmError, InitialMemory};
 use libfuzzer_sys::fuzz_target;
 use machine::{File, machine};
 
@@ -22,7 +22,7 @@ thread_local! {
 
 fuzz_target!(|text: &str| {
     let config = KERNEL.with(|kernel| INITRAMFS.with(|initramfs| machine(kernel, initramfs)));
-    match Contents::new(&config, text) {
+    match InitialMemory::new(&config, text) {
         Ok(contents) => assert_eq!(found(&contents), text.as_bytes()),
         Err(Error::Kvm(KvmError::Boot(BootError::CmdlineTooLong { len }))) => {
             assert!(len == text.len() && len >= COMMAND_LINE_SIZE);
@@ -37,7 +37,7 @@ fuzz_target!(|text: &str| {
 });
 
 /// The command line as a kernel finds it.
-fn found(contents: &Contents) -> Vec<u8> {
+fn found(contents: &InitialMemory) -> Vec<u8> {
     let mut pointer = [0; 4];
     contents.read(CMD_LINE_PTR, &mut pointer).expect("the zero page is memory");
     let mut bytes = vec![0; COMMAND_LINE_SIZE];
@@ -45,4 +45,20 @@ fn found(contents: &Contents) -> Vec<u8> {
     let end = bytes.iter().position(|byte| *byte == 0).expect("it has an end");
     bytes.truncate(end);
     bytes
+}
+
+/// An ELF file of one segment at 16 MiB, which nobody runs.
+fn tiny_kernel() -> Vec<u8> {
+    let mut file = vec![0; 4096];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
+    put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
+    put(32, &64_u64.to_le_bytes()); // e_phoff
+    put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
+    put(64, &[1]); // PT_LOAD
+    for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
+        put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
+    }
+    file
 }

@@ -7,7 +7,7 @@ mod machine;
 
 use ktstr::provision::vmlinux;
 use ktstr_vmm::Error;
-use ktstr_vmm::kvm::{Contents, Error as KvmError};
+use ktstr_vmm::kvm::{Error as KvmError, InitialMemory};
 use libfuzzer_sys::fuzz_target;
 use machine::{File, machine};
 
@@ -18,7 +18,7 @@ const XZ: &[u8] = b"\xfd7zXZ";
 
 fuzz_target!(|data: &[u8]| {
     let (kernel, initramfs) = (File::new(data), File::new(b"initramfs"));
-    match Contents::new(&machine(&kernel, &initramfs), "console=ttyS0") {
+    match InitialMemory::new(&machine(&kernel, &initramfs), "console=ttyS0") {
         Ok(contents) => assert!(MEMORY.contains(&contents.entry()), "{:#x}", contents.entry()),
         Err(Error::Kvm(KvmError::Boot(_))) => {}
         Err(error) => panic!("{error}"),

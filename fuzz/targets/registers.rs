@@ -2,6 +2,10 @@
 
 #![no_main]
 
-use ktstr_vmm::kvm::fuzz_registers;
+#[path = "../../ktstr-vmm/tests/devices/board.rs"]
+mod board;
+#[allow(dead_code, reason = "another target runs the other kind of guest")]
+#[path = "../../ktstr-vmm/tests/devices/random.rs"]
+mod random;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_registers(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| random::fuzz_registers(data));

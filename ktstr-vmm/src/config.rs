@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::Error;
+use crate::error::Error;
 
 /// A machine to boot.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub struct VmConfig {
     /// The names of the virtio-console ports, in the order in which [`Event::Port`] and
     /// [`Vm::send`] number them.
     ///
-    /// [`Event::Port`]: crate::Event::Port
+    /// [`Event::Port`]: crate::engine::Event::Port
     /// [`Vm::send`]: crate::Vm::send
     pub ports: Vec<String>,
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::{Error, VmConfig};
+use crate::config::VmConfig;
+use crate::error::Error;
 
 /// Something that boots virtual machines.
 pub trait Engine: fmt::Debug + Send + Sync {

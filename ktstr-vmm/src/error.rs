@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::kvm;
+use crate::kvm::error::Error as KvmError;
 
 /// A machine could not be started, reached or read.
 ///
@@ -75,7 +75,7 @@ pub enum Error {
     },
     /// KVM, or what is put into a machine for it.
     #[error(transparent)]
-    Kvm(#[from] kvm::Error),
+    Kvm(#[from] KvmError),
     /// Registers of a CPU that runs, or that the machine does not have.
     #[error("cannot read the registers of CPU {cpu}: it is not paused, or there is no such CPU")]
     NotPaused {

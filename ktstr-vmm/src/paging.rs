@@ -6,7 +6,8 @@
 //!
 //! Source: Intel SDM vol. 3A, 4.5 ("4-Level Paging and 5-Level Paging").
 
-use crate::{Error, Registers, Vm};
+use crate::engine::{Registers, Vm};
+use crate::error::Error;
 
 const CR0_PG: u64 = 1 << 31;
 const CR4_LA57: u64 = 1 << 12;

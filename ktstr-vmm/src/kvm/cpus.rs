@@ -8,7 +8,8 @@
 //!
 //! Source: Intel SDM vol. 3A, 10.9.3 ("Hierarchical ID of Logical Processors").
 
-use crate::{Error, Topology};
+use crate::config::Topology;
+use crate::error::Error;
 
 /// The highest APIC ID: ID 255 means all CPUs, and larger ones need interrupt remapping.
 const MAX_APIC_ID: u32 = 254;

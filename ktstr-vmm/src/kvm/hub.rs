@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{Event, ExitReason, Registers};
+use crate::engine::{Event, ExitReason, Registers};
 
 /// The most of a port's output that waits for the caller; then the guest's own queues fill up.
 const PORT_LIMIT: usize = 1 << 20;
@@ -18,7 +18,7 @@ const CONSOLE_GATHER: Duration = Duration::from_millis(5);
 
 /// What the vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum VcpuCommand {
     Run,
     Pause,
     /// The guest has ended: leave, but for the one CPU that hands over what it wrote last.
@@ -47,7 +47,7 @@ struct State {
     console_lost: u64,
     /// When the console is to be handed over again.
     console_due: Instant,
-    wanted: Wanted,
+    wanted: VcpuCommand,
     parked: Vec<Option<Registers>>,
     /// vCPU threads that have not ended.
     live: usize,
@@ -56,9 +56,9 @@ struct State {
 
 /// What the caller is to do next.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum HubEvent {
     Event(Event),
-    /// The guest has ended: have all CPUs [`Wanted::Finish`], then ask again.
+    /// The guest has ended: have all CPUs [`VcpuCommand::Finish`], then ask again.
     Finish,
     /// All is over and handed over.
     Exited(ExitReason),
@@ -74,7 +74,7 @@ impl Hub {
             console: Vec::new(),
             console_lost: 0,
             console_due: Instant::now(),
-            wanted: Wanted::Pause,
+            wanted: VcpuCommand::Pause,
             parked: vec![None; cpus],
             live: cpus,
             end: None,
@@ -131,19 +131,19 @@ impl Hub {
     }
 
     /// What a vCPU is to do that was kicked.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> VcpuCommand {
         self.lock().wanted
     }
 
     /// Waits until a paused CPU is to go on, or stop; says meanwhile what is in its registers.
-    pub(super) fn park(&self, cpu: usize, registers: Registers) -> Wanted {
+    pub(super) fn park(&self, cpu: usize, registers: Registers) -> VcpuCommand {
         let mut state = self.lock();
-        if state.wanted != Wanted::Pause {
+        if state.wanted != VcpuCommand::Pause {
             return state.wanted;
         }
         state.parked[cpu] = Some(registers);
         self.caller.notify_one();
-        while state.wanted == Wanted::Pause {
+        while state.wanted == VcpuCommand::Pause {
             state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.parked[cpu] = None;
@@ -164,10 +164,10 @@ impl Hub {
 
     fn wait_at_end(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let mut state = self.lock();
-        while !is_done(&state) && state.wanted != Wanted::Stop {
+        while !is_done(&state) && state.wanted != VcpuCommand::Stop {
             state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.wanted != Wanted::Stop
+        state.wanted != VcpuCommand::Stop
     }
 
     /// The last word of a vCPU's thread.
@@ -180,7 +180,7 @@ impl Hub {
     // What the caller says.
 
     /// Has all CPUs do something as soon as they look; those in the guest need a kick for that.
-    pub(super) fn want(&self, wanted: Wanted) {
+    pub(super) fn want(&self, wanted: VcpuCommand) {
         self.lock().wanted = wanted;
         self.vcpus.notify_all();
     }
@@ -204,7 +204,7 @@ impl Hub {
     pub(super) fn registers(&self, cpu: usize) -> Option<Registers> {
         let state = self.lock();
         // A CPU that may go on is not paused, even if it has not noticed yet.
-        (state.wanted == Wanted::Pause).then_some(*state.parked.get(cpu)?)?
+        (state.wanted == VcpuCommand::Pause).then_some(*state.parked.get(cpu)?)?
     }
 
     /// Whether the guest has ended.
@@ -219,13 +219,14 @@ impl Hub {
 
     /// Waits for something to hand over, until `deadline`. The second value says that a stalled
     /// queue can go on.
-    pub(super) fn next(&self, deadline: Instant) -> (Option<Next>, bool) {
+    pub(super) fn next(&self, deadline: Instant) -> (Option<HubEvent>, bool) {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
             // Before anything else: CPUs that still run could write for ever.
-            if state.end.is_some() && matches!(state.wanted, Wanted::Run | Wanted::Pause) {
-                return (Some(Next::Finish), false);
+            if state.end.is_some() && matches!(state.wanted, VcpuCommand::Run | VcpuCommand::Pause)
+            {
+                return (Some(HubEvent::Finish), false);
             }
             if let Some((port, bytes)) = state.ports.pop_front() {
                 state.port_bytes -= bytes.len();
@@ -234,20 +235,20 @@ impl Hub {
                     state.is_stalled = false;
                     self.vcpus.notify_all();
                 }
-                return (Some(Next::Event(Event::Port { port, bytes })), resumes);
+                return (Some(HubEvent::Event(Event::Port { port, bytes })), resumes);
             }
             let mut until = deadline;
             if !state.console.is_empty() {
                 if now >= state.console_due || state.end.is_some() {
                     state.console_due = now + CONSOLE_GATHER;
-                    return (Some(Next::Event(Event::Console(state.take_console()))), false);
+                    return (Some(HubEvent::Event(Event::Console(state.take_console()))), false);
                 }
                 until = until.min(state.console_due);
             }
             if let Some(reason) = &state.end
                 && state.live == 0
             {
-                return (Some(Next::Exited(reason.clone())), false);
+                return (Some(HubEvent::Exited(reason.clone())), false);
             }
             if now >= deadline {
                 return (None, false);
@@ -277,11 +278,11 @@ mod tests {
 
     fn running(cpus: usize) -> Hub {
         let hub = Hub::new(cpus);
-        hub.want(Wanted::Run);
+        hub.want(VcpuCommand::Run);
         hub
     }
 
-    fn next(hub: &Hub) -> Option<Next> {
+    fn next(hub: &Hub) -> Option<HubEvent> {
         hub.next(Instant::now()).0
     }
 
@@ -289,15 +290,15 @@ mod tests {
     fn a_console_that_nobody_reads_is_bounded_and_says_what_is_lost() {
         let hub = running(1);
         (0..3 * CONSOLE_LIMIT / 64).for_each(|_| hub.console(&[b'x'; 64]));
-        let Some(Next::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
+        let Some(HubEvent::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
         let text = String::from_utf8(bytes).unwrap();
         let said = text.trim_start_matches('x');
         assert_eq!(text.len() - said.len(), CONSOLE_LIMIT);
         assert_eq!(said, format!("\n[{} bytes of console output were dropped]\n", 2 << 20));
         hub.console(b"more");
         hub.end(ExitReason::PowerOff);
-        hub.want(Wanted::Finish);
-        let Some(Next::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
+        hub.want(VcpuCommand::Finish);
+        let Some(HubEvent::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
         assert_eq!(bytes, b"more");
     }
 
@@ -311,7 +312,7 @@ mod tests {
         assert_eq!(hub.port_room(), 0);
         let (mut pieces, mut bytes) = (Vec::new(), 0);
         let mut resumes = 0;
-        while let (Some(Next::Event(Event::Port { port, bytes: piece })), goes_on) =
+        while let (Some(HubEvent::Event(Event::Port { port, bytes: piece })), goes_on) =
             hub.next(Instant::now())
         {
             assert!(piece.iter().enumerate().all(|(at, byte)| *byte == (bytes + at) as u8));
@@ -330,20 +331,20 @@ mod tests {
         hub.port(0, vec![1]);
         hub.end(ExitReason::PowerOff);
         hub.end(ExitReason::Reset);
-        assert!(matches!(next(&hub), Some(Next::Finish)));
-        hub.want(Wanted::Finish);
-        assert!(matches!(next(&hub), Some(Next::Event(Event::Port { .. }))));
+        assert!(matches!(next(&hub), Some(HubEvent::Finish)));
+        hub.want(VcpuCommand::Finish);
+        assert!(matches!(next(&hub), Some(HubEvent::Event(Event::Port { .. }))));
         assert!(next(&hub).is_none());
         hub.leave();
         assert!(hub.wait_alone());
         hub.leave();
-        assert!(matches!(next(&hub), Some(Next::Exited(ExitReason::PowerOff))));
+        assert!(matches!(next(&hub), Some(HubEvent::Exited(ExitReason::PowerOff))));
     }
 
     #[test]
     fn a_pause_does_not_wait_for_a_guest_that_ends() {
         let hub = running(2);
-        hub.want(Wanted::Pause);
+        hub.want(VcpuCommand::Pause);
         assert!(!hub.wait_parked(Instant::now()));
         hub.end(ExitReason::PowerOff);
         assert!(hub.wait_parked(Instant::now()));
@@ -357,9 +358,9 @@ mod tests {
             let parked = scope.spawn(|| hub.park(0, registers));
             while !hub.wait_parked(Instant::now()) {}
             assert_eq!((hub.registers(0), hub.registers(1)), (Some(registers), None));
-            hub.want(Wanted::Run);
+            hub.want(VcpuCommand::Run);
             assert_eq!(hub.registers(0), None);
-            assert_eq!(parked.join().unwrap(), Wanted::Run);
+            assert_eq!(parked.join().unwrap(), VcpuCommand::Run);
         });
     }
 
@@ -369,7 +370,7 @@ mod tests {
         hub.port(0, vec![0; PORT_LIMIT]);
         std::thread::scope(|scope| {
             let waits = [scope.spawn(|| hub.wait_alone()), scope.spawn(|| hub.wait_for_room())];
-            hub.want(Wanted::Stop);
+            hub.want(VcpuCommand::Stop);
             assert_eq!(waits.map(|thread| thread.join().unwrap()), [false; 2]);
         });
     }

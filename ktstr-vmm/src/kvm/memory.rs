@@ -158,9 +158,9 @@ impl Memory {
     }
 
     /// Fills `buf` from `gpa`, all of it or nothing.
-    pub(super) fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), crate::Error> {
+    pub(super) fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), crate::error::Error> {
         let len = buf.len();
-        let outside = || crate::Error::OutsideMemory { gpa, len };
+        let outside = || crate::error::Error::OutsideMemory { gpa, len };
         if !self.mmap.check_range(GuestAddress(gpa), len) {
             return Err(outside());
         }
@@ -289,7 +289,10 @@ mod tests {
         assert_eq!(&buf, b"high");
         for (gpa, len) in [(HOLE - 3, 4), (HOLE, 1), (HOLE_END + MIB - 1, 2), (u64::MAX, 8)] {
             let error = memory.read(gpa, &mut vec![0; len]).unwrap_err();
-            assert!(matches!(error, crate::Error::OutsideMemory { .. }), "{gpa:#x}: {error}");
+            assert!(
+                matches!(error, crate::error::Error::OutsideMemory { .. }),
+                "{gpa:#x}: {error}"
+            );
         }
     }
 }

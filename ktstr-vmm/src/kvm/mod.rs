@@ -1,6 +1,6 @@
 //! KVM as an [`Engine`]: a small VMM for x86-64, in this process.
 //!
-//! A machine is one thread per vCPU and nothing else. The threads share a `Machine` (KVM's
+//! A machine is one thread per vCPU and nothing else. The threads share a `KvmMachine` (KVM's
 //! descriptor, memory, devices) and meet their owner in a `Hub`: output waits there, and who is to
 //! run is said there. All that a guest says is handled on the threads, which are confined; the
 //! owner only kicks them. Nothing of a machine has a name in the file system, and however this
@@ -10,12 +10,12 @@
 
 mod acpi;
 mod boot;
-mod contents;
 mod cpu;
 mod cpus;
 mod device;
-mod error;
+pub(crate) mod error;
 mod hub;
+mod initial_memory;
 mod layout;
 mod memory;
 mod pio;
@@ -25,21 +25,17 @@ mod tsc;
 mod vcpu;
 mod vm;
 
+use crate::config::VmConfig;
+use crate::engine::{Engine, Timing, Vm};
 use crate::probe::{self, KvmFacts, Unusable};
-use crate::{Engine, Timing, Vm, VmConfig};
 
 #[doc(hidden)]
 pub use acpi::acpi_tables;
-pub use boot::Error as BootError;
 #[doc(hidden)]
-pub use contents::Contents;
+pub use device::{Board, Devices, Msi, Power};
+pub use error::{BootError, Error};
 #[doc(hidden)]
-#[cfg(any(test, fuzzing))]
-pub use contents::tiny_kernel;
-#[doc(hidden)]
-#[cfg(any(test, fuzzing))]
-pub use device::{fuzz_queues, fuzz_registers};
-pub use error::Error;
+pub use initial_memory::InitialMemory;
 
 /// The KVM of this host.
 #[derive(Debug)]
@@ -72,7 +68,7 @@ impl Engine for Kvm {
         Timing::Native
     }
 
-    fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, crate::Error> {
+    fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, crate::error::Error> {
         Ok(Box::new(vm::KvmVm::boot(&self.kvm, config)?))
     }
 }

@@ -11,10 +11,10 @@ use vm_memory::GuestMemoryMmap;
 
 use super::device::{Board, Devices, Msi, Power};
 use super::error::Error;
-use super::hub::{Hub, Wanted};
+use super::hub::{Hub, VcpuCommand};
 use super::memory::Memory;
 use super::{pio, seccomp, signal};
-use crate::{ExitReason, Registers};
+use crate::engine::{ExitReason, Registers};
 
 /// How often the devices are served after the guest's end. A guest that stands still has at most
 /// some MiB in its queues, of which one turn takes a quarter, unless the caller has less room; one
@@ -23,7 +23,7 @@ const LAST_TURNS: u32 = 1024;
 
 /// What all threads of a machine share.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(super) struct KvmMachine {
     // In the order in which they are to be dropped: KVM before the memory it uses. Each vCPU is its
     // thread's for as long as that runs, but is closed here: a confined thread cannot close it.
     pub(super) vcpus: Vec<Mutex<VcpuFd>>,
@@ -35,7 +35,7 @@ pub(super) struct Machine {
     pub(super) hub: Hub,
 }
 
-impl Board for Machine {
+impl Board for KvmMachine {
     fn memory(&self) -> &GuestMemoryMmap {
         self.memory.mmap()
     }
@@ -81,7 +81,7 @@ impl Drop for Leave<'_> {
 }
 
 /// The thread of a vCPU: waits to be let go, runs the guest until it ends or is stopped.
-pub(super) fn run(machine: &Machine, index: usize, filter: &BpfProgram) -> Result<(), Error> {
+pub(super) fn run(machine: &KvmMachine, index: usize, filter: &BpfProgram) -> Result<(), Error> {
     let _leave = Leave(&machine.hub, index);
     machine.tids[index].store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
     let fd = &mut *machine.vcpus[index].lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,7 +98,7 @@ pub(super) fn run(machine: &Machine, index: usize, filter: &BpfProgram) -> Resul
 struct Vcpu<'a> {
     index: usize,
     fd: &'a mut VcpuFd,
-    machine: &'a Machine,
+    machine: &'a KvmMachine,
 }
 
 impl Vcpu<'_> {
@@ -167,9 +167,9 @@ impl Vcpu<'_> {
         signal::take_kicks();
         loop {
             match self.machine.hub.wanted() {
-                Wanted::Run => break,
-                Wanted::Finish | Wanted::Stop => return false,
-                Wanted::Pause => {
+                VcpuCommand::Run => break,
+                VcpuCommand::Finish | VcpuCommand::Stop => return false,
+                VcpuCommand::Pause => {
                     let registers = self.registers();
                     self.machine.hub.park(self.index, registers);
                     // Tells the guest's watchdogs that it was not its fault. A guest that has no
@@ -187,7 +187,7 @@ impl Vcpu<'_> {
 
     /// Hands over what the guest wrote before its end, as the caller takes it.
     fn hand_over(&self) {
-        let Machine { devices, hub, .. } = self.machine;
+        let KvmMachine { devices, hub, .. } = self.machine;
         // The others could add to it for ever.
         if !hub.wait_alone() {
             return;
@@ -195,7 +195,7 @@ impl Vcpu<'_> {
         for _ in 0..LAST_TURNS {
             let is_more = devices.service(self.machine);
             let goes_on = match is_more || devices.is_drained() {
-                true => is_more && hub.wanted() != Wanted::Stop,
+                true => is_more && hub.wanted() != VcpuCommand::Stop,
                 false => hub.wait_for_room(),
             };
             if !goes_on {

@@ -9,18 +9,21 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::contents::Contents;
 use super::cpu::{cpuid, regs};
 use super::cpus::Cpus;
 use super::device::Devices;
 use super::error::Error as KvmError;
-use super::hub::{Hub, Next, Wanted};
+use super::hub::{Hub, HubEvent, VcpuCommand};
+use super::initial_memory::InitialMemory;
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::Memory;
 use super::tsc::{self, Moment};
-use super::vcpu::{self, Machine};
+use super::vcpu::{self, KvmMachine};
 use super::{seccomp, signal};
-use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig, schedstat};
+use crate::config::VmConfig;
+use crate::engine::{Event, ExitReason, Registers, Vm};
+use crate::error::Error;
+use crate::schedstat;
 
 /// How long CPUs may take to leave the guest; they do in microseconds unless the host is
 /// overwhelmed.
@@ -44,7 +47,7 @@ const CAPABILITIES: [(Cap, &str, &str); 5] = [
 /// A running machine: one thread per vCPU.
 #[derive(Debug)]
 pub(super) struct KvmVm {
-    machine: Arc<Machine>,
+    machine: Arc<KvmMachine>,
     threads: Vec<JoinHandle<Result<(), KvmError>>>,
     ports: usize,
     /// The machine's descriptors of its vCPUs, which their threads have for themselves.
@@ -63,13 +66,13 @@ impl KvmVm {
                 return Err(KvmError::Capability { capability, needed_for }.into());
             }
         }
-        let Contents { cpus, memory, entry } =
-            Contents::new(config, &format!("{CMDLINE} {}", config.cmdline))?;
+        let InitialMemory { cpus, memory, entry } =
+            InitialMemory::new(config, &format!("{CMDLINE} {}", config.cmdline))?;
         let vm = create_vm(kvm, &memory)?;
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(KvmError::ioctl("KVM_GET_TSC_KHZ"))?;
         let descriptors = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
-        let machine = Arc::new(Machine {
+        let machine = Arc::new(KvmMachine {
             hub: Hub::new(vcpus.len()),
             tids: vcpus.iter().map(|_| AtomicI32::new(0)).collect(),
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
@@ -126,7 +129,7 @@ impl KvmVm {
                 })
                 .into());
         }
-        self.machine.hub.want(Wanted::Run);
+        self.machine.hub.want(VcpuCommand::Run);
         Ok(())
     }
 
@@ -141,14 +144,14 @@ impl KvmVm {
         Ok(Moment::now(&self.machine.vm).map_err(KvmError::ioctl("KVM_GET_CLOCK"))?)
     }
 
-    fn want(&self, wanted: Wanted) {
+    fn want(&self, wanted: VcpuCommand) {
         self.machine.hub.want(wanted);
         self.threads.iter().for_each(signal::kick);
     }
 
     /// Stops all threads and waits for them; returns the first error of one.
     fn end(&mut self) -> Option<KvmError> {
-        self.want(Wanted::Stop);
+        self.want(VcpuCommand::Stop);
         let mut failed = None;
         for thread in self.threads.drain(..) {
             // A thread that panicked has told the hub.
@@ -171,7 +174,7 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
             userspace_addr: hva,
         };
         // SAFETY: the region is one live mapping of that size, which `memory` owns; the VM and the
-        // memory end up in one `Machine`, which drops the VM first, after all of its vCPUs, whose
+        // memory end up in one `KvmMachine`, which drops the VM first, after all of its vCPUs, whose
         // threads hold it.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
@@ -224,9 +227,9 @@ impl Vm for KvmVm {
                 signal::kick(first);
             }
             match next {
-                Some(Next::Event(event)) => return Ok(event),
-                Some(Next::Finish) => self.want(Wanted::Finish),
-                Some(Next::Exited(reason)) => {
+                Some(HubEvent::Event(event)) => return Ok(event),
+                Some(HubEvent::Finish) => self.want(VcpuCommand::Finish),
+                Some(HubEvent::Exited(reason)) => {
                     self.end();
                     self.exited = Some(reason);
                 }
@@ -250,10 +253,10 @@ impl Vm for KvmVm {
             return Err(Error::Gone { operation: "pause" });
         }
         if self.paused.is_none() && !self.machine.hub.has_ended() {
-            self.want(Wanted::Pause);
+            self.want(VcpuCommand::Pause);
             let paused = self.wait_parked("pause").and_then(|()| self.moment());
             // A machine that is not paused runs.
-            self.paused = Some(paused.inspect_err(|_| self.machine.hub.want(Wanted::Run))?);
+            self.paused = Some(paused.inspect_err(|_| self.machine.hub.want(VcpuCommand::Run))?);
         }
         Ok(())
     }
@@ -273,7 +276,7 @@ impl Vm for KvmVm {
                 let _ = tsc::set_back(vcpu, ahead);
             }
             self.paused = None;
-            self.machine.hub.want(Wanted::Run);
+            self.machine.hub.want(VcpuCommand::Run);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use crate::{Topology, VmConfig};
+use crate::config::{Topology, VmConfig};
 
 /// Numbers of the file descriptors QEMU inherits.
 #[derive(Debug, Clone)]
@@ -19,14 +19,14 @@ pub(super) struct Inherited {
 /// The CPU a guest sees. Five-level paging is off in both: it doubles the cost of a page walk for
 /// nothing, and with it the guests of a guest crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cpu {
+pub(super) enum CpuModel {
     /// An Intel one, because TCG lacks topoext: the CPUs of an AMD one share no L3.
     Intel,
     /// An AMD one, whose SVM is what TCG emulates of hardware virtualization.
     Amd,
 }
 
-impl Cpu {
+impl CpuModel {
     fn model(self) -> &'static str {
         match self {
             Self::Intel => "max,la57=off,vendor=GenuineIntel,family=6,model=85,stepping=4",
@@ -49,7 +49,7 @@ const CMDLINE: &str = "console=ttyS0 no_timer_check tsc=reliable";
 pub(super) fn build(
     config: &VmConfig,
     fds: &Inherited,
-    cpu: Cpu,
+    cpu: CpuModel,
     tsc_khz: Option<u32>,
 ) -> Vec<OsString> {
     let mut args = Args::default();
@@ -204,7 +204,7 @@ mod tests {
             ports: (20..20 + ports).collect(),
             memory: (30..30 + nodes).collect(),
         };
-        let args = build(config, &fds, Cpu::Intel, Some(2_445_400));
+        let args = build(config, &fds, CpuModel::Intel, Some(2_445_400));
         args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 

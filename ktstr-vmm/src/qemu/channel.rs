@@ -8,7 +8,7 @@ use rustix::event::PollFlags;
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{SendFlags, send};
 
-use crate::Error;
+use crate::error::Error;
 
 /// The most one read takes.
 pub(super) const CHUNK: usize = 64 << 10;

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::{Error, Event};
+use crate::engine::Event;
+use crate::error::Error;
 
 /// The most that is held. Only a wait for QEMU's answer can come near: else nothing is read before
 /// the caller has taken what there is.

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{Errno, pread};
 
-use crate::{Error, VmConfig};
+use crate::config::VmConfig;
+use crate::error::Error;
 
 const MIB: u64 = 1 << 20;
 /// Where the memory goes on that found no place below the devices.

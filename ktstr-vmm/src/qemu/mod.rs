@@ -17,14 +17,16 @@ mod vm;
 
 use std::ffi::OsString;
 
-use crate::{Engine, Error, Timing, Vm, VmConfig};
+use crate::config::VmConfig;
+use crate::engine::{Engine, Timing, Vm};
+use crate::error::Error;
 
 /// A QEMU program for x86-64 guests.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     argv: Vec<OsString>,
     version: String,
-    cpu: args::Cpu,
+    cpu: args::CpuModel,
 }
 
 impl Qemu {
@@ -38,7 +40,7 @@ impl Qemu {
     /// If `argv` is empty.
     pub fn new(argv: Vec<OsString>, version: impl Into<String>) -> Self {
         assert!(!argv.is_empty(), "a QEMU needs a program to run");
-        Self { argv, version: version.into(), cpu: args::Cpu::Intel }
+        Self { argv, version: version.into(), cpu: args::CpuModel::Intel }
     }
 
     /// Gives guests a CPU on which they can run guests of their own, with KVM's `kvm_amd`.
@@ -47,15 +49,15 @@ impl Qemu {
     /// [`Topology`](crate::Topology) that asks for another sharing is not what the guest sees.
     #[must_use]
     pub fn with_nested_virtualization(self) -> Self {
-        Self { cpu: args::Cpu::Amd, ..self }
+        Self { cpu: args::CpuModel::Amd, ..self }
     }
 }
 
 impl Engine for Qemu {
     fn describe(&self) -> String {
         match self.cpu {
-            args::Cpu::Intel => format!("QEMU {} (TCG)", self.version),
-            args::Cpu::Amd => format!("QEMU {} (TCG with SVM)", self.version),
+            args::CpuModel::Intel => format!("QEMU {} (TCG)", self.version),
+            args::CpuModel::Amd => format!("QEMU {} (TCG with SVM)", self.version),
         }
     }
 

@@ -10,7 +10,7 @@ use ktstr_core::linux::process::{self, Child, Job, Limits};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use super::channel::Channel;
-use crate::Error;
+use crate::error::Error;
 
 /// Descriptors for a child, at the numbers they will have there.
 ///
@@ -32,25 +32,25 @@ impl Inherit {
 
 /// A child process and all it starts, killed and waited for when dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct QemuProcess {
     job: Job,
     child: Child,
 }
 
 /// What a child says.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(super) struct QemuOutput {
     pub(super) stdout: Channel,
     pub(super) stderr: Channel,
 }
 
-impl Process {
+impl QemuProcess {
     /// Starts a program. It dies with the calling thread.
     pub(super) fn spawn(
         argv: &[OsString],
         args: &[OsString],
         inherit: Inherit,
-    ) -> Result<(Self, Output), Error> {
+    ) -> Result<(Self, QemuOutput), Error> {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -67,7 +67,7 @@ impl Process {
         let (stdout, stderr) = streams.expect("both streams were asked for");
         let stdout = Channel::reader(stdout.into())?;
         let stderr = Channel::reader(stderr.into())?;
-        Ok((Self { job, child }, Output { stdout, stderr }))
+        Ok((Self { job, child }, QemuOutput { stdout, stderr }))
     }
 
     /// Readable once the process has ended.
@@ -136,9 +136,9 @@ mod tests {
 
     use super::*;
 
-    fn shell(script: &str, inherit: Inherit) -> (Process, Output) {
+    fn shell(script: &str, inherit: Inherit) -> (QemuProcess, QemuOutput) {
         let argv = ["sh", "-c", script].map(OsString::from);
-        Process::spawn(&argv, &[], inherit).unwrap()
+        QemuProcess::spawn(&argv, &[], inherit).unwrap()
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let argv = [OsString::from("/no/such/qemu")];
-        let error = Process::spawn(&argv, &[], Inherit::default()).unwrap_err();
+        let error = QemuProcess::spawn(&argv, &[], Inherit::default()).unwrap_err();
         assert!(error.to_string().starts_with("failed to run `/no/such/qemu`: "), "{error}");
     }
 }

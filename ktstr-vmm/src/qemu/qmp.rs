@@ -4,14 +4,14 @@
 
 use serde_json::Value;
 
-use crate::Error;
+use crate::error::Error;
 
 /// No message we ask for is near this size; a longer line is not QMP.
 const MAX_LINE: usize = 1 << 20;
 
 /// What QEMU says.
 #[derive(Debug, PartialEq)]
-pub(super) enum Message {
+pub(super) enum QmpMessage {
     /// Its first words: version and capabilities.
     Greeting,
     /// A command was carried out.
@@ -62,7 +62,7 @@ pub(super) struct Parser {
 
 impl Parser {
     /// Takes bytes as they come; returns the messages they complete.
-    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<Message>, Error> {
+    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<QmpMessage>, Error> {
         let mut messages = Vec::new();
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
             self.line.extend_from_slice(&bytes[..end]);
@@ -80,7 +80,7 @@ impl Parser {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Message, Error> {
+fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
     let not_qmp = || {
         let text: String = String::from_utf8_lossy(line).chars().take(200).collect();
         Error::Protocol(format!("`{text}` is no QMP message"))
@@ -88,18 +88,18 @@ fn parse(line: &[u8]) -> Result<Message, Error> {
     let value: Value = serde_json::from_slice(line).map_err(|_| not_qmp())?;
     let id = value.get("id").and_then(Value::as_u64);
     if value.get("QMP").is_some() {
-        Ok(Message::Greeting)
+        Ok(QmpMessage::Greeting)
     } else if let Some(name) = value.get("event").and_then(Value::as_str) {
         if name != "SHUTDOWN" {
-            return Ok(Message::OtherEvent);
+            return Ok(QmpMessage::OtherEvent);
         }
         let reason = value.pointer("/data/reason").and_then(Value::as_str).ok_or_else(not_qmp)?;
-        Ok(Message::Shutdown { reason: reason.to_owned() })
+        Ok(QmpMessage::Shutdown { reason: reason.to_owned() })
     } else if let Some(error) = value.get("error") {
         let desc = error.get("desc").and_then(Value::as_str).ok_or_else(not_qmp)?;
-        Ok(Message::Error { id, desc: desc.to_owned() })
+        Ok(QmpMessage::Error { id, desc: desc.to_owned() })
     } else if let Some(answer) = value.get("return") {
-        Ok(Message::Return { id: id.ok_or_else(not_qmp)?, value: answer.clone() })
+        Ok(QmpMessage::Return { id: id.ok_or_else(not_qmp)?, value: answer.clone() })
     } else {
         Err(not_qmp())
     }
@@ -119,17 +119,17 @@ mod tests {
 {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}
 "#;
 
-    fn session() -> Vec<Message> {
+    fn session() -> Vec<QmpMessage> {
         vec![
-            Message::Greeting,
-            Message::Return { id: 1, value: serde_json::json!({}) },
-            Message::OtherEvent,
-            Message::Return {
+            QmpMessage::Greeting,
+            QmpMessage::Return { id: 1, value: serde_json::json!({}) },
+            QmpMessage::OtherEvent,
+            QmpMessage::Return {
                 id: 2,
                 value: serde_json::json!({ "status": "paused", "running": false }),
             },
-            Message::Error { id: Some(3), desc: "The command x has not been found".into() },
-            Message::Shutdown { reason: "guest-shutdown".into() },
+            QmpMessage::Error { id: Some(3), desc: "The command x has not been found".into() },
+            QmpMessage::Shutdown { reason: "guest-shutdown".into() },
         ]
     }
 
@@ -138,7 +138,7 @@ mod tests {
         for size in [1, 7, 64, SESSION.len()] {
             let mut parser = Parser::default();
             let pieces = SESSION.chunks(size);
-            let messages: Vec<Message> =
+            let messages: Vec<QmpMessage> =
                 pieces.flat_map(|piece| parser.push(piece).unwrap()).collect();
             assert_eq!(messages, session(), "in pieces of {size}");
         }
@@ -149,7 +149,7 @@ mod tests {
         let line =
             b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
         let messages = Parser::default().push(line).unwrap();
-        assert_eq!(messages, [Message::Error { id: None, desc: "JSON parse error".into() }]);
+        assert_eq!(messages, [QmpMessage::Error { id: None, desc: "JSON parse error".into() }]);
     }
 
     #[test]

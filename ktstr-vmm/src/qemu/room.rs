@@ -10,7 +10,8 @@ use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{LittleEndian, ReadCache};
 
-use crate::{Error, VmConfig};
+use crate::config::VmConfig;
+use crate::error::Error;
 
 /// What QEMU keeps at the top of low memory, ACPI tables among it.
 const KEPT: u64 = 1 << 20;

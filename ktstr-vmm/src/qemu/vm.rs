@@ -10,14 +10,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use super::args::{self, Cpu, Inherited};
+use super::args::{self, CpuModel, Inherited};
 use super::channel::Channel;
 use super::inbox::Inbox;
 use super::memory::GuestMemory;
-use super::process::{Inherit, Output, Process};
-use super::qmp::{self, Message};
+use super::process::{Inherit, QemuOutput, QemuProcess};
+use super::qmp::{self, QmpMessage};
 use super::room;
-use crate::{Error, Event, ExitReason, Registers, Vm, VmConfig, schedstat, tsc};
+use crate::config::VmConfig;
+use crate::engine::{Event, ExitReason, Registers, Vm};
+use crate::error::Error;
+use crate::{schedstat, tsc};
 
 /// How long QEMU may take to answer; it does in milliseconds unless the host is overwhelmed.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,7 +31,7 @@ const CONSOLE_GATHER: Duration = Duration::from_millis(5);
 /// A QEMU process and the streams to it.
 #[derive(Debug)]
 pub(super) struct QemuVm {
-    process: Process,
+    process: QemuProcess,
     stderr: Channel,
     console: Channel,
     /// When the console is to be read again.
@@ -61,7 +64,7 @@ enum Source {
 
 impl QemuVm {
     /// Starts QEMU and lets the guest's CPUs go.
-    pub(super) fn boot(argv: &[OsString], cpu: Cpu, config: &VmConfig) -> Result<Self, Error> {
+    pub(super) fn boot(argv: &[OsString], cpu: CpuModel, config: &VmConfig) -> Result<Self, Error> {
         config.check()?;
         let memory = GuestMemory::new(config)?;
         room::check(config, memory.low())?;
@@ -76,7 +79,7 @@ impl QemuVm {
         let memory_fds = memory.fds().map(|fd| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
         let args = args::build(config, &fds, cpu, tsc::host_khz());
-        let (process, Output { stdout, stderr }) = Process::spawn(argv, &args, inherit)?;
+        let (process, QemuOutput { stdout, stderr }) = QemuProcess::spawn(argv, &args, inherit)?;
 
         let mut vm = Self {
             process,
@@ -209,13 +212,13 @@ impl QemuVm {
     }
 
     /// Takes note of what QEMU says.
-    fn hear(&mut self, message: Message) {
+    fn hear(&mut self, message: QmpMessage) {
         match message {
-            Message::Return { id, value } if id == self.last_id => self.answer = Some(Ok(value)),
-            Message::Error { id, desc } if id.is_none_or(|id| id == self.last_id) => {
+            QmpMessage::Return { id, value } if id == self.last_id => self.answer = Some(Ok(value)),
+            QmpMessage::Error { id, desc } if id.is_none_or(|id| id == self.last_id) => {
                 self.answer = Some(Err(desc));
             }
-            Message::Shutdown { reason } => {
+            QmpMessage::Shutdown { reason } => {
                 self.guest_end = match &*reason {
                     "guest-shutdown" => Some(ExitReason::PowerOff),
                     "guest-reset" | "guest-panic" => Some(ExitReason::Reset),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use ktstr::provision::kernel::resolve_spec;
 use ktstr::provision::{Cache, Kernel, KernelSpec, modules_for};
-use ktstr_vmm::kvm::{BootError, Contents, Error as KvmError};
+use ktstr_vmm::kvm::{BootError, Error as KvmError, InitialMemory};
 use ktstr_vmm::{Error, Topology, VmConfig};
 use tempfile::TempDir;
 
@@ -136,7 +136,7 @@ fn load(kernel: PathBuf, initramfs: PathBuf, cmdline: &str) -> &'static str {
         memory_mib: 256,
         ports: Vec::new(),
     };
-    match Contents::new(&config, cmdline) {
+    match InitialMemory::new(&config, cmdline) {
         Ok(_) => "taken",
         Err(Error::Kvm(KvmError::Boot(BootError::Image { .. }))) => "wrong",
         Err(Error::Kvm(KvmError::Boot(BootError::NoRoom { .. }))) => "too large",

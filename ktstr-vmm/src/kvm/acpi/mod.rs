@@ -21,7 +21,8 @@ use std::path::PathBuf;
 use super::cpus::Cpus;
 use super::layout;
 use super::memory::{self, MemoryNode};
-use crate::{Error, Topology, VmConfig};
+use crate::config::{Topology, VmConfig};
+use crate::error::Error;
 use table::{Table, checksum};
 
 /// Bytes of the RSDP.

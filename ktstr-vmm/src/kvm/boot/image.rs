@@ -11,11 +11,11 @@ use object::elf::{
 };
 use object::pod;
 
+use super::super::error::{BootError, Error};
 use super::super::layout::{HIGH_MEMORY, KERNEL};
 use super::super::memory::Memory;
 use super::kaslr::{self, Relocations};
 use super::params::{BootParams, SETUP_HEADER};
-use super::{Error, Loaded, no_room};
 
 /// More program headers than any kernel has.
 const MAX_SEGMENTS: u16 = 64;
@@ -34,6 +34,15 @@ const INIT_SIZE: usize = 0x260;
 const XLF_KERNEL_64: u16 = 1 << 0;
 const ENTRY_64: u64 = 0x200;
 
+/// What was loaded, and where the first CPU begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LoadedKernel {
+    /// The 64-bit entry.
+    pub(super) entry: u64,
+    /// Where the kernel must not be overwritten before it runs.
+    pub(super) end: u64,
+}
+
 /// A kernel file being loaded.
 struct Image<'a> {
     path: &'a Path,
@@ -49,8 +58,8 @@ pub(super) fn load(
     kaslr: bool,
     memory: &mut Memory,
     params: &mut BootParams,
-) -> Result<Loaded, super::super::Error> {
-    let len = file.metadata().map_err(|source| read_error(path, source))?.len();
+) -> Result<LoadedKernel, Error> {
+    let len = file.metadata().map_err(BootError::read(path))?.len();
     let mut image = Image { path, file, len, memory };
     let mut head = vec![0; len.min(4096) as usize];
     image.read(0, &mut head)?;
@@ -64,12 +73,12 @@ pub(super) fn load(
 }
 
 impl Image<'_> {
-    fn wrong(&self, reason: impl Into<String>) -> Error {
-        Error::Image { path: self.path.to_owned(), reason: reason.into() }
+    fn wrong(&self, reason: impl Into<String>) -> BootError {
+        BootError::Image { path: self.path.to_owned(), reason: reason.into() }
     }
 
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        self.file.read_exact_at(buf, offset).map_err(|source| read_error(self.path, source))
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), BootError> {
+        self.file.read_exact_at(buf, offset).map_err(BootError::read(self.path))
     }
 
     /// Loads a vmlinux where it is linked to run; its entry is that of 64-bit kernels.
@@ -78,7 +87,7 @@ impl Image<'_> {
         head: &[u8],
         kaslr: bool,
         params: &mut BootParams,
-    ) -> Result<Loaded, super::super::Error> {
+    ) -> Result<LoadedKernel, Error> {
         let e = Endianness::Little;
         let (header, _) = pod::from_bytes::<FileHeader64<Endianness>>(head)
             .map_err(|()| self.wrong("the ELF header is cut off"))?;
@@ -107,7 +116,12 @@ impl Image<'_> {
                 return Err(self.wrong(format!("a segment at {gpa:#x}, below 1 MiB")).into());
             }
             if !self.memory.is_low(gpa, size) {
-                return Err(no_room("a kernel", gpa.saturating_add(size), self.memory).into());
+                return Err(BootError::no_room(
+                    "a kernel",
+                    gpa.saturating_add(size),
+                    self.memory.low_end(),
+                )
+                .into());
             }
             self.memory.load(self.file, offset, gpa, filled)?;
             (start, end) = (start.min(gpa), end.max(gpa + size));
@@ -119,13 +133,13 @@ impl Image<'_> {
         if kaslr && start == KERNEL {
             self.randomise(header, start, end, params)?;
         }
-        Ok(Loaded { entry, end })
+        Ok(LoadedKernel { entry, end })
     }
 
     fn segments(
         &self,
         header: &FileHeader64<Endianness>,
-    ) -> Result<Vec<ProgramHeader64<Endianness>>, Error> {
+    ) -> Result<Vec<ProgramHeader64<Endianness>>, BootError> {
         let e = Endianness::Little;
         let count = header.e_phnum.get(e);
         let size = size_of::<ProgramHeader64<Endianness>>();
@@ -156,7 +170,7 @@ impl Image<'_> {
         start: u64,
         end: u64,
         params: &mut BootParams,
-    ) -> Result<(), super::super::Error> {
+    ) -> Result<(), Error> {
         let e = Endianness::Little;
         let sections = u64::from(header.e_shnum.get(e)) * u64::from(header.e_shentsize.get(e));
         let elf_end = header.e_shoff.get(e).saturating_add(sections);
@@ -176,7 +190,7 @@ impl Image<'_> {
             return Ok(());
         };
         let mut random = [0; 8];
-        getrandom(&mut random).map_err(|source| read_error(Path::new("/dev/urandom"), source))?;
+        getrandom(&mut random).map_err(BootError::read(Path::new("/dev/urandom")))?;
         let delta = kaslr::random_delta(end - start, u64::from_ne_bytes(random));
         let kernel = self.memory.bytes_mut(start, end - start)?;
         relocations.apply(kernel, start, delta).map_err(|reason| self.wrong(reason))?;
@@ -189,14 +203,14 @@ impl Image<'_> {
         &mut self,
         head: &[u8],
         params: &mut BootParams,
-    ) -> Result<Loaded, super::super::Error> {
+    ) -> Result<LoadedKernel, Error> {
         let field = |offset: usize, len: usize| {
             let mut bytes = [0; 8];
             let field = head
                 .get(offset..offset + len)
                 .ok_or_else(|| self.wrong("the setup header is cut off"))?;
             bytes[..len].copy_from_slice(field);
-            Ok::<_, Error>(u64::from_le_bytes(bytes))
+            Ok::<_, BootError>(u64::from_le_bytes(bytes))
         };
         let version = field(VERSION, 2)?;
         if version < 0x020c || field(XLOADFLAGS, 2)? as u16 & XLF_KERNEL_64 == 0 {
@@ -220,7 +234,12 @@ impl Image<'_> {
             return Err(self.wrong(format!("it prefers {base:#x}, below 1 MiB")).into());
         }
         if !self.memory.is_low(base, size) {
-            return Err(no_room("a kernel", base.saturating_add(size), self.memory).into());
+            return Err(BootError::no_room(
+                "a kernel",
+                base.saturating_add(size),
+                self.memory.low_end(),
+            )
+            .into());
         }
         let header_end = JUMP_TARGET + 1 + field(JUMP_TARGET, 1)? as usize;
         let header = head
@@ -228,12 +247,8 @@ impl Image<'_> {
             .ok_or_else(|| self.wrong("the setup header is cut off"))?;
         params.set_header(header);
         self.memory.load(self.file, offset, base, code)?;
-        Ok(Loaded { entry: base + ENTRY_64, end: base + size })
+        Ok(LoadedKernel { entry: base + ENTRY_64, end: base + size })
     }
-}
-
-fn read_error(path: &Path, source: io::Error) -> Error {
-    Error::Read { path: path.to_owned(), source }
 }
 
 fn getrandom(buf: &mut [u8]) -> io::Result<()> {

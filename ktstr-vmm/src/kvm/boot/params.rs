@@ -35,7 +35,7 @@ const E820_RESERVED: u32 = 2;
 
 /// The page, filled field by field.
 #[derive(Debug, Clone)]
-pub(in crate::kvm) struct BootParams([u8; 4096]);
+pub(super) struct BootParams([u8; 4096]);
 
 impl Default for BootParams {
     /// A header such as a kernel without one of its own (a vmlinux) looks for.

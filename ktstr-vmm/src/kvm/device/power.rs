@@ -11,7 +11,7 @@ use crate::kvm::layout::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_TYPE_S5};
 
 /// How a guest ends its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::kvm) enum Power {
+pub enum Power {
     /// It switches itself off.
     Off,
     /// It resets itself.

@@ -5,7 +5,7 @@
 //!
 //! Source: Texas Instruments PC16550D data sheet, 8 ("Registers").
 
-use super::Board;
+use super::board::Board;
 use crate::kvm::layout::COM1_IRQ;
 
 const DATA: u8 = 0;

@@ -28,7 +28,7 @@ fn boot(script: &str) -> Result<QemuVm, Error> {
         memory_mib: 1,
         ports: vec!["wire".into()],
     };
-    QemuVm::boot(&argv, Cpu::Intel, &config)
+    QemuVm::boot(&argv, CpuModel::Intel, &config)
 }
 
 /// All events to the end, neighbours of one source joined.

@@ -7,7 +7,7 @@
 //! levels of AMD's, divide by it (Linux 6.12, arch/x86/kernel/cpu/cacheinfo.c, `get_cache_id`,
 //! `__cache_amd_cpumap_setup`), so it is a power of two here.
 
-use super::{Leaves, Registers};
+use super::leaves::{CpuidRegisters, Leaves};
 use crate::kvm::cpus::Cpus;
 
 /// Bytes of a cache line.
@@ -49,7 +49,7 @@ pub(super) fn describe_amd(leaves: &mut Leaves, cpus: &Cpus) {
 }
 
 /// Leaf 4 and leaf 8000_001Dh have one form, but for the count of cores in the former.
-fn parameters(cpus: &Cpus, cores: u32) -> [Registers; 4] {
+fn parameters(cpus: &Cpus, cores: u32) -> [CpuidRegisters; 4] {
     [L1D, L1I, L2, L3].map(|cache| {
         let shift = if cache.level < 3 { cpus.core_shift() } else { cpus.llc_shift() };
         let sharing = (1 << shift) - 1;

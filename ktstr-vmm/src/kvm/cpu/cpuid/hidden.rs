@@ -1,6 +1,6 @@
 //! What KVM supports and a guest shall not see.
 
-use super::Leaves;
+use super::leaves::Leaves;
 
 /// A register of a leaf.
 #[derive(Debug, Clone, Copy)]

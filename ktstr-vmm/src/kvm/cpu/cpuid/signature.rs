@@ -1,6 +1,6 @@
 //! Who made the CPU, and which model of theirs it is.
 
-use super::{BASIC, EXTENDED, Leaves};
+use super::leaves::{BASIC, EXTENDED, Leaves};
 
 /// The vendor's name, as EBX, EDX and ECX of leaf 0 spell it.
 pub(super) const AUTHENTIC_AMD: [u32; 3] = words(b"AuthenticAMD");

@@ -1,9 +1,12 @@
 use std::collections::BTreeSet;
 
+use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+
 use super::caches::{L1D, L1I, L2, L3};
+use super::leaves::CpuidRegisters;
 use super::signature::{self, AUTHENTIC_AMD, HYGON_GENUINE};
 use super::*;
-use crate::Topology;
+use crate::config::Topology;
 
 const INTEL: [u32; 3] = signature::words(b"GenuineIntel");
 /// Signatures of a Sapphire Rapids, of QEMU's `-cpu max`, and of the first Zen 1, 2 and 3.
@@ -62,7 +65,7 @@ struct Cpu(Vec<kvm_cpuid_entry2>);
 
 impl Cpu {
     /// What KVM answers, with zeros for what it does not find.
-    fn leaf(&self, function: u32, index: u32) -> Registers {
+    fn leaf(&self, function: u32, index: u32) -> CpuidRegisters {
         let index = if has_subleaves(function) { index } else { 0 };
         let found = self.0.iter().find(|leaf| (leaf.function, leaf.index) == (function, index));
         found.map_or([0; 4], |leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])

@@ -6,7 +6,7 @@
 //! How kernels read it: Linux 6.1, arch/x86/kernel/cpu/topology.c (`detect_extended_topology`) and
 //! amd.c (`amd_get_topology`); Linux 6.12, topology_ext.c and topology_amd.c there.
 
-use super::{Leaves, Registers};
+use super::leaves::{CpuidRegisters, Leaves};
 use crate::kvm::cpus::Cpus;
 
 /// Domain types of leaves Bh and 1Fh.
@@ -103,7 +103,7 @@ fn describe_common(leaves: &mut Leaves, place: &Place<'_>) {
 
 /// The subleaves of leaf Bh or 1Fh: one for each domain of type, bits below the next domain, and
 /// number of CPUs, and one that says that this was all.
-fn levels(place: &Place<'_>, domains: &[(u32, u32, u32)]) -> Vec<Registers> {
+fn levels(place: &Place<'_>, domains: &[(u32, u32, u32)]) -> Vec<CpuidRegisters> {
     (0..)
         .zip(domains.iter().chain(&[(0, 0, 0)]))
         .map(|(index, (kind, shift, count))| [*shift, *count, kind << 8 | index, place.apic_id])

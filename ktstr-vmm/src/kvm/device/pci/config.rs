@@ -2,7 +2,7 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, chapter 6 ("Configuration Space").
 
-use super::super::read_registers;
+use super::super::registers::read_registers;
 
 /// The command register.
 pub(in super::super) const COMMAND: usize = 0x04;

@@ -5,7 +5,8 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, 6.8.2 ("MSI-X Capability and Table Structures").
 
-use super::super::{Board, Msi, read_registers};
+use super::super::board::{Board, Msi};
+use super::super::registers::read_registers;
 
 /// The capability's ID.
 pub(in super::super) const MSIX_CAPABILITY: u8 = 0x11;

@@ -7,7 +7,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 
 use super::super::pci::NO_VECTOR;
-use super::super::read_registers;
+use super::super::registers::read_registers;
 use super::interrupts::Interrupts;
 use super::queue::{Broken, Virtqueue};
 

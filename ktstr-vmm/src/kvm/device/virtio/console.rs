@@ -7,18 +7,14 @@
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::{Backlog, Board};
+use super::super::board::{Backlog, Board};
 use super::control::{FromDriver, MESSAGE};
 use super::port::Port;
-use super::queue::{Broken, Chain, Virtqueue};
-use crate::Error;
+use super::queue::{Broken, Chain, QUEUE_SIZE, Virtqueue};
+use crate::error::Error;
 
 /// `VIRTIO_CONSOLE_F_MULTIPORT`.
 pub(super) const F_MULTIPORT: u64 = 1 << 1;
-
-/// Buffers of a queue. Linux gives a page to each of a receive queue, up to 32 KiB to each of a
-/// transmit queue.
-pub(super) const QUEUE_SIZE: u16 = 64;
 
 const UNUSED_TRANSMIT: usize = 1;
 const CONTROL_RECEIVE: usize = 2;

@@ -1,6 +1,6 @@
 //! How the device tells the driver of used buffers and of its own state.
 
-use super::super::Board;
+use super::super::board::Board;
 use super::super::pci::{Msix, NO_VECTOR};
 
 /// In the ISR status: a queue has used buffers.

@@ -1,6 +1,6 @@
 //! A virtio console on PCI.
 //!
-//! [`Function`] is the PCI function with its capabilities and BAR, [`common`] the registers by
+//! [`ConsoleFunction`] is the PCI function with its capabilities and BAR, [`common`] the registers by
 //! which a driver negotiates and sets up queues, [`queue`] a virtqueue, [`console`] the device
 //! behind them. All that comes from the guest is checked where it is used; a driver that breaks
 //! the rules of a queue finds its device in need of a reset, and that is all.
@@ -17,4 +17,4 @@ mod pci;
 mod port;
 mod queue;
 
-pub(super) use pci::Function;
+pub(super) use pci::ConsoleFunction;

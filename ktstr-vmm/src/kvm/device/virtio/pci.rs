@@ -4,10 +4,11 @@
 //!
 //! Source: virtio 1.2, 4.1 ("Virtio Over PCI Bus").
 
+use super::super::board::{Backlog, Board};
 use super::super::pci::{
     BAR0, COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Identity, MAX_VECTORS,
 };
-use super::super::{Backlog, Board, read_registers};
+use super::super::registers::read_registers;
 use super::capabilities::{
     BAR_SIZE, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, Window, add_msix, add_virtio,
     is_in_bar, split,
@@ -16,7 +17,7 @@ use super::common::Common;
 use super::console::{Console, F_MULTIPORT};
 use super::interrupts::Interrupts;
 use super::queue::Broken;
-use crate::Error;
+use crate::error::Error;
 use crate::kvm::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
 
 /// Red Hat's vendor ID and, from 0x1040 on, the device IDs of virtio 1: a console is number 3.
@@ -25,7 +26,7 @@ const IDENTITY: Identity =
 
 /// The function.
 #[derive(Debug)]
-pub(in super::super) struct Function {
+pub(in super::super) struct ConsoleFunction {
     config: ConfigSpace,
     /// Where in it the MSI-X message control register is.
     msix_control: usize,
@@ -36,7 +37,7 @@ pub(in super::super) struct Function {
     console: Console,
 }
 
-impl Function {
+impl ConsoleFunction {
     /// Makes a console with these ports, its BAR at the beginning of the window for them.
     ///
     /// Kernels keep an address that firmware has chosen, if nothing is against it.

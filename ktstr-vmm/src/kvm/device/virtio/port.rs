@@ -6,11 +6,10 @@ use std::collections::VecDeque;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::super::Board;
-use super::console::QUEUE_SIZE;
+use super::super::board::Board;
 use super::control::ToDriver;
-use super::queue::{Broken, Chain, Virtqueue};
-use crate::Error;
+use super::queue::{Broken, Chain, QUEUE_SIZE, Virtqueue};
+use crate::error::Error;
 
 /// The most that waits for the guest to read it.
 const MAX_UNREAD: usize = 64 << 20;

@@ -13,6 +13,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::pci::NO_VECTOR;
 
+/// Buffers of a queue. Linux gives a page to each of a receive queue, up to 32 KiB to each of a
+/// transmit queue.
+pub(super) const QUEUE_SIZE: u16 = 64;
+
 /// The driver broke the rules of a queue; its device is of no use until it is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Broken;

@@ -2,24 +2,23 @@
 
 use std::cell::{Cell, RefCell};
 
+use ktstr_vmm::kvm::{Board, Msi};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-use super::{Board, Msi};
 
 /// The machine of tests and of the fuzzer.
 #[derive(Debug)]
-pub(super) struct FakeBoard {
-    pub(super) memory: GuestMemoryMmap,
-    pub(super) room: Cell<usize>,
-    pub(super) messages: RefCell<Vec<Msi>>,
-    pub(super) irqs: RefCell<Vec<(u32, bool)>>,
-    pub(super) console: RefCell<Vec<u8>>,
-    pub(super) output: RefCell<Vec<(usize, Vec<u8>)>>,
+pub(crate) struct FakeBoard {
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) room: Cell<usize>,
+    pub(crate) messages: RefCell<Vec<Msi>>,
+    pub(crate) irqs: RefCell<Vec<(u32, bool)>>,
+    pub(crate) console: RefCell<Vec<u8>>,
+    pub(crate) output: RefCell<Vec<(usize, Vec<u8>)>>,
 }
 
 impl FakeBoard {
     /// Makes a machine with these ranges of memory and room for 1 GiB of output.
-    pub(super) fn new(ranges: &[(u64, usize)]) -> Self {
+    pub(crate) fn new(ranges: &[(u64, usize)]) -> Self {
         let ranges: Vec<_> = ranges.iter().map(|&(at, len)| (GuestAddress(at), len)).collect();
         Self {
             memory: GuestMemoryMmap::from_ranges(&ranges).expect("a few pages are to be had"),

@@ -5,18 +5,19 @@ use super::cpus::Cpus;
 use super::layout::ACPI;
 use super::memory::{Memory, place};
 use super::{acpi, boot};
-use crate::{Error, VmConfig};
+use crate::config::VmConfig;
+use crate::error::Error;
 
 /// Memory that was filled from a [`VmConfig`]. It takes no KVM, so that what is refused, and what
 /// is made of a kernel, can be looked at anywhere.
 #[derive(Debug)]
-pub struct Contents {
+pub struct InitialMemory {
     pub(super) cpus: Cpus,
     pub(super) memory: Memory,
     pub(super) entry: u64,
 }
 
-impl Contents {
+impl InitialMemory {
     /// Loads all that `config` names, with `cmdline` in place of its command line.
     ///
     /// # Errors
@@ -48,33 +49,16 @@ impl Contents {
     }
 }
 
-#[cfg(any(test, fuzzing))]
-/// An ELF file of one segment at 16 MiB, which nobody runs.
-pub fn tiny_kernel() -> Vec<u8> {
-    let mut file = vec![0; 4096];
-    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, b"\x7fELF\x02\x01\x01");
-    put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
-    put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
-    put(32, &64_u64.to_le_bytes()); // e_phoff
-    put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
-    put(64, &[1]); // PT_LOAD
-    for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
-        put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
-    }
-    file
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::super::error::Error as KvmError;
     use super::*;
-    use crate::Topology;
+    use crate::config::Topology;
     use crate::kvm::BootError;
 
-    fn contents(kernel: &Path, initramfs: &Path) -> Result<Contents, Error> {
+    fn contents(kernel: &Path, initramfs: &Path) -> Result<InitialMemory, Error> {
         let config = VmConfig {
             kernel: kernel.to_owned(),
             initramfs: initramfs.to_owned(),
@@ -83,7 +67,23 @@ mod tests {
             memory_mib: 32,
             ports: Vec::new(),
         };
-        Contents::new(&config, "")
+        InitialMemory::new(&config, "")
+    }
+
+    /// An ELF file of one segment at 16 MiB, which nobody runs.
+    fn tiny_kernel() -> Vec<u8> {
+        let mut file = vec![0; 4096];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &[2, 0, 62, 0, 1]); // ET_EXEC, EM_X86_64, EV_CURRENT
+        put(24, &0x100_0000_u64.to_le_bytes()); // e_entry
+        put(32, &64_u64.to_le_bytes()); // e_phoff
+        put(54, &[56, 0, 1, 0]); // e_phentsize, e_phnum
+        put(64, &[1]); // PT_LOAD
+        for (field, value) in [(8, 0_u64), (24, 0x100_0000), (32, 4096), (40, 4096)] {
+            put(64 + field, &value.to_le_bytes()); // p_offset, p_paddr, p_filesz, p_memsz
+        }
+        file
     }
 
     #[test]

@@ -4,49 +4,57 @@ use std::collections::VecDeque;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::fake::FakeBoard;
-use super::super::{Devices, Power};
-use crate::kvm::layout::{PCI_ADDRESS, PCI_DATA, PCI_WINDOW};
+use ktstr_vmm::kvm::{Devices, Power};
 
-pub(super) const F_MULTIPORT: u64 = 1 << 1;
-pub(super) const F_EVENT_IDX: u64 = 1 << 29;
-pub(super) const F_VERSION_1: u64 = 1 << 32;
+use crate::board::FakeBoard;
 
-pub(super) const DESC_NEXT: u16 = 1;
-pub(super) const DESC_WRITE: u16 = 2;
-pub(super) const DESC_INDIRECT: u16 = 4;
+/// The first port of the serial console.
+pub(crate) const COM1: u16 = 0x3f8;
+/// The ports of PCI configuration mechanism #1.
+pub(crate) const PCI_ADDRESS: u16 = 0xcf8;
+pub(crate) const PCI_DATA: u16 = 0xcfc;
+/// Where BARs may be.
+const PCI_WINDOW: u64 = 0xd000_0000;
+
+pub(crate) const F_MULTIPORT: u64 = 1 << 1;
+pub(crate) const F_EVENT_IDX: u64 = 1 << 29;
+pub(crate) const F_VERSION_1: u64 = 1 << 32;
+
+pub(crate) const DESC_NEXT: u16 = 1;
+pub(crate) const DESC_WRITE: u16 = 2;
+pub(crate) const DESC_INDIRECT: u16 = 4;
 
 /// Where this driver moves the BAR to.
 const BAR: u64 = PCI_WINDOW + 0x12_0000;
 /// Where it begins to allocate memory.
 const HEAP: u64 = 0x10_0000;
-pub(super) const MEMORY: usize = 8 << 20;
+pub(crate) const MEMORY: usize = 8 << 20;
 
 /// A guest, with its machine.
-pub(super) struct Guest {
-    pub(super) devices: Devices,
-    pub(super) board: FakeBoard,
-    pub(super) queues: Vec<Queue>,
+pub(crate) struct Guest {
+    pub(crate) devices: Devices,
+    pub(crate) board: FakeBoard,
+    pub(crate) queues: Vec<Queue>,
     common: u64,
     isr: u64,
     device: u64,
     notify: u64,
-    pub(super) msix_control: u8,
-    pub(super) msix_table: u64,
-    pub(super) msix_pending: u64,
+    pub(crate) msix_control: u8,
+    pub(crate) msix_table: u64,
+    pub(crate) msix_pending: u64,
     features: u64,
     next: u64,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Queue {
-    pub(super) index: u16,
-    pub(super) size: u16,
-    pub(super) desc: u64,
-    pub(super) avail: u64,
-    pub(super) used: u64,
+pub(crate) struct Queue {
+    pub(crate) index: u16,
+    pub(crate) size: u16,
+    pub(crate) desc: u64,
+    pub(crate) avail: u64,
+    pub(crate) used: u64,
     /// How far the driver has made buffers available, and taken used ones back.
-    pub(super) next_avail: u16,
+    pub(crate) next_avail: u16,
     next_used: u16,
     free: VecDeque<u16>,
     /// What each head's buffers are.
@@ -54,19 +62,19 @@ pub(super) struct Queue {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Buffer {
-    pub(super) address: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
+pub(crate) struct Buffer {
+    pub(crate) address: u64,
+    pub(crate) len: u32,
+    pub(crate) flags: u16,
 }
 
-pub(super) fn names(ports: &[&str]) -> Vec<String> {
+pub(crate) fn names(ports: &[&str]) -> Vec<String> {
     ports.iter().map(|&name| name.to_owned()).collect()
 }
 
 impl Guest {
     /// A machine nobody has looked at yet.
-    pub(super) fn new(ports: &[&str]) -> Self {
+    pub(crate) fn new(ports: &[&str]) -> Self {
         Self {
             devices: Devices::new(&names(ports)),
             // Two nodes.
@@ -85,11 +93,11 @@ impl Guest {
     }
 
     /// A machine whose driver is ready and whose ports wait to be opened.
-    pub(super) fn booted(ports: &[&str]) -> Self {
+    pub(crate) fn booted(ports: &[&str]) -> Self {
         Self::booted_with(ports, F_MULTIPORT | F_EVENT_IDX | F_VERSION_1)
     }
 
-    pub(super) fn booted_with(ports: &[&str], features: u64) -> Self {
+    pub(crate) fn booted_with(ports: &[&str], features: u64) -> Self {
         let mut guest = Self { features, ..Self::new(ports) };
         guest.enumerate();
         guest.initialize();
@@ -99,45 +107,45 @@ impl Guest {
 
     // Ports and memory.
 
-    pub(super) fn outb(&self, port: u16, value: u8) -> Option<Power> {
+    pub(crate) fn outb(&self, port: u16, value: u8) -> Option<Power> {
         self.devices.pio_write(port, &[value], &self.board)
     }
 
-    pub(super) fn inb(&self, port: u16) -> u8 {
+    pub(crate) fn inb(&self, port: u16) -> u8 {
         let mut data = [0x5a];
         self.devices.pio_read(port, &mut data);
         data[0]
     }
 
-    pub(super) fn outl(&self, port: u16, value: u32) {
+    pub(crate) fn outl(&self, port: u16, value: u32) {
         assert_eq!(self.devices.pio_write(port, &value.to_le_bytes(), &self.board), None);
     }
 
-    pub(super) fn inl(&self, port: u16) -> u32 {
+    pub(crate) fn inl(&self, port: u16) -> u32 {
         let mut data = [0x5a; 4];
         self.devices.pio_read(port, &mut data);
         u32::from_le_bytes(data)
     }
 
-    pub(super) fn mmio_read<const N: usize>(&self, gpa: u64) -> [u8; N] {
+    pub(crate) fn mmio_read<const N: usize>(&self, gpa: u64) -> [u8; N] {
         let mut data = [0x5a; N];
         self.devices.mmio_read(gpa, &mut data);
         data
     }
 
-    pub(super) fn mmio_write(&self, gpa: u64, data: &[u8]) {
+    pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) {
         self.devices.mmio_write(gpa, data, &self.board);
     }
 
-    pub(super) fn poke<T: vm_memory::ByteValued>(&self, gpa: u64, value: T) {
+    pub(crate) fn poke<T: vm_memory::ByteValued>(&self, gpa: u64, value: T) {
         self.board.memory.write_obj(value, GuestAddress(gpa)).unwrap();
     }
 
-    pub(super) fn peek<T: vm_memory::ByteValued>(&self, gpa: u64) -> T {
+    pub(crate) fn peek<T: vm_memory::ByteValued>(&self, gpa: u64) -> T {
         self.board.memory.read_obj(GuestAddress(gpa)).unwrap()
     }
 
-    pub(super) fn alloc(&mut self, len: usize) -> u64 {
+    pub(crate) fn alloc(&mut self, len: usize) -> u64 {
         let at = self.next;
         self.next += (len as u64).next_multiple_of(0x1000);
         assert!(self.next <= MEMORY as u64);
@@ -147,33 +155,33 @@ impl Guest {
 
     // PCI.
 
-    pub(super) fn select(&self, device: u32, register: u8) {
+    pub(crate) fn select(&self, device: u32, register: u8) {
         self.outl(PCI_ADDRESS, 1 << 31 | device << 11 | u32::from(register & 0xfc));
     }
 
-    pub(super) fn config(&self, device: u32, register: u8) -> u32 {
+    pub(crate) fn config(&self, device: u32, register: u8) -> u32 {
         self.select(device, register);
         self.inl(PCI_DATA)
     }
 
-    pub(super) fn config_byte(&self, device: u32, register: u8) -> u8 {
+    pub(crate) fn config_byte(&self, device: u32, register: u8) -> u8 {
         self.select(device, register);
         self.inb(PCI_DATA + u16::from(register & 3))
     }
 
-    pub(super) fn set_config(&self, device: u32, register: u8, value: u32) {
+    pub(crate) fn set_config(&self, device: u32, register: u8, value: u32) {
         self.select(device, register);
         self.outl(PCI_DATA, value);
     }
 
-    pub(super) fn set_config_word(&self, device: u32, register: u8, value: u16) {
+    pub(crate) fn set_config_word(&self, device: u32, register: u8, value: u16) {
         self.select(device, register);
         let port = PCI_DATA + u16::from(register & 2);
         assert_eq!(self.devices.pio_write(port, &value.to_le_bytes(), &self.board), None);
     }
 
     /// Capabilities: where they are and their IDs.
-    pub(super) fn capabilities(&self) -> Vec<(u8, u8)> {
+    pub(crate) fn capabilities(&self) -> Vec<(u8, u8)> {
         assert_ne!(self.config(1, 4) >> 16 & 0x10, 0, "the status tells of capabilities");
         let mut list = Vec::new();
         let mut at = self.config_byte(1, 0x34);
@@ -186,7 +194,7 @@ impl Guest {
     }
 
     /// Finds the console, moves its BAR and finds the structures there.
-    pub(super) fn enumerate(&mut self) {
+    pub(crate) fn enumerate(&mut self) {
         // Linux's test for mechanism #1.
         self.outb(PCI_ADDRESS + 3, 1);
         let before = self.inl(PCI_ADDRESS);
@@ -239,38 +247,38 @@ impl Guest {
 
     // Virtio.
 
-    pub(super) fn common<const N: usize>(&self, offset: u64) -> [u8; N] {
+    pub(crate) fn common<const N: usize>(&self, offset: u64) -> [u8; N] {
         self.mmio_read(self.common + offset)
     }
 
-    pub(super) fn set_common(&self, offset: u64, data: &[u8]) {
+    pub(crate) fn set_common(&self, offset: u64, data: &[u8]) {
         self.mmio_write(self.common + offset, data);
     }
 
-    pub(super) fn status(&self) -> u8 {
+    pub(crate) fn status(&self) -> u8 {
         self.common::<1>(0x14)[0]
     }
 
-    pub(super) fn set_status(&self, status: u8) {
+    pub(crate) fn set_status(&self, status: u8) {
         self.set_common(0x14, &[status]);
     }
 
-    pub(super) fn isr(&self) -> u8 {
+    pub(crate) fn isr(&self) -> u8 {
         self.mmio_read::<1>(self.isr)[0]
     }
 
-    pub(super) fn max_nr_ports(&self) -> u32 {
+    pub(crate) fn max_nr_ports(&self) -> u32 {
         u32::from_le_bytes(self.mmio_read(self.device + 4))
     }
 
-    pub(super) fn offered(&self) -> u64 {
+    pub(crate) fn offered(&self) -> u64 {
         [0_u32, 1].into_iter().fold(0, |features, select| {
             self.set_common(0, &select.to_le_bytes());
             features | u64::from(u32::from_le_bytes(self.common(4))) << (32 * select)
         })
     }
 
-    pub(super) fn accept(&self, features: u64) {
+    pub(crate) fn accept(&self, features: u64) {
         for select in [0_u32, 1] {
             self.set_common(8, &select.to_le_bytes());
             self.set_common(12, &((features >> (32 * select)) as u32).to_le_bytes());
@@ -278,7 +286,7 @@ impl Guest {
     }
 
     /// From reset to `DRIVER_OK`.
-    pub(super) fn initialize(&mut self) {
+    pub(crate) fn initialize(&mut self) {
         self.queues.clear();
         self.set_status(0);
         assert_eq!(self.status(), 0);
@@ -357,7 +365,7 @@ impl Guest {
     }
 
     /// Makes a chain available; returns whether the device wants to be told.
-    pub(super) fn add(&mut self, index: usize, buffers: &[Buffer]) -> bool {
+    pub(crate) fn add(&mut self, index: usize, buffers: &[Buffer]) -> bool {
         let mut queue = self.queues[index].clone();
         let slots: Vec<_> = queue.free.drain(..buffers.len()).collect();
         for (i, (slot, buffer)) in slots.iter().zip(buffers).enumerate() {
@@ -379,7 +387,7 @@ impl Guest {
         wants
     }
 
-    pub(super) fn write_desc(
+    pub(crate) fn write_desc(
         &self,
         queue: &Queue,
         slot: u16,
@@ -395,18 +403,18 @@ impl Guest {
     }
 
     /// Puts a head into the available ring.
-    pub(super) fn publish(&self, queue: &mut Queue, head: u16) {
+    pub(crate) fn publish(&self, queue: &mut Queue, head: u16) {
         let slot = u64::from(queue.next_avail % queue.size);
         self.poke(queue.avail + 4 + 2 * slot, head);
         queue.next_avail = queue.next_avail.wrapping_add(1);
         self.poke(queue.avail + 2, queue.next_avail);
     }
 
-    pub(super) fn notify(&self, index: usize) {
+    pub(crate) fn notify(&self, index: usize) {
         self.mmio_write(self.notify, &(index as u16).to_le_bytes());
     }
 
-    pub(super) fn add_and_notify(&mut self, index: usize, buffers: &[Buffer]) {
+    pub(crate) fn add_and_notify(&mut self, index: usize, buffers: &[Buffer]) {
         if self.add(index, buffers) {
             self.notify(index);
         }
@@ -414,7 +422,7 @@ impl Guest {
 
     /// Takes back the next used chain, and how much was written to it; asks for an interrupt at
     /// the next one.
-    pub(super) fn take_used(&mut self, index: usize) -> Option<(Vec<Buffer>, u32)> {
+    pub(crate) fn take_used(&mut self, index: usize) -> Option<(Vec<Buffer>, u32)> {
         let queue = self.queues[index].clone();
         if self.peek::<u16>(queue.used + 2) == queue.next_used {
             return None;
@@ -434,12 +442,12 @@ impl Guest {
         Some((chain, len))
     }
 
-    pub(super) fn has_free(&self, index: usize, slots: usize) -> bool {
+    pub(crate) fn has_free(&self, index: usize, slots: usize) -> bool {
         self.queues[index].free.len() >= slots
     }
 
     /// The queues that interrupts came for since the last call; the device itself is `None`.
-    pub(super) fn take_interrupts(&self) -> Vec<Option<u32>> {
+    pub(crate) fn take_interrupts(&self) -> Vec<Option<u32>> {
         let messages = self.board.messages.take();
         assert!(messages.iter().all(|message| message.address == 0xfee0_1000));
         messages.iter().map(|message| message.data.checked_sub(0x41)).collect()
@@ -448,7 +456,7 @@ impl Guest {
     // The console.
 
     /// Gives a receive queue buffers of a page until it has no room for more.
-    pub(super) fn fill(&mut self, index: usize, count: usize) {
+    pub(crate) fn fill(&mut self, index: usize, count: usize) {
         for _ in 0..count {
             let address = self.alloc(0x1000);
             self.add_and_notify(index, &[Buffer { address, len: 0x1000, flags: DESC_WRITE }]);
@@ -456,7 +464,7 @@ impl Guest {
     }
 
     /// Says something by the control queue, and waits as Linux does: without any patience.
-    pub(super) fn control(&mut self, id: u32, event: u16, value: u16) {
+    pub(crate) fn control(&mut self, id: u32, event: u16, value: u16) {
         let address = self.alloc(8);
         self.poke(address, id);
         self.poke(address + 4, event);
@@ -466,7 +474,7 @@ impl Guest {
     }
 
     /// Takes control messages, and gives the buffers back.
-    pub(super) fn take_control(&mut self) -> Vec<(u32, u16, u16, Vec<u8>)> {
+    pub(crate) fn take_control(&mut self) -> Vec<(u32, u16, u16, Vec<u8>)> {
         let mut messages = Vec::new();
         while let Some((chain, len)) = self.take_used(2) {
             let at = chain[0].address;
@@ -479,7 +487,7 @@ impl Guest {
     }
 
     /// From `DRIVER_OK` to ports that are ready to be opened.
-    pub(super) fn set_up_ports(&mut self) {
+    pub(crate) fn set_up_ports(&mut self) {
         self.fill(2, 8);
         self.control(!0, 0, 1);
         let ids: Vec<_> = self.take_control().into_iter().map(|message| message.0).collect();
@@ -491,12 +499,12 @@ impl Guest {
         self.take_interrupts();
     }
 
-    pub(super) fn open(&mut self, id: u32) {
+    pub(crate) fn open(&mut self, id: u32) {
         self.control(id, 6, 1);
     }
 
     /// Takes what a port has received, and gives the buffers back.
-    pub(super) fn read_port(&mut self, id: usize) -> Vec<u8> {
+    pub(crate) fn read_port(&mut self, id: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Some((chain, len)) = self.take_used(2 + 2 * id) {
             let mut part = vec![0; len as usize];
@@ -508,7 +516,7 @@ impl Guest {
     }
 
     /// Writes to a port, as one chain of as many buffers as there are slices.
-    pub(super) fn write_port(&mut self, id: usize, slices: &[&[u8]]) {
+    pub(crate) fn write_port(&mut self, id: usize, slices: &[&[u8]]) {
         let mut buffers = Vec::new();
         for slice in slices {
             let address = self.alloc(slice.len().max(1));
@@ -519,7 +527,7 @@ impl Guest {
     }
 
     /// Does what a vCPU's loop does until nothing is left to be done.
-    pub(super) fn service(&self) {
+    pub(crate) fn service(&self) {
         let mut turns = 0;
         while self.devices.service(&self.board) {
             turns += 1;
@@ -528,7 +536,7 @@ impl Guest {
     }
 
     /// What came from a port, all of it.
-    pub(super) fn output(&self, port: usize) -> Vec<u8> {
+    pub(crate) fn output(&self, port: usize) -> Vec<u8> {
         let output = self.board.output.borrow();
         output.iter().filter(|(from, _)| *from == port).flat_map(|(_, b)| b.clone()).collect()
     }

@@ -1,8 +1,8 @@
 //! What happens with a driver that keeps the rules.
 
-use super::driver::*;
-use crate::Error;
-use crate::kvm::layout::COM1;
+use ktstr_vmm::Error;
+
+use crate::driver::*;
 
 const ALL: u64 = F_MULTIPORT | F_EVENT_IDX | F_VERSION_1;
 

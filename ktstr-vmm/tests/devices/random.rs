@@ -5,12 +5,19 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::Devices;
-use super::fake::FakeBoard;
-use crate::kvm::layout::{COM1, PCI_ADDRESS, PCI_DATA, PCI_WINDOW};
+use ktstr_vmm::kvm::Devices;
+
+use crate::board::FakeBoard;
 
 /// Memory in two parts that touch, as nodes do, and one behind the hole.
 const MEMORY: [(u64, usize); 3] = [(0, 0x8000), (0x8000, 0x8000), (1 << 32, 0x1000)];
+/// The first port of the serial console.
+const COM1: u16 = 0x3f8;
+/// The ports of PCI configuration mechanism #1.
+const PCI_ADDRESS: u16 = 0xcf8;
+const PCI_DATA: u16 = 0xcfc;
+/// The first address at which BARs may be.
+const PCI_WINDOW: u64 = 0xd000_0000;
 const PORTS: usize = 2;
 const QUEUES: u16 = 8;
 const QUEUE_SIZE: u16 = 16;
@@ -32,7 +39,7 @@ const BAR_SIZE: u32 = 0x8000;
 /// # Panics
 ///
 /// If the devices do, or hand over more than there is room for.
-pub fn fuzz_queues(data: &[u8]) {
+pub(crate) fn fuzz_queues(data: &[u8]) {
     let mut guest = Guest::new(data);
     if guest.byte() & 1 == 0 {
         guest.boot();
@@ -48,7 +55,7 @@ pub fn fuzz_queues(data: &[u8]) {
 /// # Panics
 ///
 /// If the devices do, or if a register holds what no guest can have put there.
-pub fn fuzz_registers(data: &[u8]) {
+pub(crate) fn fuzz_registers(data: &[u8]) {
     let mut guest = Guest::new(data);
     guest.run(|guest| {
         let kind = guest.byte() % 7;

@@ -1,5 +1,0 @@
-//! Devices and a driver for them, without a CPU.
-
-mod driver;
-mod hostile;
-mod regular;

@@ -132,7 +132,7 @@ fn a_panic_in_post_vm_hides_nothing() -> Result<()> {
         "fails_and_post_vm_panics",
         &[
             "  fail: check: 5 of 4 CPUs are busy\n",
-            "  post_vm: it panicked: the first of 0 captures is missing\n",
+            "  post_vm: panicked: the first of 0 captures is missing\n",
             "artefacts",
         ],
     )

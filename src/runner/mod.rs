@@ -1,4 +1,4 @@
-//! The host's side of a run: from a [`TestEntry`] to a verdict.
+//! The host side of a run: from a [`TestEntry`] to a verdict.
 
 pub(crate) mod artifacts;
 mod clocks;
@@ -40,12 +40,12 @@ pub use initramfs::bare as bare_initramfs;
 pub use ktstr_vmm::probe;
 pub(crate) use prepare::{Prepared, Wanted};
 pub use program::Program;
-pub(crate) use session::{Limits, Live};
+pub(crate) use session::{Live, RunLimits};
 
-/// What a generated `#[test]` returns.
+/// The return type of a generated `#[test]`.
 pub type TestResult = Result<(), Failure>;
 
-/// Runs a test: on the host, the virtual machine and the report; as PID 1, the guest's side.
+/// Runs a test: on the host, boots the virtual machine and judges the run; as PID 1, carries out the request.
 pub fn run(entry: &'static TestEntry) -> TestResult {
     if agent::is_init() {
         agent::init();
@@ -65,7 +65,7 @@ fn run_this_binary(entry: &TestEntry) -> Result<VmResult> {
 }
 
 /// Runs a test of a program without libtest, whose `main` begins with [`init_if_guest`].
-/// `command` is what a person types to run it.
+/// `command` is what a user types to run it.
 pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
     match run_in_vm(entry, Program::this_program()) {
         Ok(result) => conclude(entry, &result, Some(command)),
@@ -73,8 +73,8 @@ pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
     }
 }
 
-/// Does the guest's side and never returns if this process is PID 1 of a machine of ours. On the host,
-/// prepares this process for waiting for its children.
+/// Runs the guest agent and never returns if this process is PID 1 of a guest. On the host, prepares this
+/// process for waiting for its children.
 pub fn init_if_guest() {
     if agent::is_init() {
         agent::init();
@@ -82,18 +82,19 @@ pub fn init_if_guest() {
     process::stop_ignoring_sigchld();
 }
 
-/// The engine that tests of this environment run on, and why. Fetches QEMU if that is to be it.
+/// Returns the engine that tests of this environment run on, and the reason for the choice. Fetches QEMU if
+/// that is the engine.
 ///
 /// # Errors
 ///
-/// If `KTSTR_ENGINE` asks for what there is not, or no engine can be had.
+/// If `KTSTR_ENGINE` requests an engine that this host does not have, or no engine works.
 pub fn engine() -> Result<(String, String)> {
     let choice = engine::choose(&Cache::from_env()?)?;
     Ok((choice.engine.describe(), choice.reason.clone()))
 }
 
-/// Runs the body of `entry`, which `program` has, in a virtual machine and returns what is known of the run, whatever
-/// its verdict. Neither `post_vm` nor `expect_err` is looked at.
+/// Runs the body of `entry`, which `program` contains, in a virtual machine, and returns the facts of the run for any
+/// verdict. Neither `post_vm` nor `expect_err` is considered.
 ///
 /// # Errors
 ///
@@ -115,7 +116,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     })?;
     let order = RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env };
     let duration = Some(entry.duration + entry.settle);
-    let limits = Limits { duration, watchdog: entry.watchdog_timeout };
+    let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
     let prepare = began.elapsed();
     let mut echo = Echo::default();
     let outcome = prepared.run(Order::Run(order), limits, &mut |live| {
@@ -135,7 +136,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     Ok(VmResult {
         test,
         kernel_events: console::kernel_events(&outcome.console),
-        end: judged_on(&machine, entry, &outcome.stolen, outcome.timings.body, outcome.end),
+        end: judge_on(&machine, entry, &outcome.stolen, outcome.timings.body, outcome.end),
         captures: outcome.captures,
         snapshots: outcome.snapshots,
         events: outcome.events,
@@ -147,16 +148,16 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     })
 }
 
-/// The least part of a CPU's time whose theft by the host explains a failure that depends on time: in
-/// a second that is a gap of 10 ms. A quiet host takes less than a tenth of it.
-const EXPLAINS: f64 = 0.01;
+/// The least steal time of a vCPU, as a part of the body's time, that explains a failure that depends on time:
+/// in a second that is a gap of 10 ms. A quiet host takes less than a tenth of it.
+const MIN_STEAL: f64 = 0.01;
 
-/// Returns what the end of a run is worth on this machine.
+/// Returns the end of a run as it counts on this machine.
 ///
-/// Where the CPUs are emulated in software, what depends on time is reported and not judged, unless the
-/// test wants it to be. Where the host kept CPUs from running, a failure that this explains is
-/// inconclusive. `body` is the time in which the parts of `stolen` were taken.
-fn judged_on(
+/// With emulated CPUs, a failure that depends on time is reported and not judged, unless the test requests
+/// that. A failure that steal time explains is inconclusive. `body` is the time of which `stolen` has the
+/// parts.
+fn judge_on(
     machine: &Machine,
     entry: &TestEntry,
     stolen: &[f64],
@@ -169,22 +170,22 @@ fn judged_on(
         true => verdict.waive_time_based("the CPUs are emulated"),
         false => verdict,
     };
-    // Whichever CPU it was: a task that was held up may have gone on elsewhere.
+    // The worst CPU counts: a task that was delayed on it may have continued on another one.
     let most = stolen.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
     let Some((cpu, part)) = most else { return RunEnd::Verdict(verdict) };
     let body = body.unwrap_or_default();
     let taken = body.mul_f64(*part);
     let percent = part * 100.0;
     RunEnd::Verdict(verdict.excuse(|detail| match detail.explained_by {
-        // The whole of it may have been taken from the time in question.
-        Some(needed) => (taken >= needed && *part >= EXPLAINS).then(|| {
+        // All of it may have been taken from the time in question.
+        Some(needed) => (taken >= needed && *part >= MIN_STEAL).then(|| {
             format!(
                 "vCPU {cpu} did not run for {taken:.1?} of the body's {body:.1?} because the host was \
-                 busy (steal time, {percent:.0} %), {needed:.1?} explain it"
+                 busy (steal time {percent:.0} %); {needed:.1?} explain the failure"
             )
         }),
         None if is_waived => None,
-        None => (*part >= EXPLAINS).then(|| format!("host stole {percent:.0} % of vCPU {cpu}")),
+        None => (*part >= MIN_STEAL).then(|| format!("steal time of vCPU {cpu}: {percent:.0} %")),
     }))
 }
 
@@ -192,14 +193,14 @@ fn judged_on(
 fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
     let began = Instant::now();
     let topology = TestTopology::read()?;
-    let heard = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
+    let received = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
     let end = agent::run_body(entry, &topology, &|report| match report {
-        wire::Report::Event(event) => heard.borrow_mut().0.push(event),
-        wire::Report::Capture(capture) => heard.borrow_mut().1.push(capture),
-        wire::Report::Snapshot(snapshot) => heard.borrow_mut().2.push(snapshot),
+        wire::Report::Event(event) => received.borrow_mut().0.push(event),
+        wire::Report::Capture(capture) => received.borrow_mut().1.push(capture),
+        wire::Report::Snapshot(snapshot) => received.borrow_mut().2.push(snapshot),
         _ => {}
     });
-    let (events, captures, snapshots) = heard.into_inner();
+    let (events, captures, snapshots) = received.into_inner();
     Ok(VmResult {
         test: entry.test_name(),
         end: session::end_of_body(end),
@@ -218,9 +219,9 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
     })
 }
 
-/// Judges a run: its hooks, then what the test expects. Reports it.
+/// Calls the hooks of a run, judges it, writes its artefacts and prints its report.
 fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
-    let verdict = report::judge(entry, &result.end, complaints_of_hooks(entry, result));
+    let verdict = report::judge(entry, &result.end, hook_errors(entry, result));
     let artifacts = Artifacts::write(result, &verdict);
     let text = report::run(entry, result, &verdict, &artifacts, command);
     match verdict {
@@ -248,17 +249,18 @@ fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> Test
     }
 }
 
-/// Calls the hooks of the test that apply to how the run ended, and returns what they complain about.
-fn complaints_of_hooks(entry: &TestEntry, result: &VmResult) -> Vec<String> {
+/// Calls the hooks of the test that apply to this end of the run, and returns their errors.
+fn hook_errors(entry: &TestEntry, result: &VmResult) -> Vec<String> {
     let post_vm = entry.post_vm.filter(|_| report::concerns_post_vm(&result.end));
     let hooks = [("post_vm", post_vm), ("post_vm_unconditional", entry.post_vm_unconditional)];
-    let complaints = hooks.into_iter().filter_map(|(key, hook)| {
+    let errors = hooks.into_iter().filter_map(|(key, hook)| {
         let hook = hook?;
-        // A panic there must not take the report along.
+        tracing::debug!("{}: call {key}", result.test);
+        // A panic of a hook must not prevent the report.
         let called = catch_unwind(AssertUnwindSafe(|| hook(result))).unwrap_or_else(|payload| {
-            Err(anyhow::anyhow!("it panicked: {}", agent::panic_message(&*payload)))
+            Err(anyhow::anyhow!("panicked: {}", agent::panic_message(&*payload)))
         });
         called.err().map(|error| format!("{key}: {error:#}"))
     });
-    complaints.collect()
+    errors.collect()
 }

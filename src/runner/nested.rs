@@ -12,9 +12,9 @@ use ktstr_core::topology::{Llcs, Topology};
 pub use ktstr_core::wire::Stream;
 use ktstr_core::wire::{Order, ShellOrder};
 
-use super::initramfs::{Contents, MODULES};
+use super::initramfs::{GuestFiles, MODULES};
 use super::shell::{self, Userland};
-use super::{Limits, Live, Prepared, Program, Wanted};
+use super::{Live, Prepared, Program, RunLimits, Wanted};
 use crate::notice::notice;
 use crate::provision::{Cache, KernelSpec, find_program, kernel};
 
@@ -95,7 +95,7 @@ impl Outer {
         let began = Instant::now();
         notice(&format!("booting a machine with KVM, {memory_mib} MiB ..."));
         let mut watch = Watch { started: None, timeout, hear, broken: None };
-        let limits = Limits { duration: None, watchdog: shell::WATCHDOG };
+        let limits = RunLimits { duration: None, watchdog: shell::WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |live| watch.attend(began, &live));
         match watch.broken {
             Some(error) => Err(error),
@@ -103,9 +103,9 @@ impl Outer {
         }
     }
 
-    fn contents(&self) -> Result<Contents> {
+    fn contents(&self) -> Result<GuestFiles> {
         let cache = Cache::from_env()?;
-        let mut contents = Contents::from(Userland::of_host()?);
+        let mut contents = GuestFiles::from(Userland::of_host()?);
         contents.modules.push("kvm_amd");
         // Reads compressed modules; busybox has one, with other options.
         let xz = find_program("xz").map(|path| (path, "/bin/xz".to_owned()));

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ktstr_core::guest::agent;
 use ktstr_core::payload::Payload;
 
-use super::initramfs::{Contents, Foreign};
+use super::initramfs::{Foreign, GuestFiles};
 use crate::provision::{Cache, find_program, tool};
 
 /// The folders of an unpacked package in which a program can be.
@@ -19,7 +19,7 @@ const FOLDERS: [&str; 2] = ["usr/bin", "usr/sbin"];
 /// # Errors
 ///
 /// If a payload cannot work, its program is nowhere, or its package cannot be fetched.
-pub(super) fn contents(payloads: &[&Payload]) -> Result<Contents> {
+pub(super) fn contents(payloads: &[&Payload]) -> Result<GuestFiles> {
     let fetch = |package: &str| tool::root(&Cache::from_env()?, package);
     gather(payloads, find_program, fetch)
 }
@@ -28,8 +28,8 @@ fn gather(
     payloads: &[&Payload],
     find: impl Fn(&str) -> Option<PathBuf>,
     fetch: impl Fn(&str) -> Result<PathBuf>,
-) -> Result<Contents> {
-    let mut contents = Contents::default();
+) -> Result<GuestFiles> {
+    let mut contents = GuestFiles::default();
     let mut there: Vec<&Payload> = Vec::new();
     for payload in payloads {
         payload.validate()?;
@@ -91,7 +91,7 @@ mod tests {
 
     const LOAD: Payload = Payload::new("load");
 
-    fn gathered(payloads: &[&Payload], root: &Path) -> Result<Contents> {
+    fn gathered(payloads: &[&Payload], root: &Path) -> Result<GuestFiles> {
         let find = |program: &str| match program {
             "here" => Some(PathBuf::from("/proc/self/exe")),
             "script" => Some(root.join("script")),

@@ -12,9 +12,9 @@ use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
 
 use super::host_cpus::HostCpus;
-use super::initramfs::{self, Contents, Initramfs};
+use super::initramfs::{self, GuestFiles, Initramfs};
 use super::program::Program;
-use super::session::{self, Limits, Live};
+use super::session::{self, Live, RunLimits};
 use super::{console, engine};
 use crate::provision::{self, Cache, Kernel};
 
@@ -31,7 +31,7 @@ pub(crate) struct Wanted<'a> {
     /// The environment variables of the body.
     pub(crate) env: &'a [(OsString, OsString)],
     /// What the guest has beside its program.
-    pub(crate) contents: Contents,
+    pub(crate) contents: GuestFiles,
     /// Whether it is to have a KVM. Its CPUs then share no cache, and it is made to be used once.
     pub(crate) nests: bool,
 }
@@ -117,9 +117,9 @@ impl Prepared {
     pub(crate) fn run(
         &self,
         order: Order,
-        limits: Limits,
+        limits: RunLimits,
         live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
-    ) -> Result<session::Outcome> {
+    ) -> Result<session::RunOutcome> {
         let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(order, Order::Run(_)));
         let nr_cpus = self.topology.nr_cpus();
         let taken = host_cpus.map(|host_cpus| host_cpus.take(nr_cpus)).transpose()?;

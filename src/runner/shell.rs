@@ -12,8 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use ktstr_core::topology::Topology;
 use ktstr_core::wire::{Order, ShellOrder, Stream};
 
-use super::session::Outcome;
-use super::{Limits, Live, Prepared, Program, Wanted, environment};
+use super::session::RunOutcome;
+use super::{Live, Prepared, Program, RunLimits, Wanted, environment};
 use crate::notice::notice;
 use crate::report;
 use terminal::Terminal;
@@ -68,7 +68,7 @@ impl Shell {
             self.command.is_none() && io::stdin().is_terminal() && io::stdout().is_terminal();
         let size = if is_terminal { Some(terminal::size()?) } else { None };
         notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
-        let limits = Limits { duration: None, watchdog: WATCHDOG };
+        let limits = RunLimits { duration: None, watchdog: WATCHDOG };
         let mut wires = Wires { size, ..Wires::default() };
         let order = self.order(env, memory_mib, size);
         let outcome = prepared.run(Order::Shell(order), limits, &mut |live| {
@@ -109,7 +109,7 @@ impl Shell {
 }
 
 /// The program's exit status, or why there is none, with the end of the console.
-pub(super) fn status(outcome: &Outcome) -> Result<u8> {
+pub(super) fn status(outcome: &RunOutcome) -> Result<u8> {
     outcome.shell_status.ok_or_else(|| {
         let mut text = String::new();
         report::tail(&mut text, "console", &outcome.console);
@@ -237,7 +237,7 @@ mod tests {
         let prepared = Prepared::new(&wanted).unwrap();
         shell.topology.llcs = Llcs::even(2, 2);
         let order = Order::Shell(shell.order(Vec::new(), prepared.config.memory_mib + 64, None));
-        let limits = Limits { duration: None, watchdog: WATCHDOG };
+        let limits = RunLimits { duration: None, watchdog: WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |_| None).unwrap();
         let RunEnd::WrongTopology(differences) = outcome.end else { panic!("{:?}", outcome.end) };
         for what in ["online CPUs", "last-level caches", "cores", "memory"] {

@@ -1,4 +1,4 @@
-//! Machines that cannot work, and what the host says of them. Each boots for real.
+//! Defective machines, and how the host reports them. Each test boots a VM.
 
 mod freeze;
 
@@ -11,8 +11,8 @@ use ktstr_core::registry::{self, TestEntry};
 use ktstr_core::result::{ClockSpan, Machine, Timings};
 use ktstr_core::wire::{Order, RunOrder};
 
-use super::initramfs::Contents;
-use super::{Limits, Prepared, Program, Wanted};
+use super::initramfs::GuestFiles;
+use super::{Prepared, Program, RunLimits, Wanted};
 
 #[ktstr_test(cores = 1)]
 fn subject(_: &Ctx) -> Result<AssertResult> {
@@ -20,7 +20,7 @@ fn subject(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[test]
-fn emulated_time_is_judged_only_if_a_test_wants_it() {
+fn judge_on_waives_emulated_time_unless_requested() {
     let gap = AssertDetail::new(DetailKind::Gap, "63 ms").time_based();
     let failed = || AssertResult::fail(gap.clone());
     for (engine, judge_emulated_time, outcome) in [
@@ -31,7 +31,7 @@ fn emulated_time_is_judged_only_if_a_test_wants_it() {
         let assert = Assert::DEFAULT.judge_emulated_time(judge_emulated_time);
         let entry = TestEntry { assert, ..TestEntry::DEFAULT };
         let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
-        let end = super::judged_on(&machine, &entry, &[], None, RunEnd::Verdict(failed()));
+        let end = super::judge_on(&machine, &entry, &[], None, RunEnd::Verdict(failed()));
         let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
         assert_eq!(verdict.outcome, outcome, "{engine}");
         assert_eq!(verdict.notes.is_empty(), outcome == Outcome::Fail, "{engine}");
@@ -39,7 +39,7 @@ fn emulated_time_is_judged_only_if_a_test_wants_it() {
 }
 
 #[test]
-fn what_the_host_stole_is_not_blamed_on_the_guest() {
+fn judge_on_makes_failures_on_busy_hosts_inconclusive() {
     let machine = Machine { engine_name: "kvm".to_owned(), ..Machine::default() };
     let gap = || AssertDetail::new(DetailKind::Gap, "63 ms");
     for (detail, stolen, outcome) in [
@@ -47,13 +47,13 @@ fn what_the_host_stole_is_not_blamed_on_the_guest() {
         (gap().time_based(), [0.001, 0.002, 0.004], Outcome::Fail),
         (gap().cpu(2), [0.001, 0.002, 0.38], Outcome::Fail),
     ] {
-        let told = format!("{detail:?}");
+        let label = format!("{detail:?}");
         let end = RunEnd::Verdict(AssertResult::fail(detail));
-        let end = super::judged_on(&machine, &TestEntry::DEFAULT, &stolen, None, end);
+        let end = super::judge_on(&machine, &TestEntry::DEFAULT, &stolen, None, end);
         let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
-        assert_eq!(verdict.outcome, outcome, "{told}");
-        let blamed = format!("{}", verdict.details[0]).contains("host stole 38 % of vCPU 2");
-        assert_eq!(blamed, outcome == Outcome::Inconclusive, "{told}");
+        assert_eq!(verdict.outcome, outcome, "{label}");
+        let is_explained = format!("{}", verdict.details[0]).contains("steal time of vCPU 2: 38 %");
+        assert_eq!(is_explained, outcome == Outcome::Inconclusive, "{label}");
     }
 }
 
@@ -74,13 +74,13 @@ fn ended(end: RunEnd) -> VmResult {
 }
 
 #[test]
-fn hooks_are_called_by_how_the_run_ended() {
+fn hook_errors_depend_on_the_end_of_the_run() {
     let entry = TestEntry {
         post_vm: Some(|_| bail!("seen")),
         post_vm_unconditional: Some(|result| panic!("{}", result.test)),
         ..TestEntry::DEFAULT
     };
-    let always = "post_vm_unconditional: it panicked: test";
+    let always = "post_vm_unconditional: panicked: test";
     let both = &["post_vm: seen", always][..];
     for (end, wanted) in [
         (RunEnd::Verdict(AssertResult::pass()), both),
@@ -91,13 +91,13 @@ fn hooks_are_called_by_how_the_run_ended() {
         (RunEnd::WrongTopology(vec!["why".to_owned()]), &[always]),
     ] {
         let result = ended(end);
-        assert_eq!(super::complaints_of_hooks(&entry, &result), wanted, "{}", result.end);
-        assert_eq!(super::complaints_of_hooks(&TestEntry::DEFAULT, &result), [""; 0]);
+        assert_eq!(super::hook_errors(&entry, &result), wanted, "{}", result.end);
+        assert_eq!(super::hook_errors(&TestEntry::DEFAULT, &result), [""; 0]);
     }
 }
 
 #[test]
-fn a_failure_that_steal_time_explains_is_inconclusive_if_there_was_as_much() {
+fn judge_on_needs_as_much_steal_time_as_explains_a_failure() {
     let body = Duration::from_secs(10);
     let stuck = |explained_by: Option<u64>| {
         let detail = AssertDetail::new(DetailKind::WorkerStuck, "no iteration in 5.1s");
@@ -114,18 +114,18 @@ fn a_failure_that_steal_time_explains_is_inconclusive_if_there_was_as_much() {
         ] {
             let end = RunEnd::Verdict(AssertResult::fail(stuck(explained_by)));
             let entry = TestEntry::DEFAULT;
-            let end = super::judged_on(&machine, &entry, &stolen, Some(body), end);
+            let end = super::judge_on(&machine, &entry, &stolen, Some(body), end);
             let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
             assert_eq!(verdict.outcome, outcome, "{engine}: {explained_by:?}, {stolen:?}");
             let text = verdict.details[0].to_string();
             let numbers = "vCPU 1 did not run for 3.2s of the body's 10.0s because the host was busy \
-                           (steal time, 32 %), 3.1s explain it";
+                           (steal time 32 %); 3.1s explain the failure";
             assert_eq!(text.contains(numbers), outcome == Outcome::Inconclusive, "{text}");
         }
     }
 }
 
-/// The test at this path, as libtest names it.
+/// Returns the name by which libtest knows the test at this path.
 fn test_name(path: &str) -> String {
     path.split_once("::").expect("a path begins with its crate").1.to_owned()
 }
@@ -145,7 +145,7 @@ fn prepare_with(program: Program, path: &str) -> Prepared {
         kaslr: true,
         mitigations: false,
         env: &[],
-        contents: Contents::default(),
+        contents: GuestFiles::default(),
         nests: false,
     };
     Prepared::new(&wanted).unwrap()
@@ -160,16 +160,16 @@ fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
 fn end_of(path: &str, spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
     let mut prepared = prepare(path);
     let memory_mib = prepared.config.memory_mib;
-    let folder = tempfile::tempdir().unwrap();
-    spoil(&mut prepared, folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    spoil(&mut prepared, dir.path());
     run(&prepared, path, memory_mib)
 }
 
-/// Has the machine run the test at this path.
+/// Runs the test at this path on the machine.
 fn run(prepared: &Prepared, path: &str, memory_mib: u32) -> RunEnd {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
-    let limits = Limits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
+    let limits = RunLimits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
     let order = RunOrder { test, memory_mib, env: Vec::new() };
     prepared.run(Order::Run(order), limits, &mut |_| None).unwrap().end
 }
@@ -185,7 +185,7 @@ fn add_kernel_word(prepared: &mut Prepared, word: &str) {
     prepared.config.cmdline.push_str(&format!(" {word}"));
 }
 
-/// Runs the test at this path with a TSC of this rate, if the guest's kernel believes that.
+/// Runs the test at this path with a TSC of this rate, if the guest kernel takes the rate from its command line.
 fn end_with_tsc(path: &str, khz: u32) -> Option<RunEnd> {
     let mut is_emulated = true;
     let end = end_of(path, |prepared, _| {
@@ -199,7 +199,7 @@ fn end_with_tsc(path: &str, khz: u32) -> Option<RunEnd> {
 }
 
 #[test]
-fn a_clock_that_runs_too_fast_is_noticed() {
+fn run_detects_a_clock_that_is_too_fast() {
     // The TSC of every host is faster.
     let path = concat!(module_path!(), "::subject");
     let Some(end) = end_with_tsc(path, 400_000) else { return };
@@ -215,7 +215,7 @@ fn sleeper(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[test]
-fn a_clock_that_runs_too_slowly_is_noticed() {
+fn run_detects_a_clock_that_is_too_slow() {
     // The TSC of every host is much slower.
     let path = concat!(module_path!(), "::sleeper");
     let Some(end) = end_with_tsc(path, 20_000_000) else { return };
@@ -224,23 +224,23 @@ fn a_clock_that_runs_too_slowly_is_noticed() {
 }
 
 /// Replaces the initramfs by a changed copy.
-fn change_initramfs(prepared: &mut Prepared, folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+fn change_initramfs(prepared: &mut Prepared, dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(&prepared.config.initramfs).unwrap();
     change(&mut bytes);
-    prepared.config.initramfs = folder.join("initramfs");
+    prepared.config.initramfs = dir.join("initramfs");
     fs::write(&prepared.config.initramfs, bytes).unwrap();
 }
 
 #[test]
-fn an_unspoilt_machine_passes() {
+fn run_passes_on_an_unchanged_machine() {
     let end = end_on(|_, _| ());
     assert_eq!(end, RunEnd::Verdict(AssertResult::pass()));
 }
 
 #[test]
-fn an_initramfs_without_its_end_is_noticed() {
-    let end = end_on(|prepared, folder| {
-        change_initramfs(prepared, folder, |bytes| {
+fn run_detects_an_initramfs_without_its_end() {
+    let end = end_on(|prepared, dir| {
+        change_initramfs(prepared, dir, |bytes| {
             let mark = bytes.windows(9).rposition(|name| name == b"ktstr/end").unwrap();
             bytes.truncate(mark - 110);
         });
@@ -249,17 +249,17 @@ fn an_initramfs_without_its_end_is_noticed() {
 }
 
 #[test]
-fn an_initramfs_cut_in_half_is_noticed() {
-    let end = end_on(|prepared, folder| {
-        change_initramfs(prepared, folder, |bytes| bytes.truncate(bytes.len() / 2));
+fn run_detects_an_initramfs_cut_in_half() {
+    let end = end_on(|prepared, dir| {
+        change_initramfs(prepared, dir, |bytes| bytes.truncate(bytes.len() / 2));
     });
     init_failure(end);
 }
 
 #[test]
-fn a_missing_library_is_named() {
-    let end = end_on(|prepared, folder| {
-        change_initramfs(prepared, folder, |bytes| {
+fn init_failure_names_a_missing_library() {
+    let end = end_on(|prepared, dir| {
+        change_initramfs(prepared, dir, |bytes| {
             let name = b"lib/libgcc_s.so.1";
             let at = bytes.windows(name.len()).rposition(|window| window == name).unwrap();
             bytes[at + name.len() - 1] = b'9';
@@ -282,8 +282,8 @@ fn init_failure_names_what_pid_1_was_asked_for() {
 
 #[test]
 fn init_failure_names_a_program_that_cannot_be_executed() {
-    let end = end_on(|prepared, folder| {
-        change_initramfs(prepared, folder, |bytes| {
+    let end = end_on(|prepared, dir| {
+        change_initramfs(prepared, dir, |bytes| {
             let name = b"ktstr/program\0";
             let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
             bytes[at] = b'K';
@@ -293,7 +293,7 @@ fn init_failure_names_a_program_that_cannot_be_executed() {
 }
 
 #[test]
-fn an_image_that_unpacks_itself_boots_as_well() {
+fn run_boots_a_compressed_image() {
     let end = end_on(|prepared, _| {
         assert_ne!(prepared.config.kernel, prepared.kernel.image);
         prepared.config.kernel = prepared.kernel.image.clone();
@@ -302,7 +302,7 @@ fn an_image_that_unpacks_itself_boots_as_well() {
 }
 
 #[test]
-fn too_little_memory_is_said() {
+fn engine_failure_names_too_little_memory() {
     for memory_mib in [48, 72] {
         let end = end_on(|prepared, _| prepared.config.memory_mib = memory_mib);
         let RunEnd::EngineFailed(why) = end else { panic!("{end:?}") };
@@ -311,7 +311,7 @@ fn too_little_memory_is_said() {
 }
 
 #[test]
-fn a_machine_that_is_not_the_one_asked_for_is_refused() {
+fn run_refuses_a_machine_that_differs_from_the_request() {
     let end = end_on(|prepared, _| {
         prepared.config.topology.llc_cores = vec![2, 2];
         prepared.config.memory_mib += 32;
@@ -324,7 +324,7 @@ fn a_machine_that_is_not_the_one_asked_for_is_refused() {
 }
 
 #[test]
-fn a_kernel_without_what_is_needed_is_told_by_name() {
+fn init_failure_names_a_missing_driver() {
     let end = end_on(|prepared, _| {
         add_kernel_word(prepared, "initcall_blacklist=virtio_console_init");
     });
@@ -334,9 +334,9 @@ fn a_kernel_without_what_is_needed_is_told_by_name() {
 }
 
 #[test]
-fn a_file_that_is_no_kernel_is_refused() {
-    let end = end_on(|prepared, folder| {
-        prepared.config.kernel = folder.join("kernel");
+fn engine_failure_names_a_file_that_is_not_a_kernel() {
+    let end = end_on(|prepared, dir| {
+        prepared.config.kernel = dir.join("kernel");
         fs::write(&prepared.config.kernel, vec![0; 1 << 20]).unwrap();
     });
     let RunEnd::EngineFailed(why) = end else { panic!("{end:?}") };
@@ -344,12 +344,12 @@ fn a_file_that_is_no_kernel_is_refused() {
 }
 
 #[test]
-fn a_corrupt_kernel_is_noticed() {
-    let end = end_on(|prepared, folder| {
+fn run_detects_a_corrupt_kernel() {
+    let end = end_on(|prepared, dir| {
         let mut bytes = fs::read(&prepared.config.kernel).unwrap();
         let text = 2 << 20;
         bytes[text..text + (8 << 20)].fill(0xcc);
-        prepared.config.kernel = folder.join("kernel");
+        prepared.config.kernel = dir.join("kernel");
         fs::write(&prepared.config.kernel, bytes).unwrap();
     });
     let why = init_failure(end);

@@ -34,12 +34,12 @@ pub(crate) struct Initramfs<'a> {
     /// The kernel it is for, which may need modules.
     pub(crate) kernel: &'a Kernel,
     /// What there is beside it.
-    pub(crate) contents: &'a Contents,
+    pub(crate) contents: &'a GuestFiles,
 }
 
 /// What a guest has beside its program.
 #[derive(Debug, Default)]
-pub(crate) struct Contents {
+pub(crate) struct GuestFiles {
     /// Programs, with the libraries they need: where on the host, where in the guest.
     pub(crate) programs: Vec<(PathBuf, String)>,
     /// Programs of packages that were fetched, which bring their own loader and libraries.
@@ -151,7 +151,7 @@ impl Initramfs<'_> {
         (identity(self.init)?, self.arguments).hash(&mut hasher);
         self.kernel.version.hash(&mut hasher);
         self.kernel.modules.as_deref().map(identity).transpose()?.hash(&mut hasher);
-        let Contents { programs, foreign, files, links, modules } = self.contents;
+        let GuestFiles { programs, foreign, files, links, modules } = self.contents;
         for (file, name) in programs.iter().chain(files) {
             (identity(file)?, name).hash(&mut hasher);
         }

@@ -21,7 +21,7 @@ use super::console;
 use collector::Collector;
 pub(crate) use collector::ReceivedFile;
 use steal::StealMeter;
-pub(crate) use watchdog::Limits;
+pub(crate) use watchdog::RunLimits;
 use watchdog::{Overdue, Phase, Watchdog};
 
 /// The time of a boot to PID 1 on hardware, the unit of [`Timings::slowness`].
@@ -39,7 +39,7 @@ const MAX_PENDING: usize = 1000;
 
 /// The result of a run.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct RunOutcome {
     pub(crate) end: RunEnd,
     /// The exit status of a program run by [`Order::Shell`].
     pub(crate) shell_status: Option<u8>,
@@ -72,9 +72,9 @@ pub(crate) fn run(
     engine: &dyn Engine,
     config: &VmConfig,
     request: Order,
-    limits: Limits,
+    limits: RunLimits,
     live: OnLive<'_>,
-) -> Outcome {
+) -> RunOutcome {
     // The boot counts from before the engine is started.
     let session = Session::new(request, limits, Instant::now());
     tracing::debug!("boot on {}", engine.describe());
@@ -117,7 +117,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(request: Order, limits: Limits, now: Instant) -> Self {
+    fn new(request: Order, limits: RunLimits, now: Instant) -> Self {
         Self {
             request: Some(request),
             decoder: Decoder::default(),
@@ -132,7 +132,7 @@ impl Session {
     }
 
     /// Handles the events of `vm` until the run ends, stops it, and returns the outcome.
-    fn run(mut self, vm: &mut dyn Vm, live: OnLive<'_>) -> Outcome {
+    fn run(mut self, vm: &mut dyn Vm, live: OnLive<'_>) -> RunOutcome {
         let mut end = self.wait_for_end(vm, live);
         let now = Instant::now();
         tracing::debug!("end of the run: {end:?}");
@@ -159,12 +159,12 @@ impl Session {
         self.finish(end)
     }
 
-    fn finish(self, end: Ended) -> Outcome {
+    fn finish(self, end: Ended) -> RunOutcome {
         let (end, shell_status) = match end {
             Ended::Run(end) => (end, None),
             Ended::Shell(status) => (end_of_body(End::ShellExited(status)), Some(status)),
         };
-        Outcome {
+        RunOutcome {
             end,
             shell_status,
             console: self.collector.console(),

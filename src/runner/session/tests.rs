@@ -119,7 +119,7 @@ impl Engine for Theatre {
     }
 }
 
-fn play(scenes: impl Into<VecDeque<Scene>>) -> Outcome {
+fn play(scenes: impl Into<VecDeque<Scene>>) -> RunOutcome {
     let (began, encoder) = (Instant::now(), Encoder::default());
     let script = Script { began, scenes: scenes.into(), encoder, exited: false };
     let config = VmConfig {
@@ -132,7 +132,7 @@ fn play(scenes: impl Into<VecDeque<Scene>>) -> Outcome {
     };
     let order = RunOrder { test: "test".to_owned(), memory_mib: 256, env: Vec::new() };
     let second = Duration::from_secs(1);
-    let limits = Limits { duration: Some(second), watchdog: second };
+    let limits = RunLimits { duration: Some(second), watchdog: second };
     let engine = Theatre(std::sync::Mutex::new(Some(script)));
     run(&engine, &config, Order::Run(order), limits, &mut |_| None)
 }

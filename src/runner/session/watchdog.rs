@@ -22,7 +22,7 @@ const ALIVE: Duration = Duration::from_secs(2);
 
 /// The limits of a run, before they are scaled for slow machines.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct RunLimits {
     /// The planned duration of the body; `None` for a shell, which may run forever.
     pub(crate) duration: Option<Duration>,
     /// The time a body may take beyond its duration, and the longest silence of the guest.
@@ -72,7 +72,7 @@ pub(super) enum Overdue {
 /// Decides when a guest has run out of time.
 #[derive(Debug)]
 pub(super) struct Watchdog {
-    limits: Limits,
+    limits: RunLimits,
     /// How many times slower than hardware the guest booted, from 1.0; it scales `limits.watchdog`.
     slowness: f64,
     started: Instant,
@@ -85,7 +85,7 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(super) fn new(limits: Limits, now: Instant) -> Self {
+    pub(super) fn new(limits: RunLimits, now: Instant) -> Self {
         Self {
             limits,
             slowness: 1.0,
@@ -214,8 +214,8 @@ impl Watchdog {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { duration: Some(Duration::from_secs(10)), watchdog: Duration::from_secs(5) };
+    const LIMITS: RunLimits =
+        RunLimits { duration: Some(Duration::from_secs(10)), watchdog: Duration::from_secs(5) };
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn overdue_never_ends_a_shell_that_answers() {
         let start = Instant::now();
-        let mut watchdog = Watchdog::new(Limits { duration: None, ..LIMITS }, start);
+        let mut watchdog = Watchdog::new(RunLimits { duration: None, ..LIMITS }, start);
         watchdog.enter(Phase::Body, start);
         watchdog.on_activity(start + s(100_000));
         assert_eq!(watchdog.overdue(start + s(100_001)), None);

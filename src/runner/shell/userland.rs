@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::provision::find_program;
-use crate::runner::initramfs::Contents;
+use crate::runner::initramfs::GuestFiles;
 
 /// What busybox lacks, and what stands for it where the host has none. What the host lacks is left
 /// out.
@@ -89,7 +89,7 @@ impl Userland {
     }
 }
 
-impl From<Userland> for Contents {
+impl From<Userland> for GuestFiles {
     fn from(userland: Userland) -> Self {
         Self { programs: userland.programs, links: userland.links, ..Self::default() }
     }

@@ -414,7 +414,7 @@ fn eat(ctx: &WorkerCtx) {
         }
         std::hint::black_box(&eaten);
         ctx.spin();
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
@@ -486,7 +486,7 @@ fn a_worker_that_dies_ends_the_scenario(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 fn leave(ctx: &WorkerCtx) {
-    ctx.turn(1);
+    ctx.record_iteration(1);
 }
 
 #[ktstr_test(
@@ -599,7 +599,7 @@ fn uneven(ctx: &WorkerCtx) {
     loop {
         let bursts = if std::process::id().is_multiple_of(2) { 1 } else { 10 };
         (0..bursts).for_each(|_| ctx.compute());
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
@@ -629,7 +629,7 @@ fn many_turns_are_enough(ctx: &Ctx) -> Result<AssertResult> {
 fn slow(ctx: &WorkerCtx) {
     loop {
         (0..100).for_each(|_| ctx.compute());
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
@@ -641,7 +641,7 @@ fn little_work_is_seen(ctx: &Ctx) -> Result<AssertResult> {
 fn doze(ctx: &WorkerCtx) {
     loop {
         ctx.sleep(Duration::from_millis(10));
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
@@ -722,7 +722,7 @@ fn a_quota_below_is_no_demand(ctx: &Ctx) -> Result<AssertResult> {
 
 /// Has a child that takes all memory there is, and leaves when that is gone.
 fn feeds_a_child(ctx: &WorkerCtx) {
-    ctx.turn(1);
+    ctx.record_iteration(1);
     // SAFETY: a worker has one thread.
     match unsafe { libc::fork() } {
         0 => eat_all(ctx),

@@ -201,7 +201,7 @@ fn another_program_of_that_name_is_not_run(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 fn leave(ctx: &WorkerCtx) {
-    ctx.turn(1);
+    ctx.record_iteration(1);
 }
 
 /// As in a hold.

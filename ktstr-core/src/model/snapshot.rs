@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::guest::workload::WorkerReport;
+use super::worker::WorkerReport;
 use crate::linux::cgroup::CgroupStats;
 
 /// The processes of one cgroup at one moment.

@@ -81,7 +81,7 @@ checks! {
         /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long
         /// later on, or where a `memory.high` may slow it down. The time is longer for a worker whose
         /// weight, quota and competitors leave it little of a CPU
-        /// ([`WorkerReport::may_wait`]), and the time in which the scenario had it frozen does not
+        /// ([`WorkerReport::fair_wait_bound`]), and the time in which the scenario had it frozen does not
         /// count. A [`Custom`](crate::guest::workload::WorkType::Custom) worker whose iterations take longer
         /// has to call [`turn`](crate::guest::workload::WorkerCtx::turn) more often, or the test to switch
         /// this off.
@@ -180,7 +180,7 @@ impl Assert {
         let mut verdict = AssertResult::pass();
         for worker in reports {
             verdict.absorb(of(worker, workers::died(worker)));
-            if self.isolation && !worker.confinements.is_empty() {
+            if self.isolation && !worker.cpuset_periods.is_empty() {
                 verdict.absorb(of(worker, workers::isolation(worker)));
             }
         }
@@ -229,7 +229,7 @@ impl Assert {
             let has_woken = |other: &&WorkerReport| other.wake_latency_ns.count() > 0;
             let mut woken = alive.iter().copied().filter(has_woken);
             woken.clone().any(|other| workers::are_equal(worker, other))
-                || worker.sleeps && !woken.any(|other| other.spawn == worker.spawn)
+                || worker.measures_wakeups && !woken.any(|other| other.spawn == worker.spawn)
         };
         if let Some(most) = self.max_p99_wake_latency_ns {
             let check = |worker: &_| workers::p99_wake_latency(worker, most);
@@ -565,8 +565,8 @@ mod tests {
         let elsewhere = WorkerReport { spawn: 2, ..spin() };
         let mute = WorkerReport { pid: 9, spawn: 1, ..spin() };
         let bound = Assert::DEFAULT.max_p99_wake_latency_ns(1000);
-        let unwoken = WorkerReport { spawn: 3, sleeps: true, ..spin() };
-        let partner = WorkerReport { spawn: 1, role: 1, sleeps: true, ..spin() };
+        let unwoken = WorkerReport { spawn: 3, measures_wakeups: true, ..spin() };
+        let partner = WorkerReport { spawn: 1, role: 1, measures_wakeups: true, ..spin() };
         for (workers, outcome) in [
             (vec![spin(), elsewhere, sleeper.clone()], Outcome::Pass),
             (vec![sleeper.clone(), unwoken], Outcome::Inconclusive),
@@ -627,18 +627,18 @@ mod tests {
     #[test]
     fn only_who_was_confined_can_have_escaped() {
         let to = |cpuset: [u32; 2]| {
-            vec![crate::guest::workload::Confinement {
+            vec![crate::guest::workload::CpusetPeriod {
                 cpuset: cpuset.to_vec(),
                 cpus_used: vec![1, 2],
             }]
         };
-        for (isolation, confinements, outcome) in [
+        for (isolation, cpuset_periods, outcome) in [
             (true, to([0, 1]), Outcome::Fail),
             (true, to([1, 2]), Outcome::Pass),
             (true, vec![], Outcome::Pass),
             (false, to([0, 1]), Outcome::Pass),
         ] {
-            let worker = WorkerReport { confinements, ..spin() };
+            let worker = WorkerReport { cpuset_periods, ..spin() };
             let verdict = judge(Assert::DEFAULT.isolation(isolation), &[worker]);
             assert_eq!(verdict.outcome, outcome);
         }
@@ -673,11 +673,11 @@ mod tests {
 
     #[test]
     fn who_was_frozen_is_not_blamed_for_it() {
-        let always = crate::guest::workload::Frozen { from_ns: 0, until_ns: u64::MAX };
-        let frozen = WorkerReport { frozen: vec![always], ..spin() };
+        let always = crate::guest::workload::FrozenPeriod { from_ns: 0, until_ns: u64::MAX };
+        let frozen = WorkerReport { frozen_periods: vec![always], ..spin() };
         let still = WorkerReport { iterations: 0, ..frozen.clone() };
         assert_eq!(judge(Assert::DEFAULT, &[spin(), still.clone()]).outcome, Outcome::Pass);
-        let thawed = WorkerReport { frozen: vec![], ..still.clone() };
+        let thawed = WorkerReport { frozen_periods: vec![], ..still.clone() };
         assert_eq!(judge(Assert::DEFAULT, &[thawed]).outcome, Outcome::Fail);
         let verdict = judge(Assert::DEFAULT.max_gap_ms(1), &[frozen]);
         assert_eq!(verdict.outcome, Outcome::Inconclusive);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::checks::unmeasured;
 use super::workers::less_frozen;
 use super::{AssertDetail, AssertResult, DetailKind};
-use crate::guest::workload::{Gap, WorkerReport};
+use crate::guest::workload::{IterationGap, WorkerReport};
 
 /// The factor on the limit for a worker that has made an iteration, because the next one may take
 /// longer, by its type; and for one that the kernel may slow down as it takes memory.
@@ -19,12 +19,12 @@ const LATER: u32 = 5;
 /// Fails if the worker made no iteration in `stuck_after`, or for five times as long later on. Less than
 /// that is noted: it proves nothing, for nor against.
 pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertResult {
-    let limit = stuck_after.max(worker.may_wait);
+    let limit = stuck_after.max(worker.fair_wait_bound);
     let later = limit.saturating_mul(LATER);
     match worker.longest_gap.filter(|_| worker.iterations > 0) {
         Some(gap) => stalled(worker, gap, later),
         None if worker.iterations > 0 => AssertResult::pass(),
-        None => idle(worker, if worker.is_slowed { later } else { limit }),
+        None => idle(worker, if worker.is_memory_throttled { later } else { limit }),
     }
 }
 
@@ -47,7 +47,7 @@ fn idle(worker: &WorkerReport, limit: Duration) -> AssertResult {
 }
 
 /// Judges the longest time without an iteration of a worker that made some.
-fn stalled(worker: &WorkerReport, gap: Gap, limit: Duration) -> AssertResult {
+fn stalled(worker: &WorkerReport, gap: IterationGap, limit: Duration) -> AssertResult {
     let frozen = worker.frozen_within(gap.length, gap.at_ns);
     let had = gap.length.saturating_sub(frozen);
     if had >= limit {
@@ -105,7 +105,7 @@ mod tests {
     use super::super::Outcome::{self, Fail, Pass};
     use super::super::workers::tests::{ms, spin};
     use super::*;
-    use crate::guest::workload::Frozen;
+    use crate::guest::workload::FrozenPeriod;
 
     const LIMIT: Duration = Duration::from_secs(5);
 
@@ -133,14 +133,17 @@ mod tests {
 
     /// One that made iterations, but for this long.
     fn stalled(length: u64) -> WorkerReport {
-        let gap = Gap { length: ms(length), ..spin().longest_gap.unwrap() };
+        let gap = IterationGap { length: ms(length), ..spin().longest_gap.unwrap() };
         WorkerReport { longest_gap: Some(gap), cpu: ms(1000), active: ms(60_000), ..spin() }
     }
 
-    /// Frozen from the first until the second, in milliseconds before the end of its work.
+    /// FrozenPeriod from the first until the second, in milliseconds before the end of its work.
     fn frozen(worker: WorkerReport, from: u64, until: u64) -> WorkerReport {
         let at = |before| worker.active_until_ns - before * 1_000_000;
-        WorkerReport { frozen: vec![Frozen { from_ns: at(from), until_ns: at(until) }], ..worker }
+        WorkerReport {
+            frozen_periods: vec![FrozenPeriod { from_ns: at(from), until_ns: at(until) }],
+            ..worker
+        }
     }
 
     #[track_caller]
@@ -170,17 +173,17 @@ mod tests {
 
     #[test]
     fn the_limit_follows_what_the_worker_may_have_to_wait_for() {
-        let may_wait = |worker, wait| WorkerReport { may_wait: ms(wait), ..worker };
-        let slowed = |worker| WorkerReport { is_slowed: true, ..worker };
+        let fair_wait_bound = |worker, wait| WorkerReport { fair_wait_bound: ms(wait), ..worker };
+        let slowed = |worker| WorkerReport { is_memory_throttled: true, ..worker };
         for (worker, outcome, notes) in [
-            (may_wait(starved(6000), 4000), Fail, 0),
-            (may_wait(starved(13_999), 14_000), Pass, 1),
-            (may_wait(starved(14_000), 14_000), Fail, 0),
-            (may_wait(stalled(69_999), 14_000), Pass, 0),
-            (may_wait(stalled(70_000), 14_000), Fail, 0),
+            (fair_wait_bound(starved(6000), 4000), Fail, 0),
+            (fair_wait_bound(starved(13_999), 14_000), Pass, 1),
+            (fair_wait_bound(starved(14_000), 14_000), Fail, 0),
+            (fair_wait_bound(stalled(69_999), 14_000), Pass, 0),
+            (fair_wait_bound(stalled(70_000), 14_000), Fail, 0),
             (slowed(asleep(24_999)), Pass, 1),
             (slowed(asleep(25_000)), Fail, 0),
-            (WorkerReport { may_wait: Duration::MAX, ..starved(60_000) }, Pass, 1),
+            (WorkerReport { fair_wait_bound: Duration::MAX, ..starved(60_000) }, Pass, 1),
         ] {
             judged(&worker, outcome, notes);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::checks::{self, Limit, MEASURABLE_AFTER, hold, shown, unmeasured};
 use super::{AssertDetail, AssertResult, DetailKind};
-use crate::guest::workload::{Confinement, WorkerReport};
+use crate::guest::workload::{CpusetPeriod, WorkerReport};
 use crate::linux::cgroup::format_list;
 
 /// The fewest wake-ups of which one in a hundred is not simply the slowest.
@@ -46,21 +46,21 @@ pub(super) fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetai
 
 /// A worker that was seen nowhere is noted: it proves nothing, for nor against.
 pub(super) fn isolation(worker: &WorkerReport) -> AssertResult {
-    let confinements = &worker.confinements;
+    let cpuset_periods = &worker.cpuset_periods;
     let mut verdict = AssertResult::pass();
-    if worker.confinements_forgotten > 0 {
-        let (more, last) = (worker.confinements_forgotten, confinements.len());
+    if worker.cpuset_periods_dropped > 0 {
+        let (more, last) = (worker.cpuset_periods_dropped, cpuset_periods.len());
         verdict.note(format!("{worker} had {more} cpusets before its last {last}: not judged"));
     }
-    if confinements.iter().all(|confinement| confinement.cpus_used.is_empty()) {
+    if cpuset_periods.iter().all(|period| period.cpus_used.is_empty()) {
         verdict.note(format!("{worker} was seen on no CPU: nothing is known of its isolation"));
         return verdict;
     }
-    let outside = |confinement: &Confinement| {
-        let mut used = confinement.cpus_used.iter();
-        used.find(|cpu| !confinement.cpuset.contains(cpu)).copied()
+    let outside = |period: &CpusetPeriod| {
+        let mut used = period.cpus_used.iter();
+        used.find(|cpu| !period.cpuset.contains(cpu)).copied()
     };
-    let mut left = confinements.iter().filter_map(|one| Some((one, outside(one)?)));
+    let mut left = cpuset_periods.iter().filter_map(|one| Some((one, outside(one)?)));
     let Some((first, cpu)) = left.next() else { return verdict };
     let measured = format!("ran on CPUs {}", list(&first.cpus_used));
     let bound = format!("only on {}", list(&first.cpuset));
@@ -250,7 +250,7 @@ fn list(cpus: &[u32]) -> String {
 pub(super) mod tests {
     use super::super::Outcome::{self, Fail, Inconclusive, Pass};
     use super::*;
-    use crate::guest::workload::{Frozen, Gap, Histogram};
+    use crate::guest::workload::{FrozenPeriod, Histogram, IterationGap};
 
     /// A worker with nothing to complain about: 10 s on two CPUs, half of it on a CPU.
     pub(in crate::guest::assert) fn spin() -> WorkerReport {
@@ -265,7 +265,7 @@ pub(super) mod tests {
             cpu: Duration::from_secs(5),
             iterations: 1000,
             work_units: 10_000,
-            longest_gap: Some(Gap {
+            longest_gap: Some(IterationGap {
                 length: Duration::from_micros(63_210),
                 cpu: 1,
                 at_ns: 3_214_000_000,
@@ -298,17 +298,17 @@ pub(super) mod tests {
     }
 
     /// Until the given milliseconds before the end of `spin`.
-    fn frozen(from: u64, until: u64) -> Vec<Frozen> {
+    fn frozen(from: u64, until: u64) -> Vec<FrozenPeriod> {
         let at = |before| spin().until_ns - before * 1_000_000;
-        vec![Frozen { from_ns: at(from), until_ns: at(until) }]
+        vec![FrozenPeriod { from_ns: at(from), until_ns: at(until) }]
     }
 
     #[test]
     fn only_the_time_in_which_it_was_frozen_is_no_gap() {
         // A gap of three seconds, two seconds before the end.
         let at_ns = spin().until_ns - 2_000_000_000;
-        let longest_gap = Some(Gap { length: ms(3000), cpu: 1, at_ns });
-        let with = |frozen| WorkerReport { longest_gap, frozen, ..spin() };
+        let longest_gap = Some(IterationGap { length: ms(3000), cpu: 1, at_ns });
+        let with = |frozen_periods| WorkerReport { longest_gap, frozen_periods, ..spin() };
         let part = "max_gap_ms: 2500 ms, at most 1000 ms, CPU 1, at 10.000 s: \
                     500.0ms more, in which it was frozen, do not count";
         let untold = "max_gap_ms: it was frozen in its longest time without a turn";
@@ -329,17 +329,17 @@ pub(super) mod tests {
 
     #[test]
     fn the_isolated_stay_in_their_cpuset() {
-        let on = |confinements: &[(&[u32], &[u32])]| {
-            let of = |(cpuset, used): &(&[u32], &[u32])| Confinement {
+        let on = |cpuset_periods: &[(&[u32], &[u32])]| {
+            let of = |(cpuset, used): &(&[u32], &[u32])| CpusetPeriod {
                 cpuset: cpuset.to_vec(),
                 cpus_used: used.to_vec(),
             };
-            WorkerReport { confinements: confinements.iter().map(of).collect(), ..spin() }
+            WorkerReport { cpuset_periods: cpuset_periods.iter().map(of).collect(), ..spin() }
         };
         let text = "isolation: ran on CPUs 0-2,5, only on 0-1, CPU 2";
         let both = "isolation: ran on CPUs 1, only on 0, CPU 1: \
                     and outside of 1 more of its cpusets";
-        let many = WorkerReport { confinements_forgotten: 3, ..on(&[(&[0], &[0])]) };
+        let many = WorkerReport { cpuset_periods_dropped: 3, ..on(&[(&[0], &[0])]) };
         let (zero, one, none): (&[u32], &[u32], &[u32]) = (&[0], &[1], &[]);
         for (worker, outcome, notes, text) in [
             (on(&[(&[0, 1], &[1])]), Pass, 0, ""),

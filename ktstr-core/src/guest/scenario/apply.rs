@@ -114,7 +114,7 @@ impl Scenario<'_> {
             let workers = self.layers.iter_mut().flat_map(|layer| &mut layer.workers);
             workers
                 .filter(|placed| placed.is_in(cgroup))
-                .for_each(|placed| placed.is_slowed = true);
+                .for_each(|placed| placed.is_memory_throttled = true);
         }
         Ok(())
     }
@@ -161,7 +161,7 @@ impl Scenario<'_> {
         }
         let moves_itself = work.work_type.moves_itself();
         let oom_kill_expected = self.expects_oom_kill(cgroup);
-        let is_slowed = self.slows(cgroup);
+        let is_memory_throttled = self.slows(cgroup);
         let frozen_since_ns = self.is_frozen(cgroup).then_some(from_ns);
         let spawn = self.spawns;
         self.spawns += 1;
@@ -171,13 +171,13 @@ impl Scenario<'_> {
             spawn,
             moves_itself,
             oom_kill_expected,
-            is_slowed,
+            is_memory_throttled,
             is_pinned: false,
-            may_wait: Duration::ZERO,
-            frozen: Vec::new(),
+            fair_wait_bound: Duration::ZERO,
+            frozen_periods: Vec::new(),
             frozen_since_ns,
         });
-        let cpuset = self.confinement(cgroup);
+        let cpuset = self.period(cgroup);
         let layer = self.layer_mut();
         let first = layer.workers.len();
         layer.workers.extend(placed);
@@ -211,7 +211,7 @@ impl Scenario<'_> {
         let from_ns = since_boot_ns();
         let is_frozen = self.is_frozen(to);
         let oom_kill_expected = self.expects_oom_kill(to);
-        let is_slowed = self.slows(to);
+        let is_memory_throttled = self.slows(to);
         self.reconfine(
             |placed| placed.cgroup == from,
             |scenario| {
@@ -220,7 +220,7 @@ impl Scenario<'_> {
                 for placed in workers.filter(|placed| placed.cgroup == from) {
                     placed.cgroup = to.to_owned();
                     placed.oom_kill_expected = oom_kill_expected;
-                    placed.is_slowed |= is_slowed;
+                    placed.is_memory_throttled |= is_memory_throttled;
                     placed.note_frozen(is_frozen, from_ns);
                 }
                 scenario.note_waits();

@@ -68,7 +68,7 @@ impl Scenario<'_> {
         }
         let changed = change(self)?;
         for (layer, index) in concerned {
-            let cpuset = self.confinement(&self.layers[layer].workers[index].cgroup);
+            let cpuset = self.period(&self.layers[layer].workers[index].cgroup);
             self.layers[layer].workers[index].confine(cpuset.as_ref());
         }
         Ok(changed)
@@ -76,7 +76,7 @@ impl Scenario<'_> {
 
     /// The CPUs on which the tasks of a group have to be; `None` if it has no cpuset, or if that is
     /// not known.
-    pub(super) fn confinement(&self, cgroup: &str) -> Option<BTreeSet<u32>> {
+    pub(super) fn period(&self, cgroup: &str) -> Option<BTreeSet<u32>> {
         let has_fallen_back =
             self.made().any(|made| made.has_fallen_back && is_in(cgroup, &made.name));
         self.cpuset_asked(cgroup).filter(|_| !has_fallen_back)

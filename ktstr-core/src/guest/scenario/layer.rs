@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::knob::CgroupKnob;
 use crate::guest::assert::{CgroupAsked, CpuQuota, is_in};
 use crate::guest::payload::Running;
-use crate::guest::workload::{Frozen, Worker, WorkerReport};
+use crate::guest::workload::{FrozenPeriod, Worker, WorkerReport};
 use crate::linux::cgroup::CgroupOps;
 use crate::linux::sys::since_boot_ns;
 
@@ -34,13 +34,13 @@ pub(super) struct PlacedWorker {
     pub(super) moves_itself: bool,
     pub(super) oom_kill_expected: bool,
     /// It is, or was, where the kernel slows down who takes memory.
-    pub(super) is_slowed: bool,
+    pub(super) is_memory_throttled: bool,
     /// By an operation.
     pub(super) is_pinned: bool,
     /// How long a fair scheduler may have kept it waiting, at most.
-    pub(super) may_wait: Duration,
+    pub(super) fair_wait_bound: Duration,
     /// When it was frozen and thawed again.
-    pub(super) frozen: Vec<Frozen>,
+    pub(super) frozen_periods: Vec<FrozenPeriod>,
     pub(super) frozen_since_ns: Option<u64>,
 }
 
@@ -62,19 +62,19 @@ impl PlacedWorker {
         if is_frozen {
             self.frozen_since_ns.get_or_insert(from_ns);
         } else if let Some(from_ns) = self.frozen_since_ns.take() {
-            self.frozen.push(Frozen { from_ns, until_ns: since_boot_ns() });
+            self.frozen_periods.push(FrozenPeriod { from_ns, until_ns: since_boot_ns() });
         }
     }
 
     pub(super) fn report(&self) -> WorkerReport {
         let until_ns = since_boot_ns();
-        let open = self.frozen_since_ns.map(|from_ns| Frozen { from_ns, until_ns });
+        let open = self.frozen_since_ns.map(|from_ns| FrozenPeriod { from_ns, until_ns });
         WorkerReport {
             spawn: self.spawn,
             oom_kill_expected: self.oom_kill_expected,
-            is_slowed: self.is_slowed,
-            may_wait: self.may_wait,
-            frozen: self.frozen.iter().copied().chain(open).collect(),
+            is_memory_throttled: self.is_memory_throttled,
+            fair_wait_bound: self.fair_wait_bound,
+            frozen_periods: self.frozen_periods.iter().copied().chain(open).collect(),
             ..self.worker.report(&self.cgroup)
         }
     }

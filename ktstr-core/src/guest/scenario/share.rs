@@ -59,7 +59,7 @@ impl Scenario<'_> {
         let waits = waits(&competitors, &knobs.collect());
         let workers = self.layers.iter_mut().flat_map(|layer| &mut layer.workers);
         for (placed, wait) in workers.zip(waits) {
-            placed.may_wait = placed.may_wait.max(wait);
+            placed.fair_wait_bound = placed.fair_wait_bound.max(wait);
         }
     }
 }

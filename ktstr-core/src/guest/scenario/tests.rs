@@ -301,7 +301,7 @@ fn a_memory_high_slows_down_who_is_below_it() {
     let high = |bytes| Op::set_knob("a", CgroupKnob::MemoryHigh(bytes));
     let elsewhere = || [Op::add_cgroup("c"), Op::set_knob("c", CgroupKnob::MemoryHigh(Some(1)))];
     let move_to_c = || elsewhere().into_iter().chain([Op::move_all_tasks("a/b", "c")]).collect();
-    for (before, after, is_slowed) in [
+    for (before, after, is_memory_throttled) in [
         (vec![], vec![], false),
         (vec![high(Some(1))], vec![], true),
         (vec![high(Some(1)), high(None)], vec![], false),
@@ -315,12 +315,12 @@ fn a_memory_high_slows_down_who_is_below_it() {
         let [report] = &reports_of(Backdrop::new(), vec![Step::new(ops, NOW)])[..] else {
             panic!("{told}")
         };
-        assert_eq!(report.is_slowed, is_slowed, "{told}");
+        assert_eq!(report.is_memory_throttled, is_memory_throttled, "{told}");
     }
 }
 
 fn cpusets(report: &crate::guest::workload::WorkerReport) -> Vec<&[u32]> {
-    report.confinements.iter().map(|confinement| &*confinement.cpuset).collect()
+    report.cpuset_periods.iter().map(|period| &*period.cpuset).collect()
 }
 
 #[test]
@@ -428,9 +428,9 @@ fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
         let before_ns = crate::linux::sys::since_boot_ns();
         let reports = reports_of(backdrop, vec![Step::new(ops, NOW)]);
         let [report] = &reports[..] else { panic!("{why}: {reports:?}") };
-        assert_eq!(report.frozen.len(), times, "{why}: {report:?}");
+        assert_eq!(report.frozen_periods.len(), times, "{why}: {report:?}");
         let mut last_ns = before_ns;
-        for frozen in &report.frozen {
+        for frozen in &report.frozen_periods {
             assert!(last_ns <= frozen.from_ns && frozen.from_ns <= frozen.until_ns, "{report:?}");
             last_ns = frozen.until_ns;
         }

@@ -41,7 +41,7 @@ impl WorkerCtx {
     }
 
     /// Spins for a burst, with PAUSE and without a system call: 5 to 50 µs, within these limits a
-    /// hundred times as long as a [`turn`](Self::turn) takes.
+    /// hundred times as long as a [`record_iteration`](Self::record_iteration) takes.
     pub fn spin(&self) {
         self.bursts.spin();
     }
@@ -58,13 +58,13 @@ impl WorkerCtx {
 
     /// Counts an iteration of the work loop, in which `units` of work were done: reads the time and
     /// the CPU, without a system call where the vDSO has both.
-    pub fn turn(&self, units: u64) {
+    pub fn record_iteration(&self, units: u64) {
         self.telemetry().sample(units);
     }
 
     /// Counts a wake-up that could have happened at `due_ns`, in nanoseconds since boot, and happened
     /// now.
-    pub fn woke(&self, due_ns: u64) {
+    pub fn record_wakeup(&self, due_ns: u64) {
         self.telemetry().wake_latency.record(since_boot_ns().saturating_sub(due_ns));
     }
 
@@ -76,7 +76,7 @@ impl WorkerCtx {
     /// Sleeps until so many nanoseconds after boot, and counts how much later it goes on.
     pub fn sleep_until(&self, due_ns: u64) {
         self.pause_until(due_ns);
-        self.woke(due_ns);
+        self.record_wakeup(due_ns);
     }
 
     /// Sleeps without counting when it wakes.
@@ -90,8 +90,8 @@ impl WorkerCtx {
 
     /// False when the phase of a sequence is over, by the time of the last turn. Otherwise always
     /// true: a worker is stopped from outside.
-    pub fn goes_on(&self) -> bool {
-        self.telemetry().last_turn_ns() < self.until_ns.get()
+    pub fn should_continue(&self) -> bool {
+        self.telemetry().last_iteration_ns() < self.until_ns.get()
     }
 
     pub(super) fn end_at(&self, until_ns: u64) {

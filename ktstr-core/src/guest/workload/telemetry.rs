@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use super::Gap;
 use super::histogram::SharedHistogram;
 use crate::linux::sys::since_boot_ns;
+use crate::model::worker::IterationGap;
 
 /// CPUs beyond are not told apart by `cpus_used`.
 const MAX_CPUS: usize = 1024;
@@ -19,8 +19,8 @@ pub(super) const MAX_EPOCHS: usize = 64;
 pub(super) struct Telemetry {
     iterations: AtomicU64,
     work_units: AtomicU64,
-    first_turn_ns: AtomicU64,
-    last_turn_ns: AtomicU64,
+    first_iteration_ns: AtomicU64,
+    last_iteration_ns: AtomicU64,
     last_cpu: AtomicU32,
     migrations: AtomicU64,
     cpus_used: CpuBits,
@@ -84,8 +84,8 @@ impl Default for Telemetry {
         Self {
             iterations: AtomicU64::new(0),
             work_units: AtomicU64::new(0),
-            first_turn_ns: AtomicU64::new(0),
-            last_turn_ns: AtomicU64::new(0),
+            first_iteration_ns: AtomicU64::new(0),
+            last_iteration_ns: AtomicU64::new(0),
             last_cpu: AtomicU32::new(NO_CPU),
             migrations: AtomicU64::new(0),
             cpus_used: CpuBits::default(),
@@ -105,17 +105,17 @@ impl Telemetry {
         let epoch = self.epoch();
         let cpu = rustix::thread::sched_getcpu() as u32;
         self.note_place(epoch, cpu);
-        self.turn(since_boot_ns(), cpu, units);
+        self.record_iteration(since_boot_ns(), cpu, units);
     }
 
     /// Counts a turn of the work loop that ended now on this CPU, with so many units of work.
-    pub(super) fn turn(&self, now_ns: u64, cpu: u32, units: u64) {
+    pub(super) fn record_iteration(&self, now_ns: u64, cpu: u32, units: u64) {
         add(&self.work_units, units);
         add(&self.iterations, 1);
-        let last_ns = self.last_turn_ns.load(Ordering::Relaxed);
-        self.last_turn_ns.store(now_ns, Ordering::Relaxed);
+        let last_ns = self.last_iteration_ns.load(Ordering::Relaxed);
+        self.last_iteration_ns.store(now_ns, Ordering::Relaxed);
         match last_ns {
-            0 => self.first_turn_ns.store(now_ns, Ordering::Relaxed),
+            0 => self.first_iteration_ns.store(now_ns, Ordering::Relaxed),
             _ => self.note_gap(now_ns.saturating_sub(last_ns), cpu, now_ns),
         }
         let last_cpu = self.last_cpu.load(Ordering::Relaxed);
@@ -218,35 +218,39 @@ impl Telemetry {
     }
 
     /// When the last turn ended; 0 before the first.
-    pub(super) fn last_turn_ns(&self) -> u64 {
-        self.last_turn_ns.load(Ordering::Relaxed)
+    pub(super) fn last_iteration_ns(&self) -> u64 {
+        self.last_iteration_ns.load(Ordering::Relaxed)
     }
 
     /// The longest time between two turns, or before the first, or after the last; `None` without a
     /// turn.
-    pub(super) fn longest_gap_within(&self, released_ns: u64, until_ns: u64) -> Option<Gap> {
-        let last_ns = self.last_turn_ns();
+    pub(super) fn longest_gap_within(
+        &self,
+        released_ns: u64,
+        until_ns: u64,
+    ) -> Option<IterationGap> {
+        let last_ns = self.last_iteration_ns();
         if last_ns == 0 {
             return None;
         }
-        let of = |from_ns: u64, to_ns: u64| Gap {
+        let of = |from_ns: u64, to_ns: u64| IterationGap {
             length: Duration::from_nanos(to_ns.saturating_sub(from_ns)),
             cpu: self.last_cpu.load(Ordering::Relaxed),
             at_ns: to_ns,
         };
-        let first = of(released_ns, self.first_turn_ns.load(Ordering::Relaxed));
+        let first = of(released_ns, self.first_iteration_ns.load(Ordering::Relaxed));
         let open = of(last_ns, until_ns);
         self.longest_gap().into_iter().chain([first, open]).max_by_key(|gap| gap.length)
     }
 
-    fn longest_gap(&self) -> Option<Gap> {
+    fn longest_gap(&self) -> Option<IterationGap> {
         loop {
             let valid = self.longest_gap.load(Ordering::Acquire);
             if valid == 0 {
                 return None;
             }
             let gap = self.gap(valid);
-            let read = Gap {
+            let read = IterationGap {
                 length: Duration::from_nanos(gap.length_ns.load(Ordering::Acquire)),
                 cpu: gap.cpu.load(Ordering::Acquire),
                 at_ns: gap.at_ns.load(Ordering::Acquire),
@@ -291,20 +295,20 @@ mod tests {
         let telemetry = Telemetry::default();
         assert_eq!((telemetry.longest_gap(), telemetry.cpus_used()), (None, vec![]));
         for (now, cpu, units) in [(100, 3, 1), (150, 3, 2), (400, 70, 0), (500, 3, 7)] {
-            telemetry.turn(now, cpu, units);
+            telemetry.record_iteration(now, cpu, units);
         }
         assert_eq!((telemetry.iterations(), telemetry.work_units()), (4, 10));
         assert_eq!((telemetry.migrations(), telemetry.cpus_used()), (2, vec![3, 70]));
-        let gap = Gap { length: Duration::from_nanos(250), cpu: 70, at_ns: 400 };
+        let gap = IterationGap { length: Duration::from_nanos(250), cpu: 70, at_ns: 400 };
         assert_eq!(telemetry.longest_gap(), Some(gap));
-        assert_eq!(telemetry.last_turn_ns(), 500);
+        assert_eq!(telemetry.last_iteration_ns(), 500);
     }
 
     #[test]
     fn a_cpu_too_many_is_no_harm() {
         let telemetry = Telemetry::default();
-        telemetry.turn(1, MAX_CPUS as u32, 1);
-        telemetry.turn(2, 0, 1);
+        telemetry.record_iteration(1, MAX_CPUS as u32, 1);
+        telemetry.record_iteration(2, 0, 1);
         assert_eq!((telemetry.cpus_used(), telemetry.migrations()), (vec![0], 1));
     }
 

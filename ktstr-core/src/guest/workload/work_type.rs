@@ -107,7 +107,7 @@ pub enum WorkType {
     /// alone.
     Sequence(Vec<(Self, Duration)>),
     /// Whatever the function does. The worker ends when it returns, and that counts as dying early.
-    /// It should call [`WorkerCtx::turn`] at least every now and then: one that makes none for 10 s
+    /// It should call [`WorkerCtx::record_iteration`] at least every now and then: one that makes none for 10 s
     /// is stuck, unless the test has switched `not_stuck` off.
     ///
     /// It runs in a fork. In a `host_only` test, whose process has other threads, it must not wait for
@@ -203,7 +203,7 @@ impl WorkType {
 
     /// True if workers of the type, whatever their role, count their wake-ups; what a function
     /// does, nobody knows.
-    pub(super) fn measures_wakes(&self) -> bool {
+    pub(super) fn measures_wakeups(&self) -> bool {
         match self {
             Self::Mixed
             | Self::Bursty
@@ -217,7 +217,7 @@ impl WorkType {
             | Self::PriorityInversion
             | Self::ProducerConsumer
             | Self::EpollStorm => true,
-            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.measures_wakes()),
+            Self::Sequence(phases) => phases.iter().any(|(work, _)| work.measures_wakeups()),
             _ => false,
         }
     }

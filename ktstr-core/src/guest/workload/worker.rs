@@ -20,7 +20,7 @@ use super::resources::Resources;
 use super::schedstat::Schedstat;
 use super::sync::Desk;
 use super::telemetry::{MAX_EPOCHS, Telemetry};
-use super::{Confinement, SchedPolicy, WorkSpec, WorkerCtx, WorkerEnd, WorkerReport, types};
+use super::{CpusetPeriod, SchedPolicy, WorkSpec, WorkerCtx, WorkerEnd, WorkerReport, types};
 use crate::linux::sys::{self, Shared, since_boot_ns};
 
 /// What a worker shares with its parent and its group.
@@ -86,7 +86,7 @@ pub(crate) struct Worker {
     index: usize,
     role: u32,
     is_fair_and_free: bool,
-    sleeps: bool,
+    measures_wakeups: bool,
     needs_others: bool,
     weights: Option<RangeInclusive<u32>>,
     treatment: Treatment,
@@ -165,7 +165,7 @@ impl Worker {
                 && treatment.policy.is_fair()
                 && !spec.work_type.places_itself()
                 && !spec.work_type.ranks_itself(),
-            sleeps: spec.work_type.measures_wakes(),
+            measures_wakeups: spec.work_type.measures_wakeups(),
             needs_others: spec.work_type.needs_others(),
             weights: treatment.policy.weight(treatment.nice).map(|weight| {
                 spec.work_type.least_weight().map_or(weight, |least| least.min(weight))..=weight
@@ -263,8 +263,8 @@ impl Worker {
         }
     }
 
-    fn confinements(&self) -> Vec<Confinement> {
-        let of = |(epoch, cpuset): &(u32, Vec<u32>)| Confinement {
+    fn cpuset_periods(&self) -> Vec<CpusetPeriod> {
+        let of = |(epoch, cpuset): &(u32, Vec<u32>)| CpusetPeriod {
             cpuset: cpuset.clone(),
             cpus_used: self.page().telemetry.cpus_used_in(*epoch),
         };
@@ -298,7 +298,7 @@ impl Worker {
         let now_ns = since_boot_ns();
         let released_ns = self.released.map_or(now_ns, |released| released.at_ns);
         let until_ns = match (&self.stopped, &ended) {
-            (_, Some(_)) => telemetry.last_turn_ns().max(released_ns),
+            (_, Some(_)) => telemetry.last_iteration_ns().max(released_ns),
             (Some(stopped), None) => stopped.at_ns,
             (None, None) => now_ns,
         };
@@ -312,10 +312,10 @@ impl Worker {
             comm: self.comm().to_owned(),
             cgroup: cgroup.to_owned(),
             role: self.role,
-            sleeps: self.sleeps,
+            measures_wakeups: self.measures_wakeups,
             needs_others: self.needs_others,
-            confinements: self.confinements(),
-            confinements_forgotten: self.cpusets_forgotten,
+            cpuset_periods: self.cpuset_periods(),
+            cpuset_periods_dropped: self.cpusets_forgotten,
             allowed_cpus: self.allowed_cpus(),
             ended,
             active: Duration::from_nanos(active_ns),

@@ -92,7 +92,7 @@ fn iterate(ctx: &WorkerCtx, burst: fn(&WorkerCtx)) {
     let iteration = || {
         let began = Instant::now();
         burst(ctx);
-        ctx.turn(1);
+        ctx.record_iteration(1);
         began.elapsed().as_secs_f64() * 1e6
     };
     let mut lengths: Vec<_> = (0..ITERATIONS).map(|_| iteration()).collect();
@@ -102,7 +102,7 @@ fn iterate(ctx: &WorkerCtx, burst: fn(&WorkerCtx)) {
         Ok(())
     });
     told.expect("a file in memory takes it");
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         iteration();
     }
 }

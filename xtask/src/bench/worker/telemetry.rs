@@ -76,7 +76,7 @@ fn work(ctx: &WorkerCtx) {
         let [without, measured, ratio] = compare(ctx, unit);
         text += &format!("{without} {measured} {ratio} ");
     }
-    let mut alone: Vec<_> = (0..ROUNDS).map(|_| time(|| ctx.turn(1)) * 1e9).collect();
+    let mut alone: Vec<_> = (0..ROUNDS).map(|_| time(|| ctx.record_iteration(1)) * 1e9).collect();
     text += &median(&mut alone).to_string();
     let told = FOUND.get().context("it was set before the fork").and_then(|mut found| {
         found.write_all(text.as_bytes())?;
@@ -92,9 +92,9 @@ fn compare(ctx: &WorkerCtx, unit: Unit) -> [f64; 3] {
     let without = || time(|| unit(ctx));
     let measured = || {
         time(|| {
-            if ctx.goes_on() {
+            if ctx.should_continue() {
                 unit(ctx);
-                ctx.turn(1);
+                ctx.record_iteration(1);
             }
         })
     };

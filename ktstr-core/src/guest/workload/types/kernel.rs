@@ -16,8 +16,8 @@ pub(super) fn io_sync_write(ctx: &WorkerCtx) -> io::Result<()> {
     for block in (0..BLOCKS).cycle() {
         file.write_all_at(&BLOCK, block * BLOCK.len() as u64)?;
         file.sync_data()?;
-        ctx.turn(1);
-        if !ctx.goes_on() {
+        ctx.record_iteration(1);
+        if !ctx.should_continue() {
             break;
         }
     }
@@ -34,9 +34,9 @@ fn nameless_file() -> io::Result<File> {
 }
 
 pub(super) fn fork_exit(ctx: &WorkerCtx) -> io::Result<()> {
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         sys::fork_and_reap()?;
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
     Ok(())
 }
@@ -48,8 +48,8 @@ pub(super) fn cgroup_attach_storm(ctx: &WorkerCtx, groups: &[PathBuf; 2]) -> io:
         // The writer itself.
         procs.write_all(b"0")?;
         ctx.compute();
-        ctx.turn(1);
-        if !ctx.goes_on() {
+        ctx.record_iteration(1);
+        if !ctx.should_continue() {
             break;
         }
     }

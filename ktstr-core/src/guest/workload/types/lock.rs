@@ -8,13 +8,13 @@ use crate::linux::sys::since_boot_ns;
 
 pub(super) fn mutex_contention(ctx: &WorkerCtx) -> io::Result<()> {
     let lock = &ctx.page(0).desk.lock;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         if let Some(due_ns) = lock.lock()? {
-            ctx.woke(due_ns);
+            ctx.record_wakeup(due_ns);
         }
         ctx.compute();
         // While it is held, so that units are in the order of the holders.
-        ctx.turn(1);
+        ctx.record_iteration(1);
         lock.unlock()?;
         ctx.compute();
     }
@@ -41,10 +41,10 @@ const HOLD: Duration = Duration::from_millis(2);
 fn hold_for_long(ctx: &WorkerCtx) -> io::Result<()> {
     let lock = &ctx.page(0).desk.lock;
     let bursts = HOLD.div_duration_f64(ctx.burst()).ceil() as u32;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         lock.lock()?;
         (0..bursts).for_each(|_| ctx.compute());
-        ctx.turn(1);
+        ctx.record_iteration(1);
         lock.unlock()?;
     }
     Ok(())
@@ -53,12 +53,12 @@ fn hold_for_long(ctx: &WorkerCtx) -> io::Result<()> {
 /// The one that is important. Its wake latency is the time from when it wants the lock.
 fn need_now(ctx: &WorkerCtx) -> io::Result<()> {
     let lock = &ctx.page(0).desk.lock;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         let wanted_ns = since_boot_ns();
         lock.lock()?;
-        ctx.woke(wanted_ns);
+        ctx.record_wakeup(wanted_ns);
         ctx.compute();
-        ctx.turn(1);
+        ctx.record_iteration(1);
         lock.unlock()?;
         // Time for the other one to take it.
         let pause = Duration::from_millis(1).as_nanos() as u64;

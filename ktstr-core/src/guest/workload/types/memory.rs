@@ -20,21 +20,21 @@ pub(super) fn cache_pressure(ctx: &WorkerCtx) {
     // by 0.2 s of CPU time in an unoptimized build on an emulated CPU.
     let mut words = vec![0_u64; LINES * WORDS_PER_LINE];
     let mut random = SplitMix(ctx.own().pid.load(std::sync::atomic::Ordering::Relaxed) as u64);
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         for _ in 0..LINES_PER_ITERATION {
             words[random.next() as usize % LINES * WORDS_PER_LINE] += 1;
         }
         black_box(&words);
-        ctx.turn(LINES_PER_ITERATION);
+        ctx.record_iteration(LINES_PER_ITERATION);
     }
 }
 
 pub(super) fn page_fault_churn(ctx: &WorkerCtx) -> io::Result<()> {
     let region = Region::new(PAGES)?;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         region.touch();
         region.discard()?;
-        ctx.turn(PAGES as u64);
+        ctx.record_iteration(PAGES as u64);
     }
     Ok(())
 }
@@ -59,8 +59,8 @@ pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
                 ctx.telemetry().note_pages(node, 1);
             }
         }
-        ctx.turn(PAGES as u64);
-        if !ctx.goes_on() {
+        ctx.record_iteration(PAGES as u64);
+        if !ctx.should_continue() {
             break;
         }
     }

@@ -21,12 +21,12 @@ pub(super) fn pipe_io(ctx: &WorkerCtx) -> io::Result<()> {
     if ctx.index() == 0 {
         rustix::io::write(to, &message)?;
     }
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         let mut received = 0;
         while received < MESSAGE {
             received += rustix::io::read(from, &mut message[received..])?;
         }
-        ctx.turn(MESSAGE as u64);
+        ctx.record_iteration(MESSAGE as u64);
         rustix::io::write(to, &message)?;
     }
     Ok(())
@@ -36,7 +36,7 @@ pub(super) fn producer_consumer(ctx: &WorkerCtx) -> io::Result<()> {
     const BURST: u64 = 2 * Queue::CAPACITY as u64;
     let queue = &ctx.page(0).desk.queue;
     let mut item = 0;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         let slept = if ctx.index() == 0 {
             if item % BURST == 0 {
                 (0..2 * BURST).for_each(|_| ctx.compute());
@@ -52,9 +52,9 @@ pub(super) fn producer_consumer(ctx: &WorkerCtx) -> io::Result<()> {
         };
         item += 1;
         if let Some(due_ns) = slept {
-            ctx.woke(due_ns);
+            ctx.record_wakeup(due_ns);
         }
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
     Ok(())
 }
@@ -66,10 +66,10 @@ pub(super) fn epoll_storm(ctx: &WorkerCtx) -> io::Result<()> {
     }
     for event in events.iter().cycle() {
         ctx.spin();
-        ctx.turn(1);
+        ctx.record_iteration(1);
         ctx.own().desk.inbox.note();
         rustix::io::write(event, &1_u64.to_ne_bytes())?;
-        if !ctx.goes_on() {
+        if !ctx.should_continue() {
             break;
         }
     }
@@ -96,11 +96,11 @@ fn epoll_listen(ctx: &WorkerCtx, events: &[OwnedFd]) -> io::Result<()> {
     for (index, event) in events.iter().enumerate() {
         epoll::add(&epoll, event, epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
     }
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         let mut ready = wait_ready(&epoll, Some(&AT_ONCE))?;
         if ready.is_empty() {
             ready = wait_ready(&epoll, None)?;
-            ctx.woke(ctx.page(0).desk.inbox.noted_ns());
+            ctx.record_wakeup(ctx.page(0).desk.inbox.noted_ns());
         }
         let mut got = 0;
         for event in ready {
@@ -112,7 +112,7 @@ fn epoll_listen(ctx: &WorkerCtx, events: &[OwnedFd]) -> io::Result<()> {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        ctx.turn(got);
+        ctx.record_iteration(got);
     }
     Ok(())
 }

@@ -102,7 +102,7 @@ mod tests {
             (WorkType::Sequence(vec![(WorkType::Bursty, Duration::from_secs(1))]), 1),
         ] {
             let running = Running::of(work, workers);
-            assert!(running.reports().iter().all(|report| report.sleeps));
+            assert!(running.reports().iter().all(|report| report.measures_wakeups));
             let wakes = |running: &Running| {
                 running.reports().iter().map(|report| report.wake_latency_ns.count()).sum::<u64>()
             };
@@ -118,7 +118,7 @@ mod tests {
             let running = Running::of(work, workers);
             running.wait_for_units(10);
             for report in running.reports() {
-                assert_eq!((report.sleeps, report.wake_latency_ns.count()), (false, 0));
+                assert_eq!((report.measures_wakeups, report.wake_latency_ns.count()), (false, 0));
             }
         }
     }
@@ -127,7 +127,7 @@ mod tests {
     fn a_custom_function_is_run_and_ends_its_worker() {
         let count_to_three = |ctx: &WorkerCtx| {
             assert_eq!((ctx.index(), ctx.group_size()), (0, 1));
-            (0..3).for_each(|_| ctx.turn(5));
+            (0..3).for_each(|_| ctx.record_iteration(5));
         };
         let running = Running::of(WorkType::Custom(count_to_three), 1);
         wait_for_end(&running.0[0]);

@@ -22,8 +22,8 @@ pub(super) fn affinity_churn(ctx: &WorkerCtx) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         };
         ctx.compute();
-        ctx.turn(units);
-        if !ctx.goes_on() {
+        ctx.record_iteration(units);
+        if !ctx.should_continue() {
             break;
         }
     }
@@ -34,8 +34,8 @@ pub(super) fn nice_sweep(ctx: &WorkerCtx) -> io::Result<()> {
     for nice in (0..=19).cycle() {
         setpriority_process(None, nice)?;
         ctx.compute();
-        ctx.turn(1);
-        if !ctx.goes_on() {
+        ctx.record_iteration(1);
+        if !ctx.should_continue() {
             break;
         }
     }
@@ -52,8 +52,8 @@ pub(super) fn policy_churn(ctx: &WorkerCtx) -> io::Result<()> {
     for policy in policies.iter().cycle() {
         policy.set(None, 0)?;
         ctx.compute();
-        ctx.turn(1);
-        if !ctx.goes_on() {
+        ctx.record_iteration(1);
+        if !ctx.should_continue() {
             break;
         }
     }

@@ -17,10 +17,10 @@ fn send(ctx: &WorkerCtx) -> io::Result<()> {
     ctx.partner().desk.inbox.wait_for(1)?;
     let pid = Pid::from_raw(ctx.partner().pid.load(Ordering::Relaxed));
     let partner = pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())?;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         ctx.compute();
         pidfd_send_signal(&partner, Signal::USR1)?;
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
     Ok(())
 }
@@ -29,10 +29,10 @@ fn receive(ctx: &WorkerCtx) -> io::Result<()> {
     sys::count_signals()?;
     ctx.own().desk.inbox.post()?;
     let mut before = 0;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         ctx.compute();
         let handled = sys::signals_counted();
-        ctx.turn(handled - before);
+        ctx.record_iteration(handled - before);
         before = handled;
     }
     Ok(())

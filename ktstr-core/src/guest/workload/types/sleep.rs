@@ -10,36 +10,36 @@ use crate::linux::sys::since_boot_ns;
 const MILLISECOND_NS: u64 = 1_000_000;
 
 pub(super) fn mixed(ctx: &WorkerCtx) {
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         for _ in 0..8 {
             ctx.compute();
-            ctx.turn(0);
+            ctx.record_iteration(0);
         }
         rustix::thread::sched_yield();
         ctx.sleep(Duration::from_micros(100));
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
 pub(super) fn bursty(ctx: &WorkerCtx) {
     const BURST_NS: u64 = 2 * MILLISECOND_NS;
     const PAUSE: Duration = Duration::from_millis(3);
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         let begin_ns = since_boot_ns();
-        while ctx.telemetry().last_turn_ns() < begin_ns + BURST_NS {
+        while ctx.telemetry().last_iteration_ns() < begin_ns + BURST_NS {
             ctx.compute();
-            ctx.turn(0);
+            ctx.record_iteration(0);
         }
         ctx.sleep(PAUSE);
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
 pub(super) fn idle_churn(ctx: &WorkerCtx) {
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         ctx.spin();
         ctx.sleep(Duration::from_micros(50));
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
@@ -47,12 +47,12 @@ pub(super) fn timer_latency(ctx: &WorkerCtx) -> io::Result<()> {
     // Timers of fair tasks may be late by 50 µs without it, for the sake of others.
     rustix::thread::set_current_timer_slack(NonZero::new(1))?;
     let mut due_ns = since_boot_ns();
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         // Those that were missed are not made up for; the next one is on the dot.
         let late_ns = since_boot_ns().saturating_sub(due_ns);
         due_ns += (late_ns / MILLISECOND_NS + 1) * MILLISECOND_NS;
         ctx.sleep_until(due_ns);
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
     // To what the process began with.
     Ok(rustix::thread::set_current_timer_slack(None)?)

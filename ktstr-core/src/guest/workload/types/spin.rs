@@ -3,24 +3,24 @@
 use crate::guest::workload::WorkerCtx;
 
 pub(super) fn spin_wait(ctx: &WorkerCtx) {
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         ctx.spin();
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
 pub(super) fn yield_heavy(ctx: &WorkerCtx) {
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         ctx.spin();
         rustix::thread::sched_yield();
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 
 pub(super) fn alu_hot(ctx: &WorkerCtx) {
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         ctx.compute();
-        ctx.turn(1);
+        ctx.record_iteration(1);
     }
 }
 

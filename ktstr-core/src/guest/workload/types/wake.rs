@@ -19,14 +19,14 @@ fn pass_on(ctx: &WorkerCtx, next: usize) -> io::Result<()> {
     if ctx.index() == 0 {
         ctx.page(next).desk.inbox.post()?;
     }
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         turn += 1;
         if let Some(due_ns) = ctx.own().desk.inbox.wait_for(turn)? {
-            ctx.woke(due_ns);
+            ctx.record_wakeup(due_ns);
         }
         ctx.spin();
         // Counted first, so that no one is ever ahead of the one before it.
-        ctx.turn(1);
+        ctx.record_iteration(1);
         ctx.page(next).desk.inbox.post()?;
     }
     Ok(())
@@ -36,7 +36,7 @@ pub(super) fn futex_fan_out(ctx: &WorkerCtx) -> io::Result<()> {
     let receivers = ctx.group_size() - 1;
     let answers = &ctx.page(0).desk.answers;
     let mut round = 0_u32;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         round = round.wrapping_add(1);
         let slept = if ctx.index() == 0 {
             for receiver in 1..=receivers {
@@ -49,9 +49,9 @@ pub(super) fn futex_fan_out(ctx: &WorkerCtx) -> io::Result<()> {
             slept
         };
         if let Some(due_ns) = slept {
-            ctx.woke(due_ns);
+            ctx.record_wakeup(due_ns);
         }
-        ctx.turn(1);
+        ctx.record_iteration(1);
         if ctx.index() > 0 {
             answers.post()?;
         }
@@ -62,25 +62,25 @@ pub(super) fn futex_fan_out(ctx: &WorkerCtx) -> io::Result<()> {
 pub(super) fn thundering_herd(ctx: &WorkerCtx) -> io::Result<()> {
     let first = &ctx.page(0).desk;
     let mut round = 0_u32;
-    while ctx.goes_on() {
+    while ctx.should_continue() {
         if ctx.index() == 0 {
             round = round.wrapping_add(1);
             ctx.spin();
             first.prize.store(1, Ordering::Release);
             first.inbox.post_to_all()?;
             if let Some(due_ns) = first.answers.wait_for(round)? {
-                ctx.woke(due_ns);
+                ctx.record_wakeup(due_ns);
             }
-            ctx.turn(1);
+            ctx.record_iteration(1);
             continue;
         }
         if let Some(due_ns) = first.inbox.wait_for(round.wrapping_add(1))? {
-            ctx.woke(due_ns);
+            ctx.record_wakeup(due_ns);
         }
         // Who was late has missed some.
         round = first.inbox.posted();
         let won = first.prize.swap(0, Ordering::AcqRel) == 1;
-        ctx.turn(won.into());
+        ctx.record_iteration(won.into());
         if won {
             ctx.spin();
             first.answers.post()?;

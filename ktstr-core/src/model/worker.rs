@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Histogram;
-use crate::model::exit::ExitKind;
+use super::exit::ExitKind;
+use super::histogram::Histogram;
 
 /// What one worker has done between its release and its stop, or its end if that was earlier.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,23 +24,23 @@ pub struct WorkerReport {
     pub role: u32,
     /// The cpusets that confined it, one after the other. None for the times in which it had none,
     /// or in which one changed.
-    pub confinements: Vec<Confinement>,
+    pub cpuset_periods: Vec<CpusetPeriod>,
     /// How many more it had before those: only the last 64 are told apart.
-    pub confinements_forgotten: u32,
+    pub cpuset_periods_dropped: u32,
     /// Processes of its cgroup, or one above, were expected to be killed for want of memory.
     pub oom_kill_expected: bool,
     /// Its cgroup, or one above, had a `memory.high`. The kernel may have held it up for up to two
     /// seconds each time it took memory.
     ///
     /// Source: Linux 6.12, mm/memcontrol.c, `MEMCG_MAX_HIGH_DELAY_JIFFIES`.
-    pub is_slowed: bool,
+    pub is_memory_throttled: bool,
     /// How long a fair scheduler may have kept it from its first 20 ms of CPU time: by its weight, the
     /// weights and quotas of its cgroups, and all workers that may have competed with it.
-    pub may_wait: Duration,
+    pub fair_wait_bound: Duration,
     /// Its iterations depend on other tasks, or wait for the kernel.
     pub needs_others: bool,
     /// When the scenario had its cgroup, or one above, frozen; in order.
-    pub frozen: Vec<Frozen>,
+    pub frozen_periods: Vec<FrozenPeriod>,
     /// The CPUs it was allowed at its stop, by its cgroup and its affinity.
     pub allowed_cpus: Vec<u32>,
     /// How it ended before it was stopped; `None` if it ran until then.
@@ -65,7 +65,7 @@ pub struct WorkerReport {
     pub work_units: u64,
     /// The longest time without the end of a turn of its work loop: between two, from its release to
     /// the first, or from the last to its stop. `None` if it made no turn.
-    pub longest_gap: Option<Gap>,
+    pub longest_gap: Option<IterationGap>,
     /// How many times it found itself on another CPU than at its last turn.
     pub migrations: u64,
     /// The CPUs it found itself on, sorted.
@@ -73,7 +73,7 @@ pub struct WorkerReport {
     /// The one of the last turn; `None` before the first.
     pub last_cpu: Option<u32>,
     /// Workers of its type, whatever their role, count their wake-ups.
-    pub sleeps: bool,
+    pub measures_wakeups: bool,
     /// From when it could have run again to when it did, in nanoseconds, for types that sleep.
     pub wake_latency_ns: Histogram,
     /// Pages of its memory by NUMA node, for types that look.
@@ -121,7 +121,7 @@ impl fmt::Display for WorkerEnd {
 
 /// A time without a turn of a work loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
+pub struct IterationGap {
     /// How long it was.
     pub length: Duration,
     /// The CPU on which the worker was when it ended.
@@ -132,7 +132,7 @@ pub struct Gap {
 
 /// A time in which a worker was confined to the same CPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Confinement {
+pub struct CpusetPeriod {
     /// The CPUs that the cpusets asked for its cgroup, and those above, left it; sorted.
     pub cpuset: Vec<u32>,
     /// Those on which it found itself, sorted; empty if it made no turn.
@@ -142,7 +142,7 @@ pub struct Confinement {
 /// A time in which a worker was frozen and could do nothing, from before the kernel was told to
 /// freeze it until it had thawed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Frozen {
+pub struct FrozenPeriod {
     /// When it began, in nanoseconds since boot.
     pub from_ns: u64,
     /// When it ended, in nanoseconds since boot.
@@ -153,7 +153,7 @@ impl WorkerReport {
     /// How long it was frozen within a time.
     pub(crate) fn frozen_within(&self, length: Duration, until_ns: u64) -> Duration {
         let from_ns = until_ns.saturating_sub(length.as_nanos() as u64);
-        let within = self.frozen.iter().map(|frozen| {
+        let within = self.frozen_periods.iter().map(|frozen| {
             frozen.until_ns.min(until_ns).saturating_sub(frozen.from_ns.max(from_ns))
         });
         Duration::from_nanos(within.sum())

@@ -1,0 +1,162 @@
+//! A histogram with a bounded relative error and a fixed number of buckets.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Values of one power of two are told apart by this many bits: within 1/32, some 3 %.
+const PRECISION_BITS: u32 = 5;
+const STEPS: usize = 1 << PRECISION_BITS;
+
+/// Values below `STEPS` have a bucket each, then each power of two has `STEPS`.
+pub(crate) const BUCKETS: usize = STEPS * (64 - PRECISION_BITS as usize + 1);
+
+/// Counts values of any size, in nanoseconds say, with a relative error of at most 1/32.
+///
+/// The buckets are those of Gil Tene's HdrHistogram: linear within a power of two.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Histogram {
+    /// Bucket and count, where the count is not zero, in the order of the buckets.
+    counts: Vec<(u16, u32)>,
+}
+
+impl Histogram {
+    /// Returns the histogram whose buckets have these counts, in order.
+    pub(crate) fn from_counts(counts: impl Iterator<Item = u32>) -> Self {
+        let counts = (0..).zip(counts).filter(|(_, count)| *count > 0);
+        Self { counts: counts.collect() }
+    }
+
+    /// How many values were counted.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
+
+    /// The value that so many percent of all values do not exceed, 0 to 100, rounded up to the end of
+    /// its bucket; `None` if nothing was counted.
+    pub fn percentile(&self, percent: f64) -> Option<u64> {
+        let wanted = (self.count() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil().max(1.0);
+        let mut seen = 0.0;
+        self.counts.iter().find_map(|(bucket, count)| {
+            seen += f64::from(*count);
+            (seen >= wanted).then(|| highest_of(usize::from(*bucket)))
+        })
+    }
+
+    /// The mean, of the middles of the buckets; `None` if nothing was counted.
+    pub fn mean(&self) -> Option<f64> {
+        let sum: f64 =
+            self.counts.iter().map(|(bucket, count)| middle_of(*bucket) * f64::from(*count)).sum();
+        (!self.counts.is_empty()).then(|| sum / self.count() as f64)
+    }
+
+    /// The coefficient of variation: the standard deviation over the mean; `None` if nothing was
+    /// counted or all values are zero.
+    pub fn variation(&self) -> Option<f64> {
+        let mean = self.mean().filter(|mean| *mean > 0.0)?;
+        let squares: f64 = self
+            .counts
+            .iter()
+            .map(|(bucket, count)| (middle_of(*bucket) - mean).powi(2) * f64::from(*count))
+            .sum();
+        Some((squares / self.count() as f64).sqrt() / mean)
+    }
+
+    /// Adds what another one has counted.
+    pub fn merge(&mut self, other: &Self) {
+        for (bucket, count) in &other.counts {
+            match self.counts.binary_search_by_key(bucket, |(bucket, _)| *bucket) {
+                Ok(at) => self.counts[at].1 = self.counts[at].1.saturating_add(*count),
+                Err(at) => self.counts.insert(at, (*bucket, *count)),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Histogram")
+            .field("count", &self.count())
+            .field("p50", &self.percentile(50.0))
+            .field("p99", &self.percentile(99.0))
+            .field("max", &self.percentile(100.0))
+            .finish()
+    }
+}
+
+/// Returns the index of the bucket that counts `value`.
+pub(crate) fn bucket_of(value: u64) -> usize {
+    let power = u64::BITS - value.leading_zeros();
+    match power.checked_sub(PRECISION_BITS + 1) {
+        // So small that every value has its own.
+        None => value as usize,
+        Some(shift) => (shift as usize + 1) * STEPS + (value >> shift) as usize - STEPS,
+    }
+}
+
+fn lowest_of(bucket: usize) -> u64 {
+    match bucket.checked_sub(2 * STEPS) {
+        None => bucket as u64,
+        Some(above) => ((above % STEPS + STEPS) as u64) << (above / STEPS + 1),
+    }
+}
+
+fn highest_of(bucket: usize) -> u64 {
+    if bucket + 1 < BUCKETS { lowest_of(bucket + 1) - 1 } else { u64::MAX }
+}
+
+fn middle_of(bucket: u16) -> f64 {
+    let bucket = usize::from(bucket);
+    lowest_of(bucket).midpoint(highest_of(bucket)) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: impl IntoIterator<Item = u64>) -> Histogram {
+        let mut counts = [0; BUCKETS];
+        values.into_iter().for_each(|value| counts[bucket_of(value)] += 1);
+        Histogram::from_counts(counts.into_iter())
+    }
+
+    #[test]
+    fn every_value_has_a_bucket_that_holds_it() {
+        let powers = (0..64).map(|power| 1_u64 << power);
+        for value in powers.flat_map(|power| [power - 1, power, power + 1]).chain([u64::MAX]) {
+            let bucket = bucket_of(value);
+            assert!(lowest_of(bucket) <= value && value <= highest_of(bucket), "{value}");
+            let width = highest_of(bucket) - lowest_of(bucket);
+            assert!(width <= value / STEPS as u64, "{value}: {width}");
+        }
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+        for bucket in 1..BUCKETS {
+            assert_eq!(highest_of(bucket - 1) + 1, lowest_of(bucket));
+        }
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_values() {
+        let histogram = of(1..=1000);
+        assert_eq!(histogram.count(), 1000);
+        for (percent, value) in [(0.0, 1), (50.0, 500), (99.0, 990), (100.0, 1000)] {
+            let got = histogram.percentile(percent).unwrap();
+            assert!((value..=value + value / 32).contains(&got), "{percent}: {got}");
+        }
+        assert_eq!(Histogram::default().percentile(50.0), None);
+    }
+
+    #[test]
+    fn variation_is_none_of_equal_values_and_that_of_others() {
+        assert_eq!(of([7; 9]).variation(), Some(0.0));
+        assert!((of([0, 20]).variation().unwrap() - 1.0).abs() < 1e-9);
+        assert_eq!((of([0, 0]).variation(), of([]).variation()), (None, None));
+    }
+
+    #[test]
+    fn merging_is_counting_together() {
+        let mut histogram = of([3, 500]);
+        histogram.merge(&of([3, 70_000, 1]));
+        assert_eq!(histogram, of([1, 3, 3, 500, 70_000]));
+    }
+}

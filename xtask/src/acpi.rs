@@ -1,7 +1,7 @@
-//! `cargo xtask acpi`: what Intel's ACPI compiler thinks of the tables of the KVM engine.
+//! `cargo xtask acpi`: checks the ACPI tables of the KVM engine with Intel's compiler.
 //!
-//! Each table is taken apart into source and compiled again: what the compiler would not write, or
-//! complains about, fails the task.
+//! Each table is disassembled and compiled again. A difference, or a complaint of the compiler, fails the
+//! task.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,7 +16,7 @@ use ktstr_vmm::kvm::acpi_tables;
 /// Arguments of the check.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Acpi {
-    /// Keep tables and sources in this folder.
+    /// Keep tables and sources in this directory
     #[arg(long)]
     keep: Option<PathBuf>,
 }
@@ -31,19 +31,19 @@ const MACHINES: [([u32; 4], u32); 5] = [
     ([64, 64, 1, 2], 8192),
 ];
 
-/// Where the compiler puts its own name and version, the creator ID and revision, and a checksum to
-/// match them.
+/// The bytes that the compiler replaces: its own name and version (creator ID and revision), and the
+/// checksum.
 const STAMPED: [usize; 9] = [9, 28, 29, 30, 31, 32, 33, 34, 35];
 
 impl Acpi {
     pub(crate) fn run(&self) -> Result<()> {
         let iasl = tool::resolve(&Cache::from_env()?, "acpica-tools", "iasl")?;
         let scratch = tempfile::tempdir()?;
-        let folder = self.keep.as_deref().unwrap_or(scratch.path());
+        let directory = self.keep.as_deref().unwrap_or(scratch.path());
         for (topology, memory_mib) in MACHINES {
             let name = topology.map(|count| count.to_string()).join("-");
-            let folder = folder.join(&name);
-            fs::create_dir_all(&folder)?;
+            let directory = directory.join(&name);
+            fs::create_dir_all(&directory)?;
             let [numa_nodes, llcs, cores, threads_per_core] = topology;
             let llc_cores = vec![cores; llcs as usize];
             let topology = Topology { numa_nodes, llc_cores, threads_per_core };
@@ -51,7 +51,7 @@ impl Acpi {
             let mut checked = Vec::new();
             for table in split(&block)? {
                 let signature = String::from_utf8_lossy(&table[..4]).into_owned();
-                check(&iasl, &folder, &signature, table)
+                check(&iasl, &directory, &signature, table)
                     .with_context(|| format!("{signature} of {name}"))?;
                 checked.push(format!("{signature} {}", table.len()));
             }
@@ -61,7 +61,7 @@ impl Acpi {
     }
 }
 
-/// Finds the tables in a block: each begins at a multiple of 16 with four letters and its length.
+/// Splits a block into its tables. Each begins at a multiple of 16 with four letters and its length.
 fn split(block: &[u8]) -> Result<Vec<&[u8]>> {
     const RSDP: usize = 36;
     let mut tables = Vec::new();
@@ -69,24 +69,27 @@ fn split(block: &[u8]) -> Result<Vec<&[u8]>> {
     while offset < block.len() {
         let length: [u8; 4] = block[offset + 4..][..4].try_into()?;
         let end = offset + u32::from_le_bytes(length) as usize;
-        tables.push(block.get(offset..end).context("a table ends behind the block")?);
+        tables.push(block.get(offset..end).context("a table ends after the block")?);
         offset = end.next_multiple_of(16);
     }
-    ensure!(tables.len() == 6, "there are {} tables", tables.len());
+    ensure!(tables.len() == 6, "{} tables instead of 6", tables.len());
     Ok(tables)
 }
 
-/// Takes `table` apart and compiles the source, which must give the same bytes and no complaint.
-fn check(iasl: &[OsString], folder: &Path, name: &str, table: &[u8]) -> Result<()> {
-    fs::write(folder.join(format!("{name}.dat")), table)?;
-    let said = run(iasl, folder, &["-d", &format!("{name}.dat")])?;
-    ensure!(!said.contains("Warning") && !said.contains("Error"), "iasl says of it:\n{said}");
-    let said = run(iasl, folder, &[&format!("{name}.dsl")])?;
+/// Disassembles `table` and compiles the source, which must give the same bytes without a complaint.
+fn check(iasl: &[OsString], directory: &Path, name: &str, table: &[u8]) -> Result<()> {
+    fs::write(directory.join(format!("{name}.dat")), table)?;
+    let output = run(iasl, directory, &["-d", &format!("{name}.dat")])?;
     ensure!(
-        said.contains(" 0 Errors, 0 Warnings, 0 Remarks"),
-        "iasl says of the source it made itself:\n{said}"
+        !output.contains("Warning") && !output.contains("Error"),
+        "iasl complains about the table:\n{output}"
     );
-    let again = fs::read(folder.join(format!("{name}.aml")))?;
+    let output = run(iasl, directory, &[&format!("{name}.dsl")])?;
+    ensure!(
+        output.contains(" 0 Errors, 0 Warnings, 0 Remarks"),
+        "iasl complains about its own source:\n{output}"
+    );
+    let again = fs::read(directory.join(format!("{name}.aml")))?;
     let mut differences = again.iter().zip(table).enumerate().filter(|(_, (new, old))| new != old);
     let stray = differences.find(|(offset, _)| !STAMPED.contains(offset));
     ensure!(
@@ -98,13 +101,13 @@ fn check(iasl: &[OsString], folder: &Path, name: &str, table: &[u8]) -> Result<(
     Ok(())
 }
 
-fn run(iasl: &[OsString], folder: &Path, arguments: &[&str]) -> Result<String> {
-    let (program, leading) = iasl.split_first().context("iasl has no program")?;
+fn run(iasl: &[OsString], directory: &Path, arguments: &[&str]) -> Result<String> {
+    let (program, leading) = iasl.split_first().context("the command line of iasl is empty")?;
     let output =
-        Command::new(program).args(leading).args(arguments).current_dir(folder).output()?;
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        Command::new(program).args(leading).args(arguments).current_dir(directory).output()?;
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        bail!("`iasl {}` ended with {}:\n{said}", arguments.join(" "), output.status);
+        bail!("`iasl {}` ended with {}:\n{text}", arguments.join(" "), output.status);
     }
-    Ok(said.into_owned())
+    Ok(text.into_owned())
 }

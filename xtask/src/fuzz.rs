@@ -1,6 +1,6 @@
-//! `cargo xtask fuzz`: the fuzz targets of `fuzz/`, each for a while, with what earlier runs found.
+//! `cargo xtask fuzz`: runs the fuzz targets of `fuzz/`, with the inputs that earlier runs found.
 //!
-//! They are built by the stable compiler: coverage is a pass of LLVM, which flags turn on.
+//! The stable compiler builds them: flags enable LLVM's coverage pass.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 const TARGETS: [&str; 6] = ["image", "virtqueue", "registers", "wire", "cmdline", "acpi"];
 /// Build scripts are not instrumented if the target is named.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// What libFuzzer needs to know of a program, as `cargo fuzz` asks for it.
+/// Flags for the coverage that libFuzzer needs, as `cargo fuzz` passes them.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -31,15 +31,15 @@ const POLL: Duration = Duration::from_millis(100);
 /// Arguments of the fuzzers.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Fuzz {
-    /// What to fuzz; everything if nothing is named.
+    /// Targets to fuzz; all if none is given
     #[arg(value_parser = TARGETS)]
     target: Vec<String>,
-    /// How long to fuzz each.
+    /// Seconds for each target
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
 }
 
-/// What a run of one target came to.
+/// Statistics of a run of one target.
 #[derive(Debug, PartialEq, Eq)]
 struct Figures {
     executions: u64,
@@ -52,15 +52,15 @@ impl Fuzz {
     pub(crate) fn run(&self) -> Result<()> {
         let names: Vec<_> =
             TARGETS.into_iter().filter(|name| self.target.is_empty() || self.names(name)).collect();
-        let folder = target_folder().join("fuzz");
-        build(&folder, &names)?;
+        let directory = target_directory().join("fuzz");
+        build(&directory, &names)?;
         let (waiting, is_over) = (Mutex::new(names.into_iter()), AtomicBool::new(false));
         let next = || waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
         let work = || {
             while let Some(name) = next()
                 && !is_over.load(Ordering::SeqCst)
             {
-                if let Err(error) = fuzz(&folder, name, self.seconds, &is_over) {
+                if let Err(error) = fuzz(&directory, name, self.seconds, &is_over) {
                     is_over.store(true, Ordering::SeqCst);
                     return Err(error);
                 }
@@ -85,17 +85,17 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the repository")
 }
 
-fn target_folder() -> PathBuf {
+fn target_directory() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-fn build(folder: &Path, names: &[&str]) -> Result<()> {
+fn build(directory: &Path, names: &[&str]) -> Result<()> {
     let mut cargo = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
     cargo
         .args(["build", "--quiet", "--release", "--target", TRIPLE, "--manifest-path"])
         .arg(root().join("fuzz/Cargo.toml"))
         .arg("--target-dir")
-        .arg(folder)
+        .arg(directory)
         .args(names.iter().flat_map(|name| ["--bin", name]))
         .env("RUSTFLAGS", FLAGS)
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -105,13 +105,13 @@ fn build(folder: &Path, names: &[&str]) -> Result<()> {
 }
 
 /// Runs one target until its time is up, or until `is_over`.
-fn fuzz(folder: &Path, name: &str, seconds: u32, is_over: &AtomicBool) -> Result<()> {
-    let program = folder.join(TRIPLE).join("release").join(name);
-    let (found, log) = (folder.join("corpus").join(name), folder.join(format!("{name}.log")));
-    let findings = folder.join("findings").join(name);
-    for folder in [&found, &findings] {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+fn fuzz(directory: &Path, name: &str, seconds: u32, is_over: &AtomicBool) -> Result<()> {
+    let program = directory.join(TRIPLE).join("release").join(name);
+    let (found, log) = (directory.join("corpus").join(name), directory.join(format!("{name}.log")));
+    let findings = directory.join("findings").join(name);
+    for directory in [&found, &findings] {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
     }
     let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
     let mut child = Command::new(&program)
@@ -135,12 +135,12 @@ fn fuzz(folder: &Path, name: &str, seconds: u32, is_over: &AtomicBool) -> Result
         bail!("{name}: {}", finding(&text, &program, &log));
     }
     let Figures { executions, covered, edges } =
-        figures(&text).with_context(|| format!("{} has no figures", log.display()))?;
+        figures(&text).with_context(|| format!("{} has no statistics", log.display()))?;
     println!("{name}: {executions} executions, {covered} of {edges} edges covered, nothing found");
     Ok(())
 }
 
-/// Whether the program ended well, or nothing if it was ended.
+/// Waits for the program. Returns whether it succeeded, `None` if it was killed because the run is over.
 fn wait(child: &mut Child, is_over: &AtomicBool) -> Result<Option<bool>> {
     loop {
         if let Some(status) = child.try_wait()? {
@@ -155,7 +155,7 @@ fn wait(child: &mut Child, is_over: &AtomicBool) -> Result<Option<bool>> {
     }
 }
 
-/// What libFuzzer found, and how to see it again.
+/// Formats what libFuzzer found, and the command that reproduces it.
 fn finding(text: &str, program: &Path, log: &Path) -> String {
     let input = text.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1));
     let why: Vec<_> = text
@@ -165,15 +165,15 @@ fn finding(text: &str, program: &Path, log: &Path) -> String {
         .collect();
     match input {
         Some(input) => format!(
-            "{}\nits input is {input}; once more:\n  {} {input}",
+            "{}\ninput: {input}\nreproduce with:\n  {} {input}",
             why.join("\n"),
             program.display()
         ),
-        None => format!("it ended without saying why; see {}", log.display()),
+        None => format!("it printed no reason; see {}", log.display()),
     }
 }
 
-/// Reads what libFuzzer says of a run.
+/// Parses libFuzzer's statistics.
 fn figures(text: &str) -> Option<Figures> {
     let after = |line: &str, word: &str| -> Option<u64> {
         line.split_once(word)?.1.split_whitespace().next()?.trim_matches(['(', ')']).parse().ok()
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_figures_are_those_of_the_end() {
+    fn figures_come_from_the_end() {
         let text = "INFO: Loaded 1 modules   (1514 inline 8-bit counters): 1514 [0x5, 0x6), \n\
                     #2 INITED cov: 12 ft: 13 corp: 1/1b exec/s: 0 rss: 30Mb\n\
                     #477195 DONE   cov: 345 ft: 567 corp: 8/9b\n\
@@ -202,15 +202,15 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_says_how_to_see_it_again() {
+    fn finding_has_the_command_to_reproduce_it() {
         let text = "#5 NEW cov: 1\n\
                     thread '<unnamed>' panicked at src/a.rs:1:2:\n\
                     attempt to add with overflow\n\
                     note: run with `RUST_BACKTRACE=1`\n\
                     artifact_prefix='f/'; Test unit written to f/crash-1\n";
-        let said = finding(text, Path::new("bin/acpi"), Path::new("acpi.log"));
-        assert!(said.contains("attempt to add with overflow"), "{said}");
-        assert!(said.ends_with("once more:\n  bin/acpi f/crash-1"), "{said}");
+        let text = finding(text, Path::new("bin/acpi"), Path::new("acpi.log"));
+        assert!(text.contains("attempt to add with overflow"), "{text}");
+        assert!(text.ends_with("reproduce with:\n  bin/acpi f/crash-1"), "{text}");
         assert!(finding("", Path::new("a"), Path::new("a.log")).contains("see a.log"));
     }
 }

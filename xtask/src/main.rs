@@ -22,18 +22,18 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Has Intel's compiler read the ACPI tables of the KVM engine.
+    /// Check the ACPI tables of the KVM engine with Intel's compiler
     Acpi(acpi::Acpi),
-    /// Measures.
+    /// Run a benchmark
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Fuzzes what reads bytes of guests and of files.
+    /// Fuzz the code that reads bytes of guests and of files
     Fuzz(fuzz::Fuzz),
-    /// Gives damaged kernels and initramfs files to what loads them.
+    /// Load damaged kernels and initramfs files
     Mutate(mutate::Mutate),
-    /// Runs the suite, or a program, in a machine that has a KVM.
+    /// Run the suite, or a program, in a machine that has a KVM
     Nested(nested::Nested),
-    /// Runs all tests many times in a row, beside a load if asked.
+    /// Run all tests many times in a row, optionally under load
     Soak(soak::Soak),
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: all tests again and again, to find those that fail once in a while.
+//! `cargo xtask soak`: runs all tests repeatedly, to find those that fail rarely.
 
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,13 +25,13 @@ pub(crate) struct Soak {
 }
 
 impl Soak {
-    /// Runs the tests until a run fails, whose whole output the error contains.
+    /// Runs the tests until a run fails; the error contains that run's whole output.
     pub(crate) fn run(&self) -> Result<()> {
         let mut kernels = self.kernel.clone();
         if kernels.is_empty() {
             kernels.push(ktstr::provision::KernelSpec::default_kernel().to_string());
         }
-        // The build is not what is tested, and takes several times longer beside the load.
+        // Build first: under load it would take several times longer.
         self.test(&kernels[0], &["--no-run"])?;
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {

@@ -42,7 +42,7 @@ type ModulePath = Vec<String>;
 
 #[derive(Debug, Default)]
 struct Module {
-    /// The module whose file has this one's source: itself, except for an inline module.
+    /// The module of this one's source file: itself, except for an inline module.
     file: ModulePath,
     /// The names of the items defined here.
     items: BTreeSet<String>,

@@ -2,7 +2,7 @@
 //!
 //! Each round runs, one after the other, a test with a cold initramfs, the same test warm, and the
 //! yardstick: `qemu-system-x86_64 -accel tcg -M q35` with the bzImage, the same initramfs and no
-//! option but a console. Medians over rounds that alternate bear a machine whose speed drifts.
+//! option but a console. Rounds alternate and medians are compared, because the speed of a machine drifts.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -82,14 +82,14 @@ fn round(cache: &Cache, spec: &str) -> Result<[f64; ROWS.len()]> {
     let kernel = provision::kernel::resolve(cache, Some(spec))?;
     let entry =
         TestEntry { kernel: Some(Box::leak(spec.to_owned().into_boxed_str())), ..ENTRY.clone() };
-    // A copy of the program is a program nobody has seen, so its initramfs is built.
+    // A copy of the program has a new identity, so its initramfs is built.
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("program");
     std::fs::copy(std::env::current_exe()?, &copy)?;
     let program = Program { path: copy, arguments: Vec::new() };
     let cold = pass(&entry, program.clone())?;
     let warm = pass(&entry, program)?;
-    let (first_line, init) = yardstick(cache, &kernel.image, &warm)?;
+    let (first_line, init) = plain_boot(cache, &kernel.image, &warm)?;
     let timings = warm.timings;
     let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
     let reached = |phase: Option<Duration>| phase.map(ms).context("a phase was not reached");
@@ -111,14 +111,14 @@ fn pass(entry: &TestEntry, program: Program) -> Result<VmResult> {
     let result = runner::run_in_vm(entry, program)?;
     ensure!(
         result.end == RunEnd::Verdict(AssertResult::pass()),
-        "the run ended otherwise: {}",
+        "the run did not pass: {}",
         result.end
     );
     Ok(result)
 }
 
-/// Boots the same kernel and initramfs the plain way, until the kernel runs `/init`.
-fn yardstick(
+/// Boots the same kernel and initramfs under a plain QEMU, until the kernel runs `/init`.
+fn plain_boot(
     cache: &Cache,
     image: &std::path::Path,
     warm: &VmResult,
@@ -137,7 +137,7 @@ fn yardstick(
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .context("cannot start the yardstick's QEMU")?;
+        .context("cannot start the plain QEMU")?;
     let mut console = child.stdout.take().context("it was piped")?;
     let (mut text, mut first_line, mut buffer) = (Vec::new(), None, [0; 4096]);
     let init = loop {
@@ -151,10 +151,10 @@ fn yardstick(
             break Ok(began.elapsed());
         }
         if count == 0 {
-            break Err(anyhow::anyhow!("the yardstick ended before /init"));
+            break Err(anyhow::anyhow!("the plain QEMU ended before /init"));
         }
     };
     child.kill()?;
     child.wait()?;
-    Ok((first_line.context("the yardstick's kernel said nothing")?, init?))
+    Ok((first_line.context("the kernel of the plain QEMU printed nothing")?, init?))
 }

@@ -1,8 +1,8 @@
-//! `cargo xtask bench cgroup`: what it costs to write a knob, measured in the guest.
+//! `cargo xtask bench cgroup`: measures what a write of a knob costs in the guest.
 //!
-//! Not criterion: its reports want a file system that outlives the machine, and its dozens of
-//! packages would be in every guest program. Medians over writes that alternate bear a machine
-//! whose speed drifts, and that is all the comparison needs.
+//! Not criterion: its reports need a file system that outlives the machine, and its dozens of packages
+//! would be in every guest program. Medians over alternating writes tolerate a machine of drifting
+//! speed, and the comparison needs nothing more.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -20,7 +20,7 @@ use ktstr::topology::{Llcs, Topology};
 /// Arguments of the benchmark.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Cgroup {
-    /// Kernels to boot, as in `KTSTR_KERNEL`; the default one if none is given.
+    /// Kernels to boot, as in `KTSTR_KERNEL`; the default one if none is given
     #[arg(long)]
     kernel: Vec<String>,
 }
@@ -38,10 +38,10 @@ static ENTRY: TestEntry = TestEntry {
 
 const WRITES: usize = 1000;
 
-/// The bound that both ways to be safe from a stuck write keep.
+/// The timeout of both ways that survive a stuck write.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// How much of a thread per write the manager may cost.
+/// The most that the manager may cost, as a fraction of a thread per write.
 const AT_MOST: f64 = 0.5;
 
 impl Cgroup {
@@ -66,7 +66,7 @@ impl Cgroup {
     }
 }
 
-/// The guest's side.
+/// Runs in the guest.
 fn measure(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&[Controller::Cpu].into())?;
     ctx.cgroups.create_cgroup("cg")?;
@@ -81,7 +81,7 @@ fn measure(ctx: &Ctx) -> Result<AssertResult> {
     .map(|name| (name, Vec::with_capacity(WRITES)));
     for turn in 0..WRITES {
         for (way, (_, times)) in ways.iter_mut().enumerate() {
-            // Another value each time, so that none is a write of what is there.
+            // A new value each time, so that each write changes something.
             let weight = 100 + ((turn * 4 + way) % 50) as u32;
             let began = Instant::now();
             match way {
@@ -116,5 +116,5 @@ fn thread_per_write(path: &Path, weight: u32) -> Result<()> {
     let (done, wait) = mpsc::channel();
     let path = path.to_owned();
     std::thread::spawn(move || done.send(write(&path, weight).map(drop)));
-    wait.recv_timeout(WITHIN).context("the write did not end")?
+    wait.recv_timeout(WITHIN).context("the write timed out")?
 }

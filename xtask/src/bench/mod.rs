@@ -1,4 +1,4 @@
-//! What the project measures about itself.
+//! Benchmarks of the project.
 
 mod boot;
 mod cgroup;
@@ -10,23 +10,23 @@ mod worker;
 use anyhow::Result;
 use clap::Subcommand;
 
-/// Measures.
+/// Benchmarks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// How long each phase of a run takes, beside a plain QEMU with the same kernel and initramfs.
+    /// Measure each phase of a run, against a plain QEMU with the same kernel and initramfs
     Boot(boot::Boot),
-    /// What writing a knob costs in the guest, beside a bare write and a thread per write.
+    /// Measure a write of a knob in the guest, against a bare write and a thread per write
     Cgroup(cgroup::Cgroup),
-    /// How fast a body's output reaches the host, in a crate outside of this workspace.
+    /// Measure how fast a body's output reaches the host, in a crate outside of this workspace
     Output(output::Output),
-    /// What a job costs, beside std and a crate that groups processes, on this host.
+    /// Measure a job on this host, against std and a crate that groups processes
     Process(process::Process),
-    /// The KVM engine beside QEMU's machines, all on the KVM of one nested machine.
+    /// Measure the KVM engine against QEMU's machines, all on the KVM of one nested machine
     Vmm(vmm::Vmm),
-    /// What `vmm` runs in that machine.
+    /// Run the measurements of `vmm` inside that machine
     #[command(hide = true)]
     VmmInside(vmm::Inside),
-    /// How long iterations are, and what measuring them costs a worker.
+    /// Measure how long iterations of workers are, and what measuring them costs
     Worker(worker::Worker),
 }
 

@@ -1,6 +1,6 @@
-//! `cargo xtask bench process`: what a job costs, beside std and a crate that groups processes.
+//! `cargo xtask bench process`: compares a job with std and a crate that groups processes.
 //!
-//! On this host, in turns, so that a machine whose speed drifts treats all alike.
+//! They run on this host and alternate, so that a drifting speed of the machine affects all alike.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -18,13 +18,13 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// Arguments of the benchmark.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Process {
-    /// How many programs each way starts.
+    /// Number of programs that each way starts
     #[arg(long, default_value_t = 300)]
     spawns: usize,
-    /// How many processes are killed at once.
+    /// Number of processes that are killed at once
     #[arg(long, default_value_t = 1000)]
     killed: usize,
-    /// How many times they are.
+    /// Number of times that they are killed
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 }
@@ -37,14 +37,14 @@ impl Process {
         self.measure_kills()
     }
 
-    /// The time until `spawn` returns: the program has begun then.
+    /// Measures the time until `spawn` returns, which is after the program's exec.
     fn measure_spawns(&self, job: &Job) -> Result<()> {
         let mut ways = Ways::new(["std", "std, fork", "process-wrap, group", "a job"]);
         let mut jobs = Vec::new();
         for _ in 0..self.spawns {
             let mut child = ways.time(0, || Ok(Command::new("/bin/true").spawn()?))?;
             child.wait()?;
-            // Somebody who wants something done between fork and exec has std fork, not vfork.
+            // With anything to do between fork and exec, std forks instead of using vfork.
             let mut forking = Command::new("/bin/true");
             forking.uid(rustix::process::geteuid().as_raw());
             let mut child = ways.time(1, || Ok(forking.spawn()?))?;
@@ -64,7 +64,7 @@ impl Process {
         Ok(())
     }
 
-    /// The time until none of the processes is left.
+    /// Measures the time until all processes have ended.
     fn measure_kills(&self) -> Result<()> {
         let mut ways = Ways::new(["std, one by one", "process-wrap, group", "a job"]);
         for _ in 0..self.rounds {
@@ -110,7 +110,7 @@ fn sleeper() -> Command {
     command
 }
 
-/// A process and so many children, whose numbers it prints.
+/// Returns a shell that starts this many children and prints their pids.
 fn family(children: usize) -> Command {
     let script = "i=0; while [ $i -lt $1 ]; do sleep 1000 & echo $!; i=$((i+1)); done; wait";
     let mut command = Command::new("/bin/sh");
@@ -127,12 +127,12 @@ fn watch_family(stdout: impl std::io::Read, children: usize) -> Result<Vec<Owned
 
 fn watch(pid: u32) -> Result<OwnedFd> {
     let number = Pid::from_raw(i32::try_from(pid)?).context("pids are positive")?;
-    // Of a shell's child that is not yet the program it is to become, too.
-    ensure!(fs::exists(format!("/proc/{pid}"))?, "process {pid} has ended by itself");
+    // A child of the shell may not have reached its exec yet.
+    ensure!(fs::exists(format!("/proc/{pid}"))?, "process {pid} has already ended");
     Ok(pidfd_open(number, PidfdFlags::empty())?)
 }
 
-/// Returns when all processes have ended.
+/// Waits until all processes have ended.
 fn wait_for_all(watched: Vec<OwnedFd>) -> Result<()> {
     for pidfd in &watched {
         poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None)?;
@@ -140,7 +140,7 @@ fn wait_for_all(watched: Vec<OwnedFd>) -> Result<()> {
     Ok(())
 }
 
-/// Times of several ways to do the same.
+/// Times of several ways to do the same thing.
 struct Ways(Vec<(&'static str, Vec<Duration>)>);
 
 impl Ways {
@@ -155,7 +155,7 @@ impl Ways {
         Ok(result)
     }
 
-    /// One line for each way, with its share of the first one's time.
+    /// Prints one line for each way, with its ratio to the first one's time.
     fn print(&mut self, what: &str, unit: &str, per_second: f64) {
         println!("\n{what:<34} {:>13} {:>12}", "median", "of the first");
         let first = median(&mut self.0[0].1);

@@ -1,4 +1,4 @@
-//! A file that can be damaged, and be whole again at little cost: kernels are large.
+//! A file that can be damaged and restored at little cost, because kernels are large.
 
 use std::fs::File;
 use std::ops::Range;
@@ -24,7 +24,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number below `end`, which is not 0.
+    /// Returns a number below `end`, which is not 0.
     fn below(&mut self, end: usize) -> usize {
         ((self.next() >> 16) % end as u64) as usize
     }
@@ -34,7 +34,7 @@ impl Random {
     }
 }
 
-/// A file without a name, what is in it, and where damage is worth most.
+/// A file without a name, its content, and the offsets where damage matters most.
 #[derive(Debug)]
 pub(super) struct Victim {
     file: File,
@@ -45,7 +45,7 @@ pub(super) struct Victim {
     words: Range<usize>,
 }
 
-/// What was changed.
+/// The changes to a file.
 #[derive(Debug, Default)]
 pub(super) struct Undo {
     places: Vec<Range<usize>>,
@@ -84,7 +84,7 @@ impl Victim {
         Ok(undo)
     }
 
-    /// Makes the file whole again.
+    /// Restores the file.
     pub(super) fn restore(&mut self, undo: Undo) -> Result<()> {
         if let Some(len) = undo.len {
             self.file.set_len(self.whole.len() as u64).context("cannot resize a file")?;

@@ -1,7 +1,7 @@
-//! `cargo xtask mutate`: damaged kernels and initramfs files for what loads them. Each has to be
-//! refused with an error, or taken, in little time and little memory.
+//! `cargo xtask mutate`: gives damaged kernels and initramfs files to the code that loads them. Each must
+//! be refused with an error, or accepted, within bounds of time and memory.
 //!
-//! A mutation is made of a seed and its number only, so each can be had again.
+//! A mutation is determined by a seed and its number, so each can be reproduced.
 
 mod damage;
 mod probe;
@@ -19,9 +19,9 @@ use rustix::time::{ClockId, clock_gettime};
 use damage::Random;
 use probe::{Probe, Probes};
 
-/// The CPU time that a single file may take.
+/// The most CPU time for a single file.
 const SLOWEST: Duration = Duration::from_secs(2);
-/// What takes so long will not end at all.
+/// Time after which a file counts as a hang.
 const HANG: Duration = Duration::from_secs(60);
 /// What all of it may take; an image of the largest size that is unpacked takes half of it.
 const MEMORY_MIB: u64 = 1024;
@@ -29,27 +29,27 @@ const MEMORY_MIB: u64 = 1024;
 /// Arguments of the mutations.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Mutate {
-    /// How many files to damage.
+    /// Number of files to damage
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// The number of the first one: with `--count 1`, the only one.
+    /// Number of the first file; with `--count 1`, of the only one
     #[arg(long, default_value_t = 0)]
     first: u32,
-    /// What they are made of.
+    /// Seed of the damage
     #[arg(long, default_value_t = 1)]
     seed: u32,
 }
 
-/// What became of one file.
+/// The result for one file.
 #[derive(Debug)]
 struct Outcome {
     number: u32,
     probe: Probe,
-    /// What kind of file it was.
+    /// The kind of file.
     file: &'static str,
-    /// An error's kind, or that it was taken; nothing after a panic.
+    /// The kind of error, or that it was accepted; `None` after a panic.
     verdict: Option<&'static str>,
-    /// CPU time that it took.
+    /// The CPU time.
     took: Duration,
 }
 
@@ -74,11 +74,11 @@ impl Mutate {
             peak_mib()?
         );
         check(&outcomes)?;
-        ensure!(*took <= SLOWEST, "number {number} took longer than {SLOWEST:?}");
+        ensure!(*took <= SLOWEST, "number {number} took {took:?} of CPU time (limit {SLOWEST:?})");
         Ok(())
     }
 
-    /// Damages the files on another thread, to notice if it hangs.
+    /// Damages and loads the files on another thread, so that a hang is noticed.
     fn outcomes(&self) -> Result<Vec<Outcome>> {
         let mut probes = Probes::new()?;
         let (sender, receiver) = mpsc::sync_channel(0);
@@ -91,7 +91,7 @@ impl Mutate {
             match receiver.recv_timeout(HANG) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("number {number} has taken {HANG:?} and goes on")
+                    bail!("number {number} has not ended after {HANG:?}")
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -116,8 +116,8 @@ fn work(
     Ok(())
 }
 
-/// Damages a file, gives it to its probe, and makes it whole again. The file's times are new ones
-/// then, so nobody recalls what was found in it before.
+/// Damages a file, gives it to its probe, and makes it whole again. This changes the
+/// file's times, so that no cache holds results of the file before.
 fn give(probes: &mut Probes, seed: u32, number: u32) -> Result<Outcome> {
     let mut random = Random::new(u64::from(seed) << 32 | u64::from(number));
     let (probe, index) = Probes::pick(number);
@@ -130,25 +130,25 @@ fn give(probes: &mut Probes, seed: u32, number: u32) -> Result<Outcome> {
     Ok(Outcome { number, probe, file, verdict, took })
 }
 
-/// CPU time of this thread: how long a file takes, however busy the host is.
+/// Returns the CPU time of this thread, which does not depend on the load of the host.
 fn cpu_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("CPU time is not negative")
 }
 
 fn check(outcomes: &[Outcome]) -> Result<()> {
     for Outcome { number, probe, file, verdict, .. } in outcomes {
-        ensure!(verdict.is_some(), "number {number}, {probe:?} of a {file}, made it panic");
+        ensure!(verdict.is_some(), "number {number}, {probe:?} of a {file}, panicked");
     }
     let peak = peak_mib()?;
-    ensure!(peak <= MEMORY_MIB, "it took {peak} MiB of memory, of at most {MEMORY_MIB}");
+    ensure!(peak <= MEMORY_MIB, "peak memory {peak} MiB (limit {MEMORY_MIB} MiB)");
     Ok(())
 }
 
-/// The most memory that this process ever had.
+/// Returns the peak memory of this process in MiB.
 fn peak_mib() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("no /proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM is no number")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM is not a number")?;
     Ok(kib >> 10)
 }
 

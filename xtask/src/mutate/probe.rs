@@ -1,4 +1,4 @@
-//! What takes files: the KVM engine's loader, and what the host side does with kernels and modules.
+//! The code that loads files: the KVM engine's loader, and the host's inspection of kernels and modules.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -40,7 +40,7 @@ const ELF_HEADER: [usize; 17] = [4, 1, 1, 2, 8, 2, 2, 4, 8, 8, 8, 4, 2, 2, 2, 2,
 const PROGRAM_HEADER: [usize; 8] = [4, 4, 8, 8, 8, 8, 8, 8];
 const SECTION_HEADER: [usize; 10] = [4, 4, 8, 8, 8, 8, 4, 4, 8, 8];
 
-/// Who gets a damaged file.
+/// The code that loads a damaged file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probe {
     /// The engine, as the kernel of a machine.
@@ -62,24 +62,27 @@ pub(super) struct Probes {
     cache: Cache,
     initramfs: PathBuf,
     victims: [(&'static str, Victim); 4],
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Probes {
-    /// Takes the default kernel, fetching it if need be.
+    /// Uses the default kernel, and fetches it if it is not cached.
     pub(super) fn new() -> Result<Self> {
         let kernel = resolve_spec(&Cache::from_env()?, &KernelSpec::default_kernel())?;
-        let folder = tempfile::tempdir().context("cannot create a folder")?;
-        let initramfs = folder.path().join("initramfs");
+        let directory = tempfile::tempdir().context("cannot create a directory")?;
+        let initramfs = directory.path().join("initramfs");
         fs::write(&initramfs, archive())?;
         let modules = modules_for(&kernel, &[MODULE])?;
-        let module = elf(modules.into_iter().next_back().context("it is built in")?.bytes)?;
-        let drivers = folder.path().join("modules/kernel/drivers");
+        let module = elf(modules.into_iter().next_back().context("the module is built in")?.bytes)?;
+        let drivers = directory.path().join("modules/kernel/drivers");
         fs::create_dir_all(&drivers)?;
         symlink(module.path(), drivers.join(format!("{MODULE}.ko")))?;
         Ok(Self {
-            with_module: Kernel { modules: Some(folder.path().join("modules")), ..kernel.clone() },
-            cache: Cache::at(folder.path().join("cache")),
+            with_module: Kernel {
+                modules: Some(directory.path().join("modules")),
+                ..kernel.clone()
+            },
+            cache: Cache::at(directory.path().join("cache")),
             initramfs,
             victims: [
                 ("vmlinux", elf(fs::read(&kernel.boot.path)?)?),
@@ -91,11 +94,11 @@ impl Probes {
                 ("module", module),
             ],
             kernel,
-            _folder: folder,
+            _directory: directory,
         })
     }
 
-    /// Who gets the file of this number, and which file.
+    /// Returns the probe for this number, and the index of its file.
     pub(super) fn pick(number: u32) -> (Probe, usize) {
         match number % 10 {
             0..3 => (Probe::EngineKernel, 0),
@@ -107,13 +110,13 @@ impl Probes {
         }
     }
 
-    /// The name of a file, and itself.
+    /// Returns the name of a file, and the file.
     pub(super) fn victim(&mut self, index: usize) -> (&'static str, &mut Victim) {
         let (name, victim) = &mut self.victims[index];
         (name, victim)
     }
 
-    /// Gives a file to `probe`: what it says, in two words.
+    /// Gives a file to `probe` and returns the result in one or two words.
     pub(super) fn run(&self, probe: Probe, index: usize) -> &'static str {
         let path = self.victims[index].1.path();
         let is_taken = match probe {
@@ -126,7 +129,7 @@ impl Probes {
     }
 }
 
-/// Fills the memory of a machine.
+/// Loads the files into the memory of a machine.
 fn load(kernel: PathBuf, initramfs: PathBuf, cmdline: &str) -> &'static str {
     let config = VmConfig {
         kernel,
@@ -162,14 +165,14 @@ fn archive() -> Vec<u8> {
 }
 
 fn bzimage(bytes: Vec<u8>) -> Result<Victim> {
-    let sectors = usize::from(*bytes.get(SETUP_HEADER[0].0).context("a kernel is cut off")?);
+    let sectors = usize::from(*bytes.get(SETUP_HEADER[0].0).context("a kernel is truncated")?);
     let payload = (sectors + 1) * 512 + number(&bytes, 0x248, 4);
     let len = number(&bytes, 0x24c, 4);
     Victim::new(bytes, SETUP_HEADER.into(), payload..payload + len)
 }
 
-/// The words are what follows the sections: a kernel's relocations. Without, they are the sections'
-/// headers.
+/// Reads an ELF file. Its words are the bytes after the sections, a kernel's relocations, or else the
+/// section headers.
 fn elf(bytes: Vec<u8>) -> Result<Victim> {
     let (segments, sections) = (number(&bytes, 32, 8), number(&bytes, 40, 8));
     let (segment_count, section_count) = (number(&bytes, 56, 2), number(&bytes, 60, 2));
@@ -177,7 +180,7 @@ fn elf(bytes: Vec<u8>) -> Result<Victim> {
     for n in 0..segment_count {
         fields.extend(layout(segments + 56 * n, &PROGRAM_HEADER));
     }
-    // So many that they do not get all of the damage.
+    // A sample, because they would otherwise get all of the damage.
     for n in 0..section_count.min(16) {
         fields.extend(layout(sections + 64 * n, &SECTION_HEADER));
     }

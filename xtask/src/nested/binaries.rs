@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// Left out unless they are named: what a killed QEMU leaves behind is about QEMU, the diagnostics of
-/// the macro take Cargo and boot nothing, and packages are fetched from a network.
+/// Excluded unless they are named: `containment` tests a killed QEMU, `macro_ui` needs Cargo and boots no
+/// guest, and `packages` needs a network.
 const WITHOUT_KVM: [&str; 3] = ["containment", "macro_ui", "packages"];
 
 /// A program of libtest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Binary {
-    /// What Cargo calls its target: `topology`, or `ktstr_vmm` for that crate's unit tests.
+    /// The name of Cargo's target: `topology`, or `ktstr_vmm` for that crate's unit tests.
     pub(super) name: String,
     /// Its file.
     pub(super) path: PathBuf,
@@ -54,7 +54,7 @@ fn targets(names: &[String]) -> Vec<&str> {
 fn parse(messages: &str) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for line in messages.lines() {
-        let message: Value = serde_json::from_str(line).context("cargo's message is no JSON")?;
+        let message: Value = serde_json::from_str(line).context("cargo's message is not JSON")?;
         let (name, path) = (&message["target"]["name"], &message["executable"]);
         let is_test = message["profile"]["test"] == true;
         if let (Some(name), Some(path), true) = (name.as_str(), path.as_str(), is_test) {
@@ -67,7 +67,7 @@ fn parse(messages: &str) -> Result<Vec<Binary>> {
 
 fn chosen(built: Vec<Binary>, names: &[String]) -> Result<Vec<Binary>> {
     if let Some(missing) = names.iter().find(|name| built.iter().all(|one| one.name != **name)) {
-        bail!("no test binary is called `{missing}`");
+        bail!("unknown test binary `{missing}`");
     }
     let is_chosen = |binary: &Binary| match names {
         [] => !WITHOUT_KVM.contains(&&*binary.name),

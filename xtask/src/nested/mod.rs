@@ -1,4 +1,4 @@
-//! `cargo xtask nested`: the suite on a real KVM, wherever it is run.
+//! `cargo xtask nested`: runs the suite on a real KVM, on any host.
 //!
 //! The test binaries of this workspace run in a machine that has a `/dev/kvm`, and boot their own
 //! guests there with it. One machine runs them all, on one kernel after the other.
@@ -18,16 +18,16 @@ use ktstr::runner::nested::{Outer, Stream};
 
 use tally::Tally;
 
-/// Variables of the host that the programs get, too.
+/// Environment variables that are passed on to the programs.
 const PASSED_ON: [&str; 5] =
     ["RUST_BACKTRACE", "RUST_LOG", "RUST_TEST_THREADS", "NO_COLOR", "CARGO_TERM_COLOR"];
 
-/// Where the test binaries are.
-const FOLDER: &str = "/tests";
+/// The directory of the test binaries.
+const DIRECTORY: &str = "/tests";
 
-/// Runs `$kernels` times `$tests` binaries with the arguments; says which one it is at, and which
-/// have failed. What `hostile`, `ktstr` and `topology` ignore elsewhere needs this machine; the other
-/// binaries ignore what fails on purpose.
+/// Runs each of `$tests` on each of `$kernels` with the arguments; prints which one it runs, and which
+/// have failed. Tests of `hostile`, `ktstr` and `topology` that are ignored elsewhere need this machine; the
+/// other binaries ignore tests that fail on purpose.
 const SCRIPT: &str = r#"
 cd /
 failed=
@@ -45,17 +45,17 @@ done
 /// Arguments of the nested run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Nested {
-    /// Kernels of the tests, as in `KTSTR_KERNEL`; the default one if none is given.
+    /// Kernels of the tests, as in `KTSTR_KERNEL`; the default one if none is given
     #[arg(long)]
     kernel: Vec<KernelSpec>,
-    /// A test binary to run: one of a folder tests/, or `ktstr` and `ktstr_vmm` for the unit tests
+    /// A test binary to run: a file of a directory tests/, or `ktstr` and `ktstr_vmm` for the unit tests
     /// of these; all but `containment`, `macro_ui` and `packages` if none is given.
     #[arg(long, conflicts_with = "exec")]
     test: Vec<String>,
     /// Run a program of this host instead: its path and arguments follow `--`.
     #[arg(long)]
     exec: bool,
-    /// Seconds after which what still runs is ended.
+    /// Timeout in seconds
     #[arg(long, default_value_t = 3600)]
     timeout: u64,
     /// Arguments for the test binaries, such as a filter.
@@ -64,7 +64,7 @@ pub(crate) struct Nested {
 }
 
 impl Nested {
-    /// Fails if a test does, and if there was none to run.
+    /// Fails if a test fails, and if no test ran.
     pub(crate) fn run(self) -> Result<ExitCode> {
         if self.exec { self.run_program() } else { self.run_tests() }
     }
@@ -78,16 +78,16 @@ impl Nested {
         let kernels: Vec<_> = self.kernel.iter().map(ToString::to_string).collect();
         let mut programs: Vec<_> = binaries
             .into_iter()
-            .map(|binary| (binary.path, format!("{FOLDER}/{}", binary.name)))
+            .map(|binary| (binary.path, format!("{DIRECTORY}/{}", binary.name)))
             .collect();
-        // What plays QEMU in the tests of ktstr-vmm is written in it.
+        // The fake QEMU of ktstr-vmm's tests is a bash script.
         programs.extend(find("bash").map(|path| (path, "/bin/bash".to_owned())));
         let outer = Outer { kernels: self.kernel, programs, ..Outer::default() };
         let mut argv = ["/bin/sh", "-c", SCRIPT, "nested"].map(str::to_owned).to_vec();
         argv.extend(self.args);
         let own = [
             ("KTSTR_ENGINE", "kvm".to_owned()),
-            // Guests side by side starve each other on one emulated CPU.
+            // Concurrent guests starve each other on one emulated CPU.
             ("RUST_TEST_THREADS", "1".to_owned()),
             ("kernels", kernels.join(" ")),
             ("tests", names.join(" ")),
@@ -101,20 +101,20 @@ impl Nested {
                 print(stream, bytes)
             })
             .with_context(|| match tally.running() {
-                Some(running) => format!("broken off at {running}; until then {tally}"),
-                None => "no test was run".to_owned(),
+                Some(running) => format!("interrupted at {running}; before that: {tally}"),
+                None => "no test ran".to_owned(),
             })?;
         println!("\n{tally}");
-        ensure!(tally.matched() > 0 || status != 0, "no test has a name that was asked for");
+        ensure!(tally.matched() > 0 || status != 0, "no test matches the filter");
         Ok(if status == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn run_program(self) -> Result<ExitCode> {
         let mut argv = self.args;
         let program = argv.first_mut().context("`--exec` needs `-- PROGRAM [ARGUMENTS]`")?;
-        let path = find(program).with_context(|| format!("there is no program `{program}`"))?;
+        let path = find(program).with_context(|| format!("no program `{program}` in PATH"))?;
         let name = path.file_name().and_then(|name| name.to_str());
-        *program = format!("/bin/{}", name.context("the program's name is no text")?);
+        *program = format!("/bin/{}", name.context("the program's name is not UTF-8")?);
         let programs = vec![(path, program.clone())];
         let mut env = passed_on(&PASSED_ON);
         env.extend(passed_on(&["KTSTR_ENGINE"]));
@@ -130,12 +130,12 @@ fn passed_on(names: &[&str]) -> Vec<(String, String)> {
     names.iter().filter_map(value).collect()
 }
 
-/// The file of a program, given by its path or its name in `PATH`.
+/// Finds the file of a program by its path or its name in `PATH`.
 fn find(program: &str) -> Option<PathBuf> {
-    let folders = env::var_os("PATH").unwrap_or_default();
+    let directories = env::var_os("PATH").unwrap_or_default();
     let candidates: Vec<PathBuf> = match program.contains('/') {
         true => vec![program.into()],
-        false => env::split_paths(&folders).map(|folder| folder.join(program)).collect(),
+        false => env::split_paths(&directories).map(|folder| folder.join(program)).collect(),
     };
     candidates.into_iter().find(|path| path.is_file())?.canonicalize().ok()
 }

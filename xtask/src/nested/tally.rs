@@ -1,16 +1,16 @@
-//! Adds up what several test binaries say of their tests.
+//! Sums the results of several test binaries.
 
 use std::fmt;
 
 use ktstr::runner::nested::Stream;
 
-/// What libtest says at the end of a binary.
+/// libtest's last line of a binary.
 const RESULT: &str = "test result: ";
 
-/// What the script says before it runs one.
+/// The script's line before each binary.
 const RUNNING: &str = "     Running ";
 
-/// Results so far, and what comes next.
+/// Results so far, and the current binary.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     passed: u32,
@@ -22,7 +22,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Takes the next piece of the output, which may end anywhere in a line.
+    /// Adds the next piece of the output, which may end within a line.
     pub(super) fn hear(&mut self, stream: Stream, bytes: &[u8]) {
         let mut text = std::mem::take(&mut self.unfinished[stream as usize]);
         text.extend_from_slice(bytes);
@@ -39,12 +39,12 @@ impl Tally {
         self.unfinished[stream as usize] = text.split_off(end);
     }
 
-    /// The tests that were not left out by a filter.
+    /// Returns the number of tests that matched the filter.
     pub(super) fn matched(&self) -> u32 {
         self.passed + self.failed + self.ignored
     }
 
-    /// What was run last.
+    /// Returns the binary that ran last.
     pub(super) fn running(&self) -> Option<&str> {
         self.running.as_deref()
     }

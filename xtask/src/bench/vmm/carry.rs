@@ -1,4 +1,4 @@
-//! Takes a QEMU into a machine.
+//! Copies a QEMU into a machine.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,8 +10,12 @@ use ktstr::runner::nested::Outer;
 /// Adds all that `qemu` needs to boot a kernel, each file under the path it has here, so that its
 /// command line is the same in the machine.
 pub(super) fn qemu(qemu: &QemuProgram, outer: &mut Outer) -> Result<()> {
-    let argv: Vec<&str> =
-        qemu.argv.iter().map(|word| word.to_str()).collect::<Option<_>>().context("no text")?;
+    let argv: Vec<&str> = qemu
+        .argv
+        .iter()
+        .map(|word| word.to_str())
+        .collect::<Option<_>>()
+        .context("QEMU's command line is not UTF-8")?;
     match argv[..] {
         [loader, "--library-path", folder, program, ..] => {
             let list = run(&[loader, "--library-path", folder, "--list", program])?;
@@ -29,14 +33,15 @@ pub(super) fn qemu(qemu: &QemuProgram, outer: &mut Outer) -> Result<()> {
     let folders = run(&[&argv[..], &["-L", "help"]].concat())?;
     for folder in folders.lines() {
         for path in firmware(Path::new(folder)) {
-            let name = path.to_str().context("firmware has a name that is no text")?.to_owned();
+            let name =
+                path.to_str().context("the name of a firmware file is not UTF-8")?.to_owned();
             outer.files.push((path, name));
         }
     }
     Ok(())
 }
 
-/// The images in a folder of firmware, without those of network cards.
+/// Returns the images in a directory of firmware, without those of network cards.
 fn firmware(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = folder.read_dir() else { return Vec::new() };
     let is_needed = |path: &PathBuf| {
@@ -53,5 +58,6 @@ fn run(argv: &[&str]) -> Result<String> {
         .output()
         .with_context(|| format!("cannot run {}", argv[0]))?;
     ensure!(output.status.success(), "`{}` failed: {}", argv.join(" "), output.status);
-    String::from_utf8(output.stdout).with_context(|| format!("{} says no text", argv[0]))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("the output of {} is not UTF-8", argv[0]))
 }

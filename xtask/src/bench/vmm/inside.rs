@@ -1,4 +1,4 @@
-//! The machine's side: boots a guest, and watches it from outside.
+//! Runs inside the nested machine: boots guests and measures them from outside.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +25,7 @@ const FIRST_LINE: &str = "Linux version";
 const INIT: &str = "Run /init as init process";
 const HELLO: &str = "hello from user space";
 
-/// What KVM calls its counters.
+/// KVM's names of its counters.
 const COUNTERS: [(Row, &str); 4] = [
     (Row::Exits, "exits"),
     (Row::IoExits, "io_exits"),
@@ -33,10 +33,10 @@ const COUNTERS: [(Row, &str); 4] = [
     (Row::PageFaults, "pf_taken"),
 ];
 
-/// How often QEMU is looked at for its first exit: it takes a hundred times as long to get there.
+/// Interval at which QEMU's counters are read for its first exit, which takes a hundred times as long.
 const POLL: Duration = Duration::from_millis(20);
 
-/// What `bench vmm` passes on.
+/// Arguments that `bench vmm` passes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inside {
     #[arg(long)]
@@ -107,7 +107,7 @@ impl Inside {
         let began = Instant::now();
         let mut child = command.spawn().context("cannot start the VMM")?;
         let watched = watch(column, &mut child, began);
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = child.kill();
         child.wait()?;
         watched
@@ -142,13 +142,13 @@ fn watch(column: Column, child: &mut Child, began: Instant) -> Result<Vec<(Row, 
             Some((wall, cpu)) => {
                 values.extend([(Row::FirstRun, wall), (Row::CpuFirstRun, cpu)]);
             }
-            None => values.extend(own_words(&stderr).with_context(said)?),
+            None => values.extend(program_lines(&stderr).with_context(said)?),
         }
         Ok(values)
     })
 }
 
-/// Reads the console until user space speaks.
+/// Reads the console until the line of user space.
 fn read_console(
     console: impl BufRead,
     process: Process,
@@ -177,10 +177,10 @@ fn read_console(
         tail.push(line);
     }
     let from = tail.len().saturating_sub(10);
-    bail!("the guest has ended early:\n{}", tail[from..].join("\n"))
+    bail!("the guest ended early:\n{}", tail[from..].join("\n"))
 }
 
-/// Wall and CPU time in milliseconds when the process has been in the guest for the first time.
+/// Returns wall and CPU time in milliseconds of the process at its first exit from the guest.
 fn wait_for_first_exit(
     process: Process,
     began: Instant,
@@ -195,15 +195,15 @@ fn wait_for_first_exit(
     None
 }
 
-/// What the engine's program tells of itself: `booted: 12.3 ms, CPU 10.1 ms`, `frozen: 0.4 ms, ..`.
-fn own_words(lines: &[(f64, String)]) -> Result<Vec<(Row, f64)>> {
+/// Parses the lines of the engine's program: `booted: 12.3 ms, CPU 10.1 ms`, `frozen: 0.4 ms, ..`.
+fn program_lines(lines: &[(f64, String)]) -> Result<Vec<(Row, f64)>> {
     let find = |name: &str| {
         let found = lines.iter().find_map(|(at, line)| Some((*at, line.strip_prefix(name)?)));
-        found.with_context(|| format!("it does not say `{name}`"))
+        found.with_context(|| format!("its output has no line `{name}`"))
     };
     let number = |text: &str| -> Result<f64> {
         let number = text.trim().split(' ').next().unwrap_or_default();
-        number.parse().with_context(|| format!("`{text}` begins with no number"))
+        number.parse().with_context(|| format!("`{text}` does not begin with a number"))
     };
     let (first_run, booted) = find("booted:")?;
     let (_, cpu) = booted.split_once("CPU").context("no CPU time")?;

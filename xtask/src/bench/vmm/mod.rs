@@ -1,7 +1,7 @@
-//! `cargo xtask bench vmm`: the KVM engine beside QEMU's machines, all on the KVM of one machine.
+//! `cargo xtask bench vmm`: compares the KVM engine with QEMU's machines, all on the KVM of one machine.
 //!
 //! That machine is one of [`runner::nested`](ktstr::runner::nested), wherever this runs, so that
-//! whoever measures has the same KVM. All VMMs get the same kernel file, initramfs and command
+//! every measurement has the same KVM. All VMMs get the same kernel file, initramfs and command
 //! line, and take turns; what drifts, drifts for all of them.
 
 mod carry;
@@ -74,7 +74,7 @@ impl Vmm {
         argv.extend(cpus.iter().map(|cpus| format!("--cpus={cpus}")));
         argv.push("--".to_owned());
         for word in &qemu.argv {
-            argv.push(word.to_str().context("QEMU's command line is no text")?.to_owned());
+            argv.push(word.to_str().context("QEMU's command line is not UTF-8")?.to_owned());
         }
         let (mut said, mut table) = (Vec::new(), Table::default());
         let timeout = Duration::from_secs(self.timeout);
@@ -88,9 +88,9 @@ impl Vmm {
                 Ok(())
             }
         });
-        // What was measured until something went wrong is worth seeing, too.
+        // Print what was measured before a failure.
         for line in String::from_utf8_lossy(&said).lines() {
-            table.add(line).with_context(|| format!("the machine said `{line}`"))?;
+            table.add(line).with_context(|| format!("cannot parse the machine's line `{line}`"))?;
         }
         println!("QEMU {}, {} rounds", qemu.version, self.rounds);
         print!("{table}");
@@ -109,10 +109,12 @@ fn build(example: &str, rustc_options: &[&str]) -> Result<PathBuf> {
         .output()
         .context("cannot run cargo")?;
     ensure!(output.status.success(), "the example `{example}` does not build");
-    let messages = String::from_utf8(output.stdout).context("cargo's messages are no text")?;
+    let messages = String::from_utf8(output.stdout).context("cargo's messages are not UTF-8")?;
     let executable = messages.lines().find_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         Some(Path::new(message["executable"].as_str()?).to_owned())
     });
-    executable.with_context(|| format!("cargo names no program for the example `{example}`"))
+    executable.with_context(|| {
+        format!("cargo's messages contain no executable of the example `{example}`")
+    })
 }

@@ -1,4 +1,4 @@
-//! A VMM seen from outside: procfs, and the counters of KVM.
+//! Measures a VMM from outside: procfs, and the counters of KVM.
 //!
 //! Source: Linux 6.12, filesystems/proc.rst (`stat`, `smaps`), virt/kvm/kvm_main.c (debugfs).
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Where KVM counts: one folder per machine, `<process>-<descriptor>`.
+/// KVM's counters: one directory per machine, `<process>-<descriptor>`.
 const KVM: &str = "/sys/kernel/debug/kvm";
 /// `USER_HZ` of x86.
 const TICKS_PER_SECOND: u64 = 100;
@@ -18,7 +18,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// CPU time of all its threads, its guest's included, to a hundredth of a second.
+    /// Returns the CPU time of all its threads, its guest's included, with a resolution of 10 ms.
     pub(super) fn cpu_time(self) -> Result<Duration> {
         let stat = self.read("stat")?;
         // The name in front of the last parenthesis may contain anything.
@@ -28,7 +28,7 @@ impl Process {
         Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / TICKS_PER_SECOND))
     }
 
-    /// A counter of its machine, over all CPUs.
+    /// Returns a counter of its machine, summed over all CPUs.
     pub(super) fn counter(self, name: &str) -> Result<u64> {
         let prefix = format!("{}-", self.id);
         let mut sum = 0;
@@ -41,10 +41,11 @@ impl Process {
         Ok(sum)
     }
 
-    /// KiB of its pages that are not memory of its guest, which has `guest_kib`.
+    /// Returns the resident KiB that are not memory of its guest, which has `guest_kib`.
     pub(super) fn rss_beside(self, guest_kib: u64) -> Result<u64> {
-        let mappings = parse(&self.read("smaps")?).context("smaps has a line nobody knows")?;
-        beside(&mappings, guest_kib).context("no mappings are as large as the guest's memory")
+        let mappings = parse(&self.read("smaps")?).context("cannot parse a line of smaps")?;
+        without_guest(&mappings, guest_kib)
+            .context("no mappings are as large as the guest's memory")
     }
 
     fn read(self, name: &str) -> Result<String> {
@@ -74,10 +75,10 @@ fn parse(smaps: &str) -> Option<Vec<Mapping>> {
     Some(mappings)
 }
 
-/// The pages of all mappings but those which together are the guest's memory: neighbours, for
-/// files may be mapped into it, and exactly as large. Reserved heaps of threads can be that, too, but
-/// are hardly filled.
-fn beside(mappings: &[Mapping], guest_kib: u64) -> Option<u64> {
+/// Sums the resident pages of all mappings except the guest's memory. That is a run of adjacent mappings
+/// (files may be mapped into it) of exactly the guest's size. Reserved heaps of threads may have that size
+/// too, but are nearly empty.
+fn without_guest(mappings: &[Mapping], guest_kib: u64) -> Option<u64> {
     let rss = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.rss_kib).sum::<u64>();
     let mut guest = None;
     for first in 0..mappings.len() {
@@ -120,7 +121,7 @@ Rss:                  20 kB
     fn memory_of_the_guest_is_not_the_vmms() {
         let mappings = parse(SMAPS).unwrap();
         assert_eq!(mappings.len(), 6);
-        assert_eq!(beside(&mappings, (16 << 10) + 4), Some(720));
-        assert_eq!(beside(&mappings, 17 << 10), None);
+        assert_eq!(without_guest(&mappings, (16 << 10) + 4), Some(720));
+        assert_eq!(without_guest(&mappings, 17 << 10), None);
     }
 }

@@ -78,7 +78,7 @@ impl Row {
             Self::IoExits => "  of port I/O",
             Self::MmioExits => "  of MMIO",
             Self::PageFaults => "  of memory not mapped yet",
-            Self::Rss => "RSS beside the guest's, MiB",
+            Self::Rss => "RSS without the guest's, MiB",
             Self::Freeze => "freeze, read 64 KiB, resume, ms",
         }
     }
@@ -94,7 +94,7 @@ impl Row {
     }
 }
 
-/// What the engine is not to exceed.
+/// The most that the engine may need.
 #[derive(Debug, Clone, Copy)]
 enum Target {
     /// As a value.
@@ -112,7 +112,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Takes a line `ROUND KERNEL CPUS COLUMN ROW VALUE`.
+    /// Adds a line `ROUND KERNEL CPUS COLUMN ROW VALUE`.
     pub(super) fn add(&mut self, line: &str) -> Result<()> {
         let words: Vec<&str> = line.split(' ').collect();
         let [round, kernel, cpus, column, row, value] = words[..] else {
@@ -183,7 +183,7 @@ fn met(is_met: bool) -> &'static str {
     if is_met { "met" } else { "missed" }
 }
 
-/// The median over rounds of the ratio within each, which a machine that drifts changes least.
+/// Returns the median over rounds of each round's ratio, which a drifting speed of the machine affects least.
 fn ratio(one: Option<&BTreeMap<u32, f64>>, other: Option<&BTreeMap<u32, f64>>) -> Option<f64> {
     let (one, other) = (one?, other?);
     let ratios: Vec<f64> = one

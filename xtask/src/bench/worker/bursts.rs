@@ -16,19 +16,19 @@ use super::{median, pass};
 
 const WORKERS: u32 = 33;
 
-/// The iterations of each worker of which the median is taken: preemption and steal time lengthen some
-/// of them, and mostly by milliseconds.
+/// The iterations of each worker whose median is taken: preemption and steal time lengthen some of
+/// them, mostly by milliseconds.
 const ITERATIONS: usize = 100;
 
 type Work = fn(&WorkerCtx);
 
-/// The loops of the types whose iterations are a burst and nothing else.
+/// The loops of the types that only run bursts.
 const TYPES: [(&str, Work); 2] = [("SpinWait", spin), ("AluHot", compute)];
 
 /// The shortest and the longest burst that [`WorkerCtx::spin`] documents.
 const BURST_US: [f64; 2] = [5.0, 50.0];
 
-/// How the workers report what they have measured, one line each.
+/// The workers' measurements, one line each.
 static FOUND: OnceLock<File> = OnceLock::new();
 
 #[ktstr::__private::linkme::distributed_slice(ktstr::__private::TESTS)]
@@ -87,7 +87,7 @@ fn compute(ctx: &WorkerCtx) {
     iterate(ctx, WorkerCtx::compute);
 }
 
-/// Measures the first iterations, and goes on without end.
+/// Measures the first iterations, and continues until the worker is stopped.
 fn iterate(ctx: &WorkerCtx, burst: fn(&WorkerCtx)) {
     let iteration = || {
         let began = Instant::now();
@@ -97,11 +97,11 @@ fn iterate(ctx: &WorkerCtx, burst: fn(&WorkerCtx)) {
     };
     let mut lengths: Vec<_> = (0..ITERATIONS).map(|_| iteration()).collect();
     let line = format!("{}\n", median(&mut lengths));
-    let told = FOUND.get().context("it was set before the fork").and_then(|mut found| {
+    let written = FOUND.get().context("it was set before the fork").and_then(|mut found| {
         found.write_all(line.as_bytes())?;
         Ok(())
     });
-    told.expect("a file in memory takes it");
+    written.expect("a file in memory takes it");
     while ctx.should_continue() {
         iteration();
     }

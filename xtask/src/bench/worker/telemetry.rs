@@ -1,4 +1,4 @@
-//! What measuring a worker costs: turns per second with it and without.
+//! Measures what the telemetry of a worker costs: iterations per second with it and without it.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -15,19 +15,19 @@ use super::median;
 
 const ROUNDS: usize = 1000;
 
-/// Turns of one round, each way.
-const TURNS: u64 = 50;
+/// Iterations of one round, each way.
+const ITERATIONS: u64 = 50;
 
-/// How many of the turns without measuring there have to be with it.
+/// The least ratio of iterations with telemetry to iterations without it.
 const AT_LEAST: f64 = 0.97;
 
-/// What a loop does between two turns.
+/// The work of one iteration.
 type Unit = fn(&WorkerCtx);
 
-/// The types whose turns are a burst and nothing else. With most others a system call is added.
+/// The types that only run bursts. Most others add a system call to each iteration.
 const TYPES: [(&str, Unit); 2] = [("SpinWait", WorkerCtx::spin), ("AluHot", WorkerCtx::compute)];
 
-/// How the worker, a process of its own, says what it has found.
+/// The worker's measurements; the worker is a process of its own.
 static FOUND: OnceLock<File> = OnceLock::new();
 
 /// Prints a table, and returns the least ratio.
@@ -44,18 +44,18 @@ pub(super) fn measure(ctx: &Ctx) -> Result<f64> {
     found.read_exact_at(&mut text, 0)?;
     let numbers = std::str::from_utf8(&text)?.split_whitespace().map(str::parse);
     let numbers = numbers.collect::<Result<Vec<f64>, _>>()?;
-    let (turn, types) = match numbers.split_last() {
-        Some((turn, types)) if types.len() == 3 * TYPES.len() => (turn, types),
+    let (alone, types) = match numbers.split_last() {
+        Some((alone, types)) if types.len() == 3 * TYPES.len() => (alone, types),
         _ => bail!("the worker did not finish: {verdict:?}"),
     };
-    println!("{:<34} {:>12} {:>12} {:>9}", "turns per second", "without", "measured", "ratio");
+    println!("{:<34} {:>12} {:>12} {:>9}", "iterations per second", "without", "measured", "ratio");
     let mut least = f64::INFINITY;
     for ((name, _), found) in TYPES.iter().zip(types.chunks_exact(3)) {
         let [without, measured, ratio] = [found[0], found[1], found[2]];
         println!("{name:<34} {without:>12.0} {measured:>12.0} {ratio:>9.4}");
         least = least.min(ratio);
     }
-    println!("{:<34} {turn:>12.0} ns", "one turn's measuring, by itself");
+    println!("{:<34} {alone:>12.0} ns", "telemetry of one iteration alone");
     let judged = if least >= AT_LEAST { "met" } else { "missed" };
     println!("ratio at least {AT_LEAST}: {judged}");
     Ok(least)
@@ -63,11 +63,11 @@ pub(super) fn measure(ctx: &Ctx) -> Result<f64> {
 
 /// Fails if the ratio is too low.
 pub(super) fn check(least: f64) -> Result<()> {
-    ensure!(least >= AT_LEAST, "{least:.4} of the turns are left, not {AT_LEAST}");
+    ensure!(least >= AT_LEAST, "{least:.4} of the iterations are left (minimum {AT_LEAST})");
     Ok(())
 }
 
-/// The worker.
+/// Runs in the worker.
 fn work(ctx: &WorkerCtx) {
     let mut text = String::new();
     for (_, unit) in TYPES {
@@ -78,16 +78,16 @@ fn work(ctx: &WorkerCtx) {
     }
     let mut alone: Vec<_> = (0..ROUNDS).map(|_| time(|| ctx.record_iteration(1)) * 1e9).collect();
     text += &median(&mut alone).to_string();
-    let told = FOUND.get().context("it was set before the fork").and_then(|mut found| {
+    let written = FOUND.get().context("it was set before the fork").and_then(|mut found| {
         found.write_all(text.as_bytes())?;
         Ok(())
     });
-    told.expect("a file in memory takes it");
+    written.expect("a file in memory takes it");
 }
 
-/// Turns per second without measuring and with it, and the median of the rounds' ratios.
+/// Returns iterations per second without telemetry and with it, and the median of the rounds' ratios.
 ///
-/// What is measured is the loop of `SpinWait` and `AluHot` as it is, what is not is its unit of work.
+/// With telemetry it is the loop of `SpinWait` and `AluHot`, without it only the work of an iteration.
 fn compare(ctx: &WorkerCtx, unit: Unit) -> [f64; 3] {
     let without = || time(|| unit(ctx));
     let measured = || {
@@ -118,9 +118,9 @@ fn compare(ctx: &WorkerCtx, unit: Unit) -> [f64; 3] {
     ]
 }
 
-/// Seconds per turn.
+/// Returns the seconds per iteration.
 fn time(turn: impl Fn()) -> f64 {
     let began = Instant::now();
-    (0..TURNS).for_each(|_| turn());
-    began.elapsed().as_secs_f64() / TURNS as f64
+    (0..ITERATIONS).for_each(|_| turn());
+    began.elapsed().as_secs_f64() / ITERATIONS as f64
 }

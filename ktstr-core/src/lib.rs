@@ -4,6 +4,7 @@
 //! in the guest: PID 1, cgroups, workloads, scenarios. Host and guest are the same binary, so
 //! both sides always hold the same build of this crate. It never opens `/dev/kvm`.
 
+mod cgroup_stats;
 pub mod guest;
 pub mod linux;
 pub mod model;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::worker::WorkerReport;
-use crate::linux::cgroup::CgroupStats;
+use crate::cgroup_stats::CgroupStats;
+use crate::model::worker::WorkerReport;
 
 /// The processes of one cgroup at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

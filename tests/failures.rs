@@ -76,7 +76,7 @@ fn unknown_cgroup_is_named(ctx: &Ctx) -> Result<AssertResult> {
 
 fn says_that_the_typo_is_one(result: &VmResult) -> Result<()> {
     let RunEnd::BodyError(error) = &result.end else { bail!("{}", result.end) };
-    ensure!(error.contains("no operation has made cgroup `cg_b`; there are [\"cg_a\"]"), "{error}");
+    ensure!(error.contains("unknown cgroup `cg_b`; this scenario created: cg_a"), "{error}");
     Ok(())
 }
 

@@ -99,20 +99,20 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
     let sleep = || Op::run_payload(&SLEEP, "cg");
     let short = Duration::from_millis(300);
     for (ops, why) in [
-        (
-            vec![Op::run_payload(&SLEEP, "gc")],
-            "no operation has made cgroup `gc`; there are [\"cg\"]",
-        ),
+        (vec![Op::run_payload(&SLEEP, "gc")], "unknown cgroup `gc`; this scenario created: cg"),
         (vec![Op::run_payload(&CAT, "cg")], "no program `cat`: add its payload to `payloads"),
         (vec![sleep(), Op::wait_payload("sleep", short)], "failed to wait for sleep, up to 300ms"),
         (vec![sleep(), Op::wait_payload("sleep", short)], "it did not end within 300ms: process "),
         (
             vec![sleep(), Op::wait_payload("slep", short)],
-            "no payload called `slep` was started; there are [\"sleep\"]",
+            "unknown payload `slep`; this scenario runs: sleep",
         ),
-        (vec![Op::kill_payload("sleep")], "there are []"),
-        (vec![sleep(), sleep()], "a payload called `sleep` is there already, in cg"),
-        (vec![sleep(), Op::add_cgroup("b"), Op::move_all_tasks("cg", "b")], "payloads do not move"),
+        (vec![Op::kill_payload("sleep")], "unknown payload `sleep`; this scenario runs: nothing"),
+        (vec![sleep(), sleep()], "payload `sleep` already runs in cg"),
+        (
+            vec![sleep(), Op::add_cgroup("b"), Op::move_all_tasks("cg", "b")],
+            "payloads cannot be moved",
+        ),
     ] {
         let error = format!("{:#}", in_cg(ctx, ops).unwrap_err());
         ensure!(error.contains(why), "{error}");

@@ -1,29 +1,34 @@
-//! What each operation does.
+//! Carries out operations.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::def::CgroupDef;
-use super::execute::Scenario;
 use super::knob::CgroupKnob;
-use super::layer::{Made, PlacedWorker};
+use super::layer::Resource;
 use super::op::{Op, SpawnPlacement};
-use crate::guest::assert::is_in;
-use crate::guest::snapshot::{
-    self, Capture, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot,
-};
+use super::placed::PlacedWorker;
+use super::state::Scenario;
 use crate::guest::workload::{AffinityIntent, WorkSpec, Worker, Workers};
 use crate::linux::cgroup::check_name;
 use crate::linux::sys::since_boot_ns;
-use crate::model::wire::{MAX_PAYLOAD, Report};
-
-/// What a frame of the wire takes, and some room for what else is in it.
-const LARGEST_SNAPSHOT: usize = MAX_PAYLOAD - 64;
 
 impl Scenario<'_> {
-    pub(super) fn apply(&mut self, op: &Op) -> Result<()> {
+    /// Carries out an operation of a phase. An error names the phase and the operation.
+    pub(super) fn carry_out(&mut self, op: &Op) -> Result<()> {
+        self.send_event(op.to_string());
+        self.apply(op).with_context(|| format!("{}: failed to {op}", self.layers.phase()))
+    }
+
+    /// Carries out an operation that is part of another one, whose error names the phase.
+    fn carry_out_part(&mut self, op: &Op) -> Result<()> {
+        self.send_event(op.to_string());
+        self.apply(op).with_context(|| format!("failed to {op}"))
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<()> {
         match op {
             Op::AddCgroup { cgroup } => self.add_cgroup(cgroup),
             Op::AddCgroupDef { def } => self.add_def(def),
@@ -48,24 +53,22 @@ impl Scenario<'_> {
     }
 
     fn add_cgroup(&mut self, cgroup: &str) -> Result<()> {
-        // Before its ancestors are looked up: an error about one of those would name that, not it.
+        // First, so that an error names this cgroup and not an ancestor of it.
         check_name(cgroup)?;
-        // Whoever made it removes it; a second owner would remove it from under the first.
-        ensure!(!self.made().any(|made| made.name == cgroup), "`{cgroup}` is there already");
+        // One owner: two would both remove it.
+        ensure!(self.layers.cgroup(cgroup).is_none(), "cgroup `{cgroup}` exists already");
+        // The ancestors that do not exist yet are created with it and removed with it; the others stay.
         for (end, _) in cgroup.match_indices('/') {
-            let above = &cgroup[..end];
-            // Made on the way, so it is to be removed as well; one that was there stays.
-            match self.ctx.cgroups.read_procs(above) {
+            let ancestor = &cgroup[..end];
+            match self.ctx.cgroups.read_procs(ancestor) {
                 Ok(_) => {}
-                Err(error) if error.is_missing() => {
-                    self.layer_mut().cgroups.push(Made::new(above));
-                }
-                // Whether it is there is not known, so neither is who has to remove it.
+                Err(error) if error.is_missing() => self.own_cgroup(ancestor),
+                // If it is unknown whether it exists, it is unknown whether to remove it.
                 Err(error) => return Err(error.into()),
             }
         }
         self.ctx.cgroups.create_cgroup(cgroup)?;
-        self.layer_mut().cgroups.push(Made::new(cgroup));
+        self.own_cgroup(cgroup);
         Ok(())
     }
 
@@ -73,60 +76,55 @@ impl Scenario<'_> {
         let works = def.works(self.ctx.topo)?;
         self.add_cgroup(&def.name)?;
         if def.oom_kill_expected {
-            self.made_mut(&def.name).for_each(|made| made.oom_kill_expected = true);
+            self.oom.expect(&def.name);
         }
         def.knobs.iter().try_for_each(|knob| self.set_knob(&def.name, knob))?;
         let placement = || SpawnPlacement::cgroup(&def.name);
-        works.into_iter().try_for_each(|work| self.carry_out(&Op::spawn(placement(), work)))?;
+        works
+            .into_iter()
+            .try_for_each(|work| self.carry_out_part(&Op::spawn(placement(), work)))?;
         let runs = def.payloads.iter().cloned();
-        runs.map(|run| Op::run_payload(run, &*def.name)).try_for_each(|op| self.carry_out(&op))
+        runs.map(|run| Op::run_payload(run, &*def.name)).try_for_each(|op| self.carry_out_part(&op))
     }
 
     fn remove_cgroup(&mut self, cgroup: &str) -> Result<()> {
         self.stop_cgroup(cgroup)?;
-        self.note_oom_kills(cgroup)?;
+        let oom_kills = self.read_oom_kills(cgroup)?;
         self.ctx.cgroups.remove_cgroup(cgroup)?;
-        // Not before it is gone: what could not be removed now is tried again at the end.
-        for layer in &mut self.layers {
-            layer.cgroups.retain(|made| made.name != cgroup);
-        }
+        // Only now: the teardown of its layer removes a cgroup that could not be removed here.
+        self.disown_cgroup(cgroup, oom_kills);
         Ok(())
     }
 
     fn stop_cgroup(&mut self, cgroup: &str) -> Result<()> {
-        self.known(cgroup)?;
+        self.check_known(cgroup)?;
         let how = format!("stopped with {cgroup}");
         self.stop_payloads(&how, |_, payload| payload.cgroup() == cgroup)?;
         self.stop_workers(|_, placed| placed.cgroup == cgroup)
     }
 
     fn set_knob(&mut self, cgroup: &str, knob: &CgroupKnob) -> Result<()> {
-        self.known(cgroup)?;
+        self.check_known(cgroup)?;
         let (cgroups, topo) = (self.ctx.cgroups, self.ctx.topo);
         if let CgroupKnob::Cpuset(cpus) = knob {
             let cpus = cpus.as_ref().map(|cpus| cpus.resolve(topo)).transpose()?;
-            return self.set_cpuset(cgroup, cpus, || knob.apply(cgroups, cgroup, topo));
+            return self.set_cpuset(cgroup, cpus.as_ref(), || knob.apply(cgroups, cgroup, topo));
         }
         knob.apply(cgroups, cgroup, topo)?;
-        self.made_mut(cgroup).for_each(|made| made.note(knob));
-        self.note_waits();
-        if self.slows(cgroup) {
-            let workers = self.layers.iter_mut().flat_map(|layer| &mut layer.workers);
-            workers
-                .filter(|placed| placed.is_in(cgroup))
-                .for_each(|placed| placed.is_memory_throttled = true);
+        if let Some(state) = self.layers.cgroup_mut(cgroup) {
+            state.record(knob);
+        }
+        self.update_waits();
+        if self.has_memory_high(cgroup) {
+            let workers = self.layers.workers_mut().filter(|placed| placed.is_in(cgroup));
+            workers.for_each(|placed| placed.is_memory_throttled = true);
         }
         Ok(())
     }
 
-    /// Whether a group, or one above it, slows down who takes memory.
-    fn slows(&self, cgroup: &str) -> bool {
-        self.made().any(|made| made.slows && is_in(cgroup, &made.name))
-    }
-
-    /// The CPUs that workers of a group may use.
+    /// Returns the CPUs that workers of a cgroup may use.
     fn cpus_of(&self, cgroup: &str) -> BTreeSet<u32> {
-        self.cpuset_asked(cgroup).unwrap_or_else(|| self.ctx.topo.cpus.iter().copied().collect())
+        self.cpusets.asked(cgroup).unwrap_or_else(|| self.ctx.topo.cpus.iter().copied().collect())
     }
 
     fn swap_cpusets(&mut self, a: &str, b: &str) -> Result<()> {
@@ -134,20 +132,18 @@ impl Scenario<'_> {
         for (cgroup, cpus) in [(a, of_b), (b, of_a)] {
             let cgroups = self.ctx.cgroups;
             let set = || Ok(cgroups.set_cpuset(cgroup, &cpus)?);
-            self.set_cpuset(cgroup, Some(cpus.clone()), set)?;
+            self.set_cpuset(cgroup, Some(&cpus), set)?;
         }
         Ok(())
     }
 
     fn cpuset_of(&self, cgroup: &str) -> Result<BTreeSet<usize>> {
-        self.known(cgroup)?;
-        let mut made = self.made().filter(|made| made.name == cgroup);
-        let cpus = made.find_map(|made| made.cpuset.clone());
-        cpus.with_context(|| format!("no cpuset was set for `{cgroup}`"))
+        self.check_known(cgroup)?;
+        self.cpusets.own(cgroup).with_context(|| format!("no cpuset was set for `{cgroup}`"))
     }
 
     fn spawn(&mut self, cgroup: &str, work: &WorkSpec) -> Result<()> {
-        self.known(cgroup)?;
+        self.check_known(cgroup)?;
         let from_ns = since_boot_ns();
         let workers = Workers::fork(work, self.ctx.topo, &self.cpus_of(cgroup))?;
         let mut pids = workers.iter().map(Worker::pid);
@@ -160,11 +156,12 @@ impl Scenario<'_> {
             return Err(error.into());
         }
         let moves_itself = work.work_type.moves_itself();
-        let oom_kill_expected = self.expects_oom_kill(cgroup);
-        let is_memory_throttled = self.slows(cgroup);
+        let oom_kill_expected = self.oom.is_expected(cgroup);
+        let is_memory_throttled = self.has_memory_high(cgroup);
         let frozen_since_ns = self.is_frozen(cgroup).then_some(from_ns);
         let spawn = self.spawns;
         self.spawns += 1;
+        // All are placed; the first one must not run before the last one is in the cgroup.
         let placed = workers.into_iter().map(|worker| PlacedWorker {
             worker,
             cgroup: cgroup.to_owned(),
@@ -177,177 +174,88 @@ impl Scenario<'_> {
             frozen_periods: Vec::new(),
             frozen_since_ns,
         });
-        let cpuset = self.period(cgroup);
-        let layer = self.layer_mut();
-        let first = layer.workers.len();
-        layer.workers.extend(placed);
-        for placed in &mut layer.workers[first..] {
+        // Owned before the first release: if one fails, the teardown stops them all.
+        self.layers.push(Resource::Workers(placed.collect()));
+        let cpuset = self.cpusets.confinement(cgroup);
+        for placed in self.layers.workers_mut().filter(|placed| placed.spawn == spawn) {
             placed.confine(cpuset.as_ref());
-            placed.worker.release().context("cannot release a worker")?;
+            placed.worker.release().context("failed to release a worker")?;
         }
-        self.note_waits();
+        self.update_waits();
         Ok(())
     }
 
     fn set_affinity(&mut self, cgroup: &str, affinity: &AffinityIntent) -> Result<()> {
-        self.known(cgroup)?;
-        let workers: Vec<_> = self.workers().filter(|placed| placed.cgroup == cgroup).collect();
+        self.check_known(cgroup)?;
+        let own = |placed: &&PlacedWorker| placed.cgroup == cgroup;
+        let workers: Vec<_> = self.layers.workers().filter(own).collect();
         ensure!(!workers.is_empty(), "`{cgroup}` has no workers to pin");
         let workers = workers.into_iter().map(|placed| &placed.worker);
         Workers::set_affinity(workers, affinity, self.ctx.topo, &self.cpus_of(cgroup))?;
-        for placed in self.layers.iter_mut().flat_map(|layer| &mut layer.workers) {
+        for placed in self.layers.workers_mut() {
             placed.is_pinned |= placed.cgroup == cgroup;
         }
         Ok(())
     }
 
     fn move_all_tasks(&mut self, from: &str, to: &str) -> Result<()> {
-        self.known(from)?;
-        self.known(to)?;
-        self.check_no_payload_moves(from)?;
+        self.check_known(from)?;
+        self.check_known(to)?;
+        self.check_no_payload(from)?;
         let pids = self.ctx.cgroups.read_procs(from)?;
-        let moves = self.workers().any(|placed| placed.cgroup == from);
+        let moves = self.layers.workers().any(|placed| placed.cgroup == from);
         ensure!(moves || !pids.is_empty(), "`{from}` has no task to move");
         let from_ns = since_boot_ns();
         let is_frozen = self.is_frozen(to);
-        let oom_kill_expected = self.expects_oom_kill(to);
-        let is_memory_throttled = self.slows(to);
+        let oom_kill_expected = self.oom.is_expected(to);
+        let is_memory_throttled = self.has_memory_high(to);
         self.reconfine(
             |placed| placed.cgroup == from,
             |scenario| {
                 scenario.ctx.cgroups.move_tasks(to, &pids)?;
-                let workers = scenario.layers.iter_mut().flat_map(|layer| &mut layer.workers);
+                let workers = scenario.layers.workers_mut();
                 for placed in workers.filter(|placed| placed.cgroup == from) {
                     placed.cgroup = to.to_owned();
                     placed.oom_kill_expected = oom_kill_expected;
                     placed.is_memory_throttled |= is_memory_throttled;
-                    placed.note_frozen(is_frozen, from_ns);
+                    placed.record_freeze(is_frozen, from_ns);
                 }
-                scenario.note_waits();
+                scenario.update_waits();
                 Ok(())
             },
         )
     }
 
     fn freeze(&mut self, cgroup: &str, frozen: bool) -> Result<()> {
-        self.known(cgroup)?;
+        self.check_known(cgroup)?;
         let from_ns = since_boot_ns();
         let done = self.ctx.cgroups.set_freeze(cgroup, frozen);
-        // A freeze that failed may have frozen some.
+        // A freeze that failed may have frozen some tasks.
         if frozen || done.is_ok() {
-            self.made_mut(cgroup).for_each(|made| made.is_frozen = frozen);
-            self.note_frozen(cgroup, from_ns);
+            if let Some(state) = self.layers.cgroup_mut(cgroup) {
+                state.is_frozen = frozen;
+            }
+            self.record_freezes(cgroup, from_ns);
         }
         Ok(done?)
     }
 
-    /// Notes a change to the freezing of a group that began at `from_ns`, for who is in it or
-    /// below.
-    fn note_frozen(&mut self, cgroup: &str, from_ns: u64) {
-        for layer in 0..self.layers.len() {
-            for index in 0..self.layers[layer].workers.len() {
-                let placed = &self.layers[layer].workers[index];
-                if placed.is_in(cgroup) {
-                    let is_frozen = self.is_frozen(&placed.cgroup);
-                    self.layers[layer].workers[index].note_frozen(is_frozen, from_ns);
-                }
-            }
+    /// Records a freeze or thaw that began at `from_ns` for the workers in a cgroup and its descendants.
+    fn record_freezes(&mut self, cgroup: &str, from_ns: u64) {
+        let frozen = self.layers.cgroups().filter(|cgroup| cgroup.is_frozen);
+        let frozen: Vec<_> = frozen.map(|cgroup| cgroup.name.clone()).collect();
+        for placed in self.layers.workers_mut().filter(|placed| placed.is_in(cgroup)) {
+            placed.record_freeze(frozen.iter().any(|cgroup| placed.is_in(cgroup)), from_ns);
         }
-    }
-
-    /// Whether a group, or one above it, is frozen.
-    fn is_frozen(&self, cgroup: &str) -> bool {
-        self.made().any(|made| made.is_frozen && is_in(cgroup, &made.name))
-    }
-
-    fn capture(&self, tag: &str, cgroup: &str) -> Result<()> {
-        ensure!(!tag.is_empty(), "a capture needs a tag: nobody could find it again");
-        self.known(cgroup)?;
-        let pids = self.pids_of(cgroup)?;
-        let capture = CgroupProcsSnapshot {
-            tag: tag.to_owned(),
-            cgroup: cgroup.to_owned(),
-            procs: identities(&pids)?,
-            pids,
-            at_ns: since_boot_ns(),
-        };
-        (self.ctx.report)(Report::Capture(capture.clone()));
-        snapshot::collect(Capture::CgroupProcs(capture));
-        Ok(())
-    }
-
-    /// The processes of a group, and those of its payloads, which are in groups below that are not the
-    /// scenario's own.
-    fn pids_of(&self, cgroup: &str) -> Result<Vec<i32>> {
-        let mut pids = self.ctx.cgroups.read_procs(cgroup)?;
-        for payload in self.payloads().filter(|payload| payload.cgroup() == cgroup) {
-            pids.extend(payload.pids()?);
-        }
-        Ok(pids)
-    }
-
-    fn capture_snapshot(&self, name: &str) -> Result<()> {
-        ensure!(!name.is_empty(), "a snapshot needs a name: nobody could find it again");
-        let at_ns = since_boot_ns();
-        let of = |made: &Made| -> Result<CgroupSnapshot> {
-            let procs = identities(&self.pids_of(&made.name)?)?;
-            let stats = self.ctx.cgroups.stats(&made.name)?;
-            Ok(CgroupSnapshot { cgroup: made.name.clone(), procs, stats })
-        };
-        let snapshot = Snapshot {
-            name: name.to_owned(),
-            at_ns,
-            cgroups: self.made().map(of).collect::<Result<_>>()?,
-            workers: self.workers().map(PlacedWorker::report).collect(),
-            kernel: snapshot::kernel_snapshot(name),
-        };
-        let bytes = postcard::to_allocvec(&snapshot)?.len();
-        ensure!(
-            bytes <= LARGEST_SNAPSHOT,
-            "a snapshot of {} cgroups and {} workers takes {bytes} bytes, the most is {LARGEST_SNAPSHOT}",
-            snapshot.cgroups.len(),
-            snapshot.workers.len()
-        );
-        (self.ctx.report)(Report::Snapshot(snapshot.clone()));
-        snapshot::collect(Capture::Snapshot(snapshot));
-        Ok(())
     }
 
     fn hotplug(&mut self, cpu: u32, online: bool) -> Result<()> {
-        let before = self.switch_cpu(cpu, online)?;
-        let cpus = &mut self.layer_mut().cpus;
-        if !cpus.iter().any(|(known, _)| *known == cpu) {
-            cpus.push((cpu, before));
+        let was_online = self.set_cpu_online(cpu, online)?;
+        // The teardown restores the state before the layer's first change.
+        let is_known = |resource: &Resource| matches!(resource, Resource::Cpu { cpu: known, .. } if *known == cpu);
+        if !self.layers.of_innermost().iter().any(is_known) {
+            self.layers.push(Resource::Cpu { cpu, was_online });
         }
         Ok(())
     }
-
-    /// Refuses a cgroup that no operation has made: a typo must not pass silently.
-    pub(super) fn known(&self, cgroup: &str) -> Result<()> {
-        ensure!(!cgroup.is_empty(), "the cgroup has no name");
-        if !self.made().any(|made| made.name == cgroup) {
-            let made: Vec<_> = self.made().map(|made| &made.name).collect();
-            bail!("no operation has made cgroup `{cgroup}`; there are {made:?}");
-        }
-        Ok(())
-    }
-
-    pub(super) fn made(&self) -> impl Iterator<Item = &Made> {
-        self.layers.iter().flat_map(|layer| &layer.cgroups)
-    }
-
-    pub(super) fn made_mut(&mut self, cgroup: &str) -> impl Iterator<Item = &mut Made> {
-        let made = self.layers.iter_mut().flat_map(|layer| &mut layer.cgroups);
-        made.filter(move |made| made.name == cgroup)
-    }
-
-    pub(super) fn workers(&self) -> impl Iterator<Item = &PlacedWorker> {
-        self.layers.iter().flat_map(|layer| &layer.workers)
-    }
-}
-
-/// Reads the identities of those processes that are still there.
-fn identities(pids: &[i32]) -> Result<Vec<ProcIdentity>> {
-    let read = pids.iter().filter_map(|pid| ProcIdentity::read(*pid).transpose());
-    read.collect::<Result<_, _>>().context("cannot identify the processes of a cgroup")
 }

@@ -1,36 +1,45 @@
-//! Switching CPUs on and off.
+//! Onlines and offlines CPUs.
 //!
 //! Source: Linux 6.12, core-api/cpu_hotplug.rst.
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-/// Switches a CPU on or off; returns whether it was on before.
+/// The directory of the CPUs in sysfs.
+pub(super) const CPU_DIRECTORY: &str = "/sys/devices/system/cpu";
+
+/// Onlines or offlines a CPU; returns whether it was online before. `directory` is [`CPU_DIRECTORY`]
+/// except in tests.
 ///
 /// # Errors
 ///
-/// If there is no such CPU, or the kernel refuses: the first CPU, the last one of a cpuset.
-pub(super) fn switch(cpu: u32, online: bool) -> Result<bool> {
-    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-    let before = match fs::read_to_string(&path) {
+/// If the CPU does not exist or has no switch, as CPU 0, or if the kernel refuses, as for the last CPU of
+/// a cpuset.
+pub(super) fn set_online(directory: &Path, cpu: u32, online: bool) -> Result<bool> {
+    let path = directory.join(format!("cpu{cpu}/online"));
+    let was_online = match fs::read_to_string(&path) {
         Ok(text) => text.trim() == "1",
         Err(error) => {
-            let all = fs::read_to_string("/sys/devices/system/cpu/present").unwrap_or_default();
-            let all = all.trim();
+            let present = fs::read_to_string(directory.join("present")).unwrap_or_default();
             bail!(
-                "CPU {cpu} cannot be switched: {path}: {error}; there are {all}, and CPU 0 stays on"
+                "cannot online or offline CPU {cpu}: {}: {error}; this machine has CPUs {}, and CPU 0 is \
+                 always online",
+                path.display(),
+                present.trim()
             )
         }
     };
-    if before != online {
-        // With O_CREAT, sysfs would answer EACCES for a file that is not there.
+    if was_online != online {
+        let value = u8::from(online).to_string();
+        // With O_CREAT, sysfs would answer EACCES for a file that does not exist.
         fs::OpenOptions::new()
             .write(true)
             .open(&path)
-            .and_then(|mut file| file.write_all(if online { b"1" } else { b"0" }))
-            .with_context(|| format!("the kernel does not take {} for {path}", u8::from(online)))?;
+            .and_then(|mut file| file.write_all(value.as_bytes()))
+            .with_context(|| format!("failed to write {value} to {}", path.display()))?;
     }
-    Ok(before)
+    Ok(was_online)
 }

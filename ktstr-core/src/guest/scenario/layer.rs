@@ -1,154 +1,232 @@
-//! What one phase of a scenario has made, and how that is undone.
+//! The stack of what a scenario has created and has to undo.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use anyhow::Result;
-
-use super::knob::CgroupKnob;
-use crate::guest::assert::{CgroupAsked, CpuQuota, is_in};
+use super::cgroup_state::CgroupState;
+use super::placed::PlacedWorker;
 use crate::guest::payload::Running;
-use crate::guest::workload::{FrozenPeriod, Worker, WorkerReport};
-use crate::linux::cgroup::CgroupOps;
-use crate::linux::sys::since_boot_ns;
 
-/// What one phase made.
+/// Something that an operation created or changed, and that the end of its layer undoes.
 #[derive(Debug)]
-pub(super) struct Layer {
-    pub(super) phase: String,
-    pub(super) cgroups: Vec<Made>,
-    pub(super) workers: Vec<PlacedWorker>,
-    pub(super) payloads: Vec<Running>,
-    /// CPUs as they were before they were switched first, in that order.
-    pub(super) cpus: Vec<(u32, bool)>,
+pub(super) enum Resource {
+    Cgroup(CgroupState),
+    /// The workers of one spawn that have not been stopped.
+    Workers(Vec<PlacedWorker>),
+    Payload(Running),
+    /// A CPU that was onlined or offlined, and its state before.
+    Cpu {
+        cpu: u32,
+        was_online: bool,
+    },
 }
 
-/// A worker, and what its cgroups have asked of it since its release.
+impl Resource {
+    /// Returns the name of a cgroup; `None` for other resources.
+    pub(super) fn cgroup_name(&self) -> Option<&str> {
+        match self {
+            Self::Cgroup(cgroup) => Some(&cgroup.name),
+            _ => None,
+        }
+    }
+}
+
+/// The resources of one phase, in order of creation.
 #[derive(Debug)]
-pub(super) struct PlacedWorker {
-    pub(super) worker: Worker,
-    pub(super) cgroup: String,
-    /// Of the scenario, counted from 0.
-    pub(super) spawn: u32,
-    /// It leaves its cgroup by itself, and with it the cpuset.
-    pub(super) moves_itself: bool,
-    pub(super) oom_kill_expected: bool,
-    /// It is, or was, where the kernel slows down who takes memory.
-    pub(super) is_memory_throttled: bool,
-    /// By an operation.
-    pub(super) is_pinned: bool,
-    /// How long a fair scheduler may have kept it waiting, at most.
-    pub(super) fair_wait_bound: Duration,
-    /// When it was frozen and thawed again.
-    pub(super) frozen_periods: Vec<FrozenPeriod>,
-    pub(super) frozen_since_ns: Option<u64>,
+struct Layer {
+    phase: String,
+    resources: Vec<Resource>,
 }
 
-impl PlacedWorker {
-    /// Its cgroups leave it these CPUs from now on; `None` if nothing is known of that.
-    pub(super) fn confine(&mut self, cpuset: Option<&BTreeSet<u32>>) {
-        match cpuset {
-            Some(cpuset) if !self.moves_itself => self.worker.confine(cpuset),
-            _ => self.worker.unconfine(),
-        }
+/// The resources of all phases that have not ended: the backdrop, then the current step.
+#[derive(Debug, Default)]
+pub(super) struct Layers(Vec<Layer>);
+
+impl Layers {
+    /// Begins a layer, to which resources are added from now on.
+    pub(super) fn begin(&mut self, phase: String) {
+        self.0.push(Layer { phase, resources: Vec::new() });
     }
 
-    pub(super) fn is_in(&self, cgroup: &str) -> bool {
-        is_in(&self.cgroup, cgroup)
+    /// Ends the innermost layer, from which all resources have been taken.
+    pub(super) fn end(&mut self) {
+        let ended = self.0.pop();
+        debug_assert!(ended.is_some_and(|layer| layer.resources.is_empty()));
     }
 
-    /// A change that began at `from_ns` and is over now has left it frozen, or not.
-    pub(super) fn note_frozen(&mut self, is_frozen: bool, from_ns: u64) {
-        if is_frozen {
-            self.frozen_since_ns.get_or_insert(from_ns);
-        } else if let Some(from_ns) = self.frozen_since_ns.take() {
-            self.frozen_periods.push(FrozenPeriod { from_ns, until_ns: since_boot_ns() });
-        }
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
-    pub(super) fn report(&self) -> WorkerReport {
-        let until_ns = since_boot_ns();
-        let open = self.frozen_since_ns.map(|from_ns| FrozenPeriod { from_ns, until_ns });
-        WorkerReport {
-            spawn: self.spawn,
-            oom_kill_expected: self.oom_kill_expected,
-            is_memory_throttled: self.is_memory_throttled,
-            fair_wait_bound: self.fair_wait_bound,
-            frozen_periods: self.frozen_periods.iter().copied().chain(open).collect(),
-            ..self.worker.report(&self.cgroup)
+    /// Returns the index of the innermost layer.
+    pub(super) fn innermost(&self) -> usize {
+        self.0.len().saturating_sub(1)
+    }
+
+    /// Returns the name of the innermost layer's phase; empty if there is no layer.
+    pub(super) fn phase(&self) -> &str {
+        self.0.last().map_or("", |layer| &layer.phase)
+    }
+
+    /// Adds a resource to the innermost layer.
+    pub(super) fn push(&mut self, resource: Resource) {
+        let layer = self.0.last_mut().expect("operations run only inside a layer");
+        layer.resources.push(resource);
+    }
+
+    /// Takes the resource of the innermost layer that was created last.
+    pub(super) fn pop(&mut self) -> Option<Resource> {
+        self.0.last_mut()?.resources.pop()
+    }
+
+    /// Returns the resources of the innermost layer, in order of creation.
+    pub(super) fn of_innermost(&self) -> &[Resource] {
+        self.0.last().map_or(&[], |layer| &layer.resources)
+    }
+
+    fn resources(&self) -> impl Iterator<Item = &Resource> {
+        self.0.iter().flat_map(|layer| &layer.resources)
+    }
+
+    fn resources_mut(&mut self) -> impl Iterator<Item = &mut Resource> {
+        self.0.iter_mut().flat_map(|layer| &mut layer.resources)
+    }
+
+    /// Returns the cgroups, in order of creation.
+    pub(super) fn cgroups(&self) -> impl Iterator<Item = &CgroupState> {
+        self.resources().filter_map(|resource| match resource {
+            Resource::Cgroup(cgroup) => Some(cgroup),
+            _ => None,
+        })
+    }
+
+    /// Returns a cgroup by its name, which only one has at a time.
+    pub(super) fn cgroup(&self, name: &str) -> Option<&CgroupState> {
+        self.cgroups().find(|cgroup| cgroup.name == name)
+    }
+
+    /// As [`cgroup`](Self::cgroup), to change it.
+    pub(super) fn cgroup_mut(&mut self, name: &str) -> Option<&mut CgroupState> {
+        self.resources_mut().find_map(|resource| match resource {
+            Resource::Cgroup(cgroup) if cgroup.name == name => Some(cgroup),
+            _ => None,
+        })
+    }
+
+    /// Forgets a cgroup that has been removed.
+    pub(super) fn forget_cgroup(&mut self, name: &str) {
+        let is_it = |resource: &Resource| matches!(resource, Resource::Cgroup(cgroup) if cgroup.name == name);
+        self.0.iter_mut().for_each(|layer| layer.resources.retain(|resource| !is_it(resource)));
+    }
+
+    /// Returns the workers that have not been stopped, in order of creation.
+    pub(super) fn workers(&self) -> impl Iterator<Item = &PlacedWorker> {
+        let spawns = self.resources().filter_map(|resource| match resource {
+            Resource::Workers(workers) => Some(workers),
+            _ => None,
+        });
+        spawns.flatten()
+    }
+
+    /// As [`workers`](Self::workers), to change them.
+    pub(super) fn workers_mut(&mut self) -> impl Iterator<Item = &mut PlacedWorker> {
+        let spawns = self.resources_mut().filter_map(|resource| match resource {
+            Resource::Workers(workers) => Some(workers),
+            _ => None,
+        });
+        spawns.flatten()
+    }
+
+    /// Takes the workers for which `which` returns true, given the index of their layer.
+    pub(super) fn take_workers(
+        &mut self,
+        which: impl Fn(usize, &PlacedWorker) -> bool,
+    ) -> Vec<PlacedWorker> {
+        let mut taken = Vec::new();
+        for (index, layer) in self.0.iter_mut().enumerate() {
+            layer.resources.retain_mut(|resource| {
+                let Resource::Workers(workers) = resource else { return true };
+                taken.extend(workers.extract_if(.., |placed| which(index, placed)));
+                !workers.is_empty()
+            });
         }
+        taken
+    }
+
+    /// Returns the payloads that have not been stopped, in order of creation.
+    pub(super) fn payloads(&self) -> impl Iterator<Item = &Running> {
+        self.resources().filter_map(|resource| match resource {
+            Resource::Payload(payload) => Some(payload),
+            _ => None,
+        })
+    }
+
+    /// Takes the payloads for which `which` returns true, given the index of their layer; the last one
+    /// first.
+    pub(super) fn take_payloads(
+        &mut self,
+        which: impl Fn(usize, &Running) -> bool,
+    ) -> Vec<Running> {
+        let mut taken = Vec::new();
+        for (index, layer) in self.0.iter_mut().enumerate() {
+            let is_taken = |resource: &mut Resource| matches!(resource, Resource::Payload(payload) if which(index, payload));
+            taken.extend(layer.resources.extract_if(.., is_taken));
+        }
+        let taken = taken.into_iter().rev().filter_map(|resource| match resource {
+            Resource::Payload(payload) => Some(payload),
+            _ => None,
+        });
+        taken.collect()
     }
 }
 
-/// A cgroup that an operation made.
-#[derive(Debug)]
-pub(super) struct Made {
-    pub(super) name: String,
-    /// When it was made, in nanoseconds since boot.
-    pub(super) made_ns: u64,
-    /// The CPUs it has now; `None` for those of the group above.
-    pub(super) cpuset: Option<BTreeSet<usize>>,
-    /// All CPUs that cpusets leave it were switched off since the last one was set, so that the
-    /// kernel lets its tasks run on others.
-    pub(super) has_fallen_back: bool,
-    /// What the checks have to know of its knobs; but for its cpuset, which is not all its own.
-    pub(super) asked: CgroupAsked,
-    pub(super) is_frozen: bool,
-    /// It has a `memory.high`, above which the kernel slows its tasks down.
-    pub(super) slows: bool,
-    pub(super) oom_kill_expected: bool,
-    /// How many processes were killed for want of memory in groups below that are gone.
-    pub(super) oom_kills_below: u64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Layer {
-    pub(super) fn new(phase: String) -> Self {
-        Self {
-            phase,
-            cgroups: Vec::new(),
-            workers: Vec::new(),
-            payloads: Vec::new(),
-            cpus: Vec::new(),
+    fn cgroup(name: &str) -> Resource {
+        Resource::Cgroup(CgroupState::new(name))
+    }
+
+    fn describe(resource: Resource) -> String {
+        match resource {
+            Resource::Cgroup(cgroup) => cgroup.name,
+            Resource::Cpu { cpu, was_online } => format!("CPU {cpu} {was_online}"),
+            other => panic!("{other:?}"),
         }
     }
 
-    /// Removes the cgroups, the last first. All of them, whatever fails; the first error is told.
-    pub(super) fn take_down(&self, cgroups: &dyn CgroupOps) -> Result<()> {
-        let mut undone = Ok(());
-        for cgroup in self.cgroups.iter().rev() {
-            undone = undone.and(cgroups.remove_cgroup(&cgroup.name).map_err(anyhow::Error::from));
-        }
-        undone
-    }
-}
-
-impl Made {
-    pub(super) fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            made_ns: since_boot_ns(),
-            cpuset: None,
-            has_fallen_back: false,
-            asked: CgroupAsked::default(),
-            is_frozen: false,
-            slows: false,
-            oom_kill_expected: false,
-            oom_kills_below: 0,
-        }
+    fn pop_all(layers: &mut Layers) -> Vec<String> {
+        std::iter::from_fn(|| layers.pop().map(describe)).collect()
     }
 
-    /// Takes note of what the checks have to know of a knob.
-    pub(super) fn note(&mut self, knob: &CgroupKnob) {
-        match knob {
-            CgroupKnob::CpuMax(quota_us, period_us) => {
-                self.asked.quota = quota_us.map(|quota_us| CpuQuota {
-                    quota: Duration::from_micros(quota_us),
-                    period: Duration::from_micros(*period_us),
-                });
-            }
-            CgroupKnob::CpuWeight(weight) => self.asked.weight = Some(*weight),
-            CgroupKnob::MemoryHigh(bytes) => self.slows = bytes.is_some(),
-            _ => {}
-        }
+    #[test]
+    fn layers_return_resources_in_reverse_order_of_creation() {
+        let mut layers = Layers::default();
+        layers.begin("backdrop".to_owned());
+        layers.push(cgroup("a"));
+        layers.begin("step 0".to_owned());
+        layers.push(cgroup("b"));
+        layers.push(Resource::Cpu { cpu: 3, was_online: true });
+        layers.push(cgroup("b/c"));
+        layers.push(Resource::Cpu { cpu: 1, was_online: false });
+        assert_eq!((layers.phase(), layers.innermost()), ("step 0", 1));
+        assert_eq!(pop_all(&mut layers), ["CPU 1 false", "b/c", "CPU 3 true", "b"]);
+        layers.end();
+        assert_eq!((layers.phase(), layers.innermost()), ("backdrop", 0));
+        assert_eq!(pop_all(&mut layers), ["a"]);
+        layers.end();
+        assert!(layers.is_empty() && layers.pop().is_none());
+    }
+
+    #[test]
+    fn layers_find_cgroups_by_name_in_any_layer() {
+        let mut layers = Layers::default();
+        layers.begin("backdrop".to_owned());
+        layers.push(cgroup("a"));
+        layers.begin("step 0".to_owned());
+        layers.push(cgroup("b"));
+        layers.cgroup_mut("a").unwrap().is_frozen = true;
+        assert!(layers.cgroup("a").is_some_and(|cgroup| cgroup.is_frozen));
+        assert!(layers.cgroup("c").is_none() && layers.cgroup_mut("c").is_none());
+        layers.forget_cgroup("a");
+        assert_eq!(layers.cgroups().map(|cgroup| &*cgroup.name).collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -5,19 +5,28 @@
 //! when it ends.
 
 mod apply;
+mod capture;
+mod cgroup_state;
 mod confine;
 mod cpuset;
+mod cpusets;
 mod ctx;
 mod def;
 mod execute;
+mod first_error;
+mod hold;
 mod hotplug;
 mod knob;
 mod layer;
+mod oom;
 mod op;
 pub mod ops;
 mod payloads;
+mod placed;
 mod share;
+mod state;
 mod step;
+mod teardown;
 #[cfg(test)]
 mod tests;
 

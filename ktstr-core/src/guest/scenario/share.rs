@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::execute::Scenario;
+use super::state::Scenario;
 use crate::guest::assert::CpuQuota;
 
 /// The CPU time that every worker has to be given before it can be called stuck: a few slices of the
@@ -41,24 +41,24 @@ struct CpuKnobs {
 }
 
 impl Scenario<'_> {
-    /// Notes how long each worker may have to wait, after a change that may have made it longer.
-    pub(super) fn note_waits(&mut self) {
-        let workers = self.workers().map(|placed| Competitor {
+    /// Updates how long each worker may have to wait, after a change that may have made it longer.
+    pub(super) fn update_waits(&mut self) {
+        let workers = self.layers.workers().map(|placed| Competitor {
             cgroup: placed.cgroup.clone(),
             weights: placed.worker.weights(),
         });
-        let payloads = self.payloads().map(|payload| Competitor {
+        let payloads = self.layers.payloads().map(|payload| Competitor {
             cgroup: payload.cgroup().to_owned(),
             weights: Some(1024 * TASKS_OF_PAYLOAD..=1024 * TASKS_OF_PAYLOAD),
         });
         let competitors: Vec<_> = workers.chain(payloads).collect();
-        let knobs = self.made().map(|made| {
-            let asked = &made.asked;
-            (made.name.as_str(), CpuKnobs { weight: asked.weight, quota: asked.quota })
+        let knobs = self.layers.cgroups().map(|cgroup| {
+            let asked = &cgroup.asked;
+            (cgroup.name.as_str(), CpuKnobs { weight: asked.weight, quota: asked.quota })
         });
         let waits = waits(&competitors, &knobs.collect());
-        let workers = self.layers.iter_mut().flat_map(|layer| &mut layer.workers);
-        for (placed, wait) in workers.zip(waits) {
+        // The workers come first among the competitors, in the same order.
+        for (placed, wait) in self.layers.workers_mut().zip(waits) {
             placed.fair_wait_bound = placed.fair_wait_bound.max(wait);
         }
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step, StepExt};
+use super::state::Scenario;
 use super::{
     CgroupDef, CgroupKnob, CpusetSpec, Ctx, CtxParams, execute, execute_scenario, execute_steps,
-    layer,
 };
 use crate::guest::assert::{Assert, AssertResult, Outcome};
 use crate::guest::payload::Payload;
@@ -91,10 +91,115 @@ fn the_first_error_counts_and_teardown_goes_on() {
     cgroups.fail("remove_cgroup", "b", libc::EBUSY);
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("a")).push_op(Op::add_cgroup("b"));
     let error = format!("{:#}", play(&cgroups, backdrop, vec![]).unwrap_err());
-    assert!(error.contains("backdrop: failed to take it down"), "{error}");
+    assert!(error.contains("backdrop: teardown failed"), "{error}");
     assert!(error.contains("remove_cgroup /sys/fs/cgroup/recording/b: EBUSY"), "{error}");
     assert_eq!(cgroups.calls_of("remove_cgroup"), ["b", "a"]);
     assert_eq!(cgroups.groups(), ["b"]);
+}
+
+/// A directory with switches for CPUs 1 and 2, which are online.
+fn cpu_directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for cpu in ["cpu1", "cpu2"] {
+        std::fs::create_dir(directory.path().join(cpu)).unwrap();
+        std::fs::write(directory.path().join(cpu).join("online"), "1").unwrap();
+    }
+    directory
+}
+
+/// Fails the undoing of one resource of each kind that can fail, and returns the error and the cgroups
+/// whose removal was tried.
+fn end_layer_failing(cpu: bool, cgroups_failing: &[&str]) -> (String, Vec<String>) {
+    let (cgroups, topology, cpus) = (RecordingCgroups::new(), machine(), cpu_directory());
+    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let mut scenario = Scenario::new(&ctx);
+    scenario.cpu_directory = cpus.path().to_owned();
+    scenario.layers.begin("step 0".to_owned());
+    for op in [
+        Op::add_cgroup("a"),
+        Op::hotplug_cpu(1, false),
+        Op::add_cgroup("b"),
+        spawn_in("a"),
+        Op::hotplug_cpu(2, false),
+        Op::hotplug_cpu(1, true),
+    ] {
+        scenario.carry_out(&op).unwrap();
+    }
+    let online = |cpu| std::fs::read_to_string(cpus.path().join(cpu).join("online"));
+    assert_eq!((online("cpu1").unwrap(), online("cpu2").unwrap()), ("1".into(), "0".into()));
+    if cpu {
+        std::fs::remove_file(cpus.path().join("cpu2/online")).unwrap();
+    }
+    cgroups_failing.iter().for_each(|cgroup| cgroups.fail("remove_cgroup", cgroup, libc::EBUSY));
+    let ended = scenario.end_layer();
+    assert!(scenario.layers.is_empty());
+    assert_eq!(scenario.workers.len(), 2, "both were stopped and reported");
+    assert_eq!(online("cpu1").unwrap(), "1");
+    assert!(cpu || online("cpu2").unwrap() == "1");
+    (
+        ended.map_or_else(|error| format!("{error:#}"), |()| String::new()),
+        cgroups.calls_of("remove_cgroup"),
+    )
+}
+
+#[test]
+fn end_layer_undoes_everything_in_reverse_and_returns_the_first_error() {
+    let all = ["b", "a"];
+    assert_eq!(end_layer_failing(false, &[]), (String::new(), all.map(str::to_owned).to_vec()));
+    for (cpu, cgroups, first) in [
+        (true, &["a", "b"][..], "step 0: teardown failed: cannot online or offline CPU 2"),
+        (false, &["a", "b"], "remove_cgroup /sys/fs/cgroup/recording/b: EBUSY"),
+        (false, &["a"], "remove_cgroup /sys/fs/cgroup/recording/a: EBUSY"),
+    ] {
+        let (error, removed) = end_layer_failing(cpu, cgroups);
+        assert!(error.starts_with("step 0: teardown failed: ") && error.contains(first), "{error}");
+        assert_eq!(removed, all, "{error}");
+    }
+}
+
+#[test]
+fn end_layer_stops_workers_before_it_removes_a_cgroup() {
+    let (cgroups, topology) = (RecordingCgroups::new(), machine());
+    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let mut scenario = Scenario::new(&ctx);
+    scenario.layers.begin("backdrop".to_owned());
+    scenario.carry_out(&Op::add_cgroup("a")).unwrap();
+    scenario.carry_out(&spawn_in("a")).unwrap();
+    scenario.layers.begin("step 0".to_owned());
+    scenario.carry_out(&Op::add_cgroup("b")).unwrap();
+    scenario.carry_out(&Op::move_all_tasks("a", "b")).unwrap();
+    scenario.carry_out(&spawn_in("a")).unwrap();
+    // The first two are the backdrop's, but in a cgroup of the step; the other two are the step's.
+    scenario.end_layer().unwrap();
+    assert_eq!((scenario.workers.len(), scenario.layers.workers().count()), (4, 0));
+    assert_eq!(cgroups.groups(), ["a"]);
+}
+
+#[test]
+fn remove_cgroup_that_fails_does_not_count_oom_kills_twice() {
+    let (cgroups, topology) = (RecordingCgroups::new(), machine());
+    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let mut scenario = Scenario::new(&ctx);
+    scenario.layers.begin("step 0".to_owned());
+    scenario.carry_out(&Op::add_cgroup("a")).unwrap();
+    let events = MemoryEvents { oom_kill: 2, ..MemoryEvents::default() };
+    let memory = Some(MemoryStats { events, ..MemoryStats::default() });
+    cgroups.set_stats("a", CgroupStats { memory, ..CgroupStats::default() }).unwrap();
+    cgroups.fail("remove_cgroup", "a", libc::EBUSY);
+    scenario.carry_out(&Op::remove_cgroup("a")).unwrap_err();
+    scenario.end_layer().unwrap();
+    let kills: Vec<_> = scenario.oom.kills().iter().map(|kills| kills.killed).collect();
+    assert_eq!(kills, [Some(2)]);
+}
+
+#[test]
+fn carry_out_names_the_phase_once() {
+    let cgroups = RecordingCgroups::new();
+    cgroups.fail("place_task_during_handshake", "a", libc::EBUSY);
+    let ops = vec![Op::add_cgroup_def(CgroupDef::named("a").workers(1))];
+    let error = format!("{:#}", play(&cgroups, Backdrop::new(), ops).unwrap_err());
+    assert!(error.starts_with("step 0: failed to add cgroup a: failed to spawn 1 x "), "{error}");
+    assert_eq!(error.matches("step 0").count(), 1, "{error}");
 }
 
 fn machine() -> TestTopology {
@@ -206,7 +311,10 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
             Backdrop::new().push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)));
         let (played, calls) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
         let error = format!("{:#}", played.unwrap_err());
-        assert!(error.contains("made cgroup `typo`; there are [\"a\"]"), "{told}: {error}");
+        assert!(
+            error.contains("unknown cgroup `typo`; this scenario created: a"),
+            "{told}: {error}"
+        );
         assert!(!calls.iter().any(|call| call.contains("typo")), "{told}: {calls:?}");
     }
     for (op, why) in [
@@ -214,7 +322,7 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         (Op::capture_snapshot(""), "needs a name"),
         (Op::capture_cgroup_procs("tag", ""), "has no name"),
         (Op::freeze_cgroup(""), "has no name"),
-        (Op::add_cgroup("a"), "is there already"),
+        (Op::add_cgroup("a"), "cgroup `a` exists already"),
         (Op::swap_cpusets("a", "b"), "no cpuset was set for `b`"),
         (
             Op::set_cpuset("a", CpusetSpec::numa(1)),
@@ -222,9 +330,9 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         ),
         (Op::move_all_tasks("a", "b"), "`a` has no task to move"),
         (Op::set_affinity("a", AffinityIntent::SingleCpu), "`a` has no workers to pin"),
-        (Op::hotplug_cpu(9999, false), "CPU 9999 cannot be switched"),
-        (Op::wait_payload("load", Duration::ZERO), "no payload called `load` was started"),
-        (Op::kill_payload("load"), "no payload called `load` was started; there are []"),
+        (Op::hotplug_cpu(9999, false), "cannot online or offline CPU 9999"),
+        (Op::wait_payload("load", Duration::ZERO), "unknown payload `load`"),
+        (Op::kill_payload("load"), "unknown payload `load`; this scenario runs: nothing"),
         (Op::run_payload(&LOAD, "a"), "this guest has no program `load`"),
         (Op::run_payload(LOAD.named(""), "a"), "a run needs a name"),
         (Op::run_payload(&Payload::new(""), "a"), "the program has no name"),
@@ -267,7 +375,7 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
         [
             "step 0: add cgroup a, pids.max 5",
             "step 0: freeze a",
-            "step 0: hold for 500ms, again every 50ms",
+            "step 0: hold for 500ms, operations every 50ms",
             "step 0: freeze a",
             "step 1: hold for 50ms",
             "step 2: settle for 20ms",
@@ -443,12 +551,12 @@ fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
     let (cgroups, topology, entry) = (RecordingCgroups::new(), machine(), lasting(Duration::ZERO));
     cgroups.setup(&Controller::ALL.into()).unwrap();
     let ctx = Ctx::new(&cgroups, &topology, entry, &|_| ());
-    let mut scenario = execute::Scenario::new(&ctx);
-    scenario.layers.push(layer::Layer::new("step 0".to_owned()));
+    let mut scenario = Scenario::new(&ctx);
+    scenario.layers.begin("step 0".to_owned());
     let def = CgroupDef::named("a").workers(1).cpuset(CpusetSpec::llc(0));
     scenario.carry_out(&Op::add_cgroup_def(def)).unwrap();
-    let is_held = |scenario: &execute::Scenario<'_>| {
-        scenario.workers().all(|placed| placed.worker.cpuset().is_some())
+    let is_held = |scenario: &Scenario<'_>| {
+        scenario.layers.workers().all(|placed| placed.worker.cpuset().is_some())
     };
     assert!(is_held(&scenario));
     let mut change = |result: anyhow::Result<()>| {
@@ -480,7 +588,7 @@ fn what_failed_before_an_error_is_told_with_it() {
     assert_eq!(cause.and_then(std::io::Error::raw_os_error), Some(libc::EBUSY));
     let error = crate::guest::chain::describe(&error);
     assert_eq!(error.matches("EBUSY").count(), 1, "{error}");
-    let (first, failed) = error.split_once("; by then, this had failed:\n  ").unwrap();
+    let (first, failed) = error.split_once("; checks that failed before:\n  ").unwrap();
     assert!(first.contains("remove_cgroup") && first.contains("EBUSY"), "{error}");
     assert!(failed.starts_with("worker died: exit status 0, "), "{error}");
 }

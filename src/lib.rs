@@ -19,8 +19,8 @@ pub mod runner;
 mod this_program;
 
 pub use ktstr_core::{
-    assert, cgroup, claim, claim_present, payload, process, result, scenario, scenarios, snapshot,
-    topology, workload,
+    assert, cgroup, claim, claim_present, payload, process, record, result, scenario, scenarios,
+    snapshot, topology, workload,
 };
 pub use ktstr_macros::ktstr_test;
 

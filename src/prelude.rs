@@ -4,7 +4,8 @@ pub use anyhow::{Context, Result, bail, ensure};
 pub use ktstr_core::assert::{Assert, AssertDetail, AssertResult, DetailKind, Outcome};
 pub use ktstr_core::cgroup::{CgroupGroup, CgroupOps, Controller};
 pub use ktstr_core::payload::{Check, Metric, Payload, PayloadEnd, PayloadReport, PayloadRun};
-pub use ktstr_core::result::{ExitKind, RunEnd, VmResult};
+pub use ktstr_core::record::VmResult;
+pub use ktstr_core::result::{ExitKind, RunEnd};
 pub use ktstr_core::scenario::ops::{Backdrop, HoldSpec, Op, Setup, SpawnPlacement, Step, StepExt};
 pub use ktstr_core::scenario::{
     CgroupDef, CgroupKnob, CpusetSpec, Ctx, execute_defs, execute_scenario, execute_steps,

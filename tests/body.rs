@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use ktstr::prelude::*;
+use ktstr::record::{MachineFacts, Timing};
 
 #[ktstr_test(cores = 1)]
 fn everything_a_test_expects_is_mounted(_: &Ctx) -> Result<AssertResult> {
@@ -227,8 +228,14 @@ fn kaslr_can_be_switched_off(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// Returns the machine of a run that was booted.
+fn machine(result: &VmResult) -> Result<&MachineFacts> {
+    result.machine.as_ref().context("the run had no machine")
+}
+
 fn kaslr_was_off(result: &VmResult) -> Result<()> {
-    ensure!(result.machine.cmdline.contains(" nokaslr "), "{}", result.machine.cmdline);
+    let cmdline = &machine(result)?.cmdline;
+    ensure!(cmdline.contains(" nokaslr "), "{cmdline}");
     Ok(())
 }
 
@@ -240,8 +247,8 @@ fn page_table_isolation_is_off_where_cpus_are_emulated(_: &Ctx) -> Result<Assert
 }
 
 fn pti_is_disabled_if_emulated(result: &VmResult) -> Result<()> {
-    let machine = &result.machine;
-    ensure!(machine.pti_disabled == (machine.engine_name == "qemu"), "{machine:?}");
+    let machine = machine(result)?;
+    ensure!(machine.pti_disabled == (machine.engine.timing == Timing::Emulated), "{machine:?}");
     ensure!(machine.pti_disabled == machine.cmdline.contains(" pti=off "), "{machine:?}");
     Ok(())
 }
@@ -254,7 +261,7 @@ fn mitigations_keep_page_table_isolation(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn pti_is_not_disabled(result: &VmResult) -> Result<()> {
-    ensure!(!result.machine.pti_disabled, "{:?}", result.machine);
+    ensure!(!machine(result)?.pti_disabled, "{:?}", result.machine);
     Ok(())
 }
 
@@ -266,7 +273,7 @@ fn emulated_guests_have_the_rate_of_the_tsc(_: &Ctx) -> Result<AssertResult> {
 fn kernel_took_the_rate(result: &VmResult) -> Result<()> {
     let console = &result.console;
     let given = console.split_once(" tsc_early_khz=").and_then(|(_, rest)| rest.split_once(' '));
-    ensure!(given.is_none() || result.machine.engine_name == "qemu", "{console}");
+    ensure!(given.is_none() || machine(result)?.engine.timing == Timing::Emulated, "{console}");
     // Nor is it given if the host's cannot be measured.
     let Some((khz, _)) = given else { return Ok(()) };
     let (mhz, fraction) = khz.split_at_checked(khz.len() - 3).context("less than 1 MHz")?;

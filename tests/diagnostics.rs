@@ -82,7 +82,7 @@ fn program_boots_after_its_file_was_replaced() -> Result<()> {
     ensure!(!output.status.success() && text.contains("2 passed; 1 failed"), "{text}");
     // The name leads to another program now, of which the reader has to know.
     ensure!(line_of(&text, "rerun")?.contains(copy.to_str().context("UTF-8")?), "{text}");
-    ensure!(text.contains("the program was built anew since this run began"), "{text}");
+    ensure!(text.contains("the program has been rebuilt since this run began"), "{text}");
     Ok(())
 }
 
@@ -103,7 +103,7 @@ fn artifacts_and_rerun_are_right_for_a_name_of_300_bytes() -> Result<()> {
     let (output, text) = run(&std::env::current_exe()?, &["--exact", LONG])?;
     ensure!(!output.status.success(), "{text}");
     let folder = Path::new(line_of(&text, "artefacts")?);
-    ensure!(fs::read_to_string(folder.join("result.json"))?.contains(LONG), "{text}");
+    ensure!(fs::read_to_string(folder.join("run.json"))?.contains(LONG), "{text}");
     let rerun = line_of(&text, "rerun")?;
     let output = Command::new("sh").args(["-c", rerun]).output()?;
     ensure!(String::from_utf8_lossy(&output.stderr).contains("on purpose"), "{rerun}: {output:?}");
@@ -126,7 +126,7 @@ fn artifacts_and_rerun_are_right_for_a_path_that_is_not_utf8() -> Result<()> {
     ensure!(!text.contains("incomplete:"), "{text}");
     let runs = fs::read_dir(folder.join("ktstr"))?.collect::<Result<Vec<_>, _>>()?;
     let [run] = &runs[..] else { bail!("{runs:?}") };
-    ensure!(run.path().join("copy_3_fails/result.json").exists(), "{text}");
+    ensure!(run.path().join("copy/copy_3_fails/run.json").exists(), "{text}");
     let rerun = line_of(&text, "rerun")?;
     let output = Command::new("sh").args(["-c", rerun]).output()?;
     ensure!(String::from_utf8_lossy(&output.stderr).contains("on purpose"), "{rerun}: {output:?}");

@@ -4,7 +4,7 @@
 use std::fs;
 
 use ktstr::prelude::*;
-use ktstr::result::KernelEventKind;
+use ktstr::result::{GuestExit, KernelEventKind, RunPhase};
 use rustix::system::{RebootCommand, reboot};
 
 #[ktstr_test(expect_err, cores = 1, post_vm = says_why_the_body_failed)]
@@ -130,7 +130,7 @@ fn says_that_the_guest_hung(result: &VmResult) -> Result<()> {
     let RunEnd::GuestHung { silent, phase } = &result.end else { bail!("{}", result.end) };
     let allowed = 5.0 * result.timings.slowness;
     ensure!(silent.as_secs_f64() >= allowed, "{silent:?} of {allowed} s");
-    ensure!(*phase == "while the body ran", "{phase}");
+    ensure!(*phase == RunPhase::Body, "{phase}");
     Ok(())
 }
 
@@ -182,9 +182,7 @@ fn guest_powers_off(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn says_that_the_guest_left(result: &VmResult) -> Result<()> {
-    let RunEnd::GuestGone(how) = &result.end else { bail!("{}", result.end) };
-    ensure!(how == "the guest switched itself off while the body ran", "{how}");
-    Ok(())
+    expect(result, gone(GuestExit::PoweredOff))
 }
 
 #[ktstr_test(expect_err, cores = 1, post_vm = says_that_the_guest_reset)]
@@ -194,9 +192,11 @@ fn guest_resets(_: &Ctx) -> Result<AssertResult> {
 }
 
 fn says_that_the_guest_reset(result: &VmResult) -> Result<()> {
-    let RunEnd::GuestGone(how) = &result.end else { bail!("{}", result.end) };
-    ensure!(how == "the guest reset itself while the body ran", "{how}");
-    Ok(())
+    expect(result, gone(GuestExit::Reset))
+}
+
+fn gone(exit: GuestExit) -> RunEnd {
+    RunEnd::GuestGone { exit, phase: RunPhase::Body, unread_bytes: 0 }
 }
 
 fn exited(kind: ExitKind) -> RunEnd {

@@ -145,10 +145,9 @@ fn a_pass_under_expect_err_fails_the_test() -> Result<()> {
 
 #[test]
 fn another_failure_than_the_expected_one_fails_the_test() -> Result<()> {
-    let heading =
-        "the test was to fail with \"the disk is full\" (`expect_err`), but it failed so:\n";
+    let heading = "the test is expected to fail with \"the disk is full\" (`expect_err`), but its failure is another one:\n";
     let report = format!(
-        "FAIL fails_with_another_error\n  {heading}  the body returned an error: the disk is gone\n"
+        "FAIL fails_with_another_error\n  {heading}  test body returned an error: the disk is gone\n"
     );
     fails_with("fails_with_another_error", &[&report])
 }
@@ -202,7 +201,7 @@ fn log_and_backtrace_of_the_guest_are_shown() -> Result<()> {
             ") panicked at tests/verdicts.rs:",
             "stack backtrace:",
             "verdicts::deep_down",
-            "FAIL panics_deep_down\n  the body panicked: far from the top, tests/verdicts.rs:",
+            "FAIL panics_deep_down\n  test body panicked: far from the top, tests/verdicts.rs:",
         ],
     )
 }

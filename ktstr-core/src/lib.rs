@@ -14,4 +14,4 @@ pub use linkme;
 
 pub use guest::{assert, payload, registry, scenario, scenarios, snapshot, workload};
 pub use linux::{cgroup, process};
-pub use model::{result, topology, wire};
+pub use model::{record, result, topology, wire};

@@ -1,29 +1,30 @@
-//! What people read of a run: the failing check first, then what it ran on, then how to go on.
+//! Formats what is known about a run: the failed checks, the machine, and the command that runs it
+//! again.
+//!
+//! [`render`] makes a report from a [`RunRecord`] alone. No other module of the host formats facts.
 
 mod judge;
 mod printable;
-mod rerun;
 mod style;
 mod timeline;
 
 use std::fmt::{self, Write as _};
 
-use ktstr_core::registry::TestEntry;
-use ktstr_core::result::{RunEnd, VmResult};
+use ktstr_core::record::{MachineFacts, Requested, RerunCaveat, RunRecord};
+use ktstr_core::result::RunEnd;
 
-use crate::runner::artifacts::Artifacts;
-pub(crate) use judge::{Passed, Reasons, concerns_post_vm, judge};
+pub(crate) use judge::{Passed, Reasons, concerns_post_vm, excuse_steal, judge};
 pub(crate) use printable::printable;
 pub use style::Style;
 
 /// How many of the console's last lines a failure shows.
 const CONSOLE_LINES: usize = 12;
 
-/// What the host has to keep from a CPU to be named in a report.
-const WORTH_TELLING: f64 = 0.05;
+/// The smallest steal time of a CPU, as a part of the body's time, that a report shows.
+const SHOWN_STEAL: f64 = 0.05;
 
-/// How many CPUs a line names.
-const MOST_CPUS: usize = 8;
+/// The number of CPUs that a line names.
+const MAX_CPUS: usize = 8;
 
 /// Why a test failed, as libtest prints it.
 pub struct Failure {
@@ -43,59 +44,73 @@ impl fmt::Debug for Failure {
     }
 }
 
-/// The report of a run.
-pub(crate) fn run(
-    entry: &TestEntry,
-    result: &VmResult,
-    verdict: &Result<Passed, Reasons>,
-    artifacts: &Artifacts,
-    command: Option<&str>,
-) -> String {
-    let style = Style::from_env();
+/// Renders the report of a run from its record alone.
+pub(crate) fn render(record: &RunRecord, style: Style) -> String {
     let mut text = String::new();
-    headline(&mut text, &style, &result.test, verdict);
-    // Those of a failure or a skip stand in its headline.
-    if let (RunEnd::Verdict(decided), Ok(Passed::AsExpected)) = (&result.end, verdict) {
-        for detail in &decided.details {
-            line(&mut text, "detail", &detail.to_string());
-        }
+    let verdict = judge(record);
+    headline(&mut text, style, &record.test, &verdict);
+    if let RunEnd::Verdict(decided) = &record.end {
+        // The headline has the details of a failure or a skip.
+        let details = decided.details.iter().filter(|_| verdict == Ok(Passed::AsExpected));
+        details.for_each(|detail| line(&mut text, "detail", &detail.to_string()));
+        decided.notes.iter().for_each(|note| line(&mut text, "note", &note.to_string()));
     }
-    if let RunEnd::Verdict(decided) = &result.end {
-        for note in &decided.notes {
-            line(&mut text, "note", &note.to_string());
-        }
-    }
-    for event in &result.kernel_events {
+    for event in &record.kernel_events {
         line(&mut text, &event.kind.to_string(), &event.line);
     }
-    machine(&mut text, entry, result);
-    text.push_str(&timeline::draw(result));
+    machine(&mut text, record);
+    if let RunEnd::PreparationFailed(_) = record.end {
+        line(
+            &mut text,
+            "help",
+            "run `cargo ktstr doctor`: it checks this machine and suggests fixes",
+        );
+    } else {
+        text.push_str(&timeline::draw(record));
+    }
     if verdict.is_err() {
-        tail(&mut text, "console", &result.console);
-        line(&mut text, "artefacts", &artifacts.folder().display().to_string());
-        for error in artifacts.errors() {
-            line(&mut text, "", &format!("incomplete: {error:#}"));
+        tail(&mut text, "console", &record.console);
+        if let Some(artifacts) = &record.artifacts {
+            line(&mut text, "artefacts", &artifacts.directory.display().to_string());
+            artifacts.errors.iter().for_each(|error| line(&mut text, "", error));
         }
-        let rerun = rerun::rerun(result, command);
-        line(&mut text, "rerun", &rerun.command);
-        if let Some(caveat) = rerun.caveat {
-            line(&mut text, "", caveat);
+        if let Some(rerun) = &record.rerun {
+            line(&mut text, "rerun", &rerun.command);
+            rerun.caveat.iter().for_each(|caveat| line(&mut text, "", advice(*caveat)));
         }
     }
     text.truncate(text.trim_end().len());
     text
 }
 
-/// The report of a test that could not even be tried.
-pub(crate) fn preparation_failed(entry: &TestEntry, error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    let verdict = Err(vec![format!("infrastructure: cannot prepare the machine: {error:#}")]);
-    headline(&mut text, &Style::from_env(), &entry.test_name(), &verdict);
-    line(&mut text, "help", "`cargo ktstr doctor` tells what is missing and how to get it");
-    text
+/// Returns what is worth a line on the terminal although the test passed, where libtest shows
+/// nothing.
+pub(crate) fn notices(record: &RunRecord, passed: &Passed) -> Vec<String> {
+    let test = &record.test;
+    let mut notices = match passed {
+        Passed::AsExpected => Vec::new(),
+        Passed::Skipped(reason) => vec![format!("{test}: SKIPPED: {reason}")],
+        Passed::Inconclusive(reasons) => vec![format!("{test}: passed; {}", reasons.join("; "))],
+    };
+    if !record.expect_err.is_expected() {
+        let events = record.kernel_events.iter();
+        notices
+            .extend(events.map(|event| format!("{test}: passed; {}: {}", event.kind, event.line)));
+    }
+    notices
 }
 
-fn headline(text: &mut String, style: &Style, test: &str, verdict: &Result<Passed, Reasons>) {
+fn advice(caveat: RerunCaveat) -> &'static str {
+    match caveat {
+        RerunCaveat::UnknownArchive => {
+            "replace ARCHIVE with the archive that this run was unpacked from"
+        }
+        RerunCaveat::ProgramReplaced => "the program has been rebuilt since this run began",
+        RerunCaveat::ProgramRemoved => "the program has been removed: build it again first",
+    }
+}
+
+fn headline(text: &mut String, style: Style, test: &str, verdict: &Result<Passed, Reasons>) {
     let (word, reasons) = match verdict {
         Ok(Passed::AsExpected) => (style.good("PASS"), &[][..]),
         Ok(Passed::Skipped(reason)) => (style.warn("SKIP"), std::slice::from_ref(reason)),
@@ -108,47 +123,48 @@ fn headline(text: &mut String, style: &Style, test: &str, verdict: &Result<Passe
     }
 }
 
-fn machine(text: &mut String, entry: &TestEntry, result: &VmResult) {
-    let machine = &result.machine;
-    if entry.host_only {
-        return line(text, "engine", &machine.engine);
-    }
-    line(text, "engine", &format!("{}: {}", machine.engine, machine.engine_reason));
-    let pti = if machine.pti_disabled { ", page-table isolation off" } else { "" };
-    line(text, "kernel", &format!("{} {}{pti}", machine.kernel_spec, machine.kernel_version));
-    let raised = if machine.memory_mib > entry.memory_mib {
-        format!(", raised from the {} MiB asked for: it could not boot with less", entry.memory_mib)
-    } else {
-        String::new()
+fn machine(text: &mut String, record: &RunRecord) {
+    let Some(requested) = record.requested else {
+        return line(text, "engine", "none: the test runs on this host");
     };
-    let cpus = entry.topology.nr_cpus();
-    line(
-        text,
-        "machine",
-        &format!("{}, {cpus} CPUs, {} MiB{raised}", machine.topology, machine.memory_mib),
-    );
-    let slowness = result.timings.slowness;
-    if result.timings.boot.is_some() && slowness > 1.0 {
-        line(text, "slowness", &format!("{slowness:.1} x hardware; watchdogs are stretched by it"));
+    let Some(MachineFacts { engine, kernel, memory_mib, pti_disabled, .. }) = &record.machine
+    else {
+        return;
+    };
+    line(text, "engine", &format!("{}: {}", engine.version, engine.reason));
+    let pti = if *pti_disabled { ", page-table isolation off" } else { "" };
+    line(text, "kernel", &format!("{} {}{pti}", kernel.spec, kernel.version));
+    let Requested { topology, memory_mib: requested_mib } = requested;
+    let raised = match *memory_mib > requested_mib {
+        true => format!(" (raised from {requested_mib} MiB, with which it could not boot)"),
+        false => String::new(),
+    };
+    let cpus = topology.nr_cpus();
+    line(text, "machine", &format!("{topology}, {cpus} CPUs, {memory_mib} MiB{raised}"));
+    let slowness = record.timings.slowness;
+    if record.timings.boot.is_some() && slowness > 1.0 {
+        let scaled = format!("timeouts scaled by {slowness:.1}");
+        line(text, "slowness", &format!("booted {slowness:.1}x slower than native; {scaled}"));
     }
-    if result.stolen.iter().any(|part| *part >= WORTH_TELLING) {
-        line(text, "host", &stolen(&result.stolen));
+    if record.stolen.iter().any(|part| *part >= SHOWN_STEAL) {
+        line(text, "host", &steal_time(&record.stolen));
     }
 }
 
-/// `kept from running while the body ran: CPU 0 38 %, CPU 2 6 %`: noise of the host.
-fn stolen(parts: &[f64]) -> String {
-    let cpus = parts.iter().enumerate().filter(|(_, part)| **part >= WORTH_TELLING);
-    let mut told: Vec<_> =
+/// Formats `vCPU steal time during the test: CPU 0 38 %, CPU 2 6 %`.
+fn steal_time(parts: &[f64]) -> String {
+    let cpus = parts.iter().enumerate().filter(|(_, part)| **part >= SHOWN_STEAL);
+    let mut shown: Vec<_> =
         cpus.map(|(cpu, part)| format!("CPU {cpu} {:.0} %", part * 100.0)).collect();
-    let rest = told.len().saturating_sub(MOST_CPUS);
+    let rest = shown.len().saturating_sub(MAX_CPUS);
     if rest > 0 {
-        told.truncate(MOST_CPUS);
-        told.push(format!("{rest} more CPUs"));
+        shown.truncate(MAX_CPUS);
+        shown.push(format!("{rest} more CPUs"));
     }
-    format!("kept from running while the body ran: {}", told.join(", "))
+    format!("vCPU steal time during the test: {}", shown.join(", "))
 }
 
+/// Adds the last lines of a text.
 pub(crate) fn tail(text: &mut String, name: &str, whole: &str) {
     let lines: Vec<_> = whole.lines().collect();
     if lines.is_empty() {
@@ -167,12 +183,128 @@ fn line(text: &mut String, name: &str, value: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use ktstr_core::assert::{AssertDetail, AssertResult, DetailKind};
+    use ktstr_core::record::{
+        Artifacts, EngineFacts, ImageId, KernelFacts, MachineFacts, Rerun, Timing,
+    };
+    use ktstr_core::registry::TestEntry;
+    use ktstr_core::result::{KernelEvent, KernelEventKind};
+
     use super::*;
 
+    pub(super) fn machine(timing: Timing) -> MachineFacts {
+        MachineFacts {
+            engine: EngineFacts {
+                name: "qemu".to_owned(),
+                version: "QEMU 11.1.3 (TCG)".to_owned(),
+                timing,
+                reason: "KTSTR_ENGINE=qemu".to_owned(),
+            },
+            kernel: KernelFacts {
+                spec: "debian:trixie".to_owned(),
+                version: "6.12.1".to_owned(),
+                image: ImageId::PackageSha256("00".to_owned()),
+            },
+            memory_mib: 300,
+            cmdline: "panic=-1".to_owned(),
+            pti_disabled: true,
+            initramfs: "/cache/1.cpio".into(),
+        }
+    }
+
+    fn failed() -> RunRecord {
+        let entry = TestEntry { name: "test", ..TestEntry::DEFAULT };
+        let mut record = crate::runner::record::begin(&entry);
+        record.machine = Some(machine(Timing::Emulated));
+        let mut verdict =
+            AssertResult::fail(AssertDetail::new(DetailKind::Other, "5 of 4 CPUs are busy"));
+        verdict.note("a title \x1b]0;evil\x07");
+        record.end = RunEnd::Verdict(verdict);
+        let line = "Out of memory: Killed process 7 (body)".to_owned();
+        record.kernel_events = vec![KernelEvent { kind: KernelEventKind::OomKill, line }];
+        record.timings.boot = Some(Duration::from_millis(3300));
+        record.timings.slowness = 3.3;
+        record.stolen = vec![0.01, 0.31];
+        record.console = "one\ntwo\n".to_owned();
+        record.artifacts = Some(Artifacts {
+            directory: "/target/ktstr/1-2/t/test".into(),
+            files: vec!["console.log".to_owned()],
+            errors: vec!["failed to write body.log: ENOSPC".to_owned()],
+        });
+        record.rerun = Some(Rerun {
+            command: "target/t --exact test".to_owned(),
+            caveat: Some(RerunCaveat::ProgramReplaced),
+        });
+        record
+    }
+
     #[test]
-    fn what_the_host_kept_is_told_by_cpu() {
-        let told = |parts: &[f64]| stolen(parts).split_once(": ").unwrap().1.to_owned();
-        assert_eq!(told(&[0.384, 0.01, 0.06]), "CPU 0 38 %, CPU 2 6 %");
-        assert!(told(&[0.5; 10]).ends_with("CPU 7 50 %, 2 more CPUs"));
+    fn render_shows_a_failure_from_its_record_alone() {
+        let bar = "█".repeat(48);
+        let want = format!(
+            "FAIL test
+  fail: check: 5 of 4 CPUs are busy
+  note      a title \\u{{1b}}]0;evil\\u{{7}}
+  OOM kill  Out of memory: Killed process 7 (body)
+  engine    QEMU 11.1.3 (TCG): KTSTR_ENGINE=qemu
+  kernel    debian:trixie 6.12.1, page-table isolation off
+  machine   1n1l2c1t, 2 CPUs, 300 MiB (raised from 256 MiB, with which it could not boot)
+  slowness  booted 3.3x slower than native; timeouts scaled by 3.3
+  host      vCPU steal time during the test: CPU 1 31 %
+  prepare   █{:47}  0 us
+  boot      {bar}  3.30 s
+  teardown  {:47}█  0 us
+  console   the last 2 of 2 lines
+    | one
+    | two
+  artefacts /target/ktstr/1-2/t/test
+            failed to write body.log: ENOSPC
+  rerun     target/t --exact test
+            the program has been rebuilt since this run began",
+            "", ""
+        );
+        assert_eq!(render(&failed(), Style::PLAIN), want);
+    }
+
+    #[test]
+    fn render_is_the_same_after_a_record_was_read_back() {
+        let record = failed();
+        let json = serde_json::to_vec(&record).unwrap();
+        let read: RunRecord = serde_json::from_slice(&json).unwrap();
+        let read = RunRecord { console: record.console.clone(), ..read };
+        assert_eq!(read, record);
+        assert_eq!(render(&read, Style::PLAIN), render(&record, Style::PLAIN));
+    }
+
+    #[test]
+    fn render_of_an_early_end_shows_what_is_known() {
+        let mut record = RunRecord { machine: None, rerun: None, artifacts: None, ..failed() };
+        record.end = RunEnd::PreparationFailed("no kernel".to_owned());
+        let text = render(&record, Style::PLAIN);
+        let want = "FAIL test\n  infrastructure: cannot prepare the machine: no kernel\n";
+        assert!(text.starts_with(want), "{text}");
+        assert!(text.contains("help      run `cargo ktstr doctor`"), "{text}");
+        record.end = RunEnd::Running;
+        assert!(render(&record, Style::PLAIN).contains("infrastructure: the run has not ended"));
+    }
+
+    #[test]
+    fn notices_show_skips_and_kernel_events() {
+        let mut record =
+            RunRecord { end: RunEnd::Verdict(AssertResult::skip("no KVM")), ..failed() };
+        let event = "test: passed; OOM kill: Out of memory: Killed process 7 (body)";
+        let notices = |record: &RunRecord| notices(record, &judge(record).unwrap());
+        assert_eq!(notices(&record), ["test: SKIPPED: no KVM", event]);
+        record.expect_err = ktstr_core::record::ExpectErr::Any;
+        assert_eq!(notices(&record), ["test: SKIPPED: no KVM"]);
+    }
+
+    #[test]
+    fn steal_time_is_shown_by_cpu() {
+        let text = "vCPU steal time during the test: CPU 0 38 %, CPU 2 6 %";
+        assert_eq!(steal_time(&[0.384, 0.01, 0.06]), text);
+        assert!(steal_time(&[0.5; 10]).ends_with("CPU 7 50 %, 2 more CPUs"));
     }
 }

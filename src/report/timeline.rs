@@ -1,18 +1,18 @@
-//! Draws where the time of a run went, and what the scenario did in it.
+//! Draws how long the phases of a run took, and the operations of its scenario.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use ktstr_core::result::VmResult;
+use ktstr_core::record::RunRecord;
 
 use super::printable;
 
 /// The width of the drawing in characters.
 const WIDTH: usize = 48;
 
-/// The phases as bars on one scale, then the scenario's events with their times.
-pub(super) fn draw(result: &VmResult) -> String {
-    let timings = &result.timings;
+/// Draws the phases as bars on one scale, then lists the scenario's events with their times.
+pub(super) fn draw(record: &RunRecord) -> String {
+    let timings = &record.timings;
     let phases = [
         ("prepare", Some(timings.prepare)),
         ("queue", timings.queue),
@@ -33,8 +33,8 @@ pub(super) fn draw(result: &VmResult) -> String {
         let rest = " ".repeat((WIDTH + 1).saturating_sub(from.min(WIDTH - 1) + (to - from).max(1)));
         let _ = writeln!(text, "  {name:<9} {gap}{bar}{rest} {}", human(took));
     }
-    let start = result.events.first().map_or(0, |event| event.at_ns);
-    for event in &result.events {
+    let start = record.events.first().map_or(0, |event| event.at_ns);
+    for event in &record.events {
         let at = Duration::from_nanos(event.at_ns.saturating_sub(start));
         let _ = writeln!(
             text,
@@ -54,7 +54,7 @@ fn column(at: Duration, total: Duration) -> usize {
     (at.as_secs_f64() / total.as_secs_f64() * WIDTH as f64).round() as usize
 }
 
-/// Three digits are enough to compare by eye.
+/// Formats a duration with at most three digits.
 fn human(took: Duration) -> String {
     match took.as_secs_f64() {
         seconds if seconds >= 1.0 => format!("{seconds:.2} s"),
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_well() {
+    fn human_formats_durations_with_units() {
         for (micros, text) in [(7, "7 us"), (12_400, "12 ms"), (3_914_000, "3.91 s")] {
             assert_eq!(human(Duration::from_micros(micros)), text);
         }

@@ -1,113 +1,87 @@
-//! The folder a run leaves behind: `target/ktstr/<run>/<test>/`.
+//! The directory that a run leaves behind: `target/ktstr/<run>/<program>/<test>/`.
+//!
+//! `run.json` is the [`RunRecord`]; a run that failed has `console.log` and `body.log` as well.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Once;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ktstr_core::result::VmResult;
-use serde::Serialize;
+use ktstr_core::record::{Artifacts, RunRecord};
 
-use crate::report::{Passed, Reasons};
 use crate::this_program;
 
-/// Runs older than this are removed when a new one begins.
+/// Runs older than this are removed when another one begins.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Held to make a test's folder, and to remove the run's when a test's was its last.
-static FOLDERS: Mutex<()> = Mutex::new(());
 
 /// The longest name of a test's directory. File systems take 255 bytes.
 const LONGEST_NAME: usize = 200;
 
-/// The artefacts of one test.
-#[derive(Debug)]
-pub(crate) struct Artifacts {
-    folder: PathBuf,
-    /// Why some of them are missing.
-    errors: Vec<anyhow::Error>,
+/// Creates the directory of a run and writes its record. An earlier run of the same test is removed.
+pub(super) fn begin(record: &mut RunRecord) {
+    let root = target_directory().join("ktstr");
+    static PRUNE: Once = Once::new();
+    PRUNE.call_once(|| prune(&root));
+    begin_in(&root, record);
 }
 
-/// What `result.json` holds.
-#[derive(Serialize)]
-struct Record<'a> {
-    passed: bool,
-    /// Why not, the weightiest reason first.
-    reasons: &'a [String],
-    #[serde(flatten)]
-    facts: &'a VmResult,
+fn begin_in(root: &Path, record: &mut RunRecord) {
+    let program = this_program::own_name().map(|name| name.path).unwrap_or_default();
+    let program = program.file_name().unwrap_or_default();
+    let directory = root.join(&record.run).join(program).join(directory_name(&record.test));
+    // Usually there is none.
+    let _ = fs::remove_dir_all(&directory);
+    let created = fs::create_dir_all(&directory)
+        .with_context(|| format!("failed to create {}", directory.display()));
+    record.artifacts = Some(Artifacts { directory, files: Vec::new(), errors: Vec::new() });
+    note_error(record, created);
+    save(record);
 }
 
-impl Artifacts {
-    /// Writes what is known of a run. A later run of the same test in this process replaces it.
-    ///
-    /// What cannot be written is listed by [`Artifacts::errors`], and keeps nothing else from being
-    /// written.
-    pub(crate) fn write(result: &VmResult, verdict: &Result<Passed, Reasons>) -> Self {
-        Self::write_to(&run_folder(), result, verdict)
-    }
+/// Writes the record anew. A reader finds the old one or the new one, whenever the writer is killed.
+pub(super) fn save(record: &mut RunRecord) {
+    let written = (|| {
+        let Some(artifacts) = &record.artifacts else { return Ok(()) };
+        let (new, path) =
+            (artifacts.directory.join("run.json.new"), artifacts.directory.join("run.json"));
+        let json = serde_json::to_vec(record)?;
+        fs::write(&new, json)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("failed to write {}", path.display()))
+    })();
+    note_error(record, written);
+}
 
-    fn write_to(run: &Path, result: &VmResult, verdict: &Result<Passed, Reasons>) -> Self {
-        let folder = run.join(folder_name(&result.test));
-        let mut artifacts = Self { folder, errors: Vec::new() };
-        {
-            let _other_tests = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = fs::create_dir_all(&artifacts.folder) {
-                let context = format!("failed to create {}", artifacts.folder.display());
-                artifacts.errors.push(anyhow::Error::new(error).context(context));
-                return artifacts;
+/// Writes what is known at the end of a run: of one that failed, the console and the log too.
+pub(super) fn finish(record: &mut RunRecord) {
+    if record.passed == Some(false) {
+        for (name, content) in [("console.log", &record.console), ("body.log", &record.log)] {
+            let Some(artifacts) = &mut record.artifacts else { return };
+            let path = artifacts.directory.join(name);
+            match fs::write(&path, content) {
+                Ok(()) => artifacts.files.push(name.to_owned()),
+                Err(error) => {
+                    artifacts.errors.push(format!("failed to write {}: {error}", path.display()));
+                }
             }
         }
-        let record = Record {
-            passed: verdict.is_ok(),
-            reasons: verdict.as_ref().err().map_or(&[], Vec::as_slice),
-            facts: result,
-        };
-        for (name, content) in [
-            ("console.log", Ok(result.console.clone().into_bytes())),
-            ("body.log", Ok(result.log.clone().into_bytes())),
-            ("captures.json", serde_json::to_vec_pretty(&result.captures)),
-            ("result.json", serde_json::to_vec_pretty(&record)),
-            ("cmdline", Ok(result.machine.cmdline.clone().into_bytes())),
-        ] {
-            let path = artifacts.folder.join(name);
-            let written = content.map_err(anyhow::Error::new).and_then(|content| {
-                fs::write(&path, content)?;
-                Ok(())
-            });
-            let context = || format!("failed to write {}", path.display());
-            artifacts.errors.extend(written.with_context(context).err());
-        }
-        artifacts
     }
+    save(record);
+}
 
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Returns why something is missing in the directory.
-    pub(crate) fn errors(&self) -> &[anyhow::Error] {
-        &self.errors
-    }
-
-    /// Removes the folder, and the run's if this was its last.
-    pub(crate) fn discard(self) {
-        let _other_tests = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-        // What cannot be removed now is removed when it is old.
-        let _ = fs::remove_dir_all(&self.folder);
-        if let Some(run) = self.folder.parent() {
-            let _ = fs::remove_dir(run);
-        }
-    }
+/// Adds the error to the record. An artifact that cannot be written changes no verdict.
+fn note_error(record: &mut RunRecord, written: Result<()>) {
+    let (Some(artifacts), Err(error)) = (&mut record.artifacts, written) else { return };
+    artifacts.errors.push(format!("{error:#}"));
 }
 
 /// Returns the name of a test's directory: the test's own, shortened if a file system refused it.
-fn folder_name(test: &str) -> String {
+fn directory_name(test: &str) -> String {
     let mut name = test.replace("::", "--");
     if name.len() > LONGEST_NAME {
-        // Two long names may begin alike.
+        // Two long names may begin with the same bytes.
         let mut hasher = DefaultHasher::new();
         test.hash(&mut hasher);
         name.truncate(name.floor_char_boundary(LONGEST_NAME));
@@ -116,25 +90,13 @@ fn folder_name(test: &str) -> String {
     name
 }
 
-/// The folder of this run, which is this process.
-fn run_folder() -> PathBuf {
-    static RUN: OnceLock<PathBuf> = OnceLock::new();
-    let make = || {
-        let root = target_folder().join("ktstr");
-        prune(&root);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        root.join(format!("{}-{}", now.as_secs(), std::process::id()))
-    };
-    RUN.get_or_init(make).clone()
-}
-
-/// Cargo's target folder: the one above this program that Cargo has marked as a cache.
-fn target_folder() -> PathBuf {
+/// Returns Cargo's target directory: the ancestor of this program that Cargo has marked as a cache.
+fn target_directory() -> PathBuf {
     let program = this_program::own_name().map(|name| name.path).unwrap_or_default();
-    let marked = program.ancestors().skip(1).find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let marked = program.ancestors().skip(1).find(|path| path.join("CACHEDIR.TAG").exists());
     match marked {
-        Some(folder) => folder.to_owned(),
-        // Relative if even this directory has no name any more.
+        Some(directory) => directory.to_owned(),
+        // Relative if the working directory was removed.
         None => std::env::current_dir().unwrap_or_default().join("target"),
     }
 }
@@ -155,52 +117,88 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use ktstr_core::result::{Machine, RunEnd, Timings};
+    use ktstr_core::registry::TestEntry;
+    use ktstr_core::result::RunEnd;
 
     use super::*;
 
-    fn result(test: &str) -> VmResult {
-        let initramfs = PathBuf::from(OsStr::from_bytes(b"/cache/\xff/1.cpio"));
-        VmResult {
-            test: test.to_owned(),
-            console: "the console".to_owned(),
-            log: "the log".to_owned(),
-            machine: Machine { initramfs, ..Machine::default() },
-            end: RunEnd::BodyError("why".to_owned()),
-            kernel_events: Vec::new(),
-            captures: Vec::new(),
-            snapshots: Vec::new(),
-            events: Vec::new(),
-            timings: Timings::default(),
-            stolen: Vec::new(),
-        }
+    fn record(test: &'static str) -> RunRecord {
+        let entry = TestEntry { name: test, ..TestEntry::DEFAULT };
+        let record = super::super::record::begin(&entry);
+        RunRecord { console: "the console".to_owned(), log: "the log".to_owned(), ..record }
+    }
+
+    fn directory(record: &RunRecord) -> &Path {
+        &record.artifacts.as_ref().unwrap().directory
+    }
+
+    fn read(record: &RunRecord) -> RunRecord {
+        let json = fs::read_to_string(directory(record).join("run.json")).unwrap();
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn record_is_running_before_it_is_finished() {
+        let root = tempfile::tempdir().unwrap();
+        let mut record = record("test");
+        begin_in(root.path(), &mut record);
+        assert_eq!((read(&record).end, read(&record).passed), (RunEnd::Running, None));
+        record.end = RunEnd::BodyError("why".to_owned());
+        record.passed = Some(false);
+        finish(&mut record);
+        let RunRecord { console, log, .. } = read(&record);
+        let read =
+            RunRecord { console: record.console.clone(), log: record.log.clone(), ..read(&record) };
+        assert_eq!((read, console, log), (record, String::new(), String::new()));
+    }
+
+    #[test]
+    fn passed_run_keeps_its_record_only() {
+        let root = tempfile::tempdir().unwrap();
+        let mut record = record("test");
+        begin_in(root.path(), &mut record);
+        fs::write(directory(&record).join("console.log"), "of an earlier run").unwrap();
+        begin_in(root.path(), &mut record);
+        record.passed = Some(true);
+        finish(&mut record);
+        let names = fs::read_dir(directory(&record)).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["run.json"]);
     }
 
     #[test]
     fn artifacts_are_written_for_any_name_and_path() {
-        let dir = tempfile::tempdir().unwrap();
-        let run = dir.path().join(OsStr::from_bytes(b"run \xff"));
-        let long = "é".repeat(300);
-        for test in ["module::test", &long] {
-            let artifacts = Artifacts::write_to(&run, &result(test), &Err(vec!["why".to_owned()]));
-            assert!(artifacts.errors().is_empty(), "{:?}", artifacts.errors());
-            let read = |name| fs::read_to_string(artifacts.folder().join(name)).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().join(OsStr::from_bytes(b"root \xff"));
+        let long = &*"é".repeat(300).leak();
+        for test in ["module::test", long] {
+            let mut record = record(test);
+            begin_in(&root, &mut record);
+            record.passed = Some(false);
+            finish(&mut record);
+            let artifacts = record.artifacts.as_ref().unwrap();
+            assert_eq!(artifacts.errors, [""; 0]);
+            assert_eq!(artifacts.files, ["console.log", "body.log"]);
             assert_eq!(
-                (read("console.log"), read("body.log")),
-                ("the console".into(), "the log".into())
+                fs::read_to_string(artifacts.directory.join("body.log")).unwrap(),
+                "the log"
             );
-            assert!(read("result.json").contains("1.cpio"));
+            assert_eq!(read(&record).test, record.test);
         }
-        assert_ne!(folder_name(&format!("{long}a")), folder_name(&format!("{long}b")));
+        assert_ne!(directory_name(&format!("{long}a")), directory_name(&format!("{long}b")));
     }
 
     #[test]
     fn artifact_that_cannot_be_written_leaves_the_others() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("test/console.log")).unwrap();
-        let artifacts = Artifacts::write_to(dir.path(), &result("test"), &Ok(Passed::AsExpected));
-        let [error] = artifacts.errors() else { panic!("{:?}", artifacts.errors()) };
-        assert!(format!("{error:#}").contains("console.log: "), "{error:#}");
-        assert_eq!(fs::read_to_string(artifacts.folder().join("body.log")).unwrap(), "the log");
+        let root = tempfile::tempdir().unwrap();
+        let mut record = record("test");
+        begin_in(root.path(), &mut record);
+        fs::create_dir_all(directory(&record).join("console.log")).unwrap();
+        record.passed = Some(false);
+        finish(&mut record);
+        let artifacts = record.artifacts.as_ref().unwrap();
+        let [error] = &artifacts.errors[..] else { panic!("{:?}", artifacts.errors) };
+        assert!(error.contains("console.log: "), "{error}");
+        assert_eq!(artifacts.files, ["body.log"]);
     }
 }

@@ -1,11 +1,11 @@
 //! The host side of a run: from a [`TestEntry`] to a verdict.
 
-pub(crate) mod artifacts;
+mod artifacts;
 mod clocks;
 mod console;
 mod echo;
 mod engine;
-pub(crate) mod environment;
+mod environment;
 mod host_cpus;
 mod initramfs;
 pub mod nested;
@@ -14,26 +14,28 @@ mod payloads;
 mod prepare;
 mod profile;
 mod program;
+pub(crate) mod record;
+mod rerun;
 mod session;
 pub mod shell;
 #[cfg(test)]
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use ktstr_core::guest::agent;
 use ktstr_core::process;
+use ktstr_core::record::{Hook, HookError, RunRecord, VmResult};
 use ktstr_core::registry::TestEntry;
-use ktstr_core::result::{Machine, RunEnd, Timings, VmResult};
+use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::topology::TestTopology;
 use ktstr_core::wire::{self, Order, RunOrder};
 
 use crate::notice::notice;
 use crate::provision::cache::Cache;
-use crate::report::{self, Failure};
-use artifacts::Artifacts;
+use crate::report::{self, Failure, Style};
 use echo::Echo;
 #[doc(hidden)]
 pub use initramfs::bare as bare_initramfs;
@@ -53,24 +55,13 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
     ktstr_core::guest::logging::init();
     process::stop_ignoring_sigchld();
     parent::end_with_cargo();
-    let outcome = if entry.host_only { run_on_host(entry) } else { run_this_binary(entry) };
-    match outcome {
-        Ok(result) => conclude(entry, &result, None),
-        Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
-    }
-}
-
-fn run_this_binary(entry: &TestEntry) -> Result<VmResult> {
-    run_in_vm(entry, Program::this_test_binary()?)
+    run_and_judge(entry, Program::this_test_binary, None)
 }
 
 /// Runs a test of a program without libtest, whose `main` begins with [`init_if_guest`].
-/// `command` is what a user types to run it.
+/// `command` is the command that runs it again.
 pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
-    match run_in_vm(entry, Program::this_program()) {
-        Ok(result) => conclude(entry, &result, Some(command)),
-        Err(error) => Err(Failure::new(report::preparation_failed(entry, &error))),
-    }
+    run_and_judge(entry, || Ok(Program::this_program()), Some(command))
 }
 
 /// Runs the guest agent and never returns if this process is PID 1 of a guest. On the host, prepares this
@@ -93,15 +84,21 @@ pub fn engine() -> Result<(String, String)> {
     Ok((choice.engine.describe(), choice.reason.clone()))
 }
 
-/// Runs the body of `entry`, which `program` contains, in a virtual machine, and returns the facts of the run for any
-/// verdict. Neither `post_vm` nor `expect_err` is considered.
+/// Runs the body of `entry`, which is in `program`, in a virtual machine and returns the record of
+/// the run, whatever its verdict. Calls no hooks, ignores `expect_err`, and writes no files.
 ///
 /// # Errors
 ///
 /// If the machine cannot be prepared: no kernel, no engine, no initramfs.
 pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
+    let mut record = record::begin(entry);
+    fill_in_vm(entry, program, &mut record)?;
+    Ok(record)
+}
+
+/// Runs the body of `entry` in a virtual machine and fills the record of the run.
+fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Result<()> {
     let began = Instant::now();
-    let test = entry.test_name();
     let env = environment::passed_on(entry.env)?;
     let prepared = Prepared::new(&Wanted {
         program,
@@ -114,9 +111,12 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
         contents: payloads::contents(entry.payloads)?,
         nests: false,
     })?;
-    let order = RunOrder { test: test.clone(), memory_mib: prepared.config.memory_mib, env };
+    let test = record.test.clone();
+    let order = RunOrder { test, memory_mib: prepared.config.memory_mib, env };
     let duration = Some(entry.duration + entry.settle);
     let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
+    record.machine = Some(prepared.machine()?);
+    artifacts::save(record);
     let prepare = began.elapsed();
     let mut echo = Echo::default();
     let outcome = prepared.run(Order::Run(order), limits, &mut |live| {
@@ -130,67 +130,24 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     if agent::is_instrumented()
         && let Err(error) = profile::keep(outcome.profile.as_ref())
     {
+        let test = &record.test;
         notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
     }
-    let machine = prepared.machine();
-    Ok(VmResult {
-        test,
-        kernel_events: console::kernel_events(&outcome.console),
-        end: judge_on(&machine, entry, &outcome.stolen, outcome.timings.body, outcome.end),
-        captures: outcome.captures,
-        snapshots: outcome.snapshots,
-        events: outcome.events,
-        console: outcome.console,
-        log: outcome.log,
-        machine,
-        timings: Timings { prepare, ..outcome.timings },
-        stolen: outcome.stolen,
-    })
+    record.kernel_events = console::kernel_events(&outcome.console);
+    record.end = outcome.end;
+    record.captures = outcome.captures;
+    record.snapshots = outcome.snapshots;
+    record.events = outcome.events;
+    record.console = outcome.console;
+    record.log = outcome.log;
+    record.timings = Timings { prepare, ..outcome.timings };
+    record.stolen = outcome.stolen;
+    report::excuse_steal(record, entry.assert.judge_emulated_time);
+    Ok(())
 }
 
-/// The least steal time of a vCPU, as a part of the body's time, that explains a failure that depends on time:
-/// in a second that is a gap of 10 ms. A quiet host takes less than a tenth of it.
-const MIN_STEAL: f64 = 0.01;
-
-/// Returns the end of a run as it counts on this machine.
-///
-/// With emulated CPUs, a failure that depends on time is reported and not judged, unless the test requests
-/// that. A failure that steal time explains is inconclusive. `body` is the time of which `stolen` has the
-/// parts.
-fn judge_on(
-    machine: &Machine,
-    entry: &TestEntry,
-    stolen: &[f64],
-    body: Option<Duration>,
-    end: RunEnd,
-) -> RunEnd {
-    let RunEnd::Verdict(verdict) = end else { return end };
-    let is_waived = machine.engine_name == "qemu" && !entry.assert.judge_emulated_time;
-    let verdict = match is_waived {
-        true => verdict.waive_time_based("the CPUs are emulated"),
-        false => verdict,
-    };
-    // The worst CPU counts: a task that was delayed on it may have continued on another one.
-    let most = stolen.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    let Some((cpu, part)) = most else { return RunEnd::Verdict(verdict) };
-    let body = body.unwrap_or_default();
-    let taken = body.mul_f64(*part);
-    let percent = part * 100.0;
-    RunEnd::Verdict(verdict.excuse(|detail| match detail.explained_by {
-        // All of it may have been taken from the time in question.
-        Some(needed) => (taken >= needed && *part >= MIN_STEAL).then(|| {
-            format!(
-                "vCPU {cpu} did not run for {taken:.1?} of the body's {body:.1?} because the host was \
-                 busy (steal time {percent:.0} %); {needed:.1?} explain the failure"
-            )
-        }),
-        None if is_waived => None,
-        None => (*part >= MIN_STEAL).then(|| format!("steal time of vCPU {cpu}: {percent:.0} %")),
-    }))
-}
-
-/// Runs the body of a `host_only` test in this process.
-fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
+/// Runs the body of a `host_only` test in this process and fills the record of the run.
+fn fill_on_host(entry: &TestEntry, record: &mut RunRecord) -> Result<()> {
     let began = Instant::now();
     let topology = TestTopology::read()?;
     let received = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
@@ -200,67 +157,54 @@ fn run_on_host(entry: &TestEntry) -> Result<VmResult> {
         wire::Report::Snapshot(snapshot) => received.borrow_mut().2.push(snapshot),
         _ => {}
     });
-    let (events, captures, snapshots) = received.into_inner();
-    Ok(VmResult {
-        test: entry.test_name(),
-        end: session::end_of_body(end),
-        kernel_events: Vec::new(),
-        captures,
-        snapshots,
-        events,
-        console: String::new(),
-        log: String::new(),
-        machine: Machine {
-            engine: "this host, no virtual machine".to_owned(),
-            ..Machine::default()
-        },
-        timings: Timings { body: Some(began.elapsed()), slowness: 1.0, ..Timings::default() },
-        stolen: Vec::new(),
-    })
+    record.end = session::end_of_body(end);
+    record.timings.body = Some(began.elapsed());
+    (record.events, record.captures, record.snapshots) = received.into_inner();
+    Ok(())
 }
 
-/// Calls the hooks of a run, judges it, writes its artefacts and prints its report.
-fn conclude(entry: &TestEntry, result: &VmResult, command: Option<&str>) -> TestResult {
-    let verdict = report::judge(entry, &result.end, hook_errors(entry, result));
-    let artifacts = Artifacts::write(result, &verdict);
-    let text = report::run(entry, result, &verdict, &artifacts, command);
-    match verdict {
-        Err(_) => Err(Failure::new(text)),
-        Ok(passed) => {
-            println!("{text}");
-            match passed {
-                report::Passed::AsExpected => {}
-                report::Passed::Skipped(reason) => {
-                    notice(&format!("{}: SKIPPED: {reason}", result.test));
-                }
-                report::Passed::Inconclusive(reasons) => {
-                    let reasons = reasons.join("; ");
-                    notice(&format!("{}: passed; {reasons}", result.test));
-                }
-            }
-            let unexpected =
-                result.kernel_events.iter().filter(|_| !entry.expect_err.is_expected());
-            for event in unexpected {
-                notice(&format!("{}: passed; {}: {}", result.test, event.kind, event.line));
-            }
-            artifacts.discard();
-            Ok(())
-        }
+/// Runs a test, calls its hooks, judges the run by what the test expects, and reports it. The record
+/// of the run is in its directory from the beginning.
+fn run_and_judge(
+    entry: &TestEntry,
+    program: fn() -> Result<Program>,
+    command: Option<&str>,
+) -> TestResult {
+    let mut record = record::begin(entry);
+    artifacts::begin(&mut record);
+    let outcome = match entry.host_only {
+        true => fill_on_host(entry, &mut record),
+        false => program().and_then(|program| fill_in_vm(entry, program, &mut record)),
+    };
+    match outcome {
+        Ok(()) => record.hook_errors = hook_errors(entry, &record),
+        Err(error) => record.end = RunEnd::PreparationFailed(format!("{error:#}")),
     }
+    record.rerun = Some(rerun::rerun(&record, command));
+    let verdict = report::judge(&record);
+    record.passed = Some(verdict.is_ok());
+    artifacts::finish(&mut record);
+    let text = report::render(&record, Style::from_env());
+    let Ok(passed) = verdict else { return Err(Failure::new(text)) };
+    println!("{text}");
+    for line in report::notices(&record, &passed) {
+        notice(&line);
+    }
+    Ok(())
 }
 
-/// Calls the hooks of the test that apply to this end of the run, and returns their errors.
-fn hook_errors(entry: &TestEntry, result: &VmResult) -> Vec<String> {
-    let post_vm = entry.post_vm.filter(|_| report::concerns_post_vm(&result.end));
-    let hooks = [("post_vm", post_vm), ("post_vm_unconditional", entry.post_vm_unconditional)];
-    let errors = hooks.into_iter().filter_map(|(key, hook)| {
-        let hook = hook?;
-        tracing::debug!("{}: call {key}", result.test);
-        // A panic of a hook must not prevent the report.
-        let called = catch_unwind(AssertUnwindSafe(|| hook(result))).unwrap_or_else(|payload| {
-            Err(anyhow::anyhow!("panicked: {}", agent::panic_message(&*payload)))
-        });
-        called.err().map(|error| format!("{key}: {error:#}"))
+/// Calls the hooks of the test that apply to how the run ended, and returns their errors.
+fn hook_errors(entry: &TestEntry, record: &RunRecord) -> Vec<HookError> {
+    let post_vm = entry.post_vm.filter(|_| report::concerns_post_vm(&record.end));
+    let hooks = [(Hook::PostVm, post_vm), (Hook::PostVmUnconditional, entry.post_vm_unconditional)];
+    let errors = hooks.into_iter().filter_map(|(hook, function)| {
+        let function = function?;
+        // A panic there must not take the report along.
+        let (panicked, message) = match catch_unwind(AssertUnwindSafe(|| function(record))) {
+            Ok(returned) => (false, format!("{:#}", returned.err()?)),
+            Err(payload) => (true, agent::panic_message(&*payload).to_owned()),
+        };
+        Some(HookError { hook, panicked, message })
     });
     errors.collect()
 }

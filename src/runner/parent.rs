@@ -6,17 +6,22 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, kill_process, pidfd_open};
 
-/// Has this process end with the cargo that started it, if one did: after `kill -9` of that, nobody
-/// would see a verdict, and the machines of this process would run on for nobody.
+/// Returns the cargo that started this process, if one did.
+pub(super) fn cargo() -> Option<Pid> {
+    getppid().filter(|parent| is_cargo(*parent))
+}
+
+/// Ends this process together with the cargo that started it, if one did: after `kill -9` of cargo
+/// its machines would keep running although no report of them is read.
 ///
-/// What this process has started ends with it in turn.
+/// Everything that this process has started ends with it in turn.
 pub(super) fn end_with_cargo() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let Some(cargo) = getppid().filter(|parent| is_cargo(*parent)) else { return };
+        let Some(cargo) = cargo() else { return };
         let Ok(pidfd) = pidfd_open(cargo, PidfdFlags::empty()) else { return };
         let watch = move || {
-            // If it has another parent by now, that number may be another's, too.
+            // With another parent, cargo has ended and another process may have its pid.
             while getppid() == Some(cargo) {
                 match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None) {
                     Ok(1) => break,
@@ -24,12 +29,12 @@ pub(super) fn end_with_cargo() {
                     Err(_) => return,
                 }
             }
-            // As if by the same hand: whoever is in the middle of something must not report it.
+            // SIGKILL, as cargo got it: a thread must not report the end of its machine as a failure.
             let _ = kill_process(getpid(), Signal::KILL);
         };
         let thread = std::thread::Builder::new().name("ktstr-parent".to_owned());
         if let Err(error) = thread.spawn(watch) {
-            tracing::warn!("will not notice the end of cargo: {error}");
+            tracing::warn!("cannot watch for the end of cargo: {error}");
         }
     });
 }

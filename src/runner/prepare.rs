@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest::agent;
+use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts, Timing};
 use ktstr_core::registry;
-use ktstr_core::result::{Machine, RunEnd};
+use ktstr_core::result::{InitFailure, RunEnd};
 use ktstr_core::topology::Topology;
 use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
@@ -129,30 +131,47 @@ impl Prepared {
         if let RunEnd::InitFailed(why) = &mut outcome.end
             && console::init_succeeded(&outcome.console)
         {
-            // libtest does so if it has none of the tests that it is asked for.
-            let (asked, known) = (&self.arguments, registry::names());
-            why.push_str(&format!(
-                ". Its arguments were {asked:?}; the registry of this binary has {known:?}"
-            ));
+            let (arguments, registered) = (self.arguments.clone(), registry::names());
+            *why = InitFailure::NoTestRun { arguments, registered };
         }
         tracing::debug!("{:?} after {:?}", outcome.end, outcome.timings);
         Ok(outcome)
     }
 
-    pub(crate) fn machine(&self) -> Machine {
-        Machine {
-            engine: self.choice.engine.describe(),
-            engine_reason: self.choice.reason.clone(),
-            engine_name: self.choice.name.to_owned(),
-            kernel_spec: self.kernel.spec.to_string(),
-            kernel_version: self.kernel.version.clone(),
-            topology: self.topology.to_string(),
+    /// Returns the facts of the machine.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel image cannot be examined.
+    pub(crate) fn machine(&self) -> Result<MachineFacts> {
+        let timing = if self.choice.is_emulated() { Timing::Emulated } else { Timing::Native };
+        let image = match self.kernel.sha256() {
+            Some(sha256) => ImageId::PackageSha256(sha256.to_owned()),
+            None => image_file(&self.kernel.image)?,
+        };
+        Ok(MachineFacts {
+            engine: EngineFacts {
+                name: self.choice.name.to_owned(),
+                version: self.choice.engine.describe(),
+                timing,
+                reason: self.choice.reason.clone(),
+            },
+            kernel: KernelFacts {
+                spec: self.kernel.spec.to_string(),
+                version: self.kernel.version.clone(),
+                image,
+            },
             memory_mib: self.config.memory_mib,
-            initramfs: self.config.initramfs.clone(),
             cmdline: self.config.cmdline.clone(),
             pti_disabled: self.pti_disabled,
-        }
+            initramfs: self.config.initramfs.clone(),
+        })
     }
+}
+
+fn image_file(path: &Path) -> Result<ImageId> {
+    let meta = path.metadata().with_context(|| format!("cannot find {}", path.display()))?;
+    Ok(ImageId::File { path: path.to_owned(), bytes: meta.len(), modified: meta.modified()? })
 }
 
 /// The least memory that lets the machine come up: what a stock kernel takes, its part for each

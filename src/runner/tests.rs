@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use ktstr::prelude::*;
+use ktstr_core::record::{Hook, HookError, RunRecord};
 use ktstr_core::registry::{self, TestEntry};
-use ktstr_core::result::{ClockSpan, Machine, Timings};
+use ktstr_core::result::{ClockSpan, GuestExit, RunPhase};
 use ktstr_core::wire::{Order, RunOrder};
 
 use super::initramfs::GuestFiles;
@@ -20,108 +21,30 @@ fn subject(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[test]
-fn judge_on_waives_emulated_time_unless_requested() {
-    let gap = AssertDetail::new(DetailKind::Gap, "63 ms").time_based();
-    let failed = || AssertResult::fail(gap.clone());
-    for (engine, judge_emulated_time, outcome) in [
-        ("qemu", false, Outcome::Pass),
-        ("qemu", true, Outcome::Fail),
-        ("kvm", false, Outcome::Fail),
-    ] {
-        let assert = Assert::DEFAULT.judge_emulated_time(judge_emulated_time);
-        let entry = TestEntry { assert, ..TestEntry::DEFAULT };
-        let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
-        let end = super::judge_on(&machine, &entry, &[], None, RunEnd::Verdict(failed()));
-        let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
-        assert_eq!(verdict.outcome, outcome, "{engine}");
-        assert_eq!(verdict.notes.is_empty(), outcome == Outcome::Fail, "{engine}");
-    }
-}
-
-#[test]
-fn judge_on_makes_failures_on_busy_hosts_inconclusive() {
-    let machine = Machine { engine_name: "kvm".to_owned(), ..Machine::default() };
-    let gap = || AssertDetail::new(DetailKind::Gap, "63 ms");
-    for (detail, stolen, outcome) in [
-        (gap().time_based().cpu(1), [0.001, 0.002, 0.38], Outcome::Inconclusive),
-        (gap().time_based(), [0.001, 0.002, 0.004], Outcome::Fail),
-        (gap().cpu(2), [0.001, 0.002, 0.38], Outcome::Fail),
-    ] {
-        let label = format!("{detail:?}");
-        let end = RunEnd::Verdict(AssertResult::fail(detail));
-        let end = super::judge_on(&machine, &TestEntry::DEFAULT, &stolen, None, end);
-        let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
-        assert_eq!(verdict.outcome, outcome, "{label}");
-        let is_explained = format!("{}", verdict.details[0]).contains("steal time of vCPU 2: 38 %");
-        assert_eq!(is_explained, outcome == Outcome::Inconclusive, "{label}");
-    }
-}
-
-fn ended(end: RunEnd) -> VmResult {
-    VmResult {
-        test: "test".to_owned(),
-        end,
-        kernel_events: Vec::new(),
-        captures: Vec::new(),
-        snapshots: Vec::new(),
-        events: Vec::new(),
-        console: String::new(),
-        log: String::new(),
-        machine: Machine::default(),
-        timings: Timings::default(),
-        stolen: Vec::new(),
-    }
-}
-
-#[test]
-fn hook_errors_depend_on_the_end_of_the_run() {
+fn hook_errors_depend_on_how_the_run_ended() {
     let entry = TestEntry {
         post_vm: Some(|_| bail!("seen")),
-        post_vm_unconditional: Some(|result| panic!("{}", result.test)),
+        post_vm_unconditional: Some(|record| panic!("{}", record.test)),
+        name: "test",
         ..TestEntry::DEFAULT
     };
-    let always = "post_vm_unconditional: panicked: test";
-    let both = &["post_vm: seen", always][..];
+    let error =
+        |hook, panicked, message: &str| HookError { hook, panicked, message: message.to_owned() };
+    let always = error(Hook::PostVmUnconditional, true, "test");
+    let both = &[error(Hook::PostVm, false, "seen"), always.clone()][..];
+    let always = &[always][..];
+    let exit = GuestExit::Reset;
     for (end, wanted) in [
         (RunEnd::Verdict(AssertResult::pass()), both),
         (RunEnd::Verdict(AssertResult::fail_msg("why")), both),
-        (RunEnd::GuestGone("why".to_owned()), both),
-        (RunEnd::Verdict(AssertResult::skip("why")), &[always]),
-        (RunEnd::EngineFailed("why".to_owned()), &[always]),
-        (RunEnd::WrongTopology(vec!["why".to_owned()]), &[always]),
+        (RunEnd::GuestGone { exit, phase: RunPhase::Body, unread_bytes: 0 }, both),
+        (RunEnd::Verdict(AssertResult::skip("why")), always),
+        (RunEnd::EngineFailed("why".to_owned()), always),
+        (RunEnd::WrongTopology(vec!["why".to_owned()]), always),
     ] {
-        let result = ended(end);
-        assert_eq!(super::hook_errors(&entry, &result), wanted, "{}", result.end);
-        assert_eq!(super::hook_errors(&TestEntry::DEFAULT, &result), [""; 0]);
-    }
-}
-
-#[test]
-fn judge_on_needs_as_much_steal_time_as_explains_a_failure() {
-    let body = Duration::from_secs(10);
-    let stuck = |explained_by: Option<u64>| {
-        let detail = AssertDetail::new(DetailKind::WorkerStuck, "no iteration in 5.1s");
-        AssertDetail { explained_by: explained_by.map(Duration::from_millis), ..detail }
-    };
-    for engine in ["qemu", "kvm"] {
-        let machine = Machine { engine_name: engine.to_owned(), ..Machine::default() };
-        for (explained_by, stolen, outcome) in [
-            (Some(3100), vec![0.1, 0.32], Outcome::Inconclusive),
-            (Some(3100), vec![0.1, 0.30], Outcome::Fail),
-            (Some(0), vec![0.0, 0.009], Outcome::Fail),
-            (Some(0), vec![], Outcome::Fail),
-            (None, vec![0.1, 0.99], Outcome::Fail),
-        ] {
-            let end = RunEnd::Verdict(AssertResult::fail(stuck(explained_by)));
-            let entry = TestEntry::DEFAULT;
-            let end = super::judge_on(&machine, &entry, &stolen, Some(body), end);
-            let RunEnd::Verdict(verdict) = end else { panic!("{end}") };
-            assert_eq!(verdict.outcome, outcome, "{engine}: {explained_by:?}, {stolen:?}");
-            let text = verdict.details[0].to_string();
-            let numbers = "vCPU 1 did not run for 3.2s of the body's 10.0s because the host was busy \
-                           (steal time 32 %); 3.1s explain the failure";
-            assert_eq!(text.contains(numbers), outcome == Outcome::Inconclusive, "{text}");
-        }
+        let record = RunRecord { end, ..super::record::begin(&entry) };
+        assert_eq!(super::hook_errors(&entry, &record), wanted, "{}", record.end);
+        assert_eq!(super::hook_errors(&TestEntry::DEFAULT, &record), []);
     }
 }
 
@@ -177,7 +100,7 @@ fn run(prepared: &Prepared, path: &str, memory_mib: u32) -> RunEnd {
 fn init_failure(end: RunEnd) -> String {
     assert!(end.is_infrastructure(), "{end:?}");
     let RunEnd::InitFailed(why) = end else { panic!("{end:?}") };
-    why
+    why.to_string()
 }
 
 /// Appends a word to the kernel's command line.

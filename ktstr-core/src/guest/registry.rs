@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::guest::assert::{Assert, AssertResult};
 use crate::guest::payload::Payload;
 use crate::guest::scenario::Ctx;
-use crate::model::result::VmResult;
+pub use crate::model::record::ExpectErr;
+use crate::model::record::VmResult;
 use crate::model::topology::Topology;
 
 /// Every `#[ktstr_test]` of this binary.
@@ -72,27 +73,6 @@ pub struct TestEntry {
     pub post_vm_unconditional: Option<PostVm>,
     /// The author's function.
     pub body: fn(&Ctx) -> anyhow::Result<AssertResult>,
-}
-
-/// Whether a test is to fail, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExpectErr {
-    /// It is to pass.
-    No,
-    /// It is to fail in any way.
-    Any,
-    /// It is to fail in a way whose description contains this text.
-    Containing(&'static str),
-    /// It is to fail in a way whose description this regular expression matches. One that cannot be
-    /// read matches nothing; the attribute refuses it.
-    Matching(&'static str),
-}
-
-impl ExpectErr {
-    /// Whether a failure is expected.
-    pub fn is_expected(self) -> bool {
-        self != Self::No
-    }
 }
 
 impl TestEntry {

@@ -3,6 +3,7 @@
 pub mod detail;
 pub mod exit;
 pub mod histogram;
+pub mod record;
 pub mod result;
 pub mod snapshot;
 pub mod topology;

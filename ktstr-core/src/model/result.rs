@@ -1,55 +1,23 @@
-//! What the host knows of a run once the guest is gone.
+//! How a run ended, and what was measured of the run itself.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
-
-use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
-use crate::model::verdict::AssertResult;
-use crate::model::wire::ScenarioEvent;
+use serde::{Deserialize, Serialize};
 
 pub use super::exit::ExitKind;
+use super::verdict::AssertResult;
 
-/// Everything the host learned from one run in a virtual machine.
-#[derive(Debug, Clone, Serialize)]
-pub struct VmResult {
-    /// The test, as libtest names it.
-    pub test: String,
-    /// How the run ended.
-    pub end: RunEnd,
-    /// What the guest's kernel complained about, in the order of the console.
-    pub kernel_events: Vec<KernelEvent>,
-    /// The captures that arrived, the oldest first.
-    pub captures: Vec<CgroupProcsSnapshot>,
-    /// The snapshots that arrived, the oldest first.
-    pub snapshots: Vec<Snapshot>,
-    /// What the scenario did, the oldest first.
-    pub events: Vec<ScenarioEvent>,
-    /// The guest's console: the kernel's messages and those of PID 1. An artefact of its own.
-    #[serde(skip)]
-    pub console: String,
-    /// What the body and its children wrote to their standard output and error. An artefact of
-    /// its own.
-    #[serde(skip)]
-    pub log: String,
-    /// What ran where.
-    pub machine: Machine,
-    /// How long each phase took.
-    pub timings: Timings,
-    /// The part, 0.0 to 1.0, of the body's time for which the host kept each of the guest's CPUs
-    /// from running; empty if the body did not run or the host does not count it. CPUs that share a
-    /// thread of the emulator have the same.
-    pub stolen: Vec<f64>,
-}
-
-/// How a run ended. Each variant is a class of failure but for a passing [`RunEnd::Verdict`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// How a run ended. Each variant is a class of failure except a passing [`RunEnd::Verdict`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "class", content = "details", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RunEnd {
-    /// The body returned a verdict, which arrived whole.
+    /// The run has not ended. A record that stays so belongs to a run that was killed.
+    Running,
+    /// The machine could not be prepared, so nothing was booted: why.
+    PreparationFailed(String),
+    /// The body returned a verdict, which arrived complete.
     Verdict(AssertResult),
     /// The body returned an error.
     BodyError(String),
@@ -68,26 +36,33 @@ pub enum RunEnd {
     BodyOverran {
         /// How long it had run.
         ran: Duration,
-        /// How long it might.
+        /// How long it was allowed to run.
         allowed: Duration,
     },
-    /// The guest's kernel panicked while the body ran: its words.
+    /// The guest's kernel panicked while the body ran: the kernel's message.
     GuestPanicked(String),
-    /// PID 1 was silent for too long.
+    /// PID 1 sent nothing for too long.
     GuestHung {
-        /// How long it was silent.
+        /// Since when nothing had arrived.
         silent: Duration,
-        /// What had been reached before.
-        phase: &'static str,
+        /// The phase that had been reached.
+        phase: RunPhase,
     },
-    /// The guest went away without a verdict: how.
-    GuestGone(String),
-    /// The body was not reached, or PID 1 failed beside it: why.
-    InitFailed(String),
-    /// The machine was not what the test asked for; the body did not run.
+    /// The guest exited without a verdict.
+    GuestGone {
+        /// How it exited.
+        exit: GuestExit,
+        /// The phase that had been reached.
+        phase: RunPhase,
+        /// How many bytes of an incomplete message had arrived.
+        unread_bytes: usize,
+    },
+    /// The body was not reached, or PID 1 failed while the body ran.
+    InitFailed(InitFailure),
+    /// The guest does not have the machine that the test asked for; the body did not run.
     WrongTopology(Vec<String>),
-    /// The guest's clock did not run at the rate of the host's, so that nothing that depends on
-    /// time is true: durations, timeouts, rates.
+    /// The guest's clock did not run at the rate of the host's, so that everything that depends on
+    /// time is wrong: durations, timeouts, rates.
     WrongClock {
         /// What both clocks measured.
         span: ClockSpan,
@@ -96,20 +71,22 @@ pub enum RunEnd {
         /// How long it was by the host's clock.
         host: Duration,
     },
-    /// The wire broke: why.
+    /// The messages of the guest could not be decoded: why.
     WireBroken(String),
     /// The engine failed: why.
     EngineFailed(String),
 }
 
 impl RunEnd {
-    /// Whether the fault lies with the machinery and says nothing about what was tested.
+    /// Returns whether the failure is the framework's or the host's, not that of what was tested.
     ///
     /// Such a run fails the test whatever it expects.
     pub fn is_infrastructure(&self) -> bool {
         matches!(
             self,
-            Self::InitFailed(_)
+            Self::Running
+                | Self::PreparationFailed(_)
+                | Self::InitFailed(_)
                 | Self::WrongTopology(_)
                 | Self::WrongClock { .. }
                 | Self::WireBroken(_)
@@ -120,44 +97,160 @@ impl RunEnd {
 
 impl fmt::Display for RunEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = Duration::as_secs_f64;
         match self {
+            Self::Running => write!(f, "the run has not ended"),
+            Self::PreparationFailed(why) => write!(f, "cannot prepare the machine: {why}"),
             Self::Verdict(verdict) => write!(f, "{}", verdict.outcome),
-            Self::BodyError(error) => write!(f, "the body returned an error: {error}"),
-            Self::BodyPanicked(message) => write!(f, "the body panicked: {message}"),
+            Self::BodyError(error) => write!(f, "test body returned an error: {error}"),
+            Self::BodyPanicked(message) => write!(f, "test body panicked: {message}"),
             Self::BodyExited { kind, last_panic } => {
-                write!(f, "the body's process ended without a verdict: {kind}")?;
+                write!(f, "test body exited without reporting a result: {kind}")?;
                 match last_panic {
                     Some(panic) => write!(f, "; its last panic was: {panic}"),
                     None => Ok(()),
                 }
             }
             Self::ProtocolViolation(why) => {
-                write!(f, "the body's process violated the result protocol: {why}")
+                write!(f, "test body violated the result protocol: {why}")
             }
             Self::BodyOverran { ran, allowed } => {
-                write!(f, "the body overran: {ran:.1?} passed, {allowed:.1?} were allowed")
+                let (ran, allowed) = (seconds(ran), seconds(allowed));
+                write!(f, "test body timed out after {ran:.1} s (limit {allowed:.1} s)")
             }
-            Self::GuestPanicked(message) => write!(f, "the guest's kernel panicked: {message}"),
+            Self::GuestPanicked(message) => write!(f, "guest kernel panicked: {message}"),
             Self::GuestHung { silent, phase } => {
-                write!(f, "the guest hung: no sign of life for {silent:.1?} {phase}")
+                write!(f, "guest hung: no message for {:.1} s {phase}", seconds(silent))
             }
-            Self::GuestGone(how) => write!(f, "the guest went away without a verdict: {how}"),
-            Self::InitFailed(why) => write!(f, "the guest failed before or beside the body: {why}"),
+            Self::GuestGone { exit, phase, unread_bytes } => {
+                write!(f, "guest exited without reporting a result: {exit} {phase}")?;
+                match unread_bytes {
+                    0 => Ok(()),
+                    bytes => write!(f, ", {bytes} bytes into an incomplete message"),
+                }
+            }
+            Self::InitFailed(why) => write!(f, "guest setup failed: {why}"),
             Self::WrongTopology(differences) => {
-                write!(f, "the guest is not the machine asked for: {}", differences.join("; "))
+                write!(f, "guest is not the requested machine: {}", differences.join("; "))
             }
-            Self::WrongClock { span, guest, host } => write!(
-                f,
-                "the guest's clock is wrong: {guest:.1?} {span}, {host:.1?} by the host's clock"
-            ),
-            Self::WireBroken(why) => write!(f, "the wire from the guest broke: {why}"),
-            Self::EngineFailed(why) => write!(f, "the engine failed: {why}"),
+            Self::WrongClock { span, guest, host } => {
+                let (guest, host) = (seconds(guest), seconds(host));
+                write!(
+                    f,
+                    "guest clock is wrong: {guest:.1} s {span}, {host:.1} s by the host's clock"
+                )
+            }
+            Self::WireBroken(why) => write!(f, "cannot decode the guest's messages: {why}"),
+            Self::EngineFailed(why) => write!(f, "engine failed: {why}"),
         }
     }
 }
 
+/// How a guest exits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestExit {
+    /// It powered off.
+    PoweredOff,
+    /// It reset itself, or crashed by a triple fault.
+    Reset,
+    /// The runner stopped it.
+    Stopped,
+}
+
+impl fmt::Display for GuestExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PoweredOff => "it powered off",
+            Self::Reset => "it reset itself",
+            Self::Stopped => "the runner stopped it",
+        })
+    }
+}
+
+/// Why a guest did not run the body, or PID 1 failed while the body ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitFailure {
+    /// A message of PID 1, of the dynamic loader or of the kernel.
+    Reported(String),
+    /// PID 1 exited with status 0: libtest found none of the tests that it was asked for.
+    NoTestRun {
+        /// The arguments of PID 1.
+        arguments: Vec<String>,
+        /// The tests in the registry of the binary.
+        registered: Vec<String>,
+    },
+    /// The kernel printed nothing.
+    NoOutput {
+        /// For how long.
+        silent: Duration,
+    },
+    /// The guest exited before its kernel printed anything.
+    ExitedSilently(GuestExit),
+    /// The boot took too long.
+    NotReady {
+        /// The longest boot that is allowed.
+        limit: Duration,
+    },
+    /// The run ended in this way before the body started.
+    BeforeBody(Box<RunEnd>),
+}
+
+impl fmt::Display for InitFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NO_OUTPUT_HINT: &str =
+            "the kernel image may be damaged or for another machine, or the memory too small";
+        match self {
+            Self::Reported(message) => f.write_str(message),
+            Self::NoTestRun { arguments, registered } => write!(
+                f,
+                "PID 1 exited with status 0: its program runs none of the tests that it was asked \
+                 for. Its arguments were {arguments:?}; the registry of this binary has {registered:?}"
+            ),
+            Self::NoOutput { silent } => write!(
+                f,
+                "its kernel printed nothing for {:.0} s; {NO_OUTPUT_HINT}",
+                silent.as_secs_f64()
+            ),
+            Self::ExitedSilently(exit) => {
+                write!(f, "{exit} {}; {NO_OUTPUT_HINT}", RunPhase::Silent)
+            }
+            Self::NotReady { limit } => {
+                write!(f, "it is not ready after {:.0} s", limit.as_secs_f64())
+            }
+            Self::BeforeBody(end) => write!(f, "{end}"),
+        }
+    }
+}
+
+/// The phases of a run, each named by what has been reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunPhase {
+    /// Nothing has arrived from the guest.
+    Silent,
+    /// The kernel has written to the console.
+    Booting,
+    /// PID 1 has its request.
+    Ready,
+    /// The body runs.
+    Body,
+}
+
+impl fmt::Display for RunPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "before its kernel printed anything",
+            Self::Booting => "while it booted",
+            Self::Ready => "before the body started",
+            Self::Body => "while the body ran",
+        })
+    }
+}
+
 /// A span of time that both guest and host measure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClockSpan {
     /// Since the guest's boot; on the host, since the engine's start.
@@ -170,38 +263,38 @@ impl fmt::Display for ClockSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Boot => "since its boot",
-            Self::Body => "since the body started",
+            Self::Body => "since the test body started",
         })
     }
 }
 
-/// A complaint of the guest's kernel, read from its console.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A problem that the guest's kernel reported on its console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelEvent {
-    /// What kind of complaint.
+    /// The kind of problem.
     pub kind: KernelEventKind,
-    /// The line that says so, without its time stamp.
+    /// The line of the console, without its time stamp.
     pub line: String,
 }
 
-/// Kinds of kernel complaints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Kinds of problems that a kernel reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum KernelEventKind {
-    /// The kernel gave up.
+    /// The kernel panicked.
     Panic,
     /// A bug was caught in kernel code.
     Oops,
     /// A `WARN_ON` fired.
     Warning,
-    /// A task sat in uninterruptible sleep for too long.
+    /// A task was in uninterruptible sleep for too long.
     HungTask,
     /// RCU waited for a CPU for too long.
     RcuStall,
     /// A CPU did not reschedule for too long.
     Lockup,
-    /// A process was killed for want of memory.
+    /// A process was killed because memory ran out.
     OomKill,
 }
 
@@ -219,44 +312,12 @@ impl fmt::Display for KernelEventKind {
     }
 }
 
-/// What a run used.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Machine {
-    /// The engine, with its version.
-    pub engine: String,
-    /// Why this engine.
-    pub engine_reason: String,
-    /// The engine, as `KTSTR_ENGINE` names it.
-    pub engine_name: String,
-    /// The kernel, as `KTSTR_KERNEL` names it.
-    pub kernel_spec: String,
-    /// The kernel's release.
-    pub kernel_version: String,
-    /// CPUs, caches and nodes, in short form.
-    pub topology: String,
-    /// Memory in MiB.
-    pub memory_mib: u32,
-    /// The initramfs, in the cache.
-    #[serde(serialize_with = "path_as_text")]
-    pub initramfs: PathBuf,
-    /// The kernel's command line.
-    pub cmdline: String,
-    /// Whether the kernel was booted without page-table isolation, which is the default where
-    /// software emulates the CPUs.
-    pub pti_disabled: bool,
-}
-
-/// Serializes a path that may not be UTF-8. serde refuses these, and would lose the whole record.
-fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
 /// How long each phase of a run took. A phase that was not reached is `None`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timings {
     /// Finding kernel and engine, building the initramfs or finding it in the cache.
     pub prepare: Duration,
-    /// Waiting until other guests of this host had left as many of its CPUs as this one has.
+    /// Waiting until other guests of this host had released as many of its CPUs as this one has.
     /// `None` if they were free at once.
     pub queue: Option<Duration>,
     /// From the engine's start to the kernel's first line.
@@ -265,16 +326,16 @@ pub struct Timings {
     pub init: Option<Duration>,
     /// The guest's own uptime when PID 1 began.
     pub uptime_at_init: Option<Duration>,
-    /// From the engine's start until PID 1 took orders.
+    /// From the engine's start until PID 1 was ready for requests.
     pub boot: Option<Duration>,
-    /// From there until the body started: the truth check.
+    /// From there until the body started: the checks of the machine.
     pub ready: Option<Duration>,
     /// From there until the verdict, or until the run ended without one.
     pub body: Option<Duration>,
     /// The part of `body` after the scenario's last event, which is its last step's hold, arrived.
     /// `None` if there was no event, or no verdict.
     pub last_event_to_verdict: Option<Duration>,
-    /// From the end of `body` until the machine was gone.
+    /// From the end of `body` until the machine had stopped.
     pub teardown: Duration,
     /// How many times slower than hardware this machine booted; scales the watchdogs.
     pub slowness: f64,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_core::guest::agent::COMPLAINT;
-use ktstr_core::result::{ExitKind, RunEnd, Timings};
+use ktstr_core::result::{ExitKind, GuestExit, InitFailure, RunEnd, RunPhase, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{Decoder, Encoder, End, Hello, Order, Report, ScenarioEvent, Stream};
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
@@ -22,17 +22,13 @@ use collector::Collector;
 pub(crate) use collector::ReceivedFile;
 use steal::StealMeter;
 pub(crate) use watchdog::RunLimits;
-use watchdog::{Overdue, Phase, Watchdog};
+use watchdog::{Overdue, Watchdog};
 
 /// The time of a boot to PID 1 on hardware, the unit of [`Timings::slowness`].
 const HARDWARE_BOOT: Duration = Duration::from_secs(1);
 
 /// Timeouts are scaled by at most this.
 const MAX_SLOWNESS: f64 = 8.0;
-
-/// Why a kernel may print nothing at all.
-const NO_OUTPUT_HINT: &str =
-    "the kernel image may be damaged or for another machine, or the memory too small";
 
 /// How many pending events are handled before a timeout is enforced.
 const MAX_PENDING: usize = 1000;
@@ -136,7 +132,7 @@ impl Session {
         let mut end = self.wait_for_end(vm, live);
         let now = Instant::now();
         tracing::debug!("end of the run: {end:?}");
-        if self.watchdog.phase() == Phase::Body {
+        if self.watchdog.phase() == RunPhase::Body {
             self.timings.body = Some(self.watchdog.phase_time(now));
         }
         if let Ended::Run(RunEnd::Verdict(_)) = end {
@@ -226,7 +222,7 @@ impl Session {
                 Err(self.blame(self.explain_exit(&reason)))
             }
             // Before the request, no program of the guest reads input.
-            Ok(Event::Deadline) if self.watchdog.phase() != Phase::Body => Ok(None),
+            Ok(Event::Deadline) if self.watchdog.phase() != RunPhase::Body => Ok(None),
             Ok(Event::Deadline) => self.send(vm, live(Live::Idle)).map(|()| None),
         };
         match handled {
@@ -237,7 +233,7 @@ impl Session {
 
     fn handle_console(&mut self, bytes: &[u8]) {
         let now = Instant::now();
-        if self.watchdog.phase() == Phase::Silent {
+        if self.watchdog.phase() == RunPhase::Silent {
             self.timings.first_line = Some(self.watchdog.run_time(now));
         }
         self.watchdog.on_console(now);
@@ -303,12 +299,12 @@ impl Session {
         self.timings.boot = Some(boot);
         self.timings.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
         self.watchdog.set_slowness(self.timings.slowness);
-        self.watchdog.enter(Phase::Ready, now);
+        self.watchdog.enter(RunPhase::Ready, now);
         tracing::debug!("hello of Linux {} after {boot:?}; send the request", hello.release);
         let request = self.request.take();
         // A shell does not report when its program starts.
         if matches!(request, Some(Order::Shell(_))) {
-            self.watchdog.enter(Phase::Body, now);
+            self.watchdog.enter(RunPhase::Body, now);
         }
         self.send(vm, request)
     }
@@ -318,7 +314,7 @@ impl Session {
         self.clocks.start_body(at_ns);
         let now = Instant::now();
         self.timings.ready = Some(self.watchdog.phase_time(now));
-        self.watchdog.enter(Phase::Body, now);
+        self.watchdog.enter(RunPhase::Body, now);
         self.steal = StealMeter::start(vm);
         Ok(())
     }
@@ -392,9 +388,9 @@ impl Session {
     /// Makes a failure before the body an infrastructure failure: it is not caused by the test.
     fn blame(&self, end: RunEnd) -> RunEnd {
         match self.watchdog.phase() {
-            Phase::Body => end,
+            RunPhase::Body => end,
             _ if end.is_infrastructure() => end,
-            _ => RunEnd::InitFailed(end.to_string()),
+            _ => RunEnd::InitFailed(InitFailure::BeforeBody(Box::new(end))),
         }
     }
 
@@ -403,15 +399,9 @@ impl Session {
             Overdue::Panicked => {
                 RunEnd::GuestPanicked(self.collector.kernel_panic().unwrap_or_default())
             }
-            Overdue::NoOutput { silent } => RunEnd::InitFailed(format!(
-                "its kernel printed nothing for {silent:.0?}; {NO_OUTPUT_HINT}"
-            )),
-            Overdue::Hung { silent } => {
-                RunEnd::GuestHung { silent, phase: self.watchdog.phase().describe() }
-            }
-            Overdue::NotReady { limit } => {
-                RunEnd::InitFailed(format!("it is not ready after {limit:.0?}"))
-            }
+            Overdue::NoOutput { silent } => RunEnd::InitFailed(InitFailure::NoOutput { silent }),
+            Overdue::Hung { silent } => RunEnd::GuestHung { silent, phase: self.watchdog.phase() },
+            Overdue::NotReady { limit } => RunEnd::InitFailed(InitFailure::NotReady { limit }),
             Overdue::BodyTimeout { ran, allowed } => RunEnd::BodyOverran { ran, allowed },
         }
     }
@@ -428,28 +418,27 @@ impl Session {
 
     /// Returns why the machine is gone although no end was received.
     fn explain_exit(&self, reason: &ExitReason) -> RunEnd {
-        if let ExitReason::EngineDied { .. } = reason {
-            return RunEnd::EngineFailed(reason.to_string());
-        }
+        let exit = match reason {
+            ExitReason::EngineDied { .. } => return RunEnd::EngineFailed(reason.to_string()),
+            ExitReason::PowerOff => GuestExit::PoweredOff,
+            ExitReason::Reset => GuestExit::Reset,
+            ExitReason::Stopped => GuestExit::Stopped,
+        };
         let phase = self.watchdog.phase();
         let console = self.collector.console();
         // PID 1 states why it gave up, before the body or beside it.
-        if (phase != Phase::Body || console.contains(COMPLAINT))
+        if (phase != RunPhase::Body || console.contains(COMPLAINT))
             && let Some(why) = console::init_failure(&console)
         {
-            return RunEnd::InitFailed(why);
+            return RunEnd::InitFailed(InitFailure::Reported(why));
         }
         if let Some(message) = console::panic_message(&console) {
             return RunEnd::GuestPanicked(message);
         }
-        if phase == Phase::Silent {
-            return RunEnd::InitFailed(format!("{reason} {}; {NO_OUTPUT_HINT}", phase.describe()));
+        if phase == RunPhase::Silent {
+            return RunEnd::InitFailed(InitFailure::ExitedSilently(exit));
         }
-        let cut = match self.decoder.unread() {
-            0 => String::new(),
-            unread => format!(", {unread} bytes into an unfinished message"),
-        };
-        RunEnd::GuestGone(format!("{reason} {}{cut}", phase.describe()))
+        RunEnd::GuestGone { exit, phase, unread_bytes: self.decoder.unread() }
     }
 }
 
@@ -462,7 +451,7 @@ pub(crate) fn end_of_body(end: End) -> RunEnd {
         End::Exited { kind, last_panic } => RunEnd::BodyExited { kind, last_panic },
         End::ProtocolViolation(what) => RunEnd::ProtocolViolation(what),
         End::WrongTopology(differences) => RunEnd::WrongTopology(differences),
-        End::Refused(why) => RunEnd::InitFailed(why),
+        End::Refused(why) => RunEnd::InitFailed(InitFailure::Reported(why)),
         End::ShellExited(status) => {
             RunEnd::BodyExited { kind: ExitKind::Exited(status.into()), last_panic: None }
         }

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use ktstr_core::result::RunPhase;
+
 /// Longest silence of a guest before its test body starts. A stock kernel prints a line every few hundred
 /// milliseconds on hardware; the slowest emulation measured is forty times slower.
 const BOOT_SILENCE: Duration = Duration::from_secs(60);
@@ -29,31 +31,6 @@ pub(crate) struct RunLimits {
     pub(crate) watchdog: Duration,
 }
 
-/// How far the guest has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Nothing has arrived.
-    Silent,
-    /// The kernel has written to the console.
-    Booting,
-    /// PID 1 has sent its hello.
-    Ready,
-    /// The body runs.
-    Body,
-}
-
-impl Phase {
-    /// Returns the phase as it ends a sentence about the guest.
-    pub(super) fn describe(self) -> &'static str {
-        match self {
-            Self::Silent => "before its kernel printed anything",
-            Self::Booting => "while it booted",
-            Self::Ready => "before the body started",
-            Self::Body => "while the body ran",
-        }
-    }
-}
-
 /// A limit that the guest has exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Overdue {
@@ -76,7 +53,7 @@ pub(super) struct Watchdog {
     /// How many times slower than hardware the guest booted, from 1.0; it scales `limits.watchdog`.
     slowness: f64,
     started: Instant,
-    phase: Phase,
+    phase: RunPhase,
     phase_began: Instant,
     /// When the guest last showed that it is alive: by any byte while it boots, by a message later.
     last_activity: Instant,
@@ -90,14 +67,14 @@ impl Watchdog {
             limits,
             slowness: 1.0,
             started: now,
-            phase: Phase::Silent,
+            phase: RunPhase::Silent,
             phase_began: now,
             last_activity: now,
             panicked: None,
         }
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> RunPhase {
         self.phase
     }
 
@@ -121,7 +98,7 @@ impl Watchdog {
         self.slowness = slowness;
     }
 
-    pub(super) fn enter(&mut self, phase: Phase, now: Instant) {
+    pub(super) fn enter(&mut self, phase: RunPhase, now: Instant) {
         tracing::debug!("guest: {:?} -> {phase:?} after {:?}", self.phase, self.phase_time(now));
         self.phase = phase;
         self.phase_began = now;
@@ -135,10 +112,10 @@ impl Watchdog {
     /// Notes bytes of the console. They count as activity only while the guest boots: a kernel can print
     /// although PID 1 hangs.
     pub(super) fn on_console(&mut self, now: Instant) {
-        if self.phase == Phase::Silent {
-            self.enter(Phase::Booting, now);
+        if self.phase == RunPhase::Silent {
+            self.enter(RunPhase::Booting, now);
         }
-        if self.phase == Phase::Booting {
+        if self.phase == RunPhase::Booting {
             self.last_activity = now;
         }
     }
@@ -187,18 +164,18 @@ impl Watchdog {
         }
         let silent = now.saturating_duration_since(self.last_activity);
         let allowed_silence = match self.phase {
-            Phase::Silent | Phase::Booting | Phase::Ready => BOOT_SILENCE,
-            Phase::Body => self.message_timeout(),
+            RunPhase::Silent | RunPhase::Booting | RunPhase::Ready => BOOT_SILENCE,
+            RunPhase::Body => self.message_timeout(),
         };
         if silent > allowed_silence {
-            let is_first = self.phase == Phase::Silent;
+            let is_first = self.phase == RunPhase::Silent;
             return Some(if is_first {
                 Overdue::NoOutput { silent }
             } else {
                 Overdue::Hung { silent }
             });
         }
-        if self.phase != Phase::Body {
+        if self.phase != RunPhase::Body {
             let is_late = self.run_time(now) > BOOT_LIMIT;
             return is_late.then_some(Overdue::NotReady { limit: BOOT_LIMIT });
         }
@@ -222,7 +199,7 @@ mod tests {
     }
 
     /// Returns a watchdog whose guest reached `phase` right away, and its start.
-    fn watchdog(phase: Phase) -> (Watchdog, Instant) {
+    fn watchdog(phase: RunPhase) -> (Watchdog, Instant) {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(LIMITS, start);
         watchdog.enter(phase, start);
@@ -233,20 +210,20 @@ mod tests {
     fn overdue_depends_on_phase_and_silence() {
         let (not_ready, silent) = (Overdue::NotReady { limit: BOOT_LIMIT }, s(61));
         for (phase, last_activity, now, want) in [
-            (Phase::Silent, 0, 60, None),
-            (Phase::Silent, 0, 61, Some(Overdue::NoOutput { silent })),
-            (Phase::Booting, 0, 61, Some(Overdue::Hung { silent })),
-            (Phase::Ready, 9, 70, Some(Overdue::Hung { silent })),
-            (Phase::Booting, 300, 300, None),
-            (Phase::Booting, 300, 301, Some(not_ready)),
-            (Phase::Ready, 300, 301, Some(not_ready)),
-            (Phase::Body, 0, 5, None),
-            (Phase::Body, 0, 6, Some(Overdue::Hung { silent: s(6) })),
-            (Phase::Body, 15, 15, None),
-            (Phase::Body, 15, 16, Some(Overdue::BodyTimeout { ran: s(16), allowed: s(15) })),
+            (RunPhase::Silent, 0, 60, None),
+            (RunPhase::Silent, 0, 61, Some(Overdue::NoOutput { silent })),
+            (RunPhase::Booting, 0, 61, Some(Overdue::Hung { silent })),
+            (RunPhase::Ready, 9, 70, Some(Overdue::Hung { silent })),
+            (RunPhase::Booting, 300, 300, None),
+            (RunPhase::Booting, 300, 301, Some(not_ready)),
+            (RunPhase::Ready, 300, 301, Some(not_ready)),
+            (RunPhase::Body, 0, 5, None),
+            (RunPhase::Body, 0, 6, Some(Overdue::Hung { silent: s(6) })),
+            (RunPhase::Body, 15, 15, None),
+            (RunPhase::Body, 15, 16, Some(Overdue::BodyTimeout { ran: s(16), allowed: s(15) })),
             // Too long, but silent: whether it hangs is not decided yet.
-            (Phase::Body, 15, 18, None),
-            (Phase::Body, 15, 21, Some(Overdue::Hung { silent: s(6) })),
+            (RunPhase::Body, 15, 18, None),
+            (RunPhase::Body, 15, 21, Some(Overdue::Hung { silent: s(6) })),
         ] {
             let (mut watchdog, start) = watchdog(phase);
             watchdog.on_activity(start + s(last_activity));
@@ -263,7 +240,7 @@ mod tests {
             (8.0, 0, 41, Some(Overdue::Hung { silent: s(41) })),
             (8.0, 50, 51, Some(Overdue::BodyTimeout { ran: s(51), allowed: s(50) })),
         ] {
-            let (mut watchdog, start) = watchdog(Phase::Body);
+            let (mut watchdog, start) = watchdog(RunPhase::Body);
             watchdog.set_slowness(slowness);
             watchdog.on_activity(start + s(last_activity));
             assert_eq!(watchdog.overdue(start + s(now)), want, "{slowness} {last_activity} {now}");
@@ -274,7 +251,7 @@ mod tests {
     fn overdue_never_ends_a_shell_that_answers() {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(RunLimits { duration: None, ..LIMITS }, start);
-        watchdog.enter(Phase::Body, start);
+        watchdog.enter(RunPhase::Body, start);
         watchdog.on_activity(start + s(100_000));
         assert_eq!(watchdog.overdue(start + s(100_001)), None);
         assert_eq!(watchdog.deadline(start), start + Duration::from_millis(20));
@@ -282,7 +259,7 @@ mod tests {
 
     #[test]
     fn overdue_after_a_panic_waits_for_the_reset() {
-        let (mut watchdog, start) = watchdog(Phase::Booting);
+        let (mut watchdog, start) = watchdog(RunPhase::Booting);
         watchdog.on_panic(start);
         // A later one does not extend the time.
         watchdog.on_panic(start + s(9));
@@ -293,22 +270,22 @@ mod tests {
     #[test]
     fn on_console_is_activity_only_during_the_boot() {
         for (phase, is_activity) in [
-            (Phase::Silent, true),
-            (Phase::Booting, true),
-            (Phase::Ready, false),
-            (Phase::Body, false),
+            (RunPhase::Silent, true),
+            (RunPhase::Booting, true),
+            (RunPhase::Ready, false),
+            (RunPhase::Body, false),
         ] {
             let (mut watchdog, start) = watchdog(phase);
             watchdog.on_console(start + s(60));
             assert_eq!(watchdog.overdue(start + s(62)).is_none(), is_activity, "{phase:?}");
-            assert_ne!(watchdog.phase(), Phase::Silent);
+            assert_ne!(watchdog.phase(), RunPhase::Silent);
         }
     }
 
     #[test]
     fn shift_deadlines_excludes_stalls_of_the_host() {
         for (deadline, woken, hung) in [(1, 3, 6), (1, 4, 9), (1, 1000, 1005)] {
-            let (mut watchdog, start) = watchdog(Phase::Body);
+            let (mut watchdog, start) = watchdog(RunPhase::Body);
             watchdog.on_panic(start);
             watchdog.shift_deadlines(start + s(deadline), start + s(woken));
             assert_eq!(watchdog.overdue(start + s(hung - 1)), None, "{deadline} {woken}");
@@ -320,7 +297,7 @@ mod tests {
 
     #[test]
     fn exclude_gives_the_body_its_time_back() {
-        let (mut watchdog, start) = watchdog(Phase::Body);
+        let (mut watchdog, start) = watchdog(RunPhase::Body);
         watchdog.exclude(start, start + s(100));
         assert_eq!(watchdog.phase_time(start + s(115)), s(15));
         watchdog.on_activity(start + s(115));

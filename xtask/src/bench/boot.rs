@@ -131,7 +131,7 @@ fn plain_boot(
         .args(["-accel", "tcg", "-M", "q35", "-m", "256", "-nographic", "-no-reboot", "-kernel"])
         .arg(image)
         .arg("-initrd")
-        .arg(&warm.machine.initramfs)
+        .arg(&warm.machine.as_ref().context("the run had no machine")?.initramfs)
         .args(["-append", "console=ttyS0 panic=-1"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,4 +1,4 @@
-//! The command that does a run again.
+//! Composes the command that runs a test again.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -7,44 +7,38 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use ktstr_core::result::VmResult;
+use ktstr_core::record::{Rerun, RerunCaveat, RunRecord};
 
-use crate::runner::environment;
+use super::environment;
 use crate::this_program::{self, LoadedFile, OwnName};
 
-/// Where nextest unpacks an archive unless it is told otherwise; gone after its run.
+/// The prefix of the directories in which nextest unpacks archives by default. It removes them after
+/// its run.
 const ARCHIVE: &str = "nextest-archive-";
 
-/// A command for a shell, and what its reader has to know about it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Rerun {
-    pub(super) command: String,
-    pub(super) caveat: Option<&'static str>,
-}
-
-/// Returns the command that runs the test of `result` again: `by`, or this very program in Cargo's
-/// stead.
-pub(super) fn rerun(result: &VmResult, by: Option<&str>) -> Rerun {
-    let words = settings(result);
-    if let Some(by) = by {
-        return Rerun { command: [words, vec![by.to_owned()]].concat().join(" "), caveat: None };
+/// Returns the command that runs the test of `record` again: `command`, or this program in place of
+/// Cargo.
+pub(super) fn rerun(record: &RunRecord, command: Option<&str>) -> Rerun {
+    let words = settings(record);
+    if let Some(command) = command {
+        let command = [words, vec![command.to_owned()]].concat().join(" ");
+        return Rerun { command, caveat: None };
     }
     let name =
         this_program::own_name().unwrap_or(OwnName { path: PathBuf::new(), is_current: false });
     let here = env::current_dir().ok();
     let binary_id = env::var("NEXTEST_BINARY_ID").ok();
-    let (call, caveat) = call(&result.test, &name, here.as_deref(), binary_id.as_deref());
+    let (call, caveat) = call(&record.test, &name, here.as_deref(), binary_id.as_deref());
     let change = here.map(|here| format!("cd {} && ", quoted(here.as_os_str())));
     Rerun { command: change.unwrap_or_default() + &[words, vec![call]].concat().join(" "), caveat }
 }
 
 /// Returns the variables that decide how a test is run, as a shell sets them.
-fn settings(result: &VmResult) -> Vec<String> {
-    let machine = &result.machine;
+fn settings(record: &RunRecord) -> Vec<String> {
     let mut settings = Vec::new();
-    if !machine.kernel_spec.is_empty() {
-        settings.push(("KTSTR_ENGINE", OsString::from(&machine.engine_name)));
-        settings.push(("KTSTR_KERNEL", OsString::from(&machine.kernel_spec)));
+    if let Some(machine) = &record.machine {
+        settings.push(("KTSTR_ENGINE", OsString::from(&machine.engine.name)));
+        settings.push(("KTSTR_KERNEL", OsString::from(&machine.kernel.spec)));
     }
     for name in ["KTSTR_QEMU", "KTSTR_CACHE_DIR"] {
         settings.extend(env::var_os(name).map(|value| (name, value)));
@@ -57,8 +51,8 @@ fn settings(result: &VmResult) -> Vec<String> {
         .collect()
 }
 
-/// Returns those directories of `LD_LIBRARY_PATH` that this program has libraries of: Cargo sets it,
-/// a shell does not.
+/// Returns the directories of `LD_LIBRARY_PATH` that this program has libraries of. Cargo sets it, a
+/// shell does not.
 fn library_path() -> Option<OsString> {
     let mut loaded = this_program::loaded_files().ok()?;
     let own = this_program::own_name().ok()?;
@@ -68,17 +62,17 @@ fn library_path() -> Option<OsString> {
 
 fn used_directories(path: &OsStr, loaded: &BTreeSet<LoadedFile>) -> Option<OsString> {
     let used: BTreeSet<&Path> = loaded.iter().filter_map(|file| file.path.parent()).collect();
-    let kept: Vec<_> = env::split_paths(path).filter(|folder| used.contains(&**folder)).collect();
+    let kept: Vec<_> = env::split_paths(path).filter(|path| used.contains(&**path)).collect();
     env::join_paths(kept).ok().filter(|path| !path.is_empty())
 }
 
-/// Returns the call of the test, and what is wrong with it.
+/// Returns the call of the test, and what keeps it from running the same test.
 fn call(
     test: &str,
     name: &OwnName,
     here: Option<&Path>,
     binary_id: Option<&str>,
-) -> (String, Option<&'static str>) {
+) -> (String, Option<RerunCaveat>) {
     let mut parts = name.path.components();
     let is_unpacked = parts.any(|part| part.as_os_str().as_bytes().starts_with(ARCHIVE.as_bytes()));
     if let Some(binary) = binary_id.filter(|_| is_unpacked) {
@@ -86,26 +80,26 @@ fn call(
         let call = format!(
             "cargo nextest run --archive-file ARCHIVE --run-ignored all --no-capture -E {filter}"
         );
-        return (call, Some("replace ARCHIVE with the archive that this run was unpacked from"));
+        return (call, Some(RerunCaveat::UnknownArchive));
     }
-    // libtest panics if an argument is not UTF-8, its own name among them.
-    let below = here.filter(|_| name.path.to_str().is_none());
-    let below = below.and_then(|here| name.path.strip_prefix(here).ok());
-    let program = match below {
-        Some(below) => quoted(Path::new(".").join(below).as_os_str()),
+    // libtest panics if an argument is not UTF-8, the program's name included.
+    let relative = here.filter(|_| name.path.to_str().is_none());
+    let relative = relative.and_then(|here| name.path.strip_prefix(here).ok());
+    let program = match relative {
+        Some(relative) => quoted(Path::new(".").join(relative).as_os_str()),
         None => quoted(name.path.as_os_str()),
     };
     let test = quoted(OsStr::new(test));
     let caveat = match (name.is_current, name.path.exists()) {
         (true, _) => None,
-        (false, true) => Some("the program was built anew since this run began"),
-        (false, false) => Some("the program is gone: build it again first"),
+        (false, true) => Some(RerunCaveat::ProgramReplaced),
+        (false, false) => Some(RerunCaveat::ProgramRemoved),
     };
     (format!("{program} --exact {test} --include-ignored --nocapture"), caveat)
 }
 
-/// Returns the word as a shell reads it back. What a terminal might not show as it is, is written
-/// as `printf` reads it.
+/// Quotes a word for a shell. Control characters and bytes that are not UTF-8 become octal escapes of
+/// `printf`.
 fn quoted(word: &OsStr) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
     match word.to_str() {
@@ -176,17 +170,17 @@ mod tests {
         assert!(command.ends_with(" --exact a::b --include-ignored --nocapture"), "{command}");
         assert_eq!(caveat, None);
         let (_, caveat) = call("a", &OwnName { is_current: false, ..own }, None, None);
-        assert!(caveat.is_some_and(|caveat| caveat.contains("built anew")), "{caveat:?}");
+        assert_eq!(caveat, Some(RerunCaveat::ProgramReplaced));
         let path =
             PathBuf::from("/tmp/nextest-archive-RSZmd3/target/debug/deps/t-34852bdf4f4e70cb");
         let unpacked = OwnName { path, is_current: true };
         let (command, caveat) = call("a::b", &unpacked, None, Some("pack::t"));
         let end = " --archive-file ARCHIVE --run-ignored all --no-capture -E 'binary_id(=pack::t) & test(=a::b)'";
         assert!(command.ends_with(end), "{command}");
-        assert!(caveat.is_some_and(|caveat| caveat.contains("ARCHIVE")), "{caveat:?}");
+        assert_eq!(caveat, Some(RerunCaveat::UnknownArchive));
         let gone = OwnName { is_current: false, ..unpacked };
         let (_, caveat) = call("a", &gone, None, None);
-        assert!(caveat.is_some_and(|caveat| caveat.contains("gone")), "{caveat:?}");
+        assert_eq!(caveat, Some(RerunCaveat::ProgramRemoved));
         let bytes = OsStr::from_bytes(b"/\xff/target/t");
         let bytes = OwnName { path: bytes.into(), is_current: true };
         let (command, _) = call("a", &bytes, Some(Path::new(OsStr::from_bytes(b"/\xff"))), None);

@@ -1,14 +1,14 @@
-//! Where the members of a kernel's structures are, by its own type information (BTF).
+//! Offsets of the members of a kernel's structures, from its own type information (BTF).
 //!
-//! A kernel has it in its memory between `__start_BTF` and `__stop_BTF`, and shows it in
-//! `/sys/kernel/btf/vmlinux`. A guest may have changed it, so nothing in it is trusted.
+//! A kernel has its BTF in memory between `__start_BTF` and `__stop_BTF`, and exports it as
+//! `/sys/kernel/btf/vmlinux`. The guest may have modified it, so it is not trusted.
 //!
 //! Source: Linux 6.12, Documentation/bpf/btf.rst, 2 ("BTF Type and String Encoding").
 
 use std::fmt;
 
 const MAGIC: u16 = 0xeb9f;
-/// Bytes of `struct btf_header` as of its first version, and of `struct btf_type`.
+/// Bytes of the first version of `struct btf_header`, and of `struct btf_type`.
 const HEADER: usize = 24;
 const TYPE: usize = 12;
 /// Bytes of `struct btf_member`.
@@ -17,20 +17,20 @@ const MEMBER: usize = 12;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 
-/// Anonymous structures in each other; kernels have a handful.
+/// The maximum depth of nested anonymous structures; kernels have a few levels.
 const MAX_DEPTH: u32 = 16;
 
-/// Why the type information does not tell.
+/// Why an offset is not available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It is none, or is cut off or damaged.
+    /// The bytes are not BTF, or they are truncated or damaged.
     #[error("the BTF is damaged: {0}")]
     Damaged(String),
-    /// There is no such structure with such a member.
-    #[error("the BTF knows no `{0}`")]
+    /// There is no structure of this name with such a member.
+    #[error("the BTF does not define `{0}`")]
     Unknown(String),
-    /// The member has no address.
+    /// The member is a bit-field, which does not have an address.
     #[error("`{0}` is a bit-field")]
     BitField(String),
 }
@@ -38,7 +38,7 @@ pub enum Error {
 /// The type information of a kernel.
 #[derive(Clone)]
 pub struct Btf<'a> {
-    /// Each type's record, the one with ID 1 first.
+    /// The record of each type, beginning with ID 1.
     types: Vec<&'a [u8]>,
     strings: &'a [u8],
 }
@@ -50,18 +50,19 @@ impl fmt::Debug for Btf<'_> {
 }
 
 impl<'a> Btf<'a> {
-    /// Finds the types in `bytes`, which may be longer than the information.
+    /// Reads the types in `bytes`, which may be longer than the BTF.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if it is none, or holds a kind of type that came up after Linux 6.12.
+    /// [`Error::Damaged`] if it is not BTF, or has a kind of type that is newer than Linux 6.12.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let cut_off = |what: &str| Error::Damaged(format!("its {what} is cut off"));
+        let truncated = |what: &str| Error::Damaged(format!("its {what} is truncated"));
         if bytes.len() < HEADER {
-            return Err(cut_off("header"));
+            return Err(truncated("header"));
         }
         if u16::from_le_bytes([bytes[0], bytes[1]]) != MAGIC || bytes[2] != 1 {
-            let reason = format!("it begins with {:02x?}, no header of version 1", &bytes[..3]);
+            let reason =
+                format!("it begins with {:02x?}, not with a header of version 1", &bytes[..3]);
             return Err(Error::Damaged(reason));
         }
         let section = |at: usize| {
@@ -69,30 +70,30 @@ impl<'a> Btf<'a> {
             let start = start.checked_add(dword(bytes, 4) as usize)?;
             bytes.get(start..start.checked_add(len)?)
         };
-        let strings = section(16).ok_or_else(|| cut_off("string section"))?;
-        let mut rest = section(8).ok_or_else(|| cut_off("type section"))?;
+        let strings = section(16).ok_or_else(|| truncated("string section"))?;
+        let mut rest = section(8).ok_or_else(|| truncated("type section"))?;
         let mut types = Vec::new();
         while !rest.is_empty() {
             let id = types.len() + 1;
             if rest.len() < TYPE {
-                return Err(cut_off("last type"));
+                return Err(truncated("last type"));
             }
             let len = record_len(rest)
                 .ok_or_else(|| Error::Damaged(format!("type {id} is of kind {}", kind(rest))))?;
             let (record, others) =
-                rest.split_at_checked(len).ok_or_else(|| cut_off("last type"))?;
+                rest.split_at_checked(len).ok_or_else(|| truncated("last type"))?;
             types.push(record);
             rest = others;
         }
         Ok(Self { types, strings })
     }
 
-    /// The offset in bytes of `member` in `struct name` or `union name`. Members of anonymous
-    /// structures and unions count as those of the one around them, as in C.
+    /// Returns the offset in bytes of `member` in `struct name` or `union name`. Members of
+    /// anonymous structures and unions belong to the enclosing one, as in C.
     ///
     /// # Errors
     ///
-    /// [`Error::Unknown`] if there is none, [`Error::BitField`] if it has no address.
+    /// [`Error::Unknown`] if it does not exist, [`Error::BitField`] if it does not have an address.
     pub fn member_offset(&self, name: &str, member: &str) -> Result<u64, Error> {
         let path = || format!("{name}.{member}");
         let structures = self.types.iter().filter(|record| is_structure(record));
@@ -108,7 +109,8 @@ impl<'a> Btf<'a> {
         let has_bit_fields = dword(structure, 4) >> 31 == 1;
         structure[TYPE..].chunks_exact(MEMBER).find_map(|member| {
             let [name, id, offset] = [0, 4, 8].map(|at| dword(member, at));
-            // With the flag, the highest byte is the size of a bit-field, or 0.
+            // With the flag set, the highest byte is the size of the bit-field, or 0 for another
+            // member.
             let (bits, size) =
                 if has_bit_fields { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
             let place = Place { bits: bits.into(), is_bit_field: size != 0 };
@@ -124,14 +126,14 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// Whether the string at this offset is `name`.
+    /// Returns whether the string at this offset is `name`.
     fn is_named(&self, offset: u32, name: &str) -> bool {
         let text = self.strings.get(offset as usize..).unwrap_or_default();
         text.strip_prefix(name.as_bytes()).is_some_and(|end| end.first() == Some(&0))
     }
 }
 
-/// Where a member is.
+/// The position of a member.
 #[derive(Debug)]
 struct Place {
     bits: u64,
@@ -146,7 +148,7 @@ fn kind(record: &[u8]) -> u32 {
     dword(record, 4) >> 24 & 0x1f
 }
 
-/// Bytes of a type with what follows it, by its kind; `None` if that is not known.
+/// Returns the bytes of a type record by its kind, or `None` for an unknown kind.
 fn record_len(record: &[u8]) -> Option<usize> {
     let vlen = (dword(record, 4) & 0xffff) as usize;
     let more = match kind(record) {
@@ -166,7 +168,7 @@ fn record_len(record: &[u8]) -> Option<usize> {
     Some(TYPE + more)
 }
 
-/// A field of 32 bits; the caller has seen that it is there.
+/// Reads a field of 32 bits, which the caller has checked to be in bounds.
 fn dword(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -188,7 +190,7 @@ mod tests {
 
     fn blob(types: &[u8]) -> Vec<u8> {
         let (types_len, strings_len) = (types.len() as u32, STRINGS.len() as u32);
-        // The magic, version 1, no flags; the strings come first.
+        // The magic, version 1, no flags; the strings precede the types.
         let header = words(&[0x0001_eb9f, 24, strings_len, types_len, 0, strings_len]);
         [&header, STRINGS, types].concat()
     }
@@ -197,7 +199,7 @@ mod tests {
         kind << 24 | vlen
     }
 
-    /// An int, a pointer, an enumeration; a structure with bit-fields, and one around it.
+    /// An int, a pointer, an enumeration, a structure with bit-fields, and one that contains it.
     fn kernel() -> Vec<u8> {
         blob(&words(
             &[
@@ -220,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_found_in_anonymous_ones_too() {
+    fn member_offset_finds_members_of_anonymous_structures() {
         let bytes = kernel();
         let btf = Btf::parse(&bytes).unwrap();
         for (name, member, want) in
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_strange_is_refused() {
+    fn parse_rejects_truncated_and_unknown_types() {
         let bytes = kernel();
         for len in 0..bytes.len() {
             assert!(matches!(Btf::parse(&bytes[..len]), Err(Error::Damaged(_))), "{len} bytes");
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_structure_in_itself_comes_to_an_end() {
+    fn member_offset_ends_for_a_structure_in_itself() {
         // struct task { struct task; struct task; }
         let bytes = blob(&words(&[TASK, info(4, 2), 0, 0, 1, 0, 0, 1, 0]));
         let btf = Btf::parse(&bytes).unwrap();

@@ -1,4 +1,4 @@
-//! The engine trait: how a caller runs a machine without knowing what runs it.
+//! The engine trait: how a caller runs a machine independently of what runs it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use crate::config::VmConfig;
 use crate::error::Error;
 
-/// Something that boots virtual machines.
+/// A program or an interface of the kernel that boots virtual machines.
 pub trait Engine: fmt::Debug + Send + Sync {
-    /// What it is, for people: `QEMU 11.1.3 (TCG)`.
+    /// Returns the engine's name and version for reports: `QEMU 11.1.3 (TCG)`.
     fn describe(&self) -> String;
 
     /// Returns what executes the guest's instructions, on which the meaning of durations depends.
     fn timing(&self) -> Timing;
 
-    /// Starts a machine; returns as soon as it runs.
+    /// Boots a machine and returns as soon as its CPUs run.
     ///
-    /// The machine may die with the calling *thread* (not just its process), so that nothing
-    /// survives a killed test: keep that thread until the machine is gone.
+    /// The machine may be killed when the calling *thread* ends (not just its process), so that
+    /// nothing survives a killed test. Keep that thread until the machine has exited.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error>;
 }
 
@@ -30,52 +30,53 @@ pub enum Timing {
     Emulated,
 }
 
-/// A running machine. Dropping it stops it and leaves nothing behind.
+/// A running machine. Dropping it stops the machine and frees all its resources.
 pub trait Vm: fmt::Debug {
-    /// Waits for the next thing the machine does, until `deadline`.
+    /// Waits until `deadline` for the next event of the machine.
     ///
-    /// Everything the guest's devices held at its end is delivered before [`Event::Exited`]; once
-    /// that was returned, it is returned again by every later call.
+    /// All data that the guest's devices held at its end is delivered before [`Event::Exited`].
+    /// After that event every further call returns it again.
     ///
-    /// A slow reader of a port can still lose its end to the guest's kernel: a write returns once
-    /// it is queued, and newer kernels (7.2 does, 6.12 does not) reset virtio devices, queues and
-    /// all, before they switch off. A guest to which the end matters waits, before it switches
-    /// off, until the host has answered or stopped it.
+    /// Output can still be lost in the guest's kernel if the caller reads slowly: a write to a port
+    /// returns once it is queued, and newer kernels (7.2 does, 6.12 does not) reset virtio devices
+    /// with their queues before they power off. A guest that must not lose its last output waits
+    /// before it powers off, until the host has answered or stopped it.
     fn next_event(&mut self, deadline: Instant) -> Result<Event, Error>;
 
-    /// Sends bytes into a port, without waiting for anybody to read them.
+    /// Sends bytes to a port, without waiting until the guest reads them.
     ///
-    /// Bytes sent before the guest has opened the port wait for it; what it leaves unread when it
-    /// closes the port is lost. What does not fit into the wires goes on during the other calls;
-    /// over 64 MiB of it are an error.
+    /// Bytes sent before the guest has opened the port are kept for it; bytes that it has not read
+    /// when it closes the port are lost. What does not fit into the stream is sent during later
+    /// calls. More than 64 MiB of waiting bytes are an error.
     fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error>;
 
     /// Stops all CPUs until [`Vm::resume`].
     fn pause(&mut self) -> Result<(), Error>;
 
-    /// Lets the CPUs of a paused machine go on.
+    /// Resumes the CPUs of a paused machine.
     fn resume(&mut self) -> Result<(), Error>;
 
-    /// The registers of a CPU of a paused machine.
+    /// Returns the registers of a CPU of a paused machine.
     fn registers(&mut self, cpu: usize) -> Result<Registers, Error>;
 
     /// Fills `buf` from guest-physical address `gpa`, all of it or nothing.
     ///
-    /// The CPUs may run, but only between [`Vm::pause`] and [`Vm::resume`] do several reads fit
-    /// together. Once the machine is gone its memory is still there as the guest left it.
+    /// The CPUs may run, but several reads are consistent with each other only between
+    /// [`Vm::pause`] and [`Vm::resume`]. After the machine has exited, its memory can still be
+    /// read.
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error>;
 
-    /// For how long the host has kept each CPU from running so far, in the order of the CPUs: the
-    /// time its thread was runnable and waited. CPUs that share a thread have the same.
+    /// Returns the total time that each CPU's thread was runnable but did not run on the host
+    /// (steal time), ordered by CPU. CPUs that share a thread have the same value.
     ///
     /// Source: Linux 6.12, scheduler/sched-stats.rst (`/proc/<pid>/schedstat`).
     fn run_delays(&mut self) -> Result<Vec<Duration>, Error>;
 
-    /// Ends the machine now, whatever it does. Returns when it is gone.
+    /// Stops the machine, whatever it does, and returns once it has exited.
     fn stop(&mut self) -> Result<(), Error>;
 }
 
-/// Registers of a paused CPU: where it is, and how its addresses are translated.
+/// Registers of a paused CPU: its position, and how it translates addresses.
 ///
 /// Source: Intel SDM vol. 3A, 2.5 (control registers), 2.2.1 (EFER).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -89,11 +90,11 @@ pub struct Registers {
     pub cr3: u64,
     pub cr4: u64,
     pub efer: u64,
-    /// In the kernel, where the CPU's own variables are.
+    /// In kernel mode, the base of the CPU's own variables.
     pub gs_base: u64,
 }
 
-/// What a machine did.
+/// An event of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The guest wrote to its serial console.
@@ -102,30 +103,30 @@ pub enum Event {
     Port {
         /// Index into [`VmConfig::ports`].
         port: usize,
-        /// What it wrote; message boundaries are not kept.
+        /// The bytes; message boundaries are not kept.
         bytes: Vec<u8>,
     },
-    /// The machine is gone.
+    /// The machine has exited.
     Exited(ExitReason),
-    /// The deadline of the call has passed; the machine still runs.
+    /// The deadline of the call has passed while the machine runs.
     Deadline,
 }
 
-/// Why a machine is gone.
+/// Why a machine has exited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExitReason {
-    /// The guest switched itself off.
+    /// The guest powered off.
     PowerOff,
-    /// The guest asked for a reset, as a kernel does after a panic with `panic=-1`, or crashed by
-    /// a triple fault.
+    /// The guest requested a reset, as a kernel does after a panic with `panic=-1`, or caused a
+    /// triple fault.
     Reset,
-    /// [`Vm::stop`] ended it.
+    /// [`Vm::stop`] stopped it.
     Stopped,
-    /// The engine itself died: how, and the last it said.
+    /// The engine ended although the guest ran.
     EngineDied {
-        /// Exit status or signal, for people.
+        /// Exit status or signal, as text for reports.
         status: String,
-        /// The end of its standard error.
+        /// The end of its standard error, or other details.
         stderr: String,
     },
 }
@@ -133,14 +134,14 @@ pub enum ExitReason {
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PowerOff => write!(f, "the guest switched itself off"),
+            Self::PowerOff => write!(f, "the guest powered off"),
             Self::Reset => write!(f, "the guest reset itself"),
             Self::Stopped => write!(f, "the runner stopped the guest"),
             Self::EngineDied { status, stderr } if stderr.trim().is_empty() => {
-                write!(f, "the engine died ({status}) and said nothing")
+                write!(f, "the engine exited ({status}) without an error message")
             }
             Self::EngineDied { status, stderr } => {
-                write!(f, "the engine died ({status}): {}", stderr.trim())
+                write!(f, "the engine exited ({status}): {}", stderr.trim())
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What can go wrong between a caller and its machine.
+//! The error of starting, controlling or reading a machine.
 
 use std::io;
 
@@ -6,23 +6,23 @@ use crate::kvm::error::Error as KvmError;
 
 /// A machine could not be started, reached or read.
 ///
-/// What the guest does, its panics included, is never an error but an [`Event`](crate::Event).
+/// What the guest does, including a panic, is never an error but an [`Event`](crate::Event).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The [`VmConfig`](crate::VmConfig) describes no machine.
+    /// The [`VmConfig`](crate::VmConfig) does not describe a possible machine.
     #[error("cannot build the machine: {0}")]
     Config(String),
     /// The program of the engine could not be executed.
-    #[error("{0}: install QEMU, or name its program")]
+    #[error("{0}; install QEMU, or set KTSTR_QEMU to its path")]
     Spawn(ktstr_core::linux::process::Error),
-    /// The engine's processes could not be held together.
-    #[error("cannot hold the engine's processes: {0}")]
+    /// The cgroup or process group of the engine failed.
+    #[error("cannot control the engine's processes: {0}")]
     Contain(#[from] ktstr_core::linux::process::Error),
-    /// The engine ended before the machine ran: a bad option, or a kernel it cannot load.
-    #[error("the engine ended before the machine ran ({status}): {}", or_nothing(stderr))]
+    /// The engine exited before the machine ran: a bad option, or a kernel that it cannot load.
+    #[error("the engine exited before the machine ran ({status}): {}", or_no_message(stderr))]
     Start {
-        /// Exit status or signal, for people.
+        /// Exit status or signal, as text for reports.
         status: String,
         /// The end of its standard error.
         stderr: String,
@@ -30,9 +30,9 @@ pub enum Error {
     /// A system call failed.
     #[error("failed to {operation}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// Why it failed.
+        /// The kernel's answer.
         source: io::Error,
     },
     /// The engine answered a command with an error.
@@ -40,21 +40,21 @@ pub enum Error {
     Refused {
         /// The QMP command.
         command: &'static str,
-        /// The engine's words.
+        /// The engine's description of the error.
         reason: String,
     },
     /// The engine did not answer in time.
-    #[error("no answer to `{command}` after {seconds} s: the host may be overloaded")]
+    #[error("timed out waiting for `{command}` ({seconds} s): the host may be overloaded")]
     Timeout {
         /// The QMP command.
         command: &'static str,
-        /// How long it was waited for.
+        /// How long this process waited.
         seconds: u64,
     },
-    /// The engine broke the rules of its control protocol.
-    #[error("cannot understand the engine: {0}")]
+    /// The engine violated its control protocol.
+    #[error("unexpected data from the engine: {0}")]
     Protocol(String),
-    /// An address range that is not guest memory.
+    /// An address range is not guest memory.
     #[error("guest-physical range {gpa:#x} + {len:#x} is not memory of this machine")]
     OutsideMemory {
         /// Its first address.
@@ -62,42 +62,42 @@ pub enum Error {
         /// Its length in bytes.
         len: usize,
     },
-    /// A port that [`VmConfig::ports`](crate::VmConfig::ports) does not have.
+    /// [`VmConfig::ports`](crate::VmConfig::ports) does not have this port.
     #[error("the machine has no port {0}")]
     NoPort(usize),
-    /// More data than this crate is willing to hold for a reader that does not read.
-    #[error("over {limit_mib} MiB wait {direction}")]
+    /// More data waits for its reader than this crate keeps.
+    #[error("more than {limit_mib} MiB are waiting {direction}")]
     Overflow {
-        /// The bound.
+        /// The limit.
         limit_mib: usize,
-        /// Whose reading they wait for.
+        /// Which reader the data waits for.
         direction: &'static str,
     },
-    /// KVM, or what is put into a machine for it.
+    /// KVM failed, or the memory of a machine for KVM could not be set up.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// Registers of a CPU that runs, or that the machine does not have.
-    #[error("cannot read the registers of CPU {cpu}: it is not paused, or there is no such CPU")]
+    /// The CPU is running, or the machine does not have it.
+    #[error("cannot read the registers of CPU {cpu}: it is not paused, or does not exist")]
     NotPaused {
         /// The CPU's number.
         cpu: usize,
     },
-    /// A guest-virtual address behind which there is nothing.
+    /// No page is mapped at a guest-virtual address.
     #[error("guest-virtual address {gva:#x} is not mapped")]
     NotMapped {
         /// The address.
         gva: u64,
     },
-    /// It cannot be done on this machine.
+    /// The machine does not support an operation.
     #[error("this machine cannot {operation}")]
     Unsupported {
-        /// What was asked of it.
+        /// The operation.
         operation: &'static str,
     },
-    /// The machine has ended.
-    #[error("cannot {operation}: the machine is gone")]
+    /// The machine has exited.
+    #[error("cannot {operation}: the machine has exited")]
     Gone {
-        /// What was asked of it.
+        /// The operation.
         operation: &'static str,
     },
 }
@@ -109,9 +109,9 @@ impl Error {
     }
 }
 
-fn or_nothing(stderr: &str) -> &str {
+fn or_no_message(stderr: &str) -> &str {
     match stderr.trim() {
-        "" => "it said nothing",
+        "" => "no error message",
         text => text,
     }
 }

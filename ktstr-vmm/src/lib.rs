@@ -1,10 +1,10 @@
-//! Engines that boot a Linux kernel in a virtual machine and report what happened: facts, no
-//! opinion.
+//! Engines that boot a Linux kernel in a virtual machine and report what happens as facts, without
+//! judging them.
 //!
 //! An [`Engine`] turns a [`VmConfig`] into a running [`Vm`]; the caller pulls [`Event`]s from it
-//! until the machine is gone. Nothing here knows of tests: any kernel, any initramfs.
+//! until the machine has exited. This crate does not know about tests: any kernel and initramfs do.
 //!
-//! [`probe`] tells in milliseconds whether this host's KVM can serve.
+//! [`probe`] finds out in milliseconds whether the KVM of this host is usable.
 //! [`paging`] and [`btf`] help to read the memory of a kernel that is paused.
 
 pub mod btf;
@@ -12,6 +12,7 @@ mod config;
 mod engine;
 mod error;
 pub mod kvm;
+mod lock;
 pub mod paging;
 pub mod probe;
 pub mod qemu;

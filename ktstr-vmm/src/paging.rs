@@ -1,8 +1,7 @@
-//! Reads guest memory by the virtual addresses that the guest itself uses.
+//! Reads guest memory by guest-virtual addresses.
 //!
-//! The page tables of a paused CPU are walked in guest memory. A guest writes them, so nothing in
-//! them is trusted: a walk takes at most five steps, and ends with an error where they lead out of
-//! memory.
+//! The page tables of a paused CPU are walked in guest memory. The guest controls them, so they are
+//! not trusted: a walk takes at most five steps, and fails where an entry points outside of memory.
 //!
 //! Source: Intel SDM vol. 3A, 4.5 ("4-Level Paging and 5-Level Paging").
 
@@ -14,18 +13,18 @@ const CR4_LA57: u64 = 1 << 12;
 const EFER_LMA: u64 = 1 << 10;
 
 const PRESENT: u64 = 1 << 0;
-/// In an entry above the last level: it maps a large page itself.
+/// In an entry above the last level: the entry maps a large page.
 const LARGE: u64 = 1 << 7;
-/// The bits of an entry that are an address.
+/// The address bits of an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const PAGE: u64 = 1 << 12;
 
-/// Fills `buf` from guest-virtual address `gva` as the CPU with `registers` sees it, all of it or
-/// nothing. The machine must be paused.
+/// Fills `buf` from guest-virtual address `gva` as the CPU with `registers` translates it, all of
+/// it or nothing. The machine must be paused.
 ///
 /// # Errors
 ///
-/// [`Error::NotMapped`] if a page of the range is not there.
+/// [`Error::NotMapped`] if a page of the range is not mapped.
 pub fn read_virtual(
     vm: &mut dyn Vm,
     registers: &Registers,
@@ -47,7 +46,7 @@ pub fn read_virtual(
     Ok(())
 }
 
-/// The guest-physical address behind `gva`. `entry` reads an entry of a table.
+/// Returns the guest-physical address of `gva`. `entry` reads a page table entry.
 fn translate(
     registers: &Registers,
     gva: u64,
@@ -60,7 +59,7 @@ fn translate(
         return Err(Error::Unsupported { operation: "translate addresses of 32-bit code" });
     }
     let levels = if registers.cr4 & CR4_LA57 == 0 { 4 } else { 5 };
-    // Bits above those that are translated are copies of the highest of them.
+    // A canonical address repeats its highest translated bit in the bits above.
     let unused = 64 - (12 + 9 * levels);
     if (gva << unused) as i64 >> unused != gva as i64 {
         return Err(Error::NotMapped { gva });
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn each_size_of_page_is_found() {
+    fn translate_finds_pages_of_each_size() {
         let gva = 0xffff_ffff_8123_4567;
         let top = (0x1000 + 511 * 8, 0x2063);
         for (tables, want) in [
@@ -129,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn five_levels_are_walked_where_they_are_on() {
+    fn translate_walks_five_levels_if_enabled() {
         let registers = Registers { cr4: CR4_LA57, ..LONG_MODE };
         let tables = [(0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003), (0x4000, 0x20_0083)];
         assert_eq!(walk(&registers, &tables, 0x1234).unwrap(), 0x20_1234);
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_mapped_is_an_error() {
+    fn translate_rejects_unmapped_addresses() {
         let absent = [(0x1000, 0x2002)];
         assert!(matches!(walk(&LONG_MODE, &absent, 0x10), Err(Error::NotMapped { gva: 0x10 })));
         let hostile = [(0x1000, 0x000f_ffff_ffff_f003)];
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn without_paging_addresses_are_physical() {
+    fn translate_returns_the_address_without_paging() {
         assert_eq!(walk(&Registers::default(), &[], 0x1234).unwrap(), 0x1234);
         let legacy = Registers { efer: 0, ..LONG_MODE };
         assert!(matches!(walk(&legacy, &[], 0), Err(Error::Unsupported { .. })));

@@ -1,8 +1,8 @@
-//! Whether this host's KVM can run a kernel, told in milliseconds.
+//! Finds out whether this host's KVM can run a kernel, in milliseconds.
 //!
-//! That `/dev/kvm` opens and makes machines proves little: KVM modules exist that emulate much of
-//! what a booting kernel does, a thousand times slower than a CPU. So the probe runs a short loop
-//! in a machine of its own and takes the time.
+//! That `/dev/kvm` opens and creates VMs is not enough: some KVM modules emulate much of what a
+//! booting kernel does, a thousand times slower than a CPU. So the probe runs a short loop in a VM
+//! of its own and measures its CPU time.
 //!
 //! Source: Linux 6.12, virt/kvm/api.rst.
 
@@ -17,13 +17,14 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-/// Turns of the loop: microseconds on hardware, a tenth of a millisecond on hardware that is itself
-/// emulated, a few milliseconds where KVM emulates every instruction.
-const TURNS: u16 = 4_000;
-/// Seven times the slowest good KVM met, a third of the fastest bad one.
+/// Iterations of the loop. They take microseconds on hardware, 0.1 ms on hardware that is emulated
+/// itself, and a few milliseconds where KVM emulates every instruction.
+const ITERATIONS: u16 = 4_000;
+/// The longest time of a usable KVM: seven times that of the slowest usable one that was measured,
+/// a third of that of the fastest unusable one.
 const LIMIT: Duration = Duration::from_micros(700);
-/// How often a KVM that was too slow is tried again: one that is emulated itself, on a busy host, may
-/// be so several times in a row.
+/// How often a KVM that was too slow is tried again. On a busy host, one that is emulated itself
+/// may be too slow several times in a row.
 const RETRIES: u32 = 4;
 const CODE: GuestAddress = GuestAddress(0x1000);
 const MEMORY: usize = 0x2000;
@@ -31,72 +32,72 @@ const MEMORY: usize = 0x2000;
 /// A KVM that runs guest code at the speed of a CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmFacts {
-    /// Its kernel module, such as `kvm_amd`, if it shows one.
+    /// The name of its kernel module, such as `kvm_amd`, if there is one.
     pub module: Option<String>,
-    /// CPU time of the probe's loop.
+    /// The CPU time of the probe's loop.
     pub loop_time: Duration,
 }
 
-/// Why KVM cannot serve, and what a person can do about it.
+/// Why KVM is not usable, and how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unusable {
-    /// There is no `/dev/kvm`.
+    /// `/dev/kvm` does not exist.
     #[error(
-        "there is no /dev/kvm: load kvm_intel or kvm_amd, and switch on virtualization in the \
+        "/dev/kvm does not exist: load kvm_intel or kvm_amd, and enable virtualization in the \
          firmware or, on a virtual host, nested virtualization"
     )]
     Missing,
-    /// `/dev/kvm` is not for this user.
+    /// The user may not open `/dev/kvm`.
     #[error(
-        "/dev/kvm is not open to this user: join its group (`sudo usermod -aG kvm $USER`, then \
-         log in again), or give it to all with the udev rule `KERNEL==\"kvm\", MODE=\"0666\"`"
+        "permission denied on /dev/kvm: join its group (`sudo usermod -aG kvm $USER`, then \
+         log in again), or open it to all users with the udev rule `KERNEL==\"kvm\", MODE=\"0666\"`"
     )]
     Denied,
-    /// `/dev/kvm` speaks another language.
-    #[error("the KVM here has API version {0}, not {KVM_API_VERSION}")]
+    /// `/dev/kvm` has another API version.
+    #[error("KVM has API version {0} (required: {KVM_API_VERSION})")]
     ApiVersion(i32),
     /// A step of the probe failed.
     #[error("{} failed to {operation}: {source}", Named(module))]
     Failed {
-        /// The kernel module, if it shows one.
+        /// The name of the kernel module, if there is one.
         module: Option<String>,
-        /// What was tried.
+        /// The step.
         operation: &'static str,
-        /// Why it failed.
+        /// The kernel's answer.
         source: io::Error,
     },
-    /// The guest's code ended otherwise than it does on a CPU.
+    /// The guest's code ended with another exit than on hardware.
     #[error("{} cannot run a loop of real-mode code: {exit}", Named(module))]
     Broken {
-        /// The kernel module, if it shows one.
+        /// The name of the kernel module, if there is one.
         module: Option<String>,
-        /// The exit KVM reported.
+        /// The exit that KVM reported.
         exit: String,
     },
-    /// It runs guest code, but much slower than a CPU would.
+    /// KVM runs guest code, but much slower than a CPU.
     #[error(
-        "{} is too slow: {TURNS} loop turns took {:.1} ms, hardware takes microseconds",
-        Named(module), loop_time.as_secs_f64() * 1e3
+        "{} is too slow: {ITERATIONS} loop iterations took {:.1} ms (limit {:.1} ms)",
+        Named(module), loop_time.as_secs_f64() * 1e3, LIMIT.as_secs_f64() * 1e3
     )]
     Slow {
-        /// The kernel module, if it shows one.
+        /// The name of the kernel module, if there is one.
         module: Option<String>,
-        /// CPU time of the probe's loop.
+        /// The CPU time of the probe's loop.
         loop_time: Duration,
     },
 }
 
-/// Opens `/dev/kvm` and has it run a short loop.
+/// Opens `/dev/kvm` and runs a short loop with it.
 ///
 /// # Errors
 ///
-/// The reason why KVM cannot run a kernel here.
+/// Why KVM cannot run a kernel on this host.
 pub fn kvm() -> Result<KvmFacts, Unusable> {
     open().map(|(_, facts)| facts)
 }
 
-/// The same, and keeps what was opened.
+/// Probes KVM like [`kvm`], and also returns its descriptor.
 pub(crate) fn open() -> Result<(Kvm, KvmFacts), Unusable> {
     let kvm = Kvm::new().map_err(|errno| open_error(errno.into()))?;
     let version = kvm.get_api_version();
@@ -109,7 +110,7 @@ pub(crate) fn open() -> Result<(Kvm, KvmFacts), Unusable> {
         if loop_time <= LIMIT {
             break;
         }
-        // Something else, such as a host page fault, may have cost the run its time.
+        // Another cause, such as a page fault of the host, may have lengthened the run.
         loop_time = loop_time.min(run_loop(&kvm, &module)?);
     }
     judge(module, loop_time).map(|facts| (kvm, facts))
@@ -125,22 +126,22 @@ fn judge(module: Option<String>, loop_time: Duration) -> Result<KvmFacts, Unusab
 
 fn open_error(source: io::Error) -> Unusable {
     match Errno::from_io_error(&source) {
-        // Without its module, a node made beforehand is there and leads nowhere.
+        // Without its module, a device node that was created by hand leads to no driver.
         Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Unusable::Missing,
         Some(Errno::ACCESS | Errno::PERM) => Unusable::Denied,
         _ => Unusable::Failed { module: module(), operation: "open /dev/kvm", source },
     }
 }
 
-/// The module behind `/dev/kvm`: `kvm_intel`, `kvm_amd` or a stranger.
+/// Returns the module of `/dev/kvm`: `kvm_intel`, `kvm_amd` or another one.
 fn module() -> Option<String> {
     let entries = fs::read_dir("/sys/module").ok()?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.filter(|name| name.starts_with("kvm_")).min()
 }
 
-/// Runs the loop in a machine of its own; returns the CPU time it took, which other processes'
-/// load does not lengthen.
+/// Runs the loop in a VM of its own. Returns its CPU time, which the load of other processes does
+/// not lengthen.
 fn run_loop(kvm: &Kvm, module: &Option<String>) -> Result<Duration, Unusable> {
     let failed = |operation| {
         move |errno: kvm_ioctls::Error| {
@@ -160,7 +161,7 @@ fn run_loop(kvm: &Kvm, module: &Option<String>) -> Result<Duration, Unusable> {
         userspace_addr: host as u64,
         ..Default::default()
     };
-    // SAFETY: the region is the whole of `memory`, a live mapping of that size which outlives `vm`
+    // SAFETY: the region is the whole of `memory`, a live mapping of that size that outlives `vm`
     // and its vCPU.
     unsafe { vm.set_user_memory_region(region) }.map_err(failed("give memory to a VM"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(failed("create a vCPU"))?;
@@ -168,11 +169,15 @@ fn run_loop(kvm: &Kvm, module: &Option<String>) -> Result<Duration, Unusable> {
     sregs.cs.base = 0;
     sregs.cs.selector = 0;
     vcpu.set_sregs(&sregs).map_err(failed("set vCPU registers"))?;
-    // The first, short run pays for what only the first one costs: page tables, caches.
+    // The first, short run takes the costs that occur only once: page tables, caches.
     let mut time = Duration::ZERO;
-    for turns in [1, TURNS] {
-        let regs =
-            kvm_regs { rip: CODE.raw_value(), rcx: turns.into(), rflags: 2, ..Default::default() };
+    for iterations in [1, ITERATIONS] {
+        let regs = kvm_regs {
+            rip: CODE.raw_value(),
+            rcx: iterations.into(),
+            rflags: 2,
+            ..Default::default()
+        };
         vcpu.set_regs(&regs).map_err(failed("set vCPU registers"))?;
         let start = cpu_time();
         match vcpu.run().map_err(failed("run a vCPU"))? {
@@ -186,7 +191,7 @@ fn run_loop(kvm: &Kvm, module: &Option<String>) -> Result<Duration, Unusable> {
     Ok(time)
 }
 
-/// Memory with `turn: dec cx; jnz turn; hlt` in 16-bit code.
+/// Creates memory with `loop: dec cx; jnz loop; hlt` in 16-bit code.
 fn guest_memory() -> io::Result<GuestMemoryMmap> {
     let code = [0x49, 0x75, 0xfd, 0xf4];
     let memory: GuestMemoryMmap =
@@ -195,19 +200,19 @@ fn guest_memory() -> io::Result<GuestMemoryMmap> {
     Ok(memory)
 }
 
-/// CPU time of this thread, its guests included.
+/// Returns the CPU time of this thread, including its guests.
 fn cpu_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("CPU time is not negative")
 }
 
-/// Names a KVM by its module.
+/// Displays a KVM with the name of its module.
 struct Named<'a>(&'a Option<String>);
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(module) => write!(f, "the KVM here ({module})"),
-            None => write!(f, "the KVM here"),
+            Some(module) => write!(f, "KVM ({module})"),
+            None => write!(f, "KVM"),
         }
     }
 }
@@ -217,17 +222,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_kvm_is_named_with_its_time() {
+    fn judge_reports_the_time_of_a_slow_kvm() {
         let slow = judge(Some("kvm_pvm".into()), Duration::from_micros(2700)).unwrap_err();
         assert_eq!(
             slow.to_string(),
-            "the KVM here (kvm_pvm) is too slow: 4000 loop turns took 2.7 ms, hardware takes microseconds"
+            "KVM (kvm_pvm) is too slow: 4000 loop iterations took 2.7 ms (limit 0.7 ms)"
         );
         assert!(judge(None, Duration::from_micros(100)).is_ok());
     }
 
     #[test]
-    fn opening_fails_with_advice() {
+    fn open_error_gives_advice() {
         for (errno, want) in [
             (Errno::NOENT, "load kvm_intel or kvm_amd"),
             (Errno::NODEV, "load kvm_intel or kvm_amd"),
@@ -240,9 +245,9 @@ mod tests {
         }
     }
 
-    /// What this host has is not known here, but an answer must come soon.
+    /// The result depends on the host, but must be available quickly.
     #[test]
-    fn the_answer_comes_quickly() {
+    fn kvm_returns_quickly() {
         let start = cpu_time();
         let answer = kvm();
         assert!(cpu_time() - start < Duration::from_secs(2), "{answer:?}");

@@ -1,10 +1,10 @@
-//! What the host's scheduler counts for a thread.
+//! Scheduling statistics of the host for a thread.
 
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// For how long a thread was runnable and waited for a CPU.
+/// Returns the total time that a thread was runnable but did not run.
 ///
 /// Source: Linux 6.12, scheduler/sched-stats.rst: the second number, in nanoseconds.
 pub(crate) fn run_delay(tid: i32) -> Result<Duration, Error> {
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_never_falls() {
+    fn run_delay_never_decreases() {
         let own = rustix::thread::gettid().as_raw_nonzero().get();
         let before = run_delay(own).unwrap();
         std::thread::yield_now();

@@ -7,25 +7,26 @@ use std::sync::OnceLock;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Two readings are far enough apart once the error of the rate is below one in so many. Kernels
+/// Two readings are far enough apart once the error of the rate is below 1 in 10,000. Kernels
 /// accept five times this error from the timers that they calibrate against.
 const PRECISION: u64 = 10_000;
 
-/// How often one reading is repeated; the narrowest counts, which a busy host did not interrupt.
+/// How often one reading is repeated. The one with the smallest error is used: a busy host did not
+/// interrupt it.
 const REPEATS: u32 = 32;
 
-/// The longest measurement; it suffices unless a reading takes 100 us.
+/// The longest measurement. It is sufficient unless one reading takes more than 100 us.
 const LONGEST_NS: u64 = 1_000_000_000;
 
-/// Returns the counter of the CPU that this thread is on.
+/// Reads the counter of the CPU that this thread runs on.
 pub(crate) fn read() -> u64 {
-    // SAFETY: every x86-64 CPU has the instruction. A process that was denied it (PR_SET_TSC) ends
-    // by a signal.
+    // SAFETY: every x86-64 CPU has the instruction. If it is disabled for the process (PR_SET_TSC),
+    // the process ends by a signal.
     unsafe { _rdtsc() }
 }
 
-/// Returns the counter's rate in kHz, measured once per process; `None` if that cannot be done with
-/// the precision that a kernel needs.
+/// Returns the counter's rate in kHz, measured once per process, or `None` if it cannot be measured
+/// with the precision that a kernel needs.
 pub(crate) fn host_khz() -> Option<u32> {
     static KHZ: OnceLock<Option<u32>> = OnceLock::new();
     *KHZ.get_or_init(measure)
@@ -44,7 +45,7 @@ fn measure() -> Option<u32> {
     }
 }
 
-/// The counter, and the time of the clock at which it was read, at most `error_ns` off.
+/// The counter and the clock at the same time, with an error of at most `error_ns`.
 #[derive(Debug)]
 struct Reading {
     tsc: u64,
@@ -55,7 +56,7 @@ struct Reading {
 impl Reading {
     fn now() -> Self {
         let once = || {
-            // Not CLOCK_MONOTONIC, whose rate NTP changes.
+            // Not CLOCK_MONOTONIC, whose rate NTP adjusts.
             let clock = || clock_gettime(ClockId::MonotonicRaw);
             let (before, tsc, after) = (clock(), read(), clock());
             let ns = |time: rustix::time::Timespec| {
@@ -69,7 +70,7 @@ impl Reading {
     }
 }
 
-/// Returns the rate between two readings, if they are far enough apart to be precise.
+/// Returns the rate between two readings, if they are far enough apart for the precision.
 fn khz(first: &Reading, last: &Reading) -> Option<u32> {
     let span_ns = last.ns.checked_sub(first.ns)?;
     let error_ns = first.error_ns + last.error_ns;
@@ -105,12 +106,12 @@ mod tests {
     }
 
     #[test]
-    fn measurements_agree() {
+    fn measure_is_repeatable() {
         let (Some(one), Some(other)) = (measure(), measure()) else {
             eprintln!("skipped: this host's counter cannot be measured");
             return;
         };
-        // Twice the error of one.
+        // Twice the error of one measurement.
         let allowed = u64::from(one) * 2 / PRECISION + 2;
         assert!(u64::from(one.abs_diff(other)) <= allowed, "{one} kHz, {other} kHz");
     }

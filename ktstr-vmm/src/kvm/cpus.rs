@@ -1,33 +1,33 @@
 //! The CPUs of a machine and their APIC IDs.
 //!
-//! An APIC ID holds the place of its CPU: from the highest bit down the node (which is the
-//! package), the last-level cache in it, the core in that, the thread in that. Each field has the
-//! bits its largest value needs, so IDs have gaps where a dimension is not a power of two, and where
-//! a cache has fewer cores than the largest; that is how hardware does it, with cores that were
-//! switched off in the factory too, and how kernels find out what shares what.
+//! An APIC ID contains the position of its CPU: from the highest bit down the node (which is the
+//! package), the last-level cache in the node, the core, and the thread. Each field has as many
+//! bits as its largest value needs. So IDs have gaps where a dimension is not a power of two, and
+//! where a cache has fewer cores than the largest one. Hardware does the same, also for cores that
+//! were disabled in the factory, and kernels derive from it which CPUs share what.
 //!
 //! Source: Intel SDM vol. 3A, 10.9.3 ("Hierarchical ID of Logical Processors").
 
 use crate::config::Topology;
 use crate::error::Error;
 
-/// The highest APIC ID: ID 255 means all CPUs, and larger ones need interrupt remapping.
+/// The highest APIC ID: 255 addresses all CPUs, and larger IDs need interrupt remapping.
 const MAX_APIC_ID: u32 = 254;
 
-/// One CPU. Its index is its number in the guest.
+/// A CPU. Its index is its number in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cpu {
     pub(super) apic_id: u32,
     pub(super) node: u32,
 }
 
-/// All CPUs, and how their APIC IDs are made up.
+/// All CPUs, and the fields of their APIC IDs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cpus {
     /// In the order of their numbers.
     pub(super) list: Vec<Cpu>,
     pub(super) threads_per_core: u32,
-    /// The cores of the largest last-level cache.
+    /// The number of cores of the largest last-level cache.
     pub(super) max_cores_per_llc: u32,
     pub(super) llcs_per_node: u32,
     pub(super) nodes: u32,
@@ -50,7 +50,7 @@ impl Cpus {
             cpus.apic_id(numa_nodes - 1, llcs_per_node - 1, last_core, threads_per_core - 1);
         if highest > u64::from(MAX_APIC_ID) {
             return Err(Error::Config(format!(
-                "{} CPUs need APIC IDs up to {highest}, of at most {MAX_APIC_ID}: each dimension \
+                "{} CPUs need APIC IDs up to {highest} (maximum {MAX_APIC_ID}): each dimension \
                  counts as the next power of two, and each last-level cache as the largest",
                 topology.nr_cpus(),
             )));
@@ -74,25 +74,25 @@ impl Cpus {
             | u64::from(thread)
     }
 
-    /// Bits below the number of the core: those of the thread.
+    /// Returns the number of bits below the number of the core: those of the thread.
     pub(super) fn core_shift(&self) -> u32 {
         bits(self.threads_per_core)
     }
 
-    /// Bits below the number of the last-level cache: those of thread and core.
+    /// Returns the number of bits below the number of the last-level cache: thread and core.
     pub(super) fn llc_shift(&self) -> u32 {
         self.core_shift() + bits(self.max_cores_per_llc)
     }
 
-    /// Bits below the number of the node: those of thread, core and last-level cache.
+    /// Returns the number of bits below the number of the node: thread, core and last-level cache.
     pub(super) fn node_shift(&self) -> u32 {
         self.llc_shift() + bits(self.llcs_per_node)
     }
 }
 
-/// How many bits tell `count` things apart.
+/// Returns the number of bits that represent `count` values.
 fn bits(count: u32) -> u32 {
-    // The next power of two would be one bit too long for the largest counts.
+    // Not `next_power_of_two`, which overflows for the largest counts.
     u32::BITS - (count - 1).leading_zeros()
 }
 
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_have_gaps_where_a_dimension_is_no_power_of_two() {
+    fn new_leaves_gaps_for_dimensions_not_a_power_of_two() {
         for (topology, want) in [
             ([1, 1, 1, 1], vec![0]),
             ([1, 1, 2, 2], vec![0, 1, 2, 3]),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_have_gaps_behind_the_cores_of_a_smaller_cache() {
+    fn new_leaves_gaps_for_smaller_caches() {
         for (topology, ids, nodes) in [
             (uneven(1, &[3, 1], 2), vec![0, 1, 2, 3, 4, 5, 8, 9], vec![0; 8]),
             (uneven(1, &[1, 3], 1), vec![0, 4, 5, 6], vec![0; 4]),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_255_cpus_and_no_more() {
+    fn new_accepts_at_most_255_cpus() {
         assert_eq!(apic_ids([1, 1, 255, 1]).unwrap().len(), 255);
         assert_eq!(apic_ids(uneven(1, &[128, 127], 1)).unwrap().len(), 255);
         // The third cache would begin at 256.

@@ -1,49 +1,52 @@
-//! What can go wrong between this engine and KVM.
+//! The errors of KVM, and of setting up a machine for it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::CMDLINE_SIZE;
 
-/// A machine could not be made or run on KVM.
+/// A machine could not be created or run on KVM.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// KVM refused.
+    /// An ioctl failed.
     #[error("{ioctl} failed: {source}{}", advice.map(|advice| format!(": {advice}")).unwrap_or_default())]
     Ioctl {
         /// The ioctl's name in the kernel's documentation.
         ioctl: &'static str,
-        /// Why.
+        /// The kernel's answer.
         source: io::Error,
-        /// What to do about it, where that is known.
+        /// How to fix it, if that is known.
         advice: Option<&'static str>,
     },
-    /// KVM lacks what every machine here needs.
-    #[error("the KVM here lacks {capability}, which {needed_for}; use KTSTR_ENGINE=qemu")]
+    /// KVM lacks a capability that every machine needs.
+    #[error(
+        "KVM does not support {capability}, which {needed_for}; set KTSTR_ENGINE=qemu to emulate \
+         the CPUs"
+    )]
     Capability {
-        /// Its name in the kernel's documentation.
+        /// The capability's name in the kernel's documentation.
         capability: &'static str,
-        /// What for.
+        /// What it is needed for.
         needed_for: &'static str,
     },
     /// Guest memory could not be set up.
     #[error("failed to {operation} guest memory: {reason}")]
     Memory {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On what, and why it failed.
+        /// The object of the operation, and why it failed.
         reason: String,
     },
-    /// The kernel, its initramfs or its command line cannot be put into the machine.
+    /// The kernel, its initramfs or its command line cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// A thread could not be started or confined.
     #[error("failed to {operation} the thread of vCPU {cpu}: {reason}")]
     Thread {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// The CPU's number.
+        /// The number of the vCPU.
         cpu: usize,
         /// Why it failed.
         reason: String,
@@ -67,7 +70,7 @@ impl Error {
     }
 }
 
-/// Something that has to be in memory before the first instruction cannot be put there.
+/// The kernel, its initramfs or its command line cannot be loaded into guest memory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BootError {
@@ -76,35 +79,35 @@ pub enum BootError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The kernel's answer.
         source: io::Error,
     },
-    /// A file is no kernel that this engine can boot.
+    /// A file is not a kernel that this engine can boot.
     #[error("cannot boot `{}`: {reason}", path.display())]
     Image {
         /// The file.
         path: PathBuf,
-        /// The field that is wrong, and what would be right.
+        /// The field that is wrong, and its expected value.
         reason: String,
     },
     /// Kernel and initramfs do not fit.
-    #[error("{memory_mib} MiB of memory are too little for {what} of {need_mib} MiB")]
+    #[error("{memory_mib} MiB of memory are not enough for {what}, which needs {need_mib} MiB")]
     NoRoom {
         /// Kernel or initramfs.
         what: &'static str,
-        /// What it takes.
+        /// The size that is needed.
         need_mib: u64,
-        /// What there is below the hole for devices.
+        /// The memory below the hole for devices.
         memory_mib: u64,
     },
     /// The command line is longer than kernels take.
-    #[error("the kernel's command line has {len} bytes of at most {}", CMDLINE_SIZE - 1)]
+    #[error("the kernel's command line has {len} bytes (maximum {})", CMDLINE_SIZE - 1)]
     CmdlineTooLong {
         /// Its length.
         len: usize,
     },
-    /// The command line would end in its middle.
-    #[error("the kernel's command line holds a NUL byte")]
+    /// The command line contains a NUL, at which kernels end it.
+    #[error("the kernel's command line contains a NUL byte")]
     CmdlineNul,
 }
 

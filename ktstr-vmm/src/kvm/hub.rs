@@ -1,39 +1,51 @@
-//! What the threads of a machine tell each other: output, and who is to run.
+//! The state that the vCPU threads of a machine share with its owner: output, and what the vCPUs
+//! are to do.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Event, ExitReason, Registers};
+use crate::lock::lock;
 
-/// The most of a port's output that waits for the caller; then the guest's own queues fill up.
+/// Bytes of port output that may wait for the owner; above that the guest's own queues fill up.
 const PORT_LIMIT: usize = 1 << 20;
-/// Output of a port is put together to pieces of this size at least, if the caller is slow.
+/// Output of a port is merged into pieces of at least this many bytes while the owner is slow.
 const PIECE: usize = 64 << 10;
-/// The most of the console's output that waits for the caller; what comes then is dropped, for
-/// hardware cannot make a kernel wait, and is counted.
+/// Bytes of console output that may wait for the owner. More is dropped and counted, because a
+/// serial port cannot make a kernel wait.
 const CONSOLE_LIMIT: usize = 1 << 20;
-/// How long console bytes are left to gather: they come one by one.
+/// How long console bytes are collected before they are handed over: they arrive one by one.
 const CONSOLE_GATHER: Duration = Duration::from_millis(5);
 
 /// What the vCPUs are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum VcpuCommand {
+    /// Run the guest.
     Run,
+    /// Park outside of the guest.
     Pause,
-    /// The guest has ended: leave, but for the one CPU that hands over what it wrote last.
+    /// The guest has ended: end the thread, except for the one vCPU that flushes the output.
     Finish,
-    /// Leave at once.
+    /// End the thread at once.
     Stop,
 }
 
-/// The meeting place. No lock is held while anything waits or asks KVM.
+/// A state change of a vCPU thread. The threads are confined and cannot log, so the owner does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum VcpuChange {
+    Parked,
+    Resumed,
+    Left,
+}
+
+/// The shared state. A vCPU never holds its lock while it calls KVM or waits for anything else.
 #[derive(Debug)]
 pub(super) struct Hub {
     state: Mutex<State>,
-    /// Something happened that the caller may wait for.
-    caller: Condvar,
-    /// Something happened that a vCPU may wait for.
+    /// Signals changes that the owner may wait for.
+    owner: Condvar,
+    /// Signals changes that a vCPU may wait for.
     vcpus: Condvar,
 }
 
@@ -45,27 +57,31 @@ struct State {
     is_stalled: bool,
     console: Vec<u8>,
     console_lost: u64,
-    /// When the console is to be handed over again.
+    /// The earliest time at which console output is handed over again.
     console_due: Instant,
-    wanted: VcpuCommand,
+    command: VcpuCommand,
+    /// The registers of each vCPU that is parked.
     parked: Vec<Option<Registers>>,
     /// vCPU threads that have not ended.
     live: usize,
     end: Option<ExitReason>,
+    /// Changes that the owner has not logged yet.
+    changes: Vec<(usize, VcpuChange)>,
 }
 
-/// What the caller is to do next.
+/// The next thing for the owner to handle.
 #[derive(Debug)]
 pub(super) enum HubEvent {
+    /// Pass this event to the caller.
     Event(Event),
-    /// The guest has ended: have all CPUs [`VcpuCommand::Finish`], then ask again.
+    /// The guest has ended: give all vCPUs [`VcpuCommand::Finish`], then ask again.
     Finish,
-    /// All is over and handed over.
+    /// All vCPUs have ended, and all output was handed over.
     Exited(ExitReason),
 }
 
 impl Hub {
-    /// For so many CPUs, which are not to run yet.
+    /// Creates the state of a machine with this many vCPUs, which are paused at first.
     pub(super) fn new(cpus: usize) -> Self {
         let state = State {
             ports: VecDeque::new(),
@@ -74,22 +90,23 @@ impl Hub {
             console: Vec::new(),
             console_lost: 0,
             console_due: Instant::now(),
-            wanted: VcpuCommand::Pause,
+            command: VcpuCommand::Pause,
             parked: vec![None; cpus],
             live: cpus,
             end: None,
+            changes: Vec::new(),
         };
-        Self { state: Mutex::new(state), caller: Condvar::new(), vcpus: Condvar::new() }
+        Self { state: Mutex::new(state), owner: Condvar::new(), vcpus: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change below is complete before anything can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        // Poison is harmless: every change below is complete before anything can panic.
+        lock(&self.state)
     }
 
-    // What vCPUs say.
+    // Called by vCPU threads.
 
-    /// Takes console output; never waits.
+    /// Adds console output; never waits.
     pub(super) fn console(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let room = CONSOLE_LIMIT.saturating_sub(state.console.len());
@@ -98,11 +115,12 @@ impl Hub {
         state.console.extend_from_slice(kept);
         state.console_lost += lost.len() as u64;
         if was_empty {
-            self.caller.notify_one();
+            self.owner.notify_one();
         }
     }
 
-    /// How many bytes of port output there is room for. None: the caller will have room made known.
+    /// Returns how many bytes of port output there is room for. After a 0, the owner wakes the
+    /// first vCPU once there is room.
     pub(super) fn port_room(&self) -> usize {
         let mut state = self.lock();
         let room = PORT_LIMIT.saturating_sub(state.port_bytes);
@@ -110,124 +128,142 @@ impl Hub {
         room
     }
 
-    /// Takes port output.
+    /// Adds port output.
     pub(super) fn port(&self, port: usize, bytes: Vec<u8>) {
         let mut state = self.lock();
         state.port_bytes += bytes.len();
         match state.ports.back_mut() {
-            // Not a piece for each byte of a guest that writes them one by one.
+            // Merged, so that a guest that writes single bytes does not cost an event for each.
             Some((last, before)) if *last == port && before.len() < PIECE => {
                 before.extend_from_slice(&bytes);
             }
             _ => state.ports.push_back((port, bytes)),
         }
-        self.caller.notify_one();
+        self.owner.notify_one();
     }
 
-    /// The machine ends; the first reason counts.
+    /// Records why the machine ends; the first reason is kept.
     pub(super) fn end(&self, reason: ExitReason) {
         self.lock().end.get_or_insert(reason);
-        self.caller.notify_one();
+        self.owner.notify_one();
     }
 
-    /// What a vCPU is to do that was kicked.
-    pub(super) fn wanted(&self) -> VcpuCommand {
-        self.lock().wanted
+    /// Returns what the vCPUs are to do.
+    pub(super) fn command(&self) -> VcpuCommand {
+        self.lock().command
     }
 
-    /// Waits until a paused CPU is to go on, or stop; says meanwhile what is in its registers.
+    /// Parks a vCPU until the command is no longer to pause, and returns the new command.
+    /// Meanwhile its registers can be read.
     pub(super) fn park(&self, cpu: usize, registers: Registers) -> VcpuCommand {
         let mut state = self.lock();
-        if state.wanted != VcpuCommand::Pause {
-            return state.wanted;
+        // The command may have changed since the vCPU read it.
+        if state.command != VcpuCommand::Pause {
+            return state.command;
         }
         state.parked[cpu] = Some(registers);
-        self.caller.notify_one();
-        while state.wanted == VcpuCommand::Pause {
+        state.changes.push((cpu, VcpuChange::Parked));
+        self.owner.notify_one();
+        while state.command == VcpuCommand::Pause {
             state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.parked[cpu] = None;
-        state.wanted
+        state.changes.push((cpu, VcpuChange::Resumed));
+        state.command
     }
 
-    /// Waits, at the machine's end, until the caller has taken half of the output. False: it does
-    /// not want any more.
+    /// Waits, after the guest's end, until the owner has taken half of the output. Returns false if
+    /// the owner stops the machine instead.
     pub(super) fn wait_for_room(&self) -> bool {
         self.wait_at_end(|state| state.port_bytes < PORT_LIMIT / 2)
     }
 
-    /// Waits, at the machine's end, until no other vCPU runs: the caller makes them leave as soon
-    /// as it asks for events. False: it does not want any.
+    /// Waits, after the guest's end, until the calling vCPU is the last one: the owner ends the
+    /// others when it asks for events. Returns false if the owner stops the machine instead.
     pub(super) fn wait_alone(&self) -> bool {
         self.wait_at_end(|state| state.live == 1)
     }
 
     fn wait_at_end(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let mut state = self.lock();
-        while !is_done(&state) && state.wanted != VcpuCommand::Stop {
+        while !is_done(&state) && state.command != VcpuCommand::Stop {
             state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.wanted != VcpuCommand::Stop
+        state.command != VcpuCommand::Stop
     }
 
-    /// The last word of a vCPU's thread.
-    pub(super) fn leave(&self) {
-        self.lock().live -= 1;
-        self.caller.notify_one();
+    /// Records that the thread of a vCPU ends. It must not use the hub afterwards.
+    pub(super) fn leave(&self, cpu: usize) {
+        let mut state = self.lock();
+        state.live -= 1;
+        state.changes.push((cpu, VcpuChange::Left));
+        self.owner.notify_one();
         self.vcpus.notify_all();
     }
 
-    // What the caller says.
+    // Called by the owner.
 
-    /// Has all CPUs do something as soon as they look; those in the guest need a kick for that.
-    pub(super) fn want(&self, wanted: VcpuCommand) {
-        self.lock().wanted = wanted;
+    /// Gives all vCPUs a command. Those that run the guest need a kick to notice it.
+    pub(super) fn set_command(&self, command: VcpuCommand) {
+        tracing::debug!(?command, "all vCPUs get a command");
+        self.lock().command = command;
         self.vcpus.notify_all();
     }
 
-    /// Waits until all CPUs are parked or gone, or the guest has ended. False: they were not by
+    /// Waits until all vCPUs are parked or have ended, or the guest has ended. Returns false at
     /// `deadline`.
     pub(super) fn wait_parked(&self, deadline: Instant) -> bool {
         let mut state = self.lock();
         loop {
-            // The CPU that hands over is not parked before the caller has taken all.
-            if state.parked.iter().flatten().count() >= state.live || state.end.is_some() {
+            state.log_changes();
+            let parked = state.parked.iter().flatten().count();
+            // After the guest's end the vCPU that flushes the output does not park until the owner
+            // has taken all of it.
+            if parked >= state.live || state.end.is_some() {
                 return true;
             }
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                tracing::debug!(parked, live = state.live, "timed out while vCPUs park");
+                return false;
+            };
             (state, _) =
-                self.caller.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                self.owner.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The registers of a paused CPU.
+    /// Returns the registers of a paused vCPU.
     pub(super) fn registers(&self, cpu: usize) -> Option<Registers> {
         let state = self.lock();
-        // A CPU that may go on is not paused, even if it has not noticed yet.
-        (state.wanted == VcpuCommand::Pause).then_some(*state.parked.get(cpu)?)?
+        // After a new command a vCPU counts as running, even if its thread has not noticed yet.
+        (state.command == VcpuCommand::Pause).then_some(*state.parked.get(cpu)?)?
     }
 
-    /// Whether the guest has ended.
+    /// Returns whether the guest has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.lock().end.is_some()
     }
 
-    /// How many vCPU threads have not ended.
+    /// Returns how many vCPU threads have not ended.
     pub(super) fn live(&self) -> usize {
         self.lock().live
     }
 
-    /// Waits for something to hand over, until `deadline`. The second value says that a stalled
-    /// queue can go on.
+    /// Waits until there is something for the owner to handle, or returns `None` at `deadline`.
+    /// The second value is whether a stalled transmit queue has room again.
     pub(super) fn next(&self, deadline: Instant) -> (Option<HubEvent>, bool) {
         let mut state = self.lock();
         loop {
+            state.log_changes();
             let now = Instant::now();
-            // Before anything else: CPUs that still run could write for ever.
-            if state.end.is_some() && matches!(state.wanted, VcpuCommand::Run | VcpuCommand::Pause)
+            // 1. The guest's end comes first: vCPUs that still run could write without end.
+            if let Some(reason) = &state.end
+                && matches!(state.command, VcpuCommand::Run | VcpuCommand::Pause)
             {
+                tracing::debug!(%reason, "guest ended");
                 return (Some(HubEvent::Finish), false);
             }
+            // 2. Port output. Below half of the limit a stalled queue continues: not at once, so
+            // that it does not stall again after every piece.
             if let Some((port, bytes)) = state.ports.pop_front() {
                 state.port_bytes -= bytes.len();
                 let resumes = state.is_stalled && state.port_bytes < PORT_LIMIT / 2;
@@ -237,6 +273,7 @@ impl Hub {
                 }
                 return (Some(HubEvent::Event(Event::Port { port, bytes })), resumes);
             }
+            // 3. Console output, once enough time has passed since the last piece.
             let mut until = deadline;
             if !state.console.is_empty() {
                 if now >= state.console_due || state.end.is_some() {
@@ -245,6 +282,7 @@ impl Hub {
                 }
                 until = until.min(state.console_due);
             }
+            // 4. The exit, once no thread can add output any more.
             if let Some(reason) = &state.end
                 && state.live == 0
             {
@@ -255,7 +293,7 @@ impl Hub {
             }
             let left = until.saturating_duration_since(now);
             (state, _) =
-                self.caller.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                self.owner.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -270,6 +308,12 @@ impl State {
         }
         bytes
     }
+
+    fn log_changes(&mut self) {
+        for (cpu, change) in self.changes.drain(..) {
+            tracing::debug!(cpu, ?change, "vCPU changed its state");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -278,7 +322,7 @@ mod tests {
 
     fn running(cpus: usize) -> Hub {
         let hub = Hub::new(cpus);
-        hub.want(VcpuCommand::Run);
+        hub.set_command(VcpuCommand::Run);
         hub
     }
 
@@ -287,23 +331,23 @@ mod tests {
     }
 
     #[test]
-    fn a_console_that_nobody_reads_is_bounded_and_says_what_is_lost() {
+    fn console_output_is_bounded_and_the_loss_is_reported() {
         let hub = running(1);
         (0..3 * CONSOLE_LIMIT / 64).for_each(|_| hub.console(&[b'x'; 64]));
         let Some(HubEvent::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
         let text = String::from_utf8(bytes).unwrap();
-        let said = text.trim_start_matches('x');
-        assert_eq!(text.len() - said.len(), CONSOLE_LIMIT);
-        assert_eq!(said, format!("\n[{} bytes of console output were dropped]\n", 2 << 20));
+        let note = text.trim_start_matches('x');
+        assert_eq!(text.len() - note.len(), CONSOLE_LIMIT);
+        assert_eq!(note, format!("\n[{} bytes of console output were dropped]\n", 2 << 20));
         hub.console(b"more");
         hub.end(ExitReason::PowerOff);
-        hub.want(VcpuCommand::Finish);
+        hub.set_command(VcpuCommand::Finish);
         let Some(HubEvent::Event(Event::Console(bytes))) = next(&hub) else { panic!() };
         assert_eq!(bytes, b"more");
     }
 
     #[test]
-    fn ports_of_single_bytes_come_in_few_pieces_and_in_order() {
+    fn port_output_of_single_bytes_is_merged_in_order() {
         let hub = running(1);
         for index in 0..PORT_LIMIT {
             assert!(hub.port_room() > 0);
@@ -312,12 +356,12 @@ mod tests {
         assert_eq!(hub.port_room(), 0);
         let (mut pieces, mut bytes) = (Vec::new(), 0);
         let mut resumes = 0;
-        while let (Some(HubEvent::Event(Event::Port { port, bytes: piece })), goes_on) =
+        while let (Some(HubEvent::Event(Event::Port { port, bytes: piece })), has_resumed) =
             hub.next(Instant::now())
         {
             assert!(piece.iter().enumerate().all(|(at, byte)| *byte == (bytes + at) as u8));
             bytes += piece.len();
-            resumes += usize::from(goes_on);
+            resumes += usize::from(has_resumed);
             pieces.push(port);
         }
         assert_eq!((bytes, pieces.len(), resumes), (PORT_LIMIT, PORT_LIMIT / PIECE, 1));
@@ -326,51 +370,51 @@ mod tests {
     }
 
     #[test]
-    fn the_end_comes_before_what_others_still_write() {
+    fn next_returns_the_end_before_output_of_other_vcpus() {
         let hub = running(2);
         hub.port(0, vec![1]);
         hub.end(ExitReason::PowerOff);
         hub.end(ExitReason::Reset);
         assert!(matches!(next(&hub), Some(HubEvent::Finish)));
-        hub.want(VcpuCommand::Finish);
+        hub.set_command(VcpuCommand::Finish);
         assert!(matches!(next(&hub), Some(HubEvent::Event(Event::Port { .. }))));
         assert!(next(&hub).is_none());
-        hub.leave();
+        hub.leave(1);
         assert!(hub.wait_alone());
-        hub.leave();
+        hub.leave(0);
         assert!(matches!(next(&hub), Some(HubEvent::Exited(ExitReason::PowerOff))));
     }
 
     #[test]
-    fn a_pause_does_not_wait_for_a_guest_that_ends() {
+    fn wait_parked_returns_when_the_guest_ends() {
         let hub = running(2);
-        hub.want(VcpuCommand::Pause);
+        hub.set_command(VcpuCommand::Pause);
         assert!(!hub.wait_parked(Instant::now()));
         hub.end(ExitReason::PowerOff);
         assert!(hub.wait_parked(Instant::now()));
     }
 
     #[test]
-    fn a_cpu_that_may_go_on_has_no_registers_to_show() {
+    fn registers_exist_only_while_the_vcpu_is_paused() {
         let hub = Hub::new(1);
         let registers = Registers { rip: 1, ..Registers::default() };
         std::thread::scope(|scope| {
             let parked = scope.spawn(|| hub.park(0, registers));
             while !hub.wait_parked(Instant::now()) {}
             assert_eq!((hub.registers(0), hub.registers(1)), (Some(registers), None));
-            hub.want(VcpuCommand::Run);
+            hub.set_command(VcpuCommand::Run);
             assert_eq!(hub.registers(0), None);
             assert_eq!(parked.join().unwrap(), VcpuCommand::Run);
         });
     }
 
     #[test]
-    fn whoever_hands_over_stops_when_told() {
+    fn waits_at_the_end_return_false_when_the_machine_is_stopped() {
         let hub = running(2);
         hub.port(0, vec![0; PORT_LIMIT]);
         std::thread::scope(|scope| {
             let waits = [scope.spawn(|| hub.wait_alone()), scope.spawn(|| hub.wait_for_room())];
-            hub.want(VcpuCommand::Stop);
+            hub.set_command(VcpuCommand::Stop);
             assert_eq!(waits.map(|thread| thread.join().unwrap()), [false; 2]);
         });
     }

@@ -1,4 +1,4 @@
-//! The memory of a machine as its first instruction finds it.
+//! The memory of a machine at its first instruction.
 
 use super::cpu::regs;
 use super::cpus::Cpus;
@@ -8,8 +8,8 @@ use super::{acpi, boot};
 use crate::config::VmConfig;
 use crate::error::Error;
 
-/// Memory that was filled from a [`VmConfig`]. It takes no KVM, so that what is refused, and what
-/// is made of a kernel, can be looked at anywhere.
+/// Guest memory that was filled as a [`VmConfig`] describes. It does not use KVM, so loading can be
+/// tested on any host.
 #[derive(Debug)]
 pub struct InitialMemory {
     pub(super) cpus: Cpus,
@@ -18,11 +18,11 @@ pub struct InitialMemory {
 }
 
 impl InitialMemory {
-    /// Loads all that `config` names, with `cmdline` in place of its command line.
+    /// Loads the files of `config`, with `cmdline` instead of its command line.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if there can be no such machine, and whatever is wrong with the files.
+    /// [`Error::Config`] if such a machine cannot exist, or the error of one of the files.
     pub fn new(config: &VmConfig, cmdline: &str) -> Result<Self, Error> {
         config.check()?;
         let cpus = Cpus::new(&config.topology)?;
@@ -34,7 +34,7 @@ impl InitialMemory {
         Ok(Self { cpus, memory, entry })
     }
 
-    /// The address of the first instruction.
+    /// Returns the address of the first instruction.
     pub fn entry(&self) -> u64 {
         self.entry
     }
@@ -43,7 +43,7 @@ impl InitialMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::OutsideMemory`] if there is no memory at a part of the range.
+    /// [`Error::OutsideMemory`] if a part of the range is not memory.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
         self.memory.read(gpa, buf)
     }
@@ -70,7 +70,7 @@ mod tests {
         InitialMemory::new(&config, "")
     }
 
-    /// An ELF file of one segment at 16 MiB, which nobody runs.
+    /// Returns an ELF file of one segment at 16 MiB, which is never run.
     fn tiny_kernel() -> Vec<u8> {
         let mut file = vec![0; 4096];
         let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
@@ -87,9 +87,9 @@ mod tests {
     }
 
     #[test]
-    fn an_initramfs_may_have_any_size() {
-        let folder = tempfile::tempdir().unwrap();
-        let (image, initramfs) = (folder.path().join("kernel"), folder.path().join("initramfs"));
+    fn new_accepts_an_initramfs_of_any_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, initramfs) = (dir.path().join("kernel"), dir.path().join("initramfs"));
         std::fs::write(&image, tiny_kernel()).unwrap();
         for size in [0, 1, 4095, 4096, 4097, 8192] {
             std::fs::write(&initramfs, vec![7; size]).unwrap();
@@ -103,9 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused_and_not_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let (image, pipe) = (folder.path().join("kernel"), folder.path().join("pipe"));
+    fn new_rejects_files_that_are_not_regular() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, pipe) = (dir.path().join("kernel"), dir.path().join("pipe"));
         std::fs::write(&image, tiny_kernel()).unwrap();
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -115,7 +115,7 @@ mod tests {
             0,
         )
         .unwrap();
-        for other in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+        for other in [pipe.as_path(), dir.path(), Path::new("/dev/zero")] {
             for (kernel, initramfs) in [(other, image.as_path()), (&image, other)] {
                 let error = contents(kernel, initramfs).unwrap_err();
                 let is_read = matches!(error, Error::Kvm(KvmError::Boot(BootError::Read { .. })));

@@ -1,4 +1,4 @@
-//! The map of guest-physical memory: what lies where, and why there.
+//! The map of guest-physical memory and of I/O ports.
 //!
 //! Source: Linux 6.12, Documentation/arch/x86/boot.rst ("Memory Layout", "64-bit Boot Protocol").
 
@@ -7,7 +7,7 @@ pub(super) const PAGE: u64 = 4 << 10;
 /// Bytes of a page that a page directory maps.
 pub(super) const LARGE_PAGE: u64 = 2 << 20;
 
-/// The global descriptor table that the 64-bit entry asks for.
+/// The global descriptor table that the 64-bit entry requires.
 pub(super) const GDT: u64 = 0x500;
 /// `struct boot_params`, the "zero page".
 pub(super) const ZERO_PAGE: u64 = 0x7000;
@@ -21,48 +21,48 @@ pub(super) const PAGE_DIRECTORIES: u64 = 0xb000;
 pub(super) const CMDLINE: u64 = 0x2_0000;
 /// `COMMAND_LINE_SIZE` of x86 kernels.
 pub(super) const CMDLINE_SIZE: usize = 2048;
-/// Where usable low memory ends; kernels expect firmware's own data behind it.
+/// The end of usable low memory; kernels expect firmware's data above it.
 pub(super) const LOW_MEMORY_END: u64 = 0x9_fc00;
 
-/// ACPI tables, RSDP first, in what a PC keeps for its BIOS.
+/// ACPI tables, beginning with the RSDP, in the range that a PC reserves for its BIOS.
 pub(super) const ACPI: u64 = 0xe_0000;
-/// Room for them: 255 CPUs in 64 nodes need half of it.
+/// Bytes of that range: 255 CPUs in 64 nodes need half of it.
 pub(super) const ACPI_SIZE: usize = 0x2_0000;
 
-/// Usable memory goes on here.
+/// The first address of usable memory above 1 MiB.
 pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
-/// Where a kernel that is not told otherwise is linked to run: `CONFIG_PHYSICAL_START`.
+/// The address for which kernels are linked by default: `CONFIG_PHYSICAL_START`.
 pub(super) const KERNEL: u64 = 0x100_0000;
 
-/// The hole for devices: memory ends here, or goes on at [`HOLE_END`].
+/// The hole for devices: memory ends here, or continues at [`HOLE_END`].
 pub(super) const HOLE: u64 = 0xc000_0000;
-/// The first address behind the hole.
+/// The first address after the hole.
 pub(super) const HOLE_END: u64 = 1 << 32;
 
-/// Where the kernel may put the BARs of PCI devices.
+/// The range in which the kernel may place the BARs of PCI devices.
 pub(super) const PCI_WINDOW: u64 = 0xd000_0000;
 /// Bytes of [`PCI_WINDOW`].
 pub(super) const PCI_WINDOW_SIZE: u64 = 0x1000_0000;
-/// The I/O APIC, in KVM.
+/// The I/O APIC, which KVM emulates.
 pub(super) const IO_APIC: u64 = 0xfec0_0000;
-/// The local APICs, in KVM.
+/// The local APICs, which KVM emulates.
 pub(super) const LOCAL_APIC: u64 = 0xfee0_0000;
-/// A page that Intel's KVM needs for itself, and behind it three more (`KVM_SET_TSS_ADDR`).
+/// A page that KVM needs on Intel, followed by three more pages (`KVM_SET_TSS_ADDR`).
 pub(super) const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// See [`KVM_IDENTITY_MAP`].
 pub(super) const KVM_TSS: u64 = 0xfffb_d000;
 
 /// The first port of the 16550 serial console.
 pub(super) const COM1: u16 = 0x3f8;
-/// Its interrupt line.
+/// The interrupt line of the serial console.
 pub(super) const COM1_IRQ: u32 = 4;
-/// ACPI's sleep control register: a guest switches itself off here.
+/// ACPI's sleep control register, by which a guest powers off.
 pub(super) const SLEEP_CONTROL: u16 = 0x600;
 /// ACPI's sleep status register.
 pub(super) const SLEEP_STATUS: u16 = 0x601;
-/// ACPI's reset register: a guest asks for a reset here.
+/// ACPI's reset register, by which a guest requests a reset.
 pub(super) const RESET: u16 = 0x602;
-/// What is written to [`RESET`].
+/// The value of [`RESET`] that resets the machine.
 pub(super) const RESET_VALUE: u8 = 1;
 /// `SLP_TYP` of the state S5, in [`SLEEP_CONTROL`] at bit 2; bit 5 is `SLP_EN`.
 pub(super) const SLEEP_TYPE_S5: u8 = 5;

@@ -15,7 +15,7 @@ use vm_memory::{
 use super::error::Error;
 use super::layout::{HOLE, HOLE_END, LARGE_PAGE};
 
-/// A range of memory that belongs to one node.
+/// A range of memory of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MemoryNode {
     pub(super) base: u64,
@@ -23,7 +23,7 @@ pub(super) struct MemoryNode {
     pub(super) node: u32,
 }
 
-/// The ranges of nodes of `sizes` bytes laid end to end, with the hole for devices left out.
+/// Returns the ranges of adjacent nodes of `sizes` bytes, which leave out the hole for devices.
 pub(super) fn place(sizes: impl Iterator<Item = u64>) -> Vec<MemoryNode> {
     let mut ranges = Vec::new();
     let mut base = 0;
@@ -45,7 +45,7 @@ pub(super) fn place(sizes: impl Iterator<Item = u64>) -> Vec<MemoryNode> {
     ranges
 }
 
-/// The memory of one machine. It stays as the guest left it until this is dropped.
+/// The memory of one machine. Its content outlives the guest and is freed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Memory {
     // Dropped first: it points into the reservations.
@@ -54,16 +54,16 @@ pub(super) struct Memory {
 }
 
 /// Anonymous memory that begins at the boundary of a large page, as its guest-physical addresses
-/// do. Only so can KVM map it by large pages: a guest that boots touches some hundred of them, and
-/// would touch twenty thousand small ones, each an exit.
+/// do. KVM can map it by large pages only if both are aligned: a guest that boots touches some
+/// hundred large pages, or 20,000 small ones, each of which costs an exit.
 #[derive(Debug)]
 struct Reservation {
     mapping: *mut c_void,
     len: usize,
 }
 
-// SAFETY: it is a range of addresses, which is the same for all threads, and has no methods that
-// change it but `drop`.
+// SAFETY: it is a range of addresses, which is the same for all threads, and `drop` is its only
+// method that changes it.
 unsafe impl Send for Reservation {}
 // SAFETY: see above.
 unsafe impl Sync for Reservation {}
@@ -73,20 +73,20 @@ impl Reservation {
         let len = size.checked_add(LARGE_PAGE as usize).ok_or(Errno::NOMEM)?;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a new mapping, at an address that the kernel chooses, touches nobody's memory.
+        // SAFETY: a new mapping, at an address that the kernel chooses, overlaps no other memory.
         let mapping = unsafe { mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
         let this = Self { mapping, len };
-        // SAFETY: the range lies within the mapping, and the advice does not change what it holds.
-        // A kernel without large pages says no, which costs time and nothing else.
+        // SAFETY: the range lies within the mapping, and the advice does not change its content.
+        // The error is ignored: a kernel without large pages is only slower.
         let _ = unsafe { madvise(this.start().cast(), size, Advice::LinuxHugepage) };
-        // Processes that are forked meanwhile have no use for it, and would make every page that
-        // the guest writes next be copied.
+        // Children that are forked meanwhile do not need it, and would cause a copy of every page
+        // that the guest writes next.
         // SAFETY: as above; no child touches the range.
         unsafe { madvise(this.start().cast(), size, Advice::LinuxDontFork) }?;
         Ok(this)
     }
 
-    /// The first boundary of a large page.
+    /// Returns the first boundary of a large page.
     fn start(&self) -> *mut u8 {
         let offset = self.mapping.align_offset(LARGE_PAGE as usize);
         self.mapping.cast::<u8>().wrapping_add(offset)
@@ -95,14 +95,14 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and its owner drops what points into it first.
-        // It only fails for a range that is none.
+        // SAFETY: the mapping belongs to this value, and its owner drops everything that points
+        // into it first. `munmap` fails only for a range that is not mapped.
         let _ = unsafe { munmap(self.mapping, self.len) };
     }
 }
 
 impl Memory {
-    /// Reserves zeroed memory for `ranges`; pages come into being when they are first touched.
+    /// Reserves zeroed memory for `ranges`; pages are allocated when they are first touched.
     pub(super) fn new(ranges: &[MemoryNode]) -> Result<Self, Error> {
         let end = |of: &dyn Fn(&&MemoryNode) -> bool| {
             ranges.iter().filter(of).map(|range| range.base + range.size).max()
@@ -122,8 +122,8 @@ impl Memory {
             .map_err(|errno| failed(errno.to_string()))?;
         let regions = regions.iter().zip(&reservations).map(|((base, size), reservation)| {
             let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
-            // SAFETY: the range is mapped so, and stays it for as long as `Memory` lives, which owns
-            // both the region and the reservation and hands out references only.
+            // SAFETY: the range is mapped like this for as long as `Memory` lives, because `Memory`
+            // owns both the region and the reservation, and returns only references.
             let region = unsafe { MmapRegion::build_raw(reservation.start(), *size, prot, flags) };
             let region = region.map_err(|error| failed(error.to_string()))?;
             GuestRegionMmap::new(region, *base).ok_or_else(|| failed("it wraps around".to_owned()))
@@ -133,12 +133,13 @@ impl Memory {
         Ok(Self { mmap, _reservations: reservations })
     }
 
-    /// The memory as devices see it.
+    /// Returns the memory as devices access it.
     pub(super) fn mmap(&self) -> &GuestMemoryMmap {
         &self.mmap
     }
 
-    /// Where each region lies in the guest, in this process, and its size.
+    /// Returns for each region its guest-physical address, its address in this process, and its
+    /// size.
     pub(super) fn regions(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         self.mmap.iter().map(|region| {
             let (gpa, size) = (region.start_addr(), region.len());
@@ -147,12 +148,12 @@ impl Memory {
         })
     }
 
-    /// The end of the memory below the hole.
+    /// Returns the end of the memory below the hole.
     pub(super) fn low_end(&self) -> u64 {
         self.mmap.iter().next().map_or(0, |region| region.start_addr().raw_value() + region.len())
     }
 
-    /// Whether all of a range is memory below the hole.
+    /// Returns whether all of a range is memory below the hole.
     pub(super) fn is_low(&self, gpa: u64, len: u64) -> bool {
         gpa.checked_add(len).is_some_and(|end| end <= self.low_end())
     }
@@ -175,8 +176,8 @@ impl Memory {
         })
     }
 
-    /// The bytes of a range of low memory, before anything else can reach them: the exclusive
-    /// reference says that no machine has this memory yet.
+    /// Returns the bytes of a range of low memory. The exclusive reference guarantees that no
+    /// machine has this memory yet.
     pub(super) fn bytes_mut(&mut self, gpa: u64, len: u64) -> Result<&mut [u8], Error> {
         if len == 0 {
             return Ok(&mut []);
@@ -186,13 +187,13 @@ impl Memory {
             .mmap
             .get_slice(GuestAddress(gpa), len as usize)
             .map_err(|error| failed(format!("{len:#x} bytes at {gpa:#x}: {error}")))?;
-        // SAFETY: `slice` vouches that the range lies within one live mapping that `self.mmap`
-        // owns. Whoever else could reach it, a device or a VM, does it through a shared reference
-        // to `self`, and there is none while the result borrows `self` mutably.
+        // SAFETY: `slice` guarantees that the range lies within one live mapping that `self.mmap`
+        // owns. Devices and VMs reach it only through a shared reference to `self`, which cannot
+        // exist while the result borrows `self` mutably.
         Ok(unsafe { std::slice::from_raw_parts_mut(slice.ptr_guard_mut().as_ptr(), len as usize) })
     }
 
-    /// The value at `gpa`.
+    /// Reads the value at `gpa`.
     #[cfg(test)]
     pub(super) fn get<T: ByteValued>(&self, gpa: u64) -> Result<T, Error> {
         let mut bytes = vec![0; size_of::<T>()];
@@ -206,10 +207,10 @@ impl Memory {
         self.write(gpa, value.as_slice())
     }
 
-    /// Puts `len` bytes of `file` from `offset` on at `gpa`.
+    /// Copies `len` bytes of `file` from `offset` on to `gpa`.
     ///
-    /// They are copied. Mapped pages of a file would share the host's page cache, but are small
-    /// ones: all that is saved here, and more, is spent when the guest touches each of them.
+    /// Mapping the file instead would share the host's page cache, but by small pages, which cost
+    /// more when the guest touches them than the copy does.
     pub(super) fn load(
         &mut self,
         file: &File,
@@ -232,7 +233,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn nodes_are_laid_end_to_end_around_the_hole() {
+    fn place_leaves_out_the_hole() {
         for (sizes, want) in [
             (vec![256], vec![(0, 256, 0)]),
             (vec![3072], vec![(0, 3072, 0)]),
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_copied_to_any_address() {
+    fn load_copies_a_file_to_any_address() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..3 * 4096 + 7).map(|i| i as u8).collect();
         std::io::Write::write_all(&mut file, &bytes).unwrap();
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_begins_where_a_large_page_does() {
+    fn regions_begin_at_a_large_page() {
         for sizes in [vec![MIB], vec![257 * MIB], vec![3072 * MIB, 5 * MIB]] {
             let memory = Memory::new(&place(sizes.into_iter())).unwrap();
             for (gpa, hva, _) in memory.regions() {
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_is_whole_or_refused() {
+    fn read_fills_the_buffer_or_fails() {
         let memory = Memory::new(&place([3072 * MIB + MIB].into_iter())).unwrap();
         memory.write(HOLE - 4, b"low!").unwrap();
         memory.write(HOLE_END, b"high").unwrap();

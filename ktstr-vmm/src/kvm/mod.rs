@@ -1,10 +1,10 @@
 //! KVM as an [`Engine`]: a small VMM for x86-64, in this process.
 //!
-//! A machine is one thread per vCPU and nothing else. The threads share a `KvmMachine` (KVM's
-//! descriptor, memory, devices) and meet their owner in a `Hub`: output waits there, and who is to
-//! run is said there. All that a guest says is handled on the threads, which are confined; the
-//! owner only kicks them. Nothing of a machine has a name in the file system, and however this
-//! process ends, nothing is left behind.
+//! A machine has one thread per vCPU and no others. The threads share a `KvmMachine` (KVM's
+//! descriptor, memory, devices), which contains a `Hub`: output waits there for the owner, and the
+//! owner's commands for the vCPUs. Only the threads, which are confined, handle data of the guest;
+//! the owner just kicks them. A machine has no name in the file system, and nothing is left
+//! behind, however this process ends.
 //!
 //! Source: Linux 6.12, Documentation/virt/kvm/api.rst.
 
@@ -45,11 +45,11 @@ pub struct Kvm {
 }
 
 impl Kvm {
-    /// Opens `/dev/kvm` and makes sure that it can run a kernel, which takes milliseconds.
+    /// Opens `/dev/kvm` and checks that it can run a kernel, which takes milliseconds.
     ///
     /// # Errors
     ///
-    /// The reason why it cannot, and what to do.
+    /// Why it cannot, and how to fix it.
     pub fn open() -> Result<Self, Unusable> {
         let (kvm, facts) = probe::open()?;
         Ok(Self { kvm, facts })

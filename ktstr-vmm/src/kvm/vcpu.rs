@@ -1,8 +1,19 @@
-//! The thread of one vCPU: runs the guest, and does what the guest's exits ask for.
+//! The thread of one vCPU: runs the guest and handles its exits.
+//!
+//! The thread is in one of four states, which the owner changes by a [`VcpuCommand`] and a kick:
+//!
+//! ```text
+//!             Run                    Pause
+//!   parked --------> in the guest ----------> parked
+//!     |                 |   \
+//!     | Stop, Finish    |    \ the guest ends: flush the output (one vCPU, alone)
+//!     v                 v     v
+//!   ended             ended  ended
+//! ```
 
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
@@ -15,19 +26,21 @@ use super::hub::{Hub, VcpuCommand};
 use super::memory::Memory;
 use super::{pio, seccomp, signal};
 use crate::engine::{ExitReason, Registers};
+use crate::lock::lock;
 
 /// How often the devices are served after the guest's end. A guest that stands still has at most
-/// some MiB in its queues, of which one turn takes a quarter, unless the caller has less room; one
-/// that has made up more of it shall not be handed over for ever.
-const LAST_TURNS: u32 = 1024;
+/// some MiB in its queues, of which one iteration takes a quarter, unless the owner has less room.
+/// The limit is for a guest that has prepared more than that, for example rings that feed each
+/// other.
+const MAX_FLUSH_ITERATIONS: u32 = 1024;
 
-/// What all threads of a machine share.
+/// The part of a machine that all its threads share.
 #[derive(Debug)]
 pub(super) struct KvmMachine {
-    // In the order in which they are to be dropped: KVM before the memory it uses. Each vCPU is its
-    // thread's for as long as that runs, but is closed here: a confined thread cannot close it.
+    // The fields are dropped in this order: KVM before the memory that it uses. A vCPU belongs to
+    // its thread while that runs, but is closed here, because a confined thread cannot close it.
     pub(super) vcpus: Vec<Mutex<VcpuFd>>,
-    /// Their threads' numbers; 0 before a thread has begun.
+    /// The thread IDs of the vCPUs; 0 before a thread has begun.
     pub(super) tids: Vec<AtomicI32>,
     pub(super) vm: VmFd,
     pub(super) memory: Memory,
@@ -47,7 +60,7 @@ impl Board for KvmMachine {
             data: msi.data,
             ..kvm_msi::default()
         };
-        // KVM refuses what the guest programmed wrongly; the interrupt is then nobody's.
+        // KVM refuses a message that the guest programmed wrongly. It is lost, as on hardware.
         let _ = self.vm.signal_msi(msi);
     }
 
@@ -68,32 +81,37 @@ impl Board for KvmMachine {
     }
 }
 
-/// Tells the caller when the thread ends, however it does.
-struct Leave<'a>(&'a Hub, usize);
+/// Records the end of a vCPU's thread in the hub, also when the thread panics.
+struct LeaveGuard<'a> {
+    hub: &'a Hub,
+    cpu: usize,
+}
 
-impl Drop for Leave<'_> {
+impl Drop for LeaveGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.end(died(format!("the thread of vCPU {} panicked", self.1), String::new()));
+            let status = format!("the thread of vCPU {} panicked", self.cpu);
+            self.hub.end(died(status, String::new()));
         }
-        self.0.leave();
+        self.hub.leave(self.cpu);
     }
 }
 
-/// The thread of a vCPU: waits to be let go, runs the guest until it ends or is stopped.
+/// Runs a vCPU until the guest ends or the owner stops it; the body of the vCPU's thread.
 pub(super) fn run(machine: &KvmMachine, index: usize, filter: &BpfProgram) -> Result<(), Error> {
-    let _leave = Leave(&machine.hub, index);
+    let _guard = LeaveGuard { hub: &machine.hub, cpu: index };
     machine.tids[index].store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
-    let fd = &mut *machine.vcpus[index].lock().unwrap_or_else(PoisonError::into_inner);
+    let fd = &mut *lock(&machine.vcpus[index]);
     let failed = |operation, reason: String| Error::Thread { operation, cpu: index, reason };
     signal::let_kick_through(fd)
         .map_err(|error| failed("set the signal mask of", error.to_string()))?;
+    // From here on the thread cannot open, log or allocate descriptors: see `seccomp`.
     seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
-    Vcpu { index, fd, machine }.guest();
+    Vcpu { index, fd, machine }.run_guest();
     Ok(())
 }
 
-/// One CPU and its thread's view of the machine.
+/// A vCPU with the machine that it belongs to.
 #[derive(Debug)]
 struct Vcpu<'a> {
     index: usize,
@@ -102,13 +120,16 @@ struct Vcpu<'a> {
 }
 
 impl Vcpu<'_> {
-    fn guest(&mut self) {
+    /// Runs the guest and handles its exits, until it ends or the owner ends the thread.
+    fn run_guest(&mut self) {
         let machine = self.machine;
-        let mut is_running = self.attend();
+        let mut is_running = self.follow_command();
         while is_running {
+            // Work that an earlier exit left over. It is bounded, and the owner's command is looked
+            // at in between, so a guest cannot keep its vCPU from being paused.
             if machine.devices.wants_service() {
                 machine.devices.service(machine);
-                is_running = self.attend();
+                is_running = self.follow_command();
                 continue;
             }
             let end = match self.fd.run() {
@@ -127,15 +148,16 @@ impl Vcpu<'_> {
                     machine.devices.mmio_read(gpa, data);
                     None
                 }
-                // A triple fault, the last resort of a kernel that wants a reset.
+                // A triple fault: the last method by which a kernel resets the machine.
                 Ok(VcpuExit::Shutdown) => Some(ExitReason::Reset),
                 Ok(exit) => {
-                    let exit = format!("KVM gave up on vCPU {}: {exit:?}", self.index);
+                    let exit = format!("KVM cannot continue vCPU {}: {exit:?}", self.index);
                     Some(died(exit, self.details()))
                 }
                 Err(error) => match io::Error::from_raw_os_error(error.errno()).kind() {
+                    // A kick: the owner has a new command, or made room for output.
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
-                        is_running = self.attend();
+                        is_running = self.follow_command();
                         None
                     }
                     _ => {
@@ -146,7 +168,7 @@ impl Vcpu<'_> {
             };
             if let Some(reason) = end {
                 machine.hub.end(reason);
-                self.hand_over();
+                self.flush_output();
                 return;
             }
         }
@@ -162,43 +184,45 @@ impl Vcpu<'_> {
         })
     }
 
-    /// Does what the caller wants; false if that is to leave.
-    fn attend(&mut self) -> bool {
+    /// Parks while the owner's command is to pause. Returns whether to run the guest then.
+    fn follow_command(&mut self) -> bool {
+        // Before the command is read: a kick that comes later makes `KVM_RUN` return at once.
         signal::take_kicks();
         loop {
-            match self.machine.hub.wanted() {
+            match self.machine.hub.command() {
                 VcpuCommand::Run => break,
                 VcpuCommand::Finish | VcpuCommand::Stop => return false,
                 VcpuCommand::Pause => {
                     let registers = self.registers();
                     self.machine.hub.park(self.index, registers);
-                    // Tells the guest's watchdogs that it was not its fault. A guest that has no
-                    // clock of KVM's yet has no watchdogs either.
+                    // Lets the guest's watchdogs ignore the pause. It fails for a guest that has
+                    // not set up its KVM clock, which has no watchdogs yet either.
                     let _ = self.fd.kvmclock_ctrl();
                 }
             }
         }
-        // It may be the caller who made room, and kicked the first CPU to use it.
+        // The kick may mean that the owner made room for output: it kicks the first vCPU then.
         if self.index == 0 && self.machine.devices.wants_room() {
             self.machine.devices.service(self.machine);
         }
         true
     }
 
-    /// Hands over what the guest wrote before its end, as the caller takes it.
-    fn hand_over(&self) {
+    /// Hands the output that the guest wrote before its end to the owner, as the owner takes it.
+    fn flush_output(&self) {
         let KvmMachine { devices, hub, .. } = self.machine;
-        // The others could add to it for ever.
+        // Alone, because vCPUs that still run could add output without end.
         if !hub.wait_alone() {
             return;
         }
-        for _ in 0..LAST_TURNS {
+        for _ in 0..MAX_FLUSH_ITERATIONS {
             let is_more = devices.service(self.machine);
-            let goes_on = match is_more || devices.is_drained() {
-                true => is_more && hub.wanted() != VcpuCommand::Stop,
-                false => hub.wait_for_room(),
+            let should_continue = if is_more || devices.is_drained() {
+                is_more && hub.command() != VcpuCommand::Stop
+            } else {
+                hub.wait_for_room()
             };
-            if !goes_on {
+            if !should_continue {
                 return;
             }
         }

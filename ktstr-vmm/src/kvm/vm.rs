@@ -1,4 +1,4 @@
-//! A machine that KVM runs, seen by its owner.
+//! A machine that KVM runs, as its owner controls it.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -25,23 +25,22 @@ use crate::engine::{Event, ExitReason, Registers, Vm};
 use crate::error::Error;
 use crate::schedstat;
 
-/// How long CPUs may take to leave the guest; they do in microseconds unless the host is
-/// overwhelmed.
+/// How long vCPUs may take to leave the guest. It takes microseconds unless the host is overloaded.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The stack of a vCPU's thread, which does little more than KVM_RUN.
+/// Bytes of stack of a vCPU's thread, which does little more than `KVM_RUN`.
 const STACK_SIZE: usize = 256 << 10;
 
-/// What the kernel must be told on this machine, and why: the console's name; and that the timer
-/// needs no test, which a busy host fails.
+/// The kernel command line that this machine needs: the name of the console, no test of the timer,
+/// which fails on a busy host, and a reset through ACPI.
 const CMDLINE: &str = "console=ttyS0 no_timer_check reboot=acpi";
 
-/// What this engine cannot do without.
+/// The capabilities of KVM that this engine requires.
 const CAPABILITIES: [(Cap, &str, &str); 5] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP", "emulates interrupt controllers"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY", "gives memory to guests"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "tells CPU features"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "reports CPU features"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI", "delivers the interrupts of devices"),
-    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "keeps a guest's time honest"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK", "keeps the clock of a paused guest"),
 ];
 
 /// A running machine: one thread per vCPU.
@@ -50,16 +49,17 @@ pub(super) struct KvmVm {
     machine: Arc<KvmMachine>,
     threads: Vec<JoinHandle<Result<(), KvmError>>>,
     ports: usize,
-    /// The machine's descriptors of its vCPUs, which their threads have for themselves.
+    /// Descriptors of the vCPUs. The `VcpuFd`s are locked by their threads.
     vcpus: Vec<RawFd>,
-    /// How fast their time-stamp counters run.
+    /// The rate of the vCPUs' time-stamp counters, in kHz.
     tsc_khz: u32,
-    /// When the guest was paused, while it is.
+    /// The time at which the guest was paused, while it is.
     paused: Option<Moment>,
     exited: Option<ExitReason>,
 }
 
 impl KvmVm {
+    /// Creates a machine and starts its vCPUs.
     pub(super) fn boot(kvm: &Kvm, config: &VmConfig) -> Result<Self, Error> {
         for (cap, capability, needed_for) in CAPABILITIES {
             if !kvm.check_extension(cap) {
@@ -68,8 +68,11 @@ impl KvmVm {
         }
         let InitialMemory { cpus, memory, entry } =
             InitialMemory::new(config, &format!("{CMDLINE} {}", config.cmdline))?;
+        tracing::debug!(kernel = %config.kernel.display(), entry = format!("{entry:#x}"), "loaded");
         let vm = create_vm(kvm, &memory)?;
+        tracing::debug!(memory_mib = config.memory_mib, "created the VM");
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
+        tracing::debug!(count = vcpus.len(), "created the vCPUs");
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(KvmError::ioctl("KVM_GET_TSC_KHZ"))?;
         let descriptors = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
         let machine = Arc::new(KvmMachine {
@@ -93,7 +96,7 @@ impl KvmVm {
         Ok(this)
     }
 
-    /// Starts a thread for each vCPU, and lets them go when all are there.
+    /// Starts a thread for each vCPU, waits until all are ready, and runs the guest.
     fn start(&mut self) -> Result<(), Error> {
         let thread_error =
             |operation, cpu| move |reason: String| KvmError::Thread { operation, cpu, reason };
@@ -105,64 +108,68 @@ impl KvmVm {
             let (machine, filter) = (Arc::clone(&self.machine), Arc::clone(&filter));
             let thread =
                 std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK_SIZE);
-            // A kick that found a thread with its signals on would be the end of this process.
+            // A kick that reaches a thread with its signals unblocked would kill this process.
             let thread =
                 signal::while_blocked(|| thread.spawn(move || vcpu::run(&machine, index, &filter)));
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) => {
-                    // Those that were never started leave, too.
-                    (index..count).for_each(|_| self.machine.hub.leave());
-                    self.end();
+                    // The hub counts the vCPUs without a thread, too.
+                    (index..count).for_each(|cpu| self.machine.hub.leave(cpu));
+                    self.end_threads();
                     return Err(thread_error("start", index)(error.to_string()).into());
                 }
             }
         }
         self.wait_parked("start the vCPUs")?;
         if self.machine.hub.live() < count {
-            return Err(self
-                .end()
-                .unwrap_or(KvmError::Thread {
-                    operation: "keep",
-                    cpu: 0,
-                    reason: "it ended before the guest began".to_owned(),
-                })
-                .into());
+            let early = || thread_error("keep", 0)("it ended before the guest began".to_owned());
+            return Err(self.end_threads().unwrap_or_else(early).into());
         }
-        self.machine.hub.want(VcpuCommand::Run);
+        tracing::debug!(count, "the vCPU threads are ready");
+        self.machine.hub.set_command(VcpuCommand::Run);
         Ok(())
     }
 
     fn wait_parked(&self, command: &'static str) -> Result<(), Error> {
-        match self.machine.hub.wait_parked(Instant::now() + PAUSE_TIMEOUT) {
-            true => Ok(()),
-            false => Err(Error::Timeout { command, seconds: PAUSE_TIMEOUT.as_secs() }),
+        if self.machine.hub.wait_parked(Instant::now() + PAUSE_TIMEOUT) {
+            Ok(())
+        } else {
+            Err(Error::Timeout { command, seconds: PAUSE_TIMEOUT.as_secs() })
         }
     }
 
+    /// Reads the guest's clock and the host's counter.
     fn moment(&self) -> Result<Moment, Error> {
         Ok(Moment::now(&self.machine.vm).map_err(KvmError::ioctl("KVM_GET_CLOCK"))?)
     }
 
-    fn want(&self, wanted: VcpuCommand) {
-        self.machine.hub.want(wanted);
+    /// Gives all vCPUs a command, and gets those that run the guest out of it.
+    fn command_all(&self, command: VcpuCommand) {
+        // In this order: a vCPU that is kicked finds the new command.
+        self.machine.hub.set_command(command);
         self.threads.iter().for_each(signal::kick);
     }
 
-    /// Stops all threads and waits for them; returns the first error of one.
-    fn end(&mut self) -> Option<KvmError> {
-        self.want(VcpuCommand::Stop);
+    /// Ends all threads and waits for them. Returns the first error of one.
+    fn end_threads(&mut self) -> Option<KvmError> {
+        if self.threads.is_empty() {
+            return None;
+        }
+        self.command_all(VcpuCommand::Stop);
         let mut failed = None;
         for thread in self.threads.drain(..) {
-            // A thread that panicked has told the hub.
+            // The guard of a thread that panicked has recorded it in the hub.
             if let Ok(Err(error)) = thread.join() {
                 failed.get_or_insert(error);
             }
         }
+        tracing::debug!("all vCPU threads have ended");
         failed
     }
 }
 
+/// Creates a VM with the memory and the interrupt controllers of the machine.
 fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
     let vm = kvm.create_vm().map_err(KvmError::ioctl("KVM_CREATE_VM"))?;
     for (slot, (gpa, hva, size)) in (0..).zip(memory.regions()) {
@@ -173,9 +180,9 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
             memory_size: size,
             userspace_addr: hva,
         };
-        // SAFETY: the region is one live mapping of that size, which `memory` owns; the VM and the
-        // memory end up in one `KvmMachine`, which drops the VM first, after all of its vCPUs, whose
-        // threads hold it.
+        // SAFETY: the region is one live mapping of that size, which `memory` owns. The VM and the
+        // memory become fields of one `KvmMachine`, whose last owner drops the vCPUs and the VM
+        // before the memory.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
     }
@@ -186,14 +193,15 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
+/// Creates the vCPUs in the state that the boot protocol asks for.
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: &Cpus, entry: u64) -> Result<Vec<VcpuFd>, KvmError> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(KvmError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
-    let msrs = Msrs::from_entries(&regs::msrs()).expect("a handful of MSRs fits");
+    let msrs = Msrs::from_entries(&regs::msrs()).expect("KVM accepts more MSRs than these");
     let mut vcpus = Vec::new();
     for (index, cpu) in cpus.list.iter().enumerate() {
-        // KVM takes the vCPU's number for its APIC ID.
+        // KVM uses the vCPU's number as its APIC ID.
         let vcpu =
             vm.create_vcpu(cpu.apic_id.into()).map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
         let cpuid = cpuid::cpuid(supported.as_slice(), cpus, index);
@@ -228,9 +236,10 @@ impl Vm for KvmVm {
             }
             match next {
                 Some(HubEvent::Event(event)) => return Ok(event),
-                Some(HubEvent::Finish) => self.want(VcpuCommand::Finish),
+                Some(HubEvent::Finish) => self.command_all(VcpuCommand::Finish),
                 Some(HubEvent::Exited(reason)) => {
-                    self.end();
+                    self.end_threads();
+                    tracing::debug!(%reason, "machine exited");
                     self.exited = Some(reason);
                 }
                 None => return Ok(Event::Deadline),
@@ -253,10 +262,11 @@ impl Vm for KvmVm {
             return Err(Error::Gone { operation: "pause" });
         }
         if self.paused.is_none() && !self.machine.hub.has_ended() {
-            self.want(VcpuCommand::Pause);
+            self.command_all(VcpuCommand::Pause);
             let paused = self.wait_parked("pause").and_then(|()| self.moment());
-            // A machine that is not paused runs.
-            self.paused = Some(paused.inspect_err(|_| self.machine.hub.want(VcpuCommand::Run))?);
+            // After a failure the machine must not stay half paused: run all vCPUs again.
+            let run = |_: &Error| self.machine.hub.set_command(VcpuCommand::Run);
+            self.paused = Some(paused.inspect_err(run)?);
         }
         Ok(())
     }
@@ -266,17 +276,17 @@ impl Vm for KvmVm {
             return Err(Error::Gone { operation: "resume" });
         }
         if let Some(paused) = self.paused {
-            // The guest's time goes on where it stopped, and the counters with it: all are set back
-            // by the same amount.
+            // The guest's clock continues where it stopped. The counters must, too, because kernels
+            // compare the two: all are set back by the same amount.
             let clock = paused.clock();
             self.machine.vm.set_clock(&clock).map_err(KvmError::ioctl("KVM_SET_CLOCK"))?;
             let ahead = self.moment()?.ahead_since(&paused, self.tsc_khz);
             for vcpu in &self.vcpus {
-                // An old KVM cannot: its guests have to live with counters that ran on.
+                // Not an error: before Linux 5.16 KVM cannot, and the counters have run on.
                 let _ = tsc::set_back(vcpu, ahead);
             }
             self.paused = None;
-            self.machine.hub.want(VcpuCommand::Run);
+            self.machine.hub.set_command(VcpuCommand::Run);
         }
         Ok(())
     }
@@ -291,7 +301,7 @@ impl Vm for KvmVm {
 
     fn run_delays(&mut self) -> Result<Vec<Duration>, Error> {
         if self.threads.is_empty() {
-            return Err(Error::Gone { operation: "tell its run delays" });
+            return Err(Error::Gone { operation: "report its run delays" });
         }
         let tids = self.machine.tids.iter().map(|tid| tid.load(Ordering::Acquire));
         tids.map(schedstat::run_delay).collect()
@@ -299,13 +309,13 @@ impl Vm for KvmVm {
 
     fn stop(&mut self) -> Result<(), Error> {
         self.machine.hub.end(ExitReason::Stopped);
-        self.end();
+        self.end_threads();
         Ok(())
     }
 }
 
 impl Drop for KvmVm {
     fn drop(&mut self) {
-        self.end();
+        self.end_threads();
     }
 }

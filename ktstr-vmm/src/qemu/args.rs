@@ -1,11 +1,11 @@
-//! QEMU's command line, a pure function of the machine wanted.
+//! QEMU's command line, a pure function of the machine to run.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use crate::config::{Topology, VmConfig};
 
-/// Numbers of the file descriptors QEMU inherits.
+/// Numbers of the file descriptors that QEMU inherits.
 #[derive(Debug, Clone)]
 pub(super) struct Inherited {
     /// The QMP monitor: one end of a socket pair.
@@ -16,13 +16,13 @@ pub(super) struct Inherited {
     pub(super) memory: Vec<RawFd>,
 }
 
-/// The CPU a guest sees. Five-level paging is off in both: it doubles the cost of a page walk for
-/// nothing, and with it the guests of a guest crash.
+/// The CPU model of a guest. Both models disable five-level paging: it doubles the cost of a page
+/// walk without any use, and guests of a guest crash with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CpuModel {
-    /// An Intel one, because TCG lacks topoext: the CPUs of an AMD one share no L3.
+    /// An Intel CPU: because TCG lacks topoext, AMD CPUs under TCG do not share an L3.
     Intel,
-    /// An AMD one, whose SVM is what TCG emulates of hardware virtualization.
+    /// An AMD CPU, with SVM: the hardware virtualization that TCG emulates.
     Amd,
 }
 
@@ -35,17 +35,17 @@ impl CpuModel {
     }
 }
 
-/// What the kernel must be told on this machine, and why.
+/// The kernel command line that this machine needs.
 ///
-/// On a busy host a late timer interrupt reads as a broken IO-APIC, which panics
-/// (`no_timer_check`), and a late watchdog as a bad TSC, which leaves a clock many times slower to
-/// read (`tsc=reliable`); TCG's TSC is one clock for all CPUs.
+/// On a busy host a late timer interrupt looks like a broken IO-APIC, which panics the kernel
+/// (`no_timer_check`), and a late watchdog looks like a bad TSC, after which reading the clock is
+/// many times slower (`tsc=reliable`). TCG's TSC is one clock for all CPUs.
 const CMDLINE: &str = "console=ttyS0 no_timer_check tsc=reliable";
 
 /// Builds all arguments after the program and its own leading ones.
 ///
 /// `tsc_khz` is the rate of the host's TSC, which TCG's guests read. A kernel that is not given it
-/// calibrates against the PIT, and on a busy host takes a late interrupt for a slow TSC.
+/// calibrates against the PIT, and on a busy host misreads a late interrupt as a slow TSC.
 pub(super) fn build(
     config: &VmConfig,
     fds: &Inherited,
@@ -54,15 +54,16 @@ pub(super) fn build(
 ) -> Vec<OsString> {
     let mut args = Args::default();
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
-    // QMP must be listening before the guest can end, or the event that tells why is lost: start
-    // stopped. Stop, not exit, at the end: what the guest wrote last may still be in its rings.
+    // Start stopped (`-S`): QMP must be open before the guest can end, or the event with the reason
+    // is lost. Pause at the end instead of exiting: the guest's last output may still be in its
+    // rings.
     args.flag("-S").option("-action", "reboot=shutdown,shutdown=pause");
     args.option("-accel", "tcg,thread=multi");
     args.option("-cpu", cpu.model());
     add_topology(&mut args, config, &fds.memory);
     add_channels(&mut args, config, fds);
     args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
-    // Places for cores that a smaller cache lacks: to Linux 6.1 they are CPUs that may come yet.
+    // Without this, Linux 6.1 counts the missing cores of smaller caches as hotpluggable CPUs.
     let nr_cpus = config.topology.nr_cpus();
     let tsc_khz = tsc_khz.map_or_else(String::new, |khz| format!("tsc_early_khz={khz} "));
     let own = format!("{CMDLINE} {tsc_khz}possible_cpus={nr_cpus}");
@@ -70,7 +71,7 @@ pub(super) fn build(
     args.0
 }
 
-/// CPUs, memory and nodes.
+/// Adds CPUs, memory and nodes.
 fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
     add_cpus(args, &config.topology);
     args.option("-m", format!("{}M", config.memory_mib));
@@ -83,14 +84,14 @@ fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
             ),
         );
     }
-    // One node needs no tables: the kernel makes node 0 of whatever there is.
+    // One node needs no tables: without any, the kernel puts everything into node 0.
     let numa_nodes = config.topology.numa_nodes;
     if numa_nodes == 1 {
         args.option("-machine", "pc,memory-backend=mem0");
         return;
     }
     args.option("-machine", "pc");
-    // All that there is room for, whether or not it is there.
+    // The numbers of all CPUs that there is room for, also of those that do not exist.
     let per_node = config.topology.llcs_per_node() * cpus_per_socket(&config.topology);
     for node in 0..numa_nodes {
         let (first, last) = (node * per_node, (node + 1) * per_node - 1);
@@ -103,11 +104,11 @@ fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
     }
 }
 
-/// The CPUs: a last-level cache is a socket, because QEMU gives each socket an L3, while `dies=`
-/// aborts QEMU 10 with an Intel CPU.
+/// Adds the CPUs. A last-level cache is a socket, because QEMU gives each socket an L3, while
+/// `dies=` aborts QEMU 10 with an Intel CPU.
 ///
-/// Sockets have room for the cores of the largest. QEMU itself fills them in order, up to the first
-/// one that has fewer; each CPU behind that gap is a device of its own, as `-cpu` describes it.
+/// All sockets have room for the cores of the largest cache. QEMU itself fills them in order, up to
+/// the first one with fewer cores; each CPU after that gap is a device, of the model in `-cpu`.
 fn add_cpus(args: &mut Args, topology: &Topology) {
     let Topology { ref llc_cores, threads_per_core, .. } = *topology;
     let max_cores = topology.max_cores_per_llc();
@@ -134,23 +135,23 @@ fn add_cpus(args: &mut Args, topology: &Topology) {
     }
 }
 
-/// CPUs that a socket has room for.
+/// Returns the number of CPUs that a socket has room for.
 fn cpus_per_socket(topology: &Topology) -> u32 {
     topology.max_cores_per_llc() * topology.threads_per_core
 }
 
-/// QMP, the console and the ports.
+/// Adds QMP, the console and the ports.
 fn add_channels(args: &mut Args, config: &VmConfig, fds: &Inherited) {
     args.option("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
-    // Not `-mon`, which QEMU 11.1 warns of as deprecated.
+    // Not `-mon`, which is deprecated since QEMU 11.1.
     args.option("-qmp", "chardev:qmp");
     // A pipe, because the UART writes single bytes: a socket is full after a few hundred writes
-    // of whatever size, a pipe after 64 KiB.
+    // of any size, a pipe after 64 KiB.
     args.option("-chardev", "stdio,id=console,signal=off").option("-serial", "chardev:console");
     if fds.ports.is_empty() {
         return;
     }
-    // Number 0 is kept for a console, which is why there is one more than there are ports.
+    // One more than there are ports, because number 0 is reserved for a console.
     let max_ports = fds.ports.len() + 1;
     args.option("-device", format!("virtio-serial-pci,max_ports={max_ports}"));
     for (index, (name, fd)) in config.ports.iter().zip(&fds.ports).enumerate() {
@@ -165,7 +166,7 @@ fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }
 
-/// A command line in the making.
+/// A command line that is being built.
 #[derive(Debug, Default)]
 struct Args(Vec<OsString>);
 
@@ -208,14 +209,14 @@ mod tests {
         args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 
-    /// The values given to an option, in their order.
+    /// Returns the values of an option, in their order.
     fn values<'a>(args: &'a [String], option: &str) -> Vec<&'a str> {
         let pairs = args.windows(2).filter(|pair| pair[0] == option);
         pairs.map(|pair| pair[1].as_str()).collect()
     }
 
     #[test]
-    fn last_level_caches_are_sockets() {
+    fn build_makes_last_level_caches_sockets() {
         for (topology, want) in [
             ([1, 1, 1, 1], "1,maxcpus=1,sockets=1,cores=1,threads=1"),
             ([1, 2, 2, 2], "8,maxcpus=8,sockets=2,cores=2,threads=2"),
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn cpus_behind_a_smaller_cache_are_devices() {
+    fn build_makes_cpus_after_a_smaller_cache_devices() {
         for (llc_cores, threads_per_core, smp, devices) in [
             (vec![3, 1], 2, "8,maxcpus=12,sockets=2,cores=3,threads=2", vec![]),
             (vec![1, 2], 1, "1,maxcpus=4,sockets=2,cores=2,threads=1", vec![[1, 0, 0], [1, 1, 0]]),
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_have_the_places_of_cpus_that_are_not_there() {
+    fn build_assigns_missing_cpus_to_nodes() {
         let topology = Topology { numa_nodes: 2, llc_cores: vec![3, 1], threads_per_core: 2 };
         let args = built(&config(topology, 512, &[]));
         assert_eq!(
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn one_node_has_no_tables() {
+    fn build_adds_no_numa_options_for_one_node() {
         let args = built(&config([1, 2, 1, 1], 512, &[]));
         assert_eq!(values(&args, "-m"), ["512M"]);
         assert_eq!(values(&args, "-numa"), [""; 0]);
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_share_cpus_and_memory_and_the_last_takes_the_remainder() {
+    fn build_divides_cpus_and_memory_among_nodes() {
         let args = built(&config([3, 3, 2, 1], 1000, &[]));
         assert_eq!(
             values(&args, "-numa"),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_numbered_from_one_and_keep_their_names() {
+    fn build_numbers_ports_from_one() {
         let args = built(&config([1, 1, 1, 1], 256, &["ktstr.wire", "a,b"]));
         assert_eq!(
             values(&args, "-device"),
@@ -317,13 +318,13 @@ mod tests {
     }
 
     #[test]
-    fn qmp_has_no_deprecated_option() {
+    fn build_uses_no_deprecated_option_for_qmp() {
         let args = built(&config([1, 1, 1, 1], 256, &[]));
         assert_eq!((values(&args, "-qmp"), values(&args, "-mon")), (vec!["chardev:qmp"], vec![]));
     }
 
     #[test]
-    fn paths_and_command_line_are_passed_as_they_are() {
+    fn build_passes_paths_and_command_line_unchanged() {
         let args = built(&config([1, 1, 1, 1], 256, &[]));
         assert_eq!(values(&args, "-kernel"), ["/k/vm,linux"]);
         let own = format!("{CMDLINE} tsc_early_khz=2445400 possible_cpus=1");

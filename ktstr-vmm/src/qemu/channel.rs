@@ -10,12 +10,12 @@ use rustix::net::{SendFlags, send};
 
 use crate::error::Error;
 
-/// The most one read takes.
+/// Bytes of one read at most.
 pub(super) const CHUNK: usize = 64 << 10;
-/// The most that waits for the guest or QEMU to read it.
+/// Bytes that may wait for the guest or QEMU to read them.
 const MAX_UNSENT: usize = 64 << 20;
 
-/// Our end of a stream whose other end is QEMU's.
+/// This process's end of a stream to QEMU.
 #[derive(Debug)]
 pub(super) struct Channel {
     fd: OwnedFd,
@@ -24,33 +24,38 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Makes a socket pair; the second half is for QEMU.
+    /// Creates a socket pair; the second descriptor is for QEMU.
     pub(super) fn pair() -> Result<(Self, OwnedFd), Error> {
         let make = || {
             let (ours, theirs) = UnixStream::pair()?;
             ours.set_nonblocking(true)?;
             Ok((Self::new(ours.into()), theirs.into()))
         };
-        make().map_err(Error::io::<std::io::Error>("make a socket pair"))
+        make().map_err(Error::io::<std::io::Error>("create a socket pair"))
     }
 
     fn new(fd: OwnedFd) -> Self {
         Self { fd, unsent: VecDeque::new(), is_open: true }
     }
 
-    /// Takes our end of a pipe, to be read only.
+    /// Wraps this process's end of a pipe that is only read.
     pub(super) fn reader(fd: OwnedFd) -> Result<Self, Error> {
         ioctl_fionbio(&fd, true).map_err(Error::io("make a pipe non-blocking"))?;
         Ok(Self::new(fd))
     }
 
-    /// The descriptor and what to wait for on it; none once the other end is closed.
+    /// Returns whether QEMU has not closed its end.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Returns the descriptor and the events to poll it for; `None` once the other end is closed.
     pub(super) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let write = if self.unsent.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         self.is_open.then(|| (self.fd.as_fd(), PollFlags::IN | write))
     }
 
-    /// Takes what is there, at most [`CHUNK`] bytes; empty if there is nothing now.
+    /// Reads up to [`CHUNK`] bytes without waiting; empty if there are none now.
     pub(super) fn read(&mut self) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         if !self.is_open {
@@ -59,7 +64,8 @@ impl Channel {
         bytes.reserve_exact(CHUNK);
         loop {
             match rustix::io::read(&self.fd, rustix::buffer::spare_capacity(&mut bytes)) {
-                // A peer that died with our bytes unread shows as a reset, after its own bytes.
+                // A peer that ended with unread bytes shows as a reset, after its own bytes were
+                // read.
                 Ok(0) | Err(Errno::CONNRESET) => self.is_open = false,
                 Ok(_) | Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => continue,
@@ -71,7 +77,7 @@ impl Channel {
         Ok(bytes)
     }
 
-    /// Queues bytes and writes what the other end takes now.
+    /// Queues bytes, and writes as many as the other end takes now.
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if self.unsent.len() + bytes.len() > MAX_UNSENT {
             return Err(Error::Overflow {
@@ -83,14 +89,14 @@ impl Channel {
         self.flush()
     }
 
-    /// Writes queued bytes as far as the other end takes them now.
+    /// Writes queued bytes, as many as the other end takes now.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         while self.is_open && !self.unsent.is_empty() {
             match send(&self.fd, self.unsent.as_slices().0, SendFlags::NOSIGNAL) {
                 Ok(count) => drop(self.unsent.drain(..count)),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                // Nobody is left to read; what QEMU wrote before may still be readable.
+                // There is no reader any more. Bytes that QEMU wrote before may still be readable.
                 Err(Errno::PIPE | Errno::CONNRESET) => self.unsent.clear(),
                 Err(errno) => return Err(Error::io("write to the engine")(errno)),
             }
@@ -111,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_sleeps_gets_all_bytes_in_order_later() {
+    fn send_queues_bytes_for_a_slow_reader() {
         let (mut ours, mut theirs) = pair();
         let sent: Vec<u8> = (0..2 << 20).map(|i: u32| (i % 251) as u8).collect();
         ours.send(&sent).unwrap();
@@ -128,22 +134,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_before_the_end_is_read_before_the_end() {
+    fn read_returns_bytes_before_the_end() {
         let (mut ours, mut theirs) = pair();
         ours.send(b"never read").unwrap();
         theirs.write_all(b"last words").unwrap();
         drop(theirs);
-        ours.send(b"to nobody").unwrap();
+        ours.send(b"discarded").unwrap();
         assert_eq!(ours.read().unwrap(), b"last words");
         assert_eq!(ours.read().unwrap(), b"");
         assert!(ours.interest().is_none());
     }
 
     #[test]
-    fn unsent_bytes_are_bounded() {
+    fn send_limits_unsent_bytes() {
         let (mut ours, _theirs) = pair();
         ours.send(&vec![0; MAX_UNSENT]).unwrap();
         let error = ours.send(&vec![0; 1 << 20]).unwrap_err();
-        assert_eq!(error.to_string(), "over 64 MiB wait for the guest to read them");
+        assert_eq!(error.to_string(), "more than 64 MiB are waiting for the guest to read them");
     }
 }

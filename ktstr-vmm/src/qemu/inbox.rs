@@ -1,14 +1,14 @@
-//! What the machine has said and the caller has not yet asked for.
+//! Data that QEMU has written and the caller has not yet taken.
 
 use std::collections::VecDeque;
 
 use crate::engine::Event;
 use crate::error::Error;
 
-/// The most that is held. Only a wait for QEMU's answer can come near: else nothing is read before
-/// the caller has taken what there is.
+/// Bytes that may wait for the caller. Only a wait for QEMU's answer can come near: otherwise
+/// nothing is read until the caller has taken all events.
 const MAX_QUEUED: usize = 64 << 20;
-/// How much of the end of standard error is kept.
+/// Bytes at the end of standard error that are kept.
 const STDERR_TAIL: usize = 16 << 10;
 
 /// Events in the order of their arrival.
@@ -21,12 +21,12 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// Adds what came from the console.
+    /// Adds bytes of the console.
     pub(super) fn add_console(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
         self.add(bytes, Event::Console)
     }
 
-    /// Adds what came from a port.
+    /// Adds bytes of a port.
     pub(super) fn add_port(&mut self, port: usize, bytes: Vec<u8>) -> Result<(), Error> {
         self.add(bytes, |bytes| Event::Port { port, bytes })
     }
@@ -45,19 +45,19 @@ impl Inbox {
         Ok(())
     }
 
-    /// Adds what QEMU says on standard error; only the end is kept.
+    /// Adds bytes of QEMU's standard error, of which only the end is kept.
     pub(super) fn add_stderr(&mut self, bytes: &[u8]) {
         self.stderr.extend(bytes);
         let excess = self.stderr.len().saturating_sub(STDERR_TAIL);
         self.stderr.drain(..excess);
         if excess > 0 {
-            // Not the second half of a letter.
+            // Do not begin in the middle of a UTF-8 sequence.
             let cut = self.stderr.iter().take(3).take_while(|byte| *byte & 0xc0 == 0x80).count();
             self.stderr.drain(..cut);
         }
     }
 
-    /// The oldest event, taken out.
+    /// Removes and returns the oldest event.
     pub(super) fn pop(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
         if let Event::Console(bytes) | Event::Port { bytes, .. } = &event {
@@ -66,17 +66,17 @@ impl Inbox {
         Some(event)
     }
 
-    /// Whether there is nothing to take.
+    /// Returns whether there are no events.
     pub(super) fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
 
-    /// How many bytes ever came from the guest.
+    /// Returns the total number of bytes that were added for console and ports.
     pub(super) fn received(&self) -> u64 {
         self.received
     }
 
-    /// The end of standard error.
+    /// Returns the end of standard error.
     pub(super) fn stderr(&self) -> String {
         let bytes: Vec<u8> = self.stderr.iter().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_keep_their_order_and_are_counted() {
+    fn pop_returns_events_in_order() {
         let mut inbox = Inbox::default();
         inbox.add_console(b"one".to_vec()).unwrap();
         inbox.add_port(2, Vec::new()).unwrap();
@@ -101,20 +101,20 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_nobody_takes_is_an_error() {
+    fn add_limits_the_waiting_bytes() {
         let mut inbox = Inbox::default();
         inbox.add_console(vec![b'x'; MAX_QUEUED]).unwrap();
         assert!(inbox.add_console(vec![b'x']).is_err());
     }
 
     #[test]
-    fn only_the_end_of_standard_error_is_kept() {
+    fn add_stderr_keeps_only_the_end() {
         let mut inbox = Inbox::default();
         inbox.add_stderr(&[b'a'; STDERR_TAIL]);
         inbox.add_stderr(b"the end");
         assert_eq!(inbox.stderr().len(), STDERR_TAIL);
         assert!(inbox.stderr().ends_with("aathe end"));
         inbox.add_stderr("\u{20ac}".repeat(STDERR_TAIL).as_bytes());
-        assert!(!inbox.stderr().contains(char::REPLACEMENT_CHARACTER), "cut inside a letter");
+        assert!(!inbox.stderr().contains(char::REPLACEMENT_CHARACTER), "cut inside a character");
     }
 }

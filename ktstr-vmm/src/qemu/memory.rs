@@ -1,4 +1,4 @@
-//! Guest memory as files without names, which this process reads while QEMU runs the guest on them.
+//! Guest memory in memfds, which this process can read while QEMU runs the guest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -9,14 +9,14 @@ use crate::config::VmConfig;
 use crate::error::Error;
 
 const MIB: u64 = 1 << 20;
-/// Where the memory goes on that found no place below the devices.
+/// The address of the memory that does not fit below the devices.
 const HIGH_BASE: u64 = 4 << 30;
 
-/// The memory of one machine, one memfd per node.
+/// The memory of a machine, one memfd per node.
 #[derive(Debug)]
 pub(super) struct GuestMemory {
     nodes: Vec<Node>,
-    /// Bytes of memory below the hole under 4 GiB.
+    /// Bytes of memory below the hole for devices, which ends at 4 GiB.
     low: u64,
 }
 
@@ -27,7 +27,7 @@ struct Node {
 }
 
 impl GuestMemory {
-    /// Makes zeroed memory; pages come into being when they are first written.
+    /// Creates zeroed memory; pages are allocated when they are first written.
     pub(super) fn new(config: &VmConfig) -> Result<Self, Error> {
         let nodes = config
             .node_sizes_mib()
@@ -41,12 +41,12 @@ impl GuestMemory {
         Ok(Self { nodes, low: low_memory(u64::from(config.memory_mib) * MIB) })
     }
 
-    /// Bytes of memory below the hole under 4 GiB.
+    /// Returns the bytes of memory below the hole for devices.
     pub(super) fn low(&self) -> u64 {
         self.low
     }
 
-    /// The memfds, in node order.
+    /// Returns the memfds, in node order.
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.nodes.iter().map(|node| node.memfd.as_fd())
     }
@@ -68,7 +68,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Turns an address range into an offset into the nodes laid end to end.
+    /// Converts an address range into an offset into the concatenated nodes.
     fn offset(&self, gpa: u64, len: usize) -> Result<u64, Error> {
         let total: u64 = self.nodes.iter().map(|node| node.size).sum();
         let (base, first, last) =
@@ -81,7 +81,7 @@ impl GuestMemory {
     }
 }
 
-/// How much of `total` bytes lies below 4 GiB on QEMU's `pc`.
+/// Returns how much of `total` bytes lies below 4 GiB on QEMU's `pc`.
 ///
 /// Source: QEMU 10.0, hw/i386/pc_piix.c (`pc_init1`): 3.5 GiB if that holds all, else 3 GiB.
 fn low_memory(total: u64) -> u64 {
@@ -93,7 +93,7 @@ fn low_memory(total: u64) -> u64 {
 fn read_exact_at(fd: &OwnedFd, mut buf: &mut [u8], mut offset: u64) -> rustix::io::Result<()> {
     while !buf.is_empty() {
         match pread(fd, &mut *buf, offset) {
-            // Only a truncated file ends early, and nobody truncates it.
+            // Only a truncated file ends early, and this one is never truncated.
             Ok(0) => return Err(Errno::IO),
             Ok(n) => {
                 buf = &mut buf[n..];
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_across_nodes_takes_from_both() {
+    fn read_crosses_nodes() {
         let memory = memory(2, 5);
         pwrite(&memory.nodes[0].memfd, b"abc", 2 * MIB - 3).unwrap();
         pwrite(&memory.nodes[1].memfd, b"def", 0).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_above_the_hole_follows_what_is_below() {
+    fn read_finds_memory_above_the_hole() {
         let memory = memory(1, 4096);
         pwrite(&memory.nodes[0].memfd, b"low!high", 3072 * MIB - 4).unwrap();
         let mut buf = [0; 4];
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_memory_is_refused() {
+    fn read_rejects_ranges_outside_of_memory() {
         for (mib, gpa, len) in [
             (16, 16 * MIB, 1),
             (16, 16 * MIB - 1, 2),

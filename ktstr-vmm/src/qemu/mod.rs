@@ -1,8 +1,8 @@
-//! QEMU as an [`Engine`]: one process per machine, emulating its CPUs (TCG).
+//! QEMU as an [`Engine`]: one process per machine, which emulates its CPUs (TCG).
 //!
-//! Nothing of a machine has a name in the file system: QMP and the ports are socket pairs, the
-//! console is a pipe and guest memory a memfd, all inherited by QEMU. So machines cannot meet, and
-//! whatever way this process ends, nothing is left behind.
+//! A machine has no name in the file system: QMP and the ports are socket pairs, the console is a
+//! pipe and guest memory a memfd, all inherited by QEMU. So machines do not interfere with each
+//! other, and nothing is left behind, however this process ends.
 //!
 //! Sources: QEMU 10.0, qemu-options.hx (options), docs/interop/qmp-spec.rst (QMP).
 
@@ -30,23 +30,23 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Names the program to run and its version (`11.1.3`).
+    /// Creates an engine from the program to run and its version (`11.1.3`).
     ///
-    /// `argv` is the program and the arguments to put before all others, such as `-L` and a folder
-    /// of firmware. What the program starts ends with the machine, too.
+    /// `argv` is the program and the arguments before all others, such as `-L` with a directory of
+    /// firmware. Descendants of the program are killed with the machine, too.
     ///
     /// # Panics
     ///
     /// If `argv` is empty.
     pub fn new(argv: Vec<OsString>, version: impl Into<String>) -> Self {
-        assert!(!argv.is_empty(), "a QEMU needs a program to run");
+        assert!(!argv.is_empty(), "the program to run is missing");
         Self { argv, version: version.into(), cpu: args::CpuModel::Intel }
     }
 
     /// Gives guests a CPU on which they can run guests of their own, with KVM's `kvm_amd`.
     ///
-    /// Each of its CPUs has a last-level cache of its own, so a
-    /// [`Topology`](crate::Topology) that asks for another sharing is not what the guest sees.
+    /// Each of its CPUs has its own last-level cache, so the caches that the guest sees differ from
+    /// a topology in which CPUs share them.
     #[must_use]
     pub fn with_nested_virtualization(self) -> Self {
         Self { cpu: args::CpuModel::Amd, ..self }
@@ -65,7 +65,7 @@ impl Engine for Qemu {
         Timing::Emulated
     }
 
-    /// Starts QEMU; it dies with the calling *thread*, which must outlive the machine.
+    /// Starts QEMU, which is killed when the calling *thread* ends: it must outlive the machine.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error> {
         Ok(Box::new(vm::QemuVm::boot(&self.argv, self.cpu, config)?))
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nested_virtualization_is_told() {
+    fn describe_names_nested_virtualization() {
         let qemu = Qemu::new(vec!["qemu".into()], "10.0.13").with_nested_virtualization();
         assert_eq!(qemu.describe(), "QEMU 10.0.13 (TCG with SVM)");
     }

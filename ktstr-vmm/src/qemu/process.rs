@@ -1,4 +1,5 @@
-//! The QEMU process: started with the descriptors it needs and no others, never left behind.
+//! The QEMU process: started with the descriptors that it needs and no others, and never left
+//! behind.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,17 +13,17 @@ use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use super::channel::Channel;
 use crate::error::Error;
 
-/// Descriptors for a child, at the numbers they will have there.
+/// Descriptors for a child, which have the same numbers there.
 ///
-/// They are close-on-exec in this process, so that programs other threads start meanwhile cannot
-/// inherit them, and lose that flag only in the child that they are meant for.
+/// They are close-on-exec in this process, so that programs that other threads start meanwhile do
+/// not inherit them. They lose that flag only in the child that they are meant for.
 #[derive(Debug, Default)]
 pub(super) struct Inherit(Vec<OwnedFd>);
 
 impl Inherit {
-    /// Adds a descriptor; returns its number in the child.
+    /// Adds a descriptor and returns its number in the child.
     pub(super) fn add(&mut self, fd: impl AsFd) -> Result<RawFd, Error> {
-        // Not below 3, where the child's standard streams go.
+        // Not below 3: those are the child's standard streams.
         let fd = fcntl_dupfd_cloexec(fd, 3).map_err(Error::io("duplicate a descriptor"))?;
         let number = fd.as_raw_fd();
         self.0.push(fd);
@@ -30,14 +31,14 @@ impl Inherit {
     }
 }
 
-/// A child process and all it starts, killed and waited for when dropped.
+/// A child process with its descendants, killed and waited for when dropped.
 #[derive(Debug)]
 pub(super) struct QemuProcess {
     job: Job,
     child: Child,
 }
 
-/// What a child says.
+/// The output streams of a child.
 #[derive(Debug)]
 pub(super) struct QemuOutput {
     pub(super) stdout: Channel,
@@ -45,7 +46,7 @@ pub(super) struct QemuOutput {
 }
 
 impl QemuProcess {
-    /// Starts a program. It dies with the calling thread.
+    /// Starts a program, which is killed when the calling thread ends.
     pub(super) fn spawn(
         argv: &[OsString],
         args: &[OsString],
@@ -58,61 +59,65 @@ impl QemuProcess {
         // owns and on its own signal mask; it allocates nothing and takes no lock.
         unsafe { command.pre_exec(move || keep_open(&inherit).and_then(|()| block_signals())) };
         let job = Job::new(Limits::none())?;
-        // Closes this process's copies of the child's descriptors, which the command has.
+        // This drops the command, and with it this process's copies of the child's descriptors.
         let mut child = job.spawn(command).map_err(|error| match error {
             process::Error::Spawn { .. } => Error::Spawn(error),
             other => Error::Contain(other),
         })?;
+        tracing::debug!(pid = child.pid(), "QEMU has started");
         let streams = child.stdout.take().zip(child.stderr.take());
-        let (stdout, stderr) = streams.expect("both streams were asked for");
+        let (stdout, stderr) = streams.expect("both streams are piped");
         let stdout = Channel::reader(stdout.into())?;
         let stderr = Channel::reader(stderr.into())?;
         Ok((Self { job, child }, QemuOutput { stdout, stderr }))
     }
 
-    /// Readable once the process has ended.
+    /// Returns a descriptor that becomes readable when the process ends.
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
         self.child.as_fd()
     }
 
-    /// Kills the process, if it still runs, and waits for it: `signal: 9 (SIGKILL)`.
+    /// Kills the process, if it still runs, and returns how it ended: `signal: 9 (SIGKILL)`.
     pub(super) fn kill(&mut self) -> Result<String, Error> {
         self.job.kill_all()?;
         self.wait()
     }
 
-    /// Waits for the end of the process and returns how it ended: `exit status: 1`.
+    /// Waits until the process ends and returns how: `exit status: 1`.
     pub(super) fn wait(&mut self) -> Result<String, Error> {
         match self.child.wait() {
-            Ok(status) => Ok(status.to_string()),
-            // It has ended, but another thread has waited for it or ignores SIGCHLD: that must not
-            // cost the verdict that came before.
+            Ok(status) => {
+                tracing::debug!(pid = self.child.pid(), %status, "QEMU has exited");
+                Ok(status.to_string())
+            }
+            // It has ended, but another thread has reaped it, or SIGCHLD is ignored. The results
+            // that arrived before are still valid.
             Err(process::Error::System { source, .. })
                 if source.raw_os_error() == Some(Errno::CHILD.raw_os_error()) =>
             {
-                Ok("unknown exit status, another part of this process has taken it".to_owned())
+                Ok("unknown exit status: another part of this process has reaped it".to_owned())
             }
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// Runs in the child before exec.
+/// Clears close-on-exec of the descriptors, in the child before exec.
 fn keep_open(inherit: &Inherit) -> io::Result<()> {
-    // Same number, so nothing is overwritten: neither another source nor std's own error pipe.
+    // No `dup2`: it could overwrite another of these descriptors, or std's own error pipe.
     for fd in &inherit.0 {
         fcntl_setfd(fd, FdFlags::empty())?;
     }
     Ok(())
 }
 
-/// Blocks the signals that QEMU ends at, in the child before exec.
+/// Blocks the signals that terminate QEMU, in the child before exec.
 ///
-/// A terminal sends them to each process of a job (Ctrl-C, a hang-up), and QEMU handles them even if
-/// the runner was started to ignore them, as by a script's `&` or by `nohup`. It is for the runner to
-/// end at them, and QEMU ends with the runner. QEMU adds to the mask that it inherits
-/// (util/main-loop.c, `qemu_signal_init`). In a process group of its own it would run on
-/// while Ctrl-Z has stopped the runner.
+/// A terminal sends them to each process of the foreground job (Ctrl-C, a hang-up), and QEMU
+/// handles them even if the runner was started with them ignored, as by a script's `&` or by
+/// `nohup`. They are meant for the runner, and QEMU is killed with the runner. QEMU adds to the
+/// mask that it inherits (util/main-loop.c, `qemu_signal_init`). A process group of its own is no
+/// alternative: QEMU would then run on while Ctrl-Z has stopped the runner.
 fn block_signals() -> io::Result<()> {
     // SAFETY: `sigemptyset` initialises the set, and the calls read and write nothing else.
     let result = unsafe {
@@ -142,13 +147,13 @@ mod tests {
     }
 
     #[test]
-    fn a_child_has_what_it_inherits_under_the_same_number() {
+    fn spawn_passes_descriptors_under_the_same_number() {
         let mut files = Vec::new();
         let mut inherit = Inherit::default();
         let mut script = String::new();
         for index in 0..5 {
             let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
-            // dash knows only one digit; by path any number will do.
+            // By path, because dash accepts only descriptors of one digit.
             let number = inherit.add(&file).unwrap();
             script += &format!("echo file {index} > /proc/self/fd/{number}; ");
             files.push(file);
@@ -164,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_inherited() {
+    fn spawn_passes_no_descriptors_of_other_children() {
         let mut inherit = Inherit::default();
         let number = inherit.add(memfd_create("test", MemfdFlags::CLOEXEC).unwrap()).unwrap();
         // Another child, started while this one's descriptors are open.
@@ -174,17 +179,17 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_process_is_gone_at_once() {
+    fn drop_kills_and_reaps_the_process() {
         let start = Instant::now();
         let (child, _output) = shell("exec sleep 60", Inherit::default());
         let pid = child.child.pid();
         drop(child);
         assert!(start.elapsed() < Duration::from_secs(30));
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "not even a zombie");
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "it was not reaped");
     }
 
     #[test]
-    fn a_child_dies_with_the_thread_that_started_it() {
+    fn process_dies_with_the_thread_that_spawned_it() {
         let spawn = || {
             let (child, _output) = shell("exec sleep 60", Inherit::default());
             child
@@ -194,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn wait_succeeds_after_another_has_waited() {
+    fn wait_succeeds_if_the_process_was_already_reaped() {
         let (mut child, _output) = shell("exit 3", Inherit::default());
         let pid = rustix::process::Pid::from_raw(child.child.pid());
         rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
@@ -203,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn signals_of_a_terminal_have_no_effect() {
+    fn process_ignores_signals_of_a_terminal() {
         let (mut child, _output) =
             shell("kill -INT $$; kill -HUP $$; kill -TERM $$; exit 7", Inherit::default());
         assert_eq!(child.wait().unwrap(), "exit status: 7");
     }
 
     #[test]
-    fn a_missing_program_is_named() {
+    fn spawn_reports_the_missing_program() {
         let argv = [OsString::from("/no/such/qemu")];
         let error = QemuProcess::spawn(&argv, &[], Inherit::default()).unwrap_err();
         assert!(error.to_string().starts_with("failed to run `/no/such/qemu`: "), "{error}");

@@ -1,4 +1,4 @@
-//! QMP, QEMU's control protocol: JSON objects, one a line.
+//! QMP, QEMU's control protocol: one JSON object per line.
 //!
 //! Source: QEMU 10.0, docs/interop/qmp-spec.rst.
 
@@ -6,43 +6,43 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// No message we ask for is near this size; a longer line is not QMP.
+/// Bytes of a line at most. No message that this crate asks for comes near this size.
 const MAX_LINE: usize = 1 << 20;
 
-/// What QEMU says.
+/// A message of QEMU.
 #[derive(Debug, PartialEq)]
 pub(super) enum QmpMessage {
-    /// Its first words: version and capabilities.
+    /// The first message, with version and capabilities.
     Greeting,
     /// A command was carried out.
     Return {
-        /// Whose answer it is.
+        /// The ID of the command.
         id: u64,
-        /// What it brought.
+        /// The result.
         value: Value,
     },
     /// A command failed.
     Error {
-        /// None if QEMU could not even read the command.
+        /// The ID of the command; `None` if QEMU could not parse it.
         id: Option<u64>,
-        /// Its words.
+        /// The description.
         desc: String,
     },
-    /// The guest has ended, or QEMU is about to.
+    /// The guest has ended, or QEMU is about to exit.
     Shutdown {
         /// A `ShutdownCause` of qapi/run-state.json, such as `guest-shutdown`.
         reason: String,
     },
-    /// Something else happened.
+    /// Another event.
     OtherEvent,
 }
 
-/// Renders a command without arguments; `id` comes back with the answer.
+/// Formats a command without arguments; the answer contains its `id`.
 pub(super) fn command(name: &str, id: u64) -> String {
     serde_json::json!({ "execute": name, "id": id }).to_string() + "\n"
 }
 
-/// The host's threads of the CPUs, in their order, from the answer to `query-cpus-fast`.
+/// Returns the thread IDs of the CPUs in their order, from the answer to `query-cpus-fast`.
 pub(super) fn cpu_threads(answer: &Value) -> Result<Vec<i32>, Error> {
     let number = |cpu: &Value, name| cpu.get(name).and_then(Value::as_i64);
     let thread =
@@ -54,14 +54,14 @@ pub(super) fn cpu_threads(answer: &Value) -> Result<Vec<i32>, Error> {
     Ok(threads.into_iter().map(|(_, tid)| tid).collect())
 }
 
-/// Cuts a stream of bytes into messages.
+/// Splits a stream of bytes into messages.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     line: Vec<u8>,
 }
 
 impl Parser {
-    /// Takes bytes as they come; returns the messages they complete.
+    /// Adds bytes to the stream and returns the messages that they complete.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<QmpMessage>, Error> {
         let mut messages = Vec::new();
         while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
@@ -83,7 +83,7 @@ impl Parser {
 fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
     let not_qmp = || {
         let text: String = String::from_utf8_lossy(line).chars().take(200).collect();
-        Error::Protocol(format!("`{text}` is no QMP message"))
+        Error::Protocol(format!("`{text}` is not a QMP message"))
     };
     let value: Value = serde_json::from_slice(line).map_err(|_| not_qmp())?;
     let id = value.get("id").and_then(Value::as_u64);
@@ -109,8 +109,8 @@ fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
 mod tests {
     use super::*;
 
-    /// What QEMU 10.0 says to `qmp_capabilities`, `stop` and a command it does not know, until the
-    /// guest switches itself off.
+    /// What QEMU 10.0 sends after `qmp_capabilities`, `stop` and an unknown command, until the
+    /// guest powers off.
     const SESSION: &[u8] = br#"{"QMP": {"version": {"qemu": {"micro": 13, "minor": 0, "major": 10}, "package": "Debian"}, "capabilities": ["oob"]}}
 {"return": {}, "id": 1}
 {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_reads_the_same_however_it_is_cut() {
+    fn push_accepts_pieces_of_any_size() {
         for size in [1, 7, 64, SESSION.len()] {
             let mut parser = Parser::default();
             let pieces = SESSION.chunks(size);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_command_is_answered_without_id() {
+    fn push_accepts_errors_without_id() {
         let line =
             b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
         let messages = Parser::default().push(line).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_qmp_is_an_error() {
+    fn push_rejects_other_lines() {
         for line in [
             "qemu: hello\n",
             "[]\n",
@@ -164,24 +164,24 @@ mod tests {
             "\u{fffd}\n",
         ] {
             let error = Parser::default().push(line.as_bytes()).unwrap_err();
-            assert!(error.to_string().ends_with("is no QMP message"), "{line:?}: {error}");
+            assert!(error.to_string().ends_with("is not a QMP message"), "{line:?}: {error}");
         }
     }
 
     #[test]
-    fn a_line_without_end_is_bounded() {
+    fn push_limits_the_line_length() {
         let mut parser = Parser::default();
         parser.push(&vec![b' '; MAX_LINE]).unwrap();
         assert!(parser.push(b" ").is_err());
     }
 
     #[test]
-    fn commands_are_lines() {
+    fn command_is_one_line() {
         assert_eq!(command("stop", 7), "{\"execute\":\"stop\",\"id\":7}\n");
     }
 
     #[test]
-    fn threads_come_in_the_order_of_their_cpus() {
+    fn cpu_threads_are_in_cpu_order() {
         let answer = serde_json::json!([
             { "cpu-index": 1, "thread-id": 77, "target": "x86_64" },
             { "cpu-index": 0, "thread-id": 78, "target": "x86_64" },

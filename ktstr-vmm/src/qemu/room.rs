@@ -1,7 +1,7 @@
-//! Whether a kernel and an initramfs fit into a machine.
+//! Checks that a kernel and an initramfs fit into a machine.
 //!
-//! QEMU does not ask: it puts the initramfs at the top of low memory, over the kernel if it must,
-//! and the guest dies of it sooner or later, or hangs.
+//! QEMU does not check it: it puts the initramfs at the top of low memory, if necessary over the
+//! kernel, and the guest crashes or hangs sooner or later.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,12 +13,12 @@ use object::{LittleEndian, ReadCache};
 use crate::config::VmConfig;
 use crate::error::Error;
 
-/// What QEMU keeps at the top of low memory, ACPI tables among it.
+/// Bytes that QEMU reserves at the top of low memory, for ACPI tables among others.
 const KEPT: u64 = 1 << 20;
 
-/// Refuses a machine whose low memory, of `low` bytes, is too little.
+/// Fails if `low` bytes of low memory are not enough for the machine.
 pub(super) fn check(config: &VmConfig, low: u64) -> Result<(), Error> {
-    // What is no ELF file or cannot be read is QEMU's to tell.
+    // QEMU itself reports a kernel that is not an ELF file or cannot be read.
     let Some(kernel_end) = kernel_end(&config.kernel) else { return Ok(()) };
     let Ok(initramfs) = config.initramfs.metadata() else { return Ok(()) };
     let need = kernel_end.saturating_add(initramfs.len()).saturating_add(KEPT);
@@ -26,13 +26,13 @@ pub(super) fn check(config: &VmConfig, low: u64) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Config(format!(
-        "{} MiB of memory are too little for a kernel and an initramfs that take {} MiB",
+        "{} MiB of memory are not enough for the kernel and the initramfs, which need {} MiB",
         config.memory_mib,
         need.div_ceil(1 << 20)
     )))
 }
 
-/// Where the memory of an uncompressed kernel ends.
+/// Returns the end of the memory of an uncompressed kernel.
 fn kernel_end(kernel: &Path) -> Option<u64> {
     let cache = ReadCache::new(File::open(kernel).ok()?);
     let header = FileHeader64::<LittleEndian>::parse(&cache).ok()?;
@@ -47,7 +47,7 @@ fn kernel_end(kernel: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// An ELF file with one segment of 40 MiB at 16 MiB.
+    /// Returns an ELF file with one segment of 40 MiB at 16 MiB.
     fn kernel() -> Vec<u8> {
         let mut bytes = vec![0; 64 + 56];
         bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
@@ -64,9 +64,9 @@ mod tests {
     }
 
     #[test]
-    fn an_initramfs_that_would_lie_over_the_kernel_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
+    fn check_rejects_an_initramfs_that_overlaps_the_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
         std::fs::write(path("vmlinux"), kernel()).unwrap();
         File::create(path("initramfs")).unwrap().set_len(7 << 20).unwrap();
         let config = |kernel: &str| VmConfig {
@@ -79,9 +79,9 @@ mod tests {
         };
         check(&config("vmlinux"), 64 << 20).unwrap();
         let error = check(&config("vmlinux"), 63 << 20).unwrap_err().to_string();
-        assert!(error.contains("64 MiB of memory are too little"), "{error}");
-        assert!(error.contains("that take 64 MiB"), "{error}");
-        check(&config("initramfs"), 1 << 20).expect("no ELF file");
-        check(&config("missing"), 1 << 20).expect("QEMU says that it is missing");
+        assert!(error.contains("64 MiB of memory are not enough"), "{error}");
+        assert!(error.contains("which need 64 MiB"), "{error}");
+        check(&config("initramfs"), 1 << 20).expect("not an ELF file");
+        check(&config("missing"), 1 << 20).expect("QEMU reports a missing file");
     }
 }

@@ -1,6 +1,6 @@
-//! A machine that QEMU runs, seen through its descriptors.
+//! A machine that QEMU runs, as its owner controls it through descriptors.
 //!
-//! One thread does all: whatever it waits for, [`QemuVm::turn`] also moves what waits on every
+//! There is one thread. Whatever it waits for, [`QemuVm::poll_once`] also moves the data of every
 //! other stream, so QEMU never blocks on a reader that waits for QEMU.
 
 use std::ffi::OsString;
@@ -22,10 +22,10 @@ use crate::engine::{Event, ExitReason, Registers, Vm};
 use crate::error::Error;
 use crate::{schedstat, tsc};
 
-/// How long QEMU may take to answer; it does in milliseconds unless the host is overwhelmed.
+/// How long QEMU may take to answer. It takes milliseconds unless the host is overloaded.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long console bytes are left to gather: QEMU writes them one by one, and waking up for each
-/// would cost a busy host more than it brings the caller.
+/// How long console bytes are collected before they are read: QEMU writes them one by one, and a
+/// wakeup for each would load a busy host for little use to the caller.
 const CONSOLE_GATHER: Duration = Duration::from_millis(5);
 
 /// A QEMU process and the streams to it.
@@ -34,25 +34,26 @@ pub(super) struct QemuVm {
     process: QemuProcess,
     stderr: Channel,
     console: Channel,
-    /// When the console is to be read again.
+    /// The earliest time at which the console is read again.
     console_due: Instant,
     ports: Vec<Channel>,
     qmp: Channel,
     parser: qmp::Parser,
-    /// The number of the last command, and its answer once that has come.
+    /// The number of the last command.
     last_id: u64,
+    /// The answer to the last command, once it has arrived.
     answer: Option<Result<Value, String>>,
-    /// The threads of the CPUs, once they have been asked for.
+    /// The thread IDs of the CPUs, once QEMU was asked for them.
     threads: Vec<i32>,
     memory: GuestMemory,
     inbox: Inbox,
-    /// How the guest ended, while QEMU still holds what it wrote last.
+    /// Why the guest ended, while QEMU may still hold the guest's last output.
     guest_end: Option<ExitReason>,
-    /// Set once QEMU is gone and everything it wrote is in the inbox.
+    /// Why the machine ended, once QEMU has exited and all its output is in the inbox.
     exited: Option<ExitReason>,
 }
 
-/// What can become ready.
+/// A descriptor that can become ready.
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Process,
@@ -63,7 +64,7 @@ enum Source {
 }
 
 impl QemuVm {
-    /// Starts QEMU and lets the guest's CPUs go.
+    /// Starts QEMU and then the guest's CPUs.
     pub(super) fn boot(argv: &[OsString], cpu: CpuModel, config: &VmConfig) -> Result<Self, Error> {
         config.check()?;
         let memory = GuestMemory::new(config)?;
@@ -79,6 +80,7 @@ impl QemuVm {
         let memory_fds = memory.fds().map(|fd| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
         let args = args::build(config, &fds, cpu, tsc::host_khz());
+        tracing::debug!(program = ?argv, ?args, "starting QEMU");
         let (process, QemuOutput { stdout, stderr }) = QemuProcess::spawn(argv, &args, inherit)?;
 
         let mut vm = Self {
@@ -101,7 +103,7 @@ impl QemuVm {
         Ok(vm)
     }
 
-    /// Opens QMP, which nothing may precede, then releases the CPUs.
+    /// Opens QMP, which must be the first command, then starts the CPUs.
     fn start(&mut self) -> Result<(), Error> {
         for command in ["qmp_capabilities", "cont"] {
             self.command(command).map_err(|error| match self.exited.take() {
@@ -112,14 +114,16 @@ impl QemuVm {
         Ok(())
     }
 
-    /// Has QEMU carry out a command, and keeps everything moving until it answers.
+    /// Sends a command to QEMU and returns its answer. All streams are served meanwhile.
     fn command(&mut self, command: &'static str) -> Result<Value, Error> {
         self.last_id += 1;
         self.answer = None;
+        tracing::debug!(command, id = self.last_id, "QMP command");
         self.qmp.send(qmp::command(command, self.last_id).as_bytes())?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             if let Some(answer) = self.answer.take() {
+                tracing::debug!(command, id = self.last_id, ?answer, "QMP answer");
                 return answer.map_err(|reason| Error::Refused { command, reason });
             }
             if self.exited.is_some() {
@@ -128,20 +132,20 @@ impl QemuVm {
             if Instant::now() >= deadline {
                 return Err(Error::Timeout { command, seconds: ANSWER_TIMEOUT.as_secs() });
             }
-            self.turn(deadline)?;
+            self.poll_once(deadline)?;
         }
     }
 
-    /// Waits until something is ready or `deadline` has passed, and moves what is ready.
-    fn turn(&mut self, deadline: Instant) -> Result<(), Error> {
+    /// Waits until a descriptor is ready or `deadline` has passed, and moves what is ready.
+    fn poll_once(&mut self, deadline: Instant) -> Result<(), Error> {
         for source in self.wait(deadline)? {
             match source {
                 Source::Process => {
+                    // It has ended, so all that it wrote can be read without waiting.
                     let status = self.process.wait()?;
                     self.drain()?;
                     let stderr = self.inbox.stderr();
-                    let died = ExitReason::EngineDied { status, stderr };
-                    self.exited = Some(self.guest_end.take().unwrap_or(died));
+                    self.set_exited(ExitReason::EngineDied { status, stderr });
                 }
                 source => drop(self.transfer(source)?),
             }
@@ -149,7 +153,7 @@ impl QemuVm {
         Ok(())
     }
 
-    /// Polls everything that is open; returns what is ready, nothing when the time is over.
+    /// Polls all open descriptors. Returns those that are ready; none at `deadline`.
     fn wait(&self, deadline: Instant) -> Result<Vec<Source>, Error> {
         let now = Instant::now();
         let mut until = deadline;
@@ -157,6 +161,7 @@ impl QemuVm {
         let mut fds = vec![PollFd::from_borrowed_fd(self.process.pidfd(), PollFlags::IN)];
         for (source, channel) in self.channels() {
             let Some((fd, flags)) = channel.interest() else { continue };
+            // Let console bytes gather: wake up when they are due, not when there are some.
             if matches!(source, Source::Console) && now < self.console_due {
                 until = until.min(self.console_due);
                 continue;
@@ -164,7 +169,7 @@ impl QemuVm {
             names.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        // A deadline too far for the kernel's clock is none.
+        // A deadline that the kernel's clock cannot represent means to wait without one.
         let timeout = Timespec::try_from(until.saturating_duration_since(now)).ok();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
@@ -182,7 +187,7 @@ impl QemuVm {
             .chain(ports.map(|(index, port)| (Source::Port(index), port)))
     }
 
-    /// Moves bytes from and to one channel; returns whether any came.
+    /// Moves bytes from and to one channel. Returns whether bytes were read.
     fn transfer(&mut self, source: Source) -> Result<bool, Error> {
         let channel = match source {
             Source::Process => return Ok(false),
@@ -191,8 +196,12 @@ impl QemuVm {
             Source::Qmp => &mut self.qmp,
             Source::Port(index) => &mut self.ports[index],
         };
+        let was_open = channel.is_open();
         channel.flush()?;
         let bytes = channel.read()?;
+        if was_open && !channel.is_open() {
+            tracing::debug!(?source, "QEMU closed its end");
+        }
         let any = !bytes.is_empty();
         match source {
             Source::Process => {}
@@ -203,7 +212,7 @@ impl QemuVm {
             }
             Source::Qmp => {
                 for message in self.parser.push(&bytes)? {
-                    self.hear(message);
+                    self.handle_message(message);
                 }
             }
             Source::Port(index) => self.inbox.add_port(index, bytes)?,
@@ -211,32 +220,33 @@ impl QemuVm {
         Ok(any)
     }
 
-    /// Takes note of what QEMU says.
-    fn hear(&mut self, message: QmpMessage) {
+    /// Records the answer or the event in a message of QEMU.
+    fn handle_message(&mut self, message: QmpMessage) {
         match message {
             QmpMessage::Return { id, value } if id == self.last_id => self.answer = Some(Ok(value)),
             QmpMessage::Error { id, desc } if id.is_none_or(|id| id == self.last_id) => {
                 self.answer = Some(Err(desc));
             }
             QmpMessage::Shutdown { reason } => {
+                tracing::debug!(reason, "QMP event SHUTDOWN");
                 self.guest_end = match &*reason {
                     "guest-shutdown" => Some(ExitReason::PowerOff),
                     "guest-reset" | "guest-panic" => Some(ExitReason::Reset),
-                    // Not the guest's doing, such as a signal: QEMU will exit and say more.
+                    // Another cause, such as a signal: QEMU exits and reports it on stderr.
                     _ => None,
                 };
             }
-            // The greeting, other events and answers that came too late.
+            // The greeting, other events, and answers to commands that have timed out.
             _ => {}
         }
     }
 
-    /// Ends QEMU after the guest's end, once it has handed over all that the guest wrote.
+    /// Reads the guest's last output after its end, then kills QEMU.
     ///
-    /// What did not fit into a socket still waits in the guest's rings, and QEMU goes on emptying
-    /// them as we read. It has nothing more when two answers in a row came with no data: before
-    /// each it has been round its main loop, with room to write.
-    fn settle(&mut self) -> Result<(), Error> {
+    /// Output that did not fit into a socket is still in the guest's rings. QEMU continues to empty
+    /// them as this process reads. It is done when two answers in a row arrived without data:
+    /// before each, QEMU has run an iteration of its main loop with room to write.
+    fn flush_guest_output(&mut self) -> Result<(), Error> {
         let mut quiet = 0;
         while quiet < 2 && self.exited.is_none() {
             let before = self.inbox.received();
@@ -247,20 +257,28 @@ impl QemuVm {
             self.drain()?;
             quiet = if self.inbox.received() == before { quiet + 1 } else { 0 };
         }
-        self.end(ExitReason::Stopped)
+        self.kill(ExitReason::Stopped)
     }
 
-    /// Kills QEMU and collects what it wrote; `reason` is why unless the guest had its own.
-    fn end(&mut self, reason: ExitReason) -> Result<(), Error> {
+    /// Kills QEMU and collects its output. `reason` counts unless the guest has ended before.
+    fn kill(&mut self, reason: ExitReason) -> Result<(), Error> {
         if self.exited.is_none() {
+            tracing::debug!("killing QEMU");
             self.process.kill()?;
             self.drain()?;
-            self.exited = Some(self.guest_end.take().unwrap_or(reason));
+            self.set_exited(reason);
         }
         Ok(())
     }
 
-    /// Reads all that can be read without waiting.
+    /// Records that QEMU has exited: because of the guest's end, else for `reason`.
+    fn set_exited(&mut self, reason: ExitReason) {
+        let reason = self.guest_end.take().unwrap_or(reason);
+        tracing::debug!(%reason, "machine exited");
+        self.exited = Some(reason);
+    }
+
+    /// Reads all data that can be read without waiting.
     fn drain(&mut self) -> Result<(), Error> {
         let sources: Vec<Source> = self.channels().map(|(source, _)| source).collect();
         for source in sources {
@@ -280,11 +298,11 @@ impl Vm for QemuVm {
                 return Ok(Event::Exited(reason.clone()));
             }
             if self.guest_end.is_some() {
-                self.settle()?;
+                self.flush_guest_output()?;
                 continue;
             }
             let is_late = Instant::now() >= deadline;
-            self.turn(deadline)?;
+            self.poll_once(deadline)?;
             let is_idle =
                 self.inbox.is_empty() && self.exited.is_none() && self.guest_end.is_none();
             if is_late && is_idle {
@@ -306,7 +324,7 @@ impl Vm for QemuVm {
 
     fn resume(&mut self) -> Result<(), Error> {
         match self.command("cont") {
-            // QEMU refuses to go on after the guest's end, of which the caller hears soon.
+            // QEMU refuses to continue after the guest's end, which is the caller's next event.
             Err(Error::Refused { .. }) if self.guest_end.is_some() => Ok(()),
             result => result.map(drop),
         }
@@ -314,7 +332,7 @@ impl Vm for QemuVm {
 
     fn registers(&mut self, _cpu: usize) -> Result<Registers, Error> {
         Err(Error::Unsupported {
-            operation: "tell its registers: QEMU runs it, and KVM is needed for that",
+            operation: "read the registers of its CPUs: this needs KVM, and QEMU runs it",
         })
     }
 
@@ -330,7 +348,7 @@ impl Vm for QemuVm {
     }
 
     fn stop(&mut self) -> Result<(), Error> {
-        self.end(ExitReason::Stopped)
+        self.kill(ExitReason::Stopped)
     }
 }
 

@@ -155,7 +155,7 @@ fn what_waits_for_the_guest_is_bounded() {
     let guest = Guest::booted(&["a", "b"]);
     guest.devices.send(0, &vec![0; 64 << 20]).unwrap();
     let error = guest.devices.send(0, &[0]).unwrap_err();
-    assert_eq!(error.to_string(), "over 64 MiB wait for the guest to read them");
+    assert_eq!(error.to_string(), "more than 64 MiB are waiting for the guest to read them");
     guest.devices.send(1, &[0]).unwrap();
     assert!(matches!(guest.devices.send(2, &[0]), Err(Error::NoPort(2))));
 }

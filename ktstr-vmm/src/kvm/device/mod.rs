@@ -13,11 +13,12 @@ mod registers;
 mod serial;
 mod virtio;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::layout::COM1;
 use crate::error::Error;
+use crate::lock::lock;
 
 pub use board::{Board, Msi};
 pub use power::Power;
@@ -138,9 +139,4 @@ impl Devices {
 
 fn serial_offset(port: u16) -> Option<u8> {
     (COM1..COM1 + 8).contains(&port).then(|| (port - COM1) as u8)
-}
-
-/// A device whose thread panicked is no worse than one that a hostile guest has confused.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,9 @@
-//! The machine's side of the wires, against shell scripts that play QEMU.
+//! Machines whose QEMU is a shell script.
 
 use super::*;
 
-/// `$qmp` and `$port` are the descriptors QEMU would use; `ok` answers one command, and what
-/// follows the two `ok` of the boot is the machine's life.
+/// `$qmp` and `$port` are the descriptors that QEMU would use. `ok` answers one command; a script
+/// answers the two commands of the boot first.
 const PRELUDE: &str = r#"
 for arg in "$@"; do
     case $arg in
@@ -11,13 +11,13 @@ for arg in "$@"; do
         socket,id=port0,fd=*) port=${arg##*=} ;;
     esac
 done
-say() { echo "$1" >&"$qmp"; }
-hear() { read -r command <&"$qmp"; id=${command//[^0-9]/}; }
-ok() { hear; say "{\"return\": {}, \"id\": $id}"; }
-say '{"QMP": {}}'
+send() { echo "$1" >&"$qmp"; }
+receive() { read -r command <&"$qmp"; id=${command//[^0-9]/}; }
+ok() { receive; send "{\"return\": {}, \"id\": $id}"; }
+send '{"QMP": {}}'
 "#;
 
-/// Boots a bash script in QEMU's place: dash has no descriptors above 9.
+/// Boots a bash script instead of QEMU. Not dash: it has no descriptors above 9.
 fn boot(script: &str) -> Result<QemuVm, Error> {
     let argv = ["bash", "-c", &format!("{PRELUDE}{script}"), "qemu"].map(OsString::from);
     let config = VmConfig {
@@ -31,7 +31,7 @@ fn boot(script: &str) -> Result<QemuVm, Error> {
     QemuVm::boot(&argv, CpuModel::Intel, &config)
 }
 
-/// All events to the end, neighbours of one source joined.
+/// Returns all events to the end, with adjacent ones of the console merged.
 fn events(vm: &mut QemuVm) -> Vec<Event> {
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut events = Vec::new();
@@ -49,35 +49,35 @@ fn events(vm: &mut QemuVm) -> Vec<Event> {
 }
 
 #[test]
-fn a_bad_option_fails_the_boot_in_qemus_words() {
+fn boot_reports_the_error_of_qemu() {
     let error = boot("echo 'qemu: -cpu oops: no such model' >&2; exit 1").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the engine ended before the machine ran (exit status: 1): \
+        "the engine exited before the machine ran (exit status: 1): \
          qemu: -cpu oops: no such model"
     );
 }
 
 #[test]
-fn a_death_carries_the_status_and_the_last_words() {
+fn next_event_reports_status_and_stderr_of_a_dead_qemu() {
     let mut vm = boot("ok; ok; echo booting; echo 'tcg: fatal' >&2; exit 3").unwrap();
     let died = Event::Exited(ExitReason::EngineDied {
         status: "exit status: 3".into(),
         stderr: "tcg: fatal\n".into(),
     });
     assert_eq!(events(&mut vm), [Event::Console(b"booting\n".to_vec()), died.clone()]);
-    assert_eq!(events(&mut vm), [died], "it stays dead");
+    assert_eq!(events(&mut vm), [died], "the last event is repeated");
     assert!(matches!(vm.send(0, b"x"), Err(Error::Gone { .. })));
     assert!(matches!(vm.pause(), Err(Error::Gone { .. })));
 }
 
 #[test]
-fn the_guests_end_waits_for_what_the_guest_wrote() {
+fn next_event_returns_late_output_before_the_exit() {
     // The first answer after the end comes with data: QEMU was still emptying the guest's rings.
     let mut vm = boot(
         r#"ok; ok
-        say '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}'
-        hear; printf late >&"$port"; say "{\"return\": {}, \"id\": $id}"
+        send '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}'
+        receive; printf late >&"$port"; send "{\"return\": {}, \"id\": $id}"
         ok; ok; exec sleep 60"#,
     )
     .unwrap();
@@ -86,7 +86,7 @@ fn the_guests_end_waits_for_what_the_guest_wrote() {
 }
 
 #[test]
-fn stop_ends_what_ignores_everything() {
+fn stop_kills_qemu_that_ignores_signals() {
     let mut vm = boot("ok; ok; trap '' TERM INT; echo on; exec sleep 60").unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     assert_eq!(vm.next_event(deadline).unwrap(), Event::Console(b"on\n".to_vec()));
@@ -97,7 +97,7 @@ fn stop_ends_what_ignores_everything() {
 }
 
 #[test]
-fn a_port_carries_bytes_both_ways() {
+fn port_transfers_bytes_in_both_directions() {
     let mut vm =
         boot(r#"ok; ok; read -r line <&"$port"; printf "$line!" >&"$port"; exec sleep 60"#);
     let vm = vm.as_mut().unwrap();
@@ -109,7 +109,7 @@ fn a_port_carries_bytes_both_ways() {
 }
 
 #[test]
-fn a_silent_machine_reaches_the_deadline() {
+fn next_event_returns_at_the_deadline() {
     let mut vm = boot("ok; ok; exec sleep 60").unwrap();
     let start = Instant::now();
     let event = vm.next_event(start + Duration::from_millis(50)).unwrap();
@@ -119,9 +119,10 @@ fn a_silent_machine_reaches_the_deadline() {
 }
 
 #[test]
-fn a_refused_command_says_why() {
+fn pause_reports_why_qemu_refused() {
     let mut vm = boot(
-        r#"ok; ok; hear; say "{\"error\": {\"desc\": \"not now\"}, \"id\": $id}"; exec sleep 60"#,
+        r#"ok; ok; receive
+        send "{\"error\": {\"desc\": \"not now\"}, \"id\": $id}"; exec sleep 60"#,
     )
     .unwrap();
     let error = vm.pause().unwrap_err();
@@ -129,13 +130,13 @@ fn a_refused_command_says_why() {
 }
 
 #[test]
-fn a_program_that_speaks_no_qmp_is_no_qemu() {
-    let error = boot("say 'hello, I am vi'; exec sleep 60").unwrap_err();
+fn boot_fails_if_the_program_does_not_use_qmp() {
+    let error = boot("send 'hello, I am vi'; exec sleep 60").unwrap_err();
     assert!(matches!(error, Error::Protocol(_)), "{error}");
 }
 
 #[test]
-fn a_console_flood_comes_in_bounded_pieces() {
+fn next_event_limits_console_pieces() {
     let mut vm = boot("ok; ok; head -c 1000000 /dev/zero; exec sleep 1").unwrap();
     let (mut bytes, mut largest) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -1,7 +1,7 @@
-//! The virtio console: ports that are byte streams, and the control queues that tell of them.
+//! The virtio console: ports, which are byte streams, and the control queues that manage them.
 //!
-//! Queues are in pairs, the driver's receive queue first: port 0, which a driver without multiport
-//! takes for its only one and to which nothing is connected; control; then ports 1 and up.
+//! Queues come in pairs, the driver's receive queue first: port 0, which is not connected (a driver
+//! without multiport uses only this one); control; then ports 1 and up.
 //!
 //! Source: virtio 1.2, 5.3 ("Console Device").
 
@@ -19,7 +19,7 @@ pub(super) const F_MULTIPORT: u64 = 1 << 1;
 const UNUSED_TRANSMIT: usize = 1;
 const CONTROL_RECEIVE: usize = 2;
 const CONTROL_TRANSMIT: usize = 3;
-/// The first queue of the ports that are used.
+/// The first queue of port 1.
 const PORTS: usize = 4;
 
 /// The device behind the queues.
@@ -31,18 +31,18 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Makes a console with these ports.
+    /// Creates a console with these ports.
     pub(super) fn new(names: &[String]) -> Self {
         let ports = names.iter().map(|name| Port::new(name.clone())).collect();
         Self { ports, wants_service: false, wants_room: false }
     }
 
-    /// Makes its queues.
+    /// Creates the queues of this console.
     pub(super) fn queues(&self) -> Vec<Virtqueue> {
         (0..PORTS + 2 * self.ports.len()).map(|_| Virtqueue::new(QUEUE_SIZE)).collect()
     }
 
-    /// Its configuration: columns and rows, which are not offered, and the number of ports.
+    /// Returns the configuration: columns and rows, which are not offered, and the number of ports.
     ///
     /// Source: virtio 1.2, 5.3.4 ("Device configuration layout").
     pub(super) fn config(&self) -> [u8; 12] {
@@ -51,12 +51,12 @@ impl Console {
         config
     }
 
-    /// Forgets the driver; what it has not received waits for the next one.
+    /// Resets the ports. Bytes that the driver has not received wait for the next driver.
     pub(super) fn reset(&mut self) {
         self.ports.iter_mut().for_each(Port::reset);
     }
 
-    /// See [`Devices::send`](super::super::Devices::send).
+    /// Queues bytes for a port: see [`Devices::send`](super::super::Devices::send).
     pub(super) fn send(&mut self, index: usize, bytes: &[u8]) -> Result<(), Error> {
         let port = self.ports.get_mut(index).ok_or(Error::NoPort(index))?;
         port.send(bytes)?;
@@ -64,7 +64,7 @@ impl Console {
         Ok(())
     }
 
-    /// What is left to do, given that the queues are those of a driver that is ready.
+    /// Returns the work that is left to do with the queues of a driver that is ready.
     pub(super) fn backlog(&self, queues: &[Virtqueue]) -> Backlog {
         let transmit = queues.iter().skip(PORTS + 1).step_by(2);
         Backlog {
@@ -82,8 +82,8 @@ impl Console {
     ) -> Result<(), Broken> {
         let memory = board.memory();
         let mut is_more = discard(&mut queues[UNUSED_TRANSMIT], memory)?;
-        is_more |= self.hear(&mut queues[CONTROL_TRANSMIT], memory)?;
-        is_more |= self.tell(&mut queues[CONTROL_RECEIVE], memory)?;
+        is_more |= self.handle_control(&mut queues[CONTROL_TRANSMIT], memory)?;
+        is_more |= self.send_control(&mut queues[CONTROL_RECEIVE], memory)?;
         self.wants_room = false;
         for (index, port) in self.ports.iter_mut().enumerate() {
             let receive = PORTS + 2 * index;
@@ -99,8 +99,12 @@ impl Console {
         Ok(())
     }
 
-    /// Takes what the driver says; true if there is more.
-    fn hear(&mut self, queue: &mut Virtqueue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+    /// Handles control messages of the driver. Returns whether there are more.
+    fn handle_control(
+        &mut self,
+        queue: &mut Virtqueue,
+        memory: &GuestMemoryMmap,
+    ) -> Result<bool, Broken> {
         drain(queue, memory, |chain| {
             let mut message = Vec::with_capacity(MESSAGE);
             chain.read(MESSAGE, &mut message, memory)?;
@@ -129,8 +133,12 @@ impl Console {
         self.ports.get_mut((id as usize).checked_sub(1)?)
     }
 
-    /// Says what there is to say, as far as the driver has buffers for it; true if there is more.
-    fn tell(&mut self, queue: &mut Virtqueue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
+    /// Sends control messages, as far as the driver has buffers. Returns whether there are more.
+    fn send_control(
+        &mut self,
+        queue: &mut Virtqueue,
+        memory: &GuestMemoryMmap,
+    ) -> Result<bool, Broken> {
         for _ in 0..QUEUE_SIZE {
             let mut ports = self.ports.iter_mut().zip(1..);
             let Some((port, id)) = ports.find(|(port, _)| !port.to_driver.is_empty()) else {
@@ -150,12 +158,12 @@ impl Console {
     }
 }
 
-/// Gives back what is transmitted to nobody.
+/// Discards the output to port 0, which is not connected.
 fn discard(queue: &mut Virtqueue, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
     drain(queue, memory, |_| Ok(()))
 }
 
-/// Takes chains out of a transmit queue, at most a queue's worth; true if there are more.
+/// Takes chains out of a transmit queue, at most as many as it has. Returns whether there are more.
 fn drain(
     queue: &mut Virtqueue,
     memory: &GuestMemoryMmap,

@@ -11,26 +11,26 @@ use super::control::ToDriver;
 use super::queue::{Broken, Chain, QUEUE_SIZE, Virtqueue};
 use crate::error::Error;
 
-/// The most that waits for the guest to read it.
+/// Bytes that may wait for the guest to read them.
 const MAX_UNREAD: usize = 64 << 20;
-/// The most that one step moves in each direction.
+/// Bytes that one call moves in each direction at most.
 const STEP: usize = 256 << 10;
 
-/// What is known of a port.
+/// The state of a port.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) name: String,
-    /// Whether the driver has its end open. Linux throws away what it receives before.
+    /// The driver has its end open. Linux discards bytes that it receives before.
     pub(super) is_open: bool,
     pub(super) to_driver: ToDriver,
-    /// What the guest has yet to receive.
+    /// Bytes that the guest has not received yet.
     unread: VecDeque<u8>,
-    /// A chain of which a part is transmitted.
+    /// A chain of which only a part was transmitted.
     current: Option<Chain>,
 }
 
 impl Port {
-    /// Makes a port that nobody has open.
+    /// Creates a port that the driver does not have open.
     pub(super) fn new(name: String) -> Self {
         Self {
             name,
@@ -41,7 +41,7 @@ impl Port {
         }
     }
 
-    /// Forgets the driver, but not what it has yet to receive.
+    /// Returns to the initial state, except for the bytes that a driver has yet to receive.
     pub(super) fn reset(&mut self) {
         let unread = std::mem::take(&mut self.unread);
         *self = Self { unread, ..Self::new(std::mem::take(&mut self.name)) };
@@ -59,12 +59,12 @@ impl Port {
         Ok(())
     }
 
-    /// Whether there is something to receive and somebody to receive it.
+    /// Returns whether there are bytes to receive and the driver has the port open.
     pub(super) fn can_receive(&self) -> bool {
         self.is_open && !self.unread.is_empty()
     }
 
-    /// Fills the driver's buffers; true if there are more of them, and more to fill them with.
+    /// Fills the driver's buffers. Returns true if bytes are left and there may be buffers for them.
     pub(super) fn receive(
         &mut self,
         queue: &mut Virtqueue,
@@ -79,6 +79,7 @@ impl Port {
                 break;
             }
             let Some(mut chain) = queue.pop(memory)? else {
+                // A buffer may have arrived between `pop` and the request for a notification.
                 if queue.wait(memory)? {
                     continue;
                 }
@@ -91,6 +92,7 @@ impl Port {
         Ok(true)
     }
 
+    /// Writes unread bytes to a chain, at most `limit`, and returns how many.
     fn fill(
         &mut self,
         chain: &mut Chain,
@@ -105,13 +107,13 @@ impl Port {
         }
         self.unread.drain(..written);
         if self.unread.is_empty() {
-            // Not to keep the memory of the largest transfer for the machine's whole life.
+            // Frees the memory of the largest transfer.
             self.unread = VecDeque::new();
         }
         Ok(written)
     }
 
-    /// Hands over what the driver transmits, as far as there is room; true if there is more.
+    /// Hands the driver's output to the board, as far as it has room. Returns whether there is more.
     pub(super) fn transmit(
         &mut self,
         index: usize,
@@ -123,13 +125,14 @@ impl Port {
         }
         let mut bytes = Vec::new();
         let result = self.collect(&mut bytes, queue, board);
-        // What came before a broken chain counts: it may be the last words of the guest.
+        // Bytes before a broken chain are valid: they may be the last output of the guest.
         if !bytes.is_empty() {
             board.port(index, bytes);
         }
         result.map(|()| queue.is_kicked)
     }
 
+    /// Takes chains out of the transmit queue and appends their bytes to `bytes`.
     fn collect(
         &mut self,
         bytes: &mut Vec<u8>,
@@ -139,17 +142,22 @@ impl Port {
         let memory = board.memory();
         let limit = board.port_room().min(STEP);
         for _ in 0..=QUEUE_SIZE {
+            // 1. Continue with the chain that did not fit last time, else take the next one.
             let chain = match self.current.take() {
                 Some(chain) => Some(chain),
                 None => queue.pop(memory)?,
             };
             let Some(mut chain) = chain else {
+                // 2. The queue is empty, unless a chain arrived before the request for a
+                // notification.
                 queue.is_kicked = queue.wait(memory)?;
                 if queue.is_kicked {
                     continue;
                 }
                 return Ok(());
             };
+            // 3. Without room for the rest of the chain, keep it. It is used only once it was read
+            // completely, because then the driver may reuse its memory.
             chain.read(limit - bytes.len(), bytes, memory)?;
             if !chain.is_read() {
                 self.current = Some(chain);

@@ -1,7 +1,7 @@
-//! A virtqueue: the `virtio-queue` crate's rings, and chains that were checked.
+//! A virtqueue: the rings of the `virtio-queue` crate, and descriptor chains that were checked.
 //!
-//! The guest can change its memory at any time: an index, a descriptor, a flag is read once, and
-//! what was read is what counts.
+//! The guest can change its memory at any time. So each index, descriptor and flag is read once, and
+//! only the copy is checked and used.
 //!
 //! Source: virtio 1.2, 2.7 ("Split Virtqueues").
 
@@ -13,49 +13,49 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::pci::NO_VECTOR;
 
-/// Buffers of a queue. Linux gives a page to each of a receive queue, up to 32 KiB to each of a
-/// transmit queue.
+/// The number of descriptors of a queue. Linux's buffers are a page in a receive queue and up to
+/// 32 KiB in a transmit queue.
 pub(super) const QUEUE_SIZE: u16 = 64;
 
-/// The driver broke the rules of a queue; its device is of no use until it is reset.
+/// The driver violated the rules of a queue. The device does no work until it is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Broken;
 
-/// A virtqueue and what belongs to it.
+/// A virtqueue and its notifications in both directions.
 #[derive(Debug)]
 pub(super) struct Virtqueue {
     ring: Queue,
     /// The MSI-X vector of its interrupt.
     pub(super) vector: u16,
-    /// Whether the driver told of new buffers that were not all looked at since.
+    /// The driver notified the device of buffers, and not all of them were processed since.
     pub(super) is_kicked: bool,
-    /// Whether buffers were used since the driver was told.
+    /// Buffers were used since the driver was notified.
     has_used: bool,
 }
 
 impl Virtqueue {
-    /// Makes a queue that is not enabled; the driver may choose a smaller size, a power of two.
+    /// Creates a queue that is not enabled. The driver may choose a smaller size, a power of two.
     pub(super) fn new(max_size: u16) -> Self {
         let ring = Queue::new(max_size).expect("the sizes in this crate are powers of two");
         Self { ring, vector: NO_VECTOR, is_kicked: false, has_used: false }
     }
 
-    /// Makes it again what [`Virtqueue::new`] made.
+    /// Returns the queue to the state that [`Virtqueue::new`] creates.
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.ring.max_size());
     }
 
-    /// The rings' addresses and size, for the driver to read and, until they are in use, to set.
+    /// Returns the rings, whose addresses and size the driver can read.
     pub(super) fn ring(&self) -> &Queue {
         &self.ring
     }
 
-    /// The rings, as long as they are not in use.
+    /// Returns the rings for the driver to configure, or `None` once the queue is enabled.
     pub(super) fn unused_ring(&mut self) -> Option<&mut Queue> {
         (!self.ring.ready()).then_some(&mut self.ring)
     }
 
-    /// Puts the queue to use, if its rings are in memory.
+    /// Enables the queue. Fails if its rings are not in memory.
     pub(super) fn enable(
         &mut self,
         event_idx: bool,
@@ -66,17 +66,20 @@ impl Virtqueue {
         if self.ring.is_valid(memory) { Ok(()) } else { Err(Broken) }
     }
 
-    /// Takes the next chain that the driver has made available.
+    /// Takes the next chain out of the available ring.
     pub(super) fn pop(&mut self, memory: &GuestMemoryMmap) -> Result<Option<Chain>, Broken> {
         if !self.ring.ready() {
             return Ok(None);
         }
         let size = self.ring.size();
+        // Fails if the available index is more than a queue ahead: the driver has overwritten
+        // entries that were not taken.
         let mut available = self.ring.iter(memory).map_err(|_| Broken)?;
         available.next().map(|chain| Chain::new(chain.head_index(), chain, size)).transpose()
     }
 
-    /// Asks to be told of the next chain; true if there is one already, and nobody will tell.
+    /// Requests a notification of the next chain. Returns true if there already is one: the driver
+    /// does not notify the device of that.
     pub(super) fn wait(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
         if !self.ring.ready() {
             return Ok(false);
@@ -84,7 +87,7 @@ impl Virtqueue {
         self.ring.enable_notification(memory).map_err(|_| Broken)
     }
 
-    /// Gives a chain back with this many bytes written to it.
+    /// Puts a chain with this many bytes written to it into the used ring.
     pub(super) fn push(
         &mut self,
         chain: &Chain,
@@ -95,7 +98,7 @@ impl Virtqueue {
         self.ring.add_used(memory, chain.head, written as u32).map_err(|_| Broken)
     }
 
-    /// Whether the driver wants an interrupt for what was given back since the last call.
+    /// Returns whether to interrupt the driver for the chains that were used since the last call.
     pub(super) fn take_interrupt(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Broken> {
         if !std::mem::take(&mut self.has_used) {
             return Ok(false);
@@ -104,7 +107,7 @@ impl Virtqueue {
     }
 }
 
-/// A descriptor chain: what is left to be read from it, and what room there is in it.
+/// The rest of a descriptor chain: the bytes not yet read from it, and the room left in it.
 #[derive(Debug)]
 pub(super) struct Chain {
     head: u16,
@@ -119,9 +122,10 @@ struct Buffer {
 }
 
 impl Chain {
-    /// Collects a chain's descriptors, of which it may have as many as its queue.
+    /// Collects the descriptors of a chain, at most as many as its queue has.
     ///
-    /// That bounds loops and, which no driver was offered but may try, indirect descriptors.
+    /// The limit ends loops, also those in indirect tables, which the device does not offer but the
+    /// iterator follows.
     fn new(
         head: u16,
         mut descriptors: impl Iterator<Item = Descriptor>,
@@ -129,13 +133,15 @@ impl Chain {
     ) -> Result<Self, Broken> {
         let mut chain = Self { head, readable: VecDeque::new(), writable: VecDeque::new() };
         for _ in 0..max_len {
-            // An iterator that ends before the chain does has met something it would not follow.
+            // The iterator ends before the chain does at a descriptor that is not in the table, at
+            // a table that is not in memory, or at one inside of another.
             let descriptor = descriptors.next().ok_or(Broken)?;
             if descriptor.len() > 0 {
                 let buffer = Buffer { address: descriptor.addr(), len: descriptor.len() as usize };
-                match descriptor.is_write_only() {
-                    true => chain.writable.push_back(buffer),
-                    false => chain.readable.push_back(buffer),
+                if descriptor.is_write_only() {
+                    chain.writable.push_back(buffer);
+                } else {
+                    chain.readable.push_back(buffer);
                 }
             }
             if !descriptor.has_next() {
@@ -145,12 +151,12 @@ impl Chain {
         Err(Broken)
     }
 
-    /// Whether all of it was read.
+    /// Returns whether all readable bytes were read.
     pub(super) fn is_read(&self) -> bool {
         self.readable.is_empty()
     }
 
-    /// Reads up to `limit` bytes more, to the end of `bytes`.
+    /// Appends up to `limit` bytes of the chain to `bytes`.
     pub(super) fn read(
         &mut self,
         limit: usize,
@@ -164,6 +170,7 @@ impl Chain {
             let count = buffer.len.min(end - start);
             bytes.resize(start + count, 0);
             if memory.read_slice(&mut bytes[start..], buffer.address).is_err() {
+                // The bytes of the buffers before are valid output of the guest.
                 bytes.truncate(start);
                 return Err(Broken);
             }
@@ -174,7 +181,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Writes as many of the bytes as there is room for; returns how many.
+    /// Writes as many of the bytes as the chain has room for, and returns how many.
     pub(super) fn write(
         &mut self,
         bytes: &[u8],
@@ -196,8 +203,9 @@ impl Chain {
 }
 
 impl Buffer {
-    /// Leaves out its first bytes, which were found to be in memory; true if none are left.
+    /// Removes the first bytes of the buffer, and returns whether none are left.
     fn skip(&mut self, count: usize) -> bool {
+        // No overflow that matters: the bytes were just accessed, so their range is in memory.
         self.address.0 = self.address.0.wrapping_add(count as u64);
         self.len -= count;
         self.len == 0

@@ -22,7 +22,7 @@ fn fill(root: &Path) -> Result<Cache> {
     Ok(cache)
 }
 
-/// Fails unless a cache that is filled and cannot be written can be read, and nothing else.
+/// Fails unless a full cache that cannot be written can be read, and only read.
 fn ensure_only_reading_works(cache: &Cache) -> Result<()> {
     ensure!(fs::read(cache.entry("kernel/current"))? == b"6.12");
     let entry = cache.build_once("kernel/6.12", |_| bail!("it was built again"))?;

@@ -67,7 +67,7 @@ fn check_memory(ranges: &[&[u8]], numa_nodes: u32, memory_mib: u32) {
     assert_eq!(sum, u64::from(memory_mib) << 20);
 }
 
-/// The sound table at a guest-physical address.
+/// Returns the table at a guest-physical address, after checking it.
 fn table(block: &[u8], address: u64) -> &[u8] {
     let offset = usize::try_from(address - BASE).expect("an address is in the block");
     let table = &block[offset..][..number(block, offset + 4, 4) as usize];

@@ -36,7 +36,7 @@ fuzz_target!(|text: &str| {
     }
 });
 
-/// The command line as a kernel finds it.
+/// Returns the command line as a kernel finds it.
 fn found(contents: &InitialMemory) -> Vec<u8> {
     let mut pointer = [0; 4];
     contents.read(CMD_LINE_PTR, &mut pointer).expect("the zero page is memory");
@@ -47,7 +47,7 @@ fn found(contents: &InitialMemory) -> Vec<u8> {
     bytes
 }
 
-/// An ELF file of one segment at 16 MiB, which nobody runs.
+/// Returns an ELF file of one segment at 16 MiB, which is never run.
 fn tiny_kernel() -> Vec<u8> {
     let mut file = vec![0; 4096];
     let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,6 +1,6 @@
 //! What one side of the wire makes of the other's bytes.
 //!
-//! The first byte says which side reads, the second into pieces of which size the stream breaks,
+//! The first byte selects the reading side, the second the size of the pieces of the stream,
 //! and whether the frames are to be made up around their payloads: a checksum is not guessed.
 
 #![no_main]
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Puts headers around payloads, whose length is their first byte.
+/// Frames payloads; the first byte of each is its length.
 fn framed(mut payloads: &[u8]) -> Vec<u8> {
     let mut frames = Vec::new();
     let mut number = 0_u32;
@@ -36,7 +36,7 @@ fn framed(mut payloads: &[u8]) -> Vec<u8> {
     frames
 }
 
-/// The checksum of the wire, as its description in `frame.rs` has it.
+/// Returns the checksum of the wire, as `frame.rs` describes it.
 fn checksum(bytes: &[u8]) -> u32 {
     let mut padded = bytes.to_vec();
     padded.resize((bytes.len() / 8 + 1) * 8, 0);

@@ -15,7 +15,7 @@ pub(crate) struct Child {
 impl Child {
     /// Forks a process that ends with the status `run` returns.
     pub(crate) fn fork(run: impl FnOnce() -> i32) -> Result<Self> {
-        // SAFETY: only this thread goes on in the child; glibc keeps its allocator usable, and the
+        // SAFETY: the child has only this thread; glibc keeps its allocator usable, and the
         // closures of this suite take no lock that another thread of a body may hold.
         match unsafe { libc::fork() } {
             -1 => Err(std::io::Error::last_os_error()).context("cannot fork"),
@@ -49,7 +49,7 @@ impl Child {
         self.pid.map_or(0, |pid| pid.as_raw_nonzero().get())
     }
 
-    /// Whether the process has ended; it is not reaped.
+    /// Returns whether the process has ended. It is not reaped.
     pub(crate) fn has_ended(&self) -> Result<bool> {
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         let Some(pid) = self.pid else { return Ok(true) };
@@ -57,7 +57,7 @@ impl Child {
         Ok(waitid(WaitId::Pid(pid), options)?.is_some())
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits until the process has ended.
     pub(crate) fn wait(mut self) -> Result<WaitStatus> {
         let pid = self.pid.take();
         Ok(waitpid(pid, WaitOptions::empty())?.context("it was waited for without NOHANG")?.1)
@@ -85,7 +85,7 @@ pub(crate) fn pause() -> i32 {
     }
 }
 
-/// Waits for what the kernel counts, which no event tells.
+/// Polls a counter of the kernel, for which there is no event.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !is_so()? {
@@ -95,7 +95,7 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) ->
     Ok(())
 }
 
-/// All controllers the manager knows.
+/// Returns all controllers that the manager supports.
 pub(crate) fn all() -> std::collections::BTreeSet<Controller> {
     Controller::ALL.into()
 }

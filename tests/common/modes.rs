@@ -62,7 +62,7 @@ pub(crate) fn in_container(body: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 /// Runs `body` as the first process of a pid namespace, where the leaders of its session and of its
-/// process group, who are outside, have the number 0.
+/// process group, which is outside, have the number 0.
 pub(crate) fn in_pid_namespace(body: impl FnOnce() -> Result<()>) -> Result<()> {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -81,7 +81,7 @@ pub(crate) fn in_pid_namespace(body: impl FnOnce() -> Result<()>) -> Result<()> 
     })?)
 }
 
-/// In a process of one thread, so that all of it changes its user.
+/// Runs `body` in a process of one thread, so that the whole process changes its user.
 fn as_user(body: impl FnOnce() -> Result<()>) -> i32 {
     let (uid, gid) = (rustix::fs::Uid::from_raw(USER), rustix::fs::Gid::from_raw(USER));
     told(|| {

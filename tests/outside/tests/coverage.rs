@@ -8,7 +8,7 @@ use std::process::Command;
 
 use ktstr::prelude::*;
 
-/// How often the body calls [`count`]: a number that nothing else is counted up to.
+/// The number of the body's calls of [`count`], which no other counter has.
 const CALLS: u64 = 123_457;
 
 #[inline(never)]
@@ -46,7 +46,7 @@ fn body_counts_on_the_host() -> Result<()> {
     Ok(())
 }
 
-/// Whether one of the counters, 64-bit words between all the others, has this value.
+/// Returns whether one of the counters, which are 64-bit words of the profile, has this value.
 fn has_counter(profile: &[u8], value: u64) -> bool {
     profile.as_chunks::<8>().0.iter().any(|word| u64::from_le_bytes(*word) == value)
 }

@@ -1,17 +1,16 @@
-//! Checks at compile time that libtest runs a `#[ktstr_test]`. Each expansion calls both.
+//! Checks at compile time that libtest runs a `#[ktstr_test]`. Each expansion calls both functions.
 //!
-//! A test that is registered and that libtest does not know would be worse than one that does not
-//! compile: nothing would ever run it.
+//! A registered test that libtest does not find would never run, which is worse than a compile error.
 
-/// Stands for a test in a target without libtest.
+/// Represents a test in a target without libtest.
 #[derive(Debug)]
 pub struct NoHarness;
 
-/// Stands for a test that its module does not have.
+/// Represents a test that is not a member of its module.
 #[derive(Debug)]
 pub struct Hidden;
 
-/// What is a test in a target with libtest.
+/// Implemented by tests in targets with libtest.
 #[diagnostic::on_unimplemented(
     message = "this test is never run: its target has `harness = false`",
     label = "nothing runs this `#[ktstr_test]`",
@@ -22,10 +21,10 @@ pub trait Harnessed {}
 
 impl<F: Fn()> Harnessed for F {}
 
-/// Compiles where the compiler keeps tests.
+/// Compiles only where the compiler keeps tests.
 pub fn requires_harness(_: impl Harnessed) {}
 
-/// A function as its module has it, for one that is called `F` where it is defined.
+/// Implemented by a function that its module sees as `F`.
 #[diagnostic::on_unimplemented(
     message = "this test is never run: libtest cannot see it",
     label = "this `#[ktstr_test]` is inside a function or a constant",
@@ -35,5 +34,5 @@ pub trait VisibleAs<F> {}
 
 impl<F> VisibleAs<F> for F {}
 
-/// Compiles if both are the same function.
+/// Compiles only if both are the same function.
 pub fn requires_visible<H, M: VisibleAs<H>>(_: H, _: M) {}

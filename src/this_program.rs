@@ -15,19 +15,19 @@ use anyhow::{Context, Result};
 /// Source: proc_pid_exe(5).
 pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// What the kernel appends to the name of a file that is gone.
+/// The kernel appends this to the name of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
-/// The name that this program was started by.
+/// The path from which this program was started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OwnName {
-    /// The name.
+    /// The path.
     pub(crate) path: PathBuf,
-    /// Whether it still leads to this program's file.
+    /// Whether the path still names this program's file.
     pub(crate) is_current: bool,
 }
 
-/// Returns the name that this program was started by.
+/// Returns the path from which this program was started.
 pub(crate) fn own_name() -> io::Result<OwnName> {
     let path = fs::read_link(THIS_PROGRAM)?;
     let own = fs::metadata(THIS_PROGRAM)?;
@@ -40,9 +40,9 @@ pub(crate) fn own_name() -> io::Result<OwnName> {
 /// A file that this process has mapped as code.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LoadedFile {
-    /// The name it was loaded by.
+    /// The path from which it was loaded.
     pub(crate) path: PathBuf,
-    /// Whether that file is gone; another may have taken its name.
+    /// Whether that file was deleted; another may exist at its path.
     pub(crate) is_gone: bool,
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn loaded_files() -> Result<BTreeSet<LoadedFile>> {
     Ok(maps.split(|byte| *byte == b'\n').filter_map(loaded_file).collect())
 }
 
-/// Reads a line of `/proc/<pid>/maps`.
+/// Parses a line of `/proc/<pid>/maps`.
 ///
 /// Source: proc_pid_maps(5).
 fn loaded_file(line: &[u8]) -> Option<LoadedFile> {
@@ -63,11 +63,11 @@ fn loaded_file(line: &[u8]) -> Option<LoadedFile> {
     Some(LoadedFile { path, is_gone })
 }
 
-/// Takes the kernel's mark off the name of a file that is gone.
+/// Returns a path without the kernel's mark, and whether it had the mark of a deleted file.
 fn without_mark(path: &OsStr) -> (PathBuf, bool) {
     let bytes = path.as_bytes();
     match bytes.strip_suffix(DELETED) {
-        // A file may be called so.
+        // A file may really have this name.
         Some(name) if !Path::new(path).exists() => (OsString::from_vec(name.to_vec()).into(), true),
         _ => (path.into(), false),
     }
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_name_leads_to_this_program() {
+    fn own_name_is_the_path_of_this_program() {
         let name = own_name().unwrap();
         assert_eq!(name.path, std::env::current_exe().unwrap());
         assert!(name.is_current);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_maps_are_read_as_bytes() {
+    fn loaded_file_reads_bytes() {
         let begin = b"7f0000000000-7f0000001000 r-xp 00000000 08:01 42       ".as_slice();
         for (name, want) in [
             (&b"/lib/\xff a.so"[..], Some((&b"/lib/\xff a.so"[..], false))),

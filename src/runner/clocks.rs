@@ -13,17 +13,17 @@ use std::time::Duration;
 use ktstr_core::result::{ClockSpan, RunEnd};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// The guest may be ahead by one part in so many: kernels keep a calibration that is 1 % off, and
-/// both clocks may be corrected.
+/// The guest's clock may be ahead by 1/20: kernels keep a calibration that is 1 % off, and both clocks
+/// may be corrected.
 const AHEAD_PART: u32 = 20;
 
-/// The guest's clock is behind if it counts less than one part in so many ...
+/// The guest's clock is behind if it counts less than 1/2 of the host's time ...
 const BEHIND_PART: u32 = 2;
 
-/// ... and lacks this much, too, which is longer than a message is under way on a host that is busy.
+/// ... and lacks more than this, which is longer than the delay of a message on a busy host.
 const BEHIND_LEAST: Duration = Duration::from_secs(10);
 
-/// The two clocks of a run.
+/// Compares the two clocks of a run.
 #[derive(Debug)]
 pub(super) struct Clocks {
     /// The host's clock at the engine's start.
@@ -33,12 +33,12 @@ pub(super) struct Clocks {
 }
 
 impl Clocks {
-    /// Takes the time of the host, before the engine is started.
+    /// Records the time of the host, before the engine is started.
     pub(super) fn at_boot() -> Self {
         Self { host_at_boot: host_clock(), guest_at_body: None }
     }
 
-    /// Takes the guest's time at which the body started.
+    /// Records the guest's time at which the body started.
     pub(super) fn start_body(&mut self, guest_ns: u64) {
         self.guest_at_body = Some(Duration::from_nanos(guest_ns));
     }
@@ -47,25 +47,25 @@ impl Clocks {
     pub(super) fn check_uptime(&self, guest_ns: u64) -> Result<(), RunEnd> {
         let guest = Duration::from_nanos(guest_ns);
         let host = host_clock().saturating_sub(self.host_at_boot);
-        match is_ahead(guest, host) {
-            true => Err(RunEnd::WrongClock { span: ClockSpan::Boot, guest, host }),
-            false => Ok(()),
+        if is_ahead(guest, host) {
+            return Err(RunEnd::WrongClock { span: ClockSpan::Boot, guest, host });
         }
+        Ok(())
     }
 
-    /// Fails if the body has run for much less time by the guest's clock than by the host's, which
-    /// leaves out the time that the runner was stopped or suspended.
+    /// Fails if the body has run for much less time by the guest's clock than by `host`, the host's time
+    /// without the time that the runner was stopped or suspended.
     pub(super) fn check_body(&self, guest_ns: u64, host: Duration) -> Result<(), RunEnd> {
         let Some(began) = self.guest_at_body else { return Ok(()) };
         let guest = Duration::from_nanos(guest_ns).saturating_sub(began);
-        match is_behind(guest, host) {
-            true => Err(RunEnd::WrongClock { span: ClockSpan::Body, guest, host }),
-            false => Ok(()),
+        if is_behind(guest, host) {
+            return Err(RunEnd::WrongClock { span: ClockSpan::Body, guest, host });
         }
+        Ok(())
     }
 }
 
-/// Returns the host's clock, which counts the time that the host is suspended: its TSC may do so, too.
+/// Reads the host's clock, which includes the time that the host is suspended: its TSC may do so, too.
 fn host_clock() -> Duration {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
     Duration::new(tv_sec.unsigned_abs(), tv_nsec.unsigned_abs() as u32)
@@ -93,7 +93,7 @@ mod tests {
             (ms(0), ms(0), false),
             (ms(1_049), ms(1_000), false),
             (ms(1_051), ms(1_000), true),
-            // Load explains every shortfall.
+            // Load of the host explains a guest that is behind.
             (ms(1_000), ms(60_000), false),
             // A clock six times too fast, 0.5 s after the engine's start.
             (ms(20_000), ms(3_800), true),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn is_behind_if_no_delay_explains_it() {
+    fn is_behind_tolerates_delays() {
         for (guest, host, want) in [
             (ms(0), ms(0), false),
             (ms(0), ms(10_000), false),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_compare_body_with_its_start() {
+    fn check_body_counts_from_the_start_of_the_body() {
         let mut clocks = Clocks::at_boot();
         let seconds = |seconds: u64| seconds * 1_000_000_000;
         assert_eq!(clocks.check_body(seconds(1), ms(60_000)), Ok(()), "no body has started");

@@ -1,13 +1,13 @@
-//! Reads what the guest's kernel complains about from its console.
+//! Finds the error messages of the guest kernel in its console.
 
 use ktstr_core::guest::agent::COMPLAINT;
 use ktstr_core::result::{KernelEvent, KernelEventKind};
 
-/// Words of a kernel line, and what they mean. The first match counts.
+/// Texts of kernel messages, and their meaning. The first match counts.
 ///
 /// Source: Linux 6.1, 6.12 and 7.2: kernel/panic.c, kernel/watchdog.c, kernel/hung_task.c,
 /// kernel/rcu/tree_stall.h, mm/oom_kill.c, arch/x86/mm/fault.c, arch/x86/kernel/traps.c.
-const COMPLAINTS: [(&str, KernelEventKind); 15] = [
+const PATTERNS: [(&str, KernelEventKind); 15] = [
     ("Kernel panic - not syncing", KernelEventKind::Panic),
     ("BUG: soft lockup", KernelEventKind::Lockup),
     ("Watchdog detected hard LOCKUP", KernelEventKind::Lockup),
@@ -25,24 +25,24 @@ const COMPLAINTS: [(&str, KernelEventKind); 15] = [
     ("System is deadlocked on memory", KernelEventKind::OomKill),
 ];
 
-/// Every complaint of the kernel, in order.
+/// Returns the warnings and errors of the kernel, in order.
 pub(super) fn kernel_events(console: &str) -> Vec<KernelEvent> {
-    console.lines().filter_map(kernel_line).filter_map(complaint).collect()
+    console.lines().filter_map(kernel_line).filter_map(kernel_event).collect()
 }
 
-fn complaint(line: &str) -> Option<KernelEvent> {
-    let (_, kind) = COMPLAINTS.iter().find(|(words, _)| line.contains(words))?;
-    // A warning names its place; other lines that start so are ordinary messages.
+fn kernel_event(line: &str) -> Option<KernelEvent> {
+    let (_, kind) = PATTERNS.iter().find(|(text, _)| line.contains(text))?;
+    // A warning names its place; other lines that start with `WARNING: ` are ordinary messages.
     if *kind == KernelEventKind::Warning && !line.contains(" at ") {
         return None;
     }
     Some(KernelEvent { kind: *kind, line: line.to_owned() })
 }
 
-/// The text of a kernel message: what follows its time stamp.
+/// Returns the text of a kernel message: what follows its time stamp.
 ///
-/// Only such lines are the kernel's own; anything may write others to the console, and may have
-/// begun one that the kernel then cuts in on.
+/// Lines without a time stamp come from programs. A program may also have begun the line, before the
+/// kernel wrote its message.
 fn kernel_line(line: &str) -> Option<&str> {
     line.match_indices('[').find_map(|(at, _)| {
         let (stamp, text) = line[at + 1..].split_once("] ")?;
@@ -54,7 +54,7 @@ fn kernel_line(line: &str) -> Option<&str> {
     })
 }
 
-/// The words of the kernel's panic, if it panicked.
+/// Returns the message of the kernel's panic, if it panicked.
 pub(super) fn panic_message(console: &str) -> Option<String> {
     let event =
         kernel_events(console).into_iter().find(|event| event.kind == KernelEventKind::Panic)?;
@@ -62,19 +62,19 @@ pub(super) fn panic_message(console: &str) -> Option<String> {
     Some(message.trim_start_matches(':').trim().to_owned())
 }
 
-/// Whether PID 1 exited with status 0, which it never does once it is ours.
+/// Returns whether PID 1 exited with status 0, which the guest agent never does.
 pub(super) fn init_succeeded(console: &str) -> bool {
     panic_message(console)
         .is_some_and(|panic| panic.contains("Attempted to kill init! exitcode=0x00000000"))
 }
 
-/// Why PID 1 could not get ready, if anything says so.
+/// Returns why PID 1 could not become ready, if the console shows it.
 pub(super) fn init_failure(console: &str) -> Option<String> {
     for line in console.lines() {
         if let Some((_, why)) = line.split_once(COMPLAINT) {
             return Some(why.trim().to_owned());
         }
-        // The dynamic loader's words; PID 1 is gone after them, and the kernel panics.
+        // The message of the dynamic loader. PID 1 exits after it, and the kernel panics.
         if line.contains("error while loading shared libraries") {
             return Some(line.trim().to_owned());
         }
@@ -85,7 +85,7 @@ pub(super) fn init_failure(console: &str) -> Option<String> {
     } else if panic.contains("No working init found") || panic.contains("Unable to mount root fs") {
         "; the initramfs was not unpacked: it is damaged, or larger than the guest's memory"
     } else if panic.contains("Attempted to kill init") {
-        "; PID 1 ended before it could say anything else"
+        "; PID 1 ended without another message"
     } else {
         return None;
     };
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_complaint_is_known() {
+    fn kernel_events_finds_each_kind() {
         let console = "\
             [    0.000000] Linux version 6.12.107+deb13-cloud-amd64\r\n\
             [    1.000000] WARNING: You are running an unsupported configuration\n\
@@ -112,7 +112,7 @@ mod tests {
             [   28.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000\n\
             [   28.000001] Oops: Oops: 0002 [#1] PREEMPT SMP\n\
             test case ...[   29.000000] Kernel panic - not syncing: sysrq triggered crash\n\
-            Kernel panic - not syncing: somebody only printed this\n";
+            Kernel panic - not syncing: printed by a program\n";
         use KernelEventKind::*;
         let kinds: Vec<_> = kernel_events(console).into_iter().map(|event| event.kind).collect();
         let expected = [
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_of_a_failed_init_is_found() {
+    fn init_failure_finds_the_reason() {
         for (console, why) in [
             ("ktstr-init: PID 1 gives up: no cgroup2\n", "no cgroup2"),
             (
@@ -138,7 +138,7 @@ mod tests {
             ),
             (
                 "[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\n",
-                "PID 1 ended before",
+                "PID 1 ended without",
             ),
             (
                 "[    1.000000] Kernel panic - not syncing: System is deadlocked on memory\n",

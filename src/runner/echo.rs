@@ -1,9 +1,8 @@
-//! Shows what a body writes as it arrives.
+//! Prints the output of a body as it arrives.
 
 use crate::report::printable;
 
-/// Prints what a body writes where libtest can capture it: in whole lines, unless one is longer than
-/// any reader wants.
+/// Prints the output of a body where libtest can capture it: in whole lines, except for very long ones.
 #[derive(Debug, Default)]
 pub(super) struct Echo {
     unfinished: Vec<u8>,
@@ -19,14 +18,14 @@ impl Echo {
         }
     }
 
-    /// Prints what was left without a line break.
+    /// Prints the last line if it has no line break.
     pub(super) fn finish(self) {
         if !self.unfinished.is_empty() {
             println!("{}", printable(&String::from_utf8_lossy(&self.unfinished)));
         }
     }
 
-    /// Takes the next bytes, and returns what can be printed now.
+    /// Appends the next bytes, and returns the text that can be printed now.
     fn take(&mut self, bytes: &[u8]) -> String {
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let (whole, rest) = bytes.split_at(end);
@@ -38,7 +37,7 @@ impl Echo {
         }
         self.unfinished.extend_from_slice(rest);
         if self.unfinished.len() > Self::LONGEST_LINE {
-            let cut = self.unfinished.split_off(whole_letters(&self.unfinished));
+            let cut = self.unfinished.split_off(whole_characters(&self.unfinished));
             text += &printable(&String::from_utf8_lossy(&self.unfinished));
             self.unfinished = cut;
         }
@@ -46,10 +45,10 @@ impl Echo {
     }
 }
 
-/// Returns how many of the bytes are left when a letter that is cut at the end is taken off.
+/// Returns the length of `bytes` without a UTF-8 character that is cut at the end.
 ///
-/// Source: Unicode 16.0, 3.9 ("UTF-8"): the first byte of a letter has its length in its upper bits.
-fn whole_letters(bytes: &[u8]) -> usize {
+/// Source: Unicode 16.0, 3.9 ("UTF-8"): the upper bits of the first byte of a character give its length.
+fn whole_characters(bytes: &[u8]) -> usize {
     let is_first = |byte: &u8| *byte & 0xc0 != 0x80;
     let Some(back) = bytes.iter().rev().take(4).position(is_first) else { return bytes.len() };
     let first = bytes.len() - 1 - back;
@@ -74,24 +73,24 @@ mod tests {
     }
 
     #[test]
-    fn echo_never_cuts_a_letter() {
+    fn echo_never_cuts_a_character() {
         let line = "a\u{e9}\u{20ac}\u{1f600}".repeat(Echo::LONGEST_LINE / 8);
         for size in [1, 7, 1000, Echo::LONGEST_LINE + 1] {
             let mut echo = Echo::default();
             let mut text: String =
                 line.as_bytes().chunks(size).map(|piece| echo.take(piece)).collect();
-            assert!(!text.is_empty(), "a line without end is printed in pieces");
+            assert!(!text.is_empty(), "a line without a break is printed in pieces");
             text += &String::from_utf8_lossy(&echo.unfinished);
             assert!(text == line, "in pieces of {size}");
         }
     }
 
     #[test]
-    fn bytes_that_are_not_text_are_passed_on() {
+    fn whole_characters_passes_invalid_bytes() {
         for (bytes, whole) in
             [(&b""[..], 0), (b"\xff\xff", 2), (b"\x80\x80\x80\x80\x80", 5), (b"a\xe2\x82", 1)]
         {
-            assert_eq!(whole_letters(bytes), whole, "{bytes:?}");
+            assert_eq!(whole_characters(bytes), whole, "{bytes:?}");
         }
     }
 }

@@ -30,13 +30,13 @@ use crate::notice::notice;
 /// The variable that sets the number of CPUs.
 const VARIABLE: &str = "KTSTR_HOST_CPUS";
 
-/// After how long without a release a wait is reported: a holder may be stopped.
+/// A wait without any release for this long is reported: a holder may be stopped.
 const NOTICE_AFTER: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
 
 /// The semaphore.
 #[derive(Debug, Clone)]
 pub(super) struct HostCpus {
-    /// What the addresses begin with.
+    /// The prefix of the addresses.
     prefix: String,
     count: usize,
 }
@@ -47,7 +47,7 @@ pub(super) struct HostCpus {
 pub(super) struct Taken {
     #[cfg_attr(not(test), expect(dead_code, reason = "held for their addresses"))]
     cpus: Vec<UnixListener>,
-    /// How long they were waited for; `None` if all were free.
+    /// The waiting time; `None` if all were free.
     pub(super) waited: Option<Duration>,
 }
 
@@ -65,22 +65,31 @@ impl HostCpus {
         Ok(count.map(|count| Self { prefix: "ktstr/host-cpus".to_owned(), count }))
     }
 
-    /// Takes `wanted` CPUs, or all if there are fewer, and waits until they are free.
+    /// Waits until `wanted` CPUs are free, or all if there are fewer, and takes them.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses a socket: no descriptor is left, or a policy forbids it.
+    /// If the kernel refuses a socket: no descriptor is left, or a security policy forbids it.
     pub(super) fn take(&self, wanted: u32) -> Result<Taken> {
         let began = Instant::now();
         let slot = |name: &dyn std::fmt::Display| Slot::new(&format!("{}/{name}", self.prefix));
-        let fail = || format!("failed to wait for CPUs of the host; {VARIABLE}=off does not wait");
+        let fail = || {
+            format!(
+                "failed to wait for CPUs of the host; set {VARIABLE}=off to run without waiting"
+            )
+        };
+        tracing::debug!("take {wanted} of {} CPUs of the host", self.count);
+        // While this process holds the turnstile, later guests queue behind it and cannot overtake.
         let turnstile = vec![slot(&"turnstile")?];
         let (turnstile, has_queued) = collect(turnstile, 1).with_context(fail)?;
+        // A guest with more CPUs than the host takes all of them; otherwise it would wait forever.
         let wanted = usize::try_from(wanted).map_or(self.count, |wanted| wanted.min(self.count));
         let cpus = (0..self.count).map(|cpu| slot(&cpu)).collect::<Result<Vec<_>>>()?;
         let (cpus, has_waited) = collect(cpus, wanted).with_context(fail)?;
+        // The CPUs are complete: the next guest may collect.
         drop(turnstile);
         let waited = (has_queued || has_waited).then(|| began.elapsed());
+        tracing::debug!("took the CPUs; waited {waited:?}");
         Ok(Taken { cpus, waited })
     }
 }
@@ -101,7 +110,7 @@ fn parse(value: Option<&OsStr>) -> Result<Option<usize>> {
 #[derive(Debug)]
 struct Slot {
     address: SocketAddr,
-    /// A connection to the process that has bound it.
+    /// A connection to the process that has bound the address.
     holder: Option<UnixStream>,
 }
 
@@ -110,7 +119,7 @@ impl Slot {
         Ok(Self { address: SocketAddr::from_abstract_name(name)?, holder: None })
     }
 
-    /// Binds the address; returns `None` if another socket has it.
+    /// Binds the address; returns `None` if another socket is bound to it.
     fn bind(&self) -> Result<Option<UnixListener>, Error> {
         match UnixListener::bind_addr(&self.address) {
             Ok(listener) => Ok(Some(listener)),
@@ -119,7 +128,7 @@ impl Slot {
         }
     }
 
-    /// Connects to the holder, once; returns whether there is one.
+    /// Connects to the holder unless that is done; returns whether there is a holder.
     fn watch(&mut self) -> Result<bool, Error> {
         if self.holder.is_none() {
             self.holder = match UnixStream::connect_addr(&self.address) {
@@ -132,11 +141,12 @@ impl Slot {
     }
 }
 
-/// Binds `wanted` of the slots; returns them, and whether it waited for that.
+/// Binds `wanted` of the slots, waiting if necessary; returns the sockets, and whether it waited.
 fn collect(mut slots: Vec<Slot>, wanted: usize) -> Result<(Vec<UnixListener>, bool), Error> {
     let mut bound = Vec::new();
     let mut has_waited = false;
     loop {
+        // Bind what is free. A bound slot stays bound, even if the others are not free yet.
         let mut rest = Vec::new();
         for slot in slots {
             let listener = if bound.len() < wanted { slot.bind()? } else { None };
@@ -148,6 +158,7 @@ fn collect(mut slots: Vec<Slot>, wanted: usize) -> Result<(Vec<UnixListener>, bo
         if bound.len() == wanted {
             return Ok((bound, has_waited));
         }
+        // Then wait for the release of any other slot, and try again.
         has_waited = true;
         wait_for_any(&mut rest)?;
         slots = rest;
@@ -156,15 +167,16 @@ fn collect(mut slots: Vec<Slot>, wanted: usize) -> Result<(Vec<UnixListener>, bo
 
 /// Waits until one of the slots may have been released.
 fn wait_for_any(slots: &mut [Slot]) -> Result<(), Error> {
+    // Connect to every holder before waiting: a release after this point breaks a connection.
     for slot in &mut *slots {
         if !slot.watch()? {
-            // Released just now, or bound by a process that is about to listen.
+            // Released since the attempt to bind it, or bound by a process that does not listen yet.
             std::thread::yield_now();
             return Ok(());
         }
     }
     let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
-    // They are never accepted, so the only event that they can have is their end.
+    // The connections are never accepted, so the only event that they can have is their end.
     let mut fds: Vec<_> = holders.map(|holder| PollFd::new(holder, PollFlags::empty())).collect();
     let mut timeout = Some(&NOTICE_AFTER);
     loop {
@@ -177,14 +189,17 @@ fn wait_for_any(slots: &mut [Slot]) -> Result<(), Error> {
             Err(errno) => return Err(errno.into()),
         }
     }
+    // Forget the holders that are gone. Every slot has a holder here, so the order is that of `fds`.
     let ended: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-    for (slot, _) in slots.iter_mut().zip(ended).filter(|(_, ended)| *ended) {
-        slot.holder = None;
+    for (slot, has_ended) in slots.iter_mut().zip(ended) {
+        if has_ended {
+            slot.holder = None;
+        }
     }
     Ok(())
 }
 
-/// Returns what a person is told of a long wait: the processes that are waited for.
+/// Returns the message about a long wait, with the pids of the holders.
 fn waiting(slots: &[Slot]) -> String {
     let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
     let pids: BTreeSet<_> = holders
@@ -192,8 +207,8 @@ fn waiting(slots: &[Slot]) -> String {
         .collect();
     let seconds = NOTICE_AFTER.tv_sec;
     format!(
-        "no guest has ended for {seconds} s; waiting for CPUs of this host that the processes {pids:?} \
-         hold; {VARIABLE}=off does not wait"
+        "no guest has ended for {seconds} s; waiting for CPUs of this host held by the processes \
+         {pids:?}; set {VARIABLE}=off to run without waiting"
     )
 }
 
@@ -210,7 +225,7 @@ mod tests {
     /// Names the semaphore of [`holder`] for its process.
     const PREFIX: &str = "KTSTR_TEST_HOST_CPUS";
 
-    /// A semaphore that no other test has.
+    /// Returns a semaphore that no other test uses.
     fn semaphore(count: usize) -> HostCpus {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -218,7 +233,7 @@ mod tests {
     }
 
     impl Taken {
-        /// Returns once a guest waits for the first of these CPUs.
+        /// Waits until a guest waits for the first of these CPUs.
         fn await_waiter(&self) {
             // It connects again as soon as it sees the end of this connection.
             self.cpus[0].accept().unwrap();
@@ -226,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn variable_is_a_number_or_off() {
+    fn parse_takes_a_number_or_off() {
         let parse = |value: &str| parse(Some(OsStr::new(value)));
         assert_eq!(parse("off").unwrap(), None);
         assert_eq!(parse("3").unwrap(), Some(3));
@@ -254,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_never_exceed_the_count() {
+    fn take_never_exceeds_the_count() {
         const COUNT: usize = 3;
         let semaphore = semaphore(COUNT);
         let taken = AtomicUsize::new(0);
@@ -277,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn small_guests_do_not_overtake_a_large_one() {
+    fn take_keeps_the_order_of_large_and_small_guests() {
         let semaphore = semaphore(2);
         let [first, second] = [semaphore.take(1).unwrap(), semaphore.take(1).unwrap()];
         let (order, arrived) = mpsc::channel();
@@ -306,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn cpus_of_a_killed_process_are_free() {
+    fn take_gets_the_cpus_of_a_killed_process() {
         let semaphore = semaphore(2);
         let mut holder = spawn_holder(&semaphore);
         holder.await_line("holds a CPU");
@@ -326,17 +341,17 @@ mod tests {
         let mut slot = Slot::new(&format!("{}/0", semaphore.prefix)).unwrap();
         assert!(slot.watch().unwrap());
         let (own, text) = (std::process::id(), waiting(&[slot]));
-        assert!(text.contains(&format!("the processes {{{own}}} hold")), "{text}");
+        assert!(text.contains(&format!("held by the processes {{{own}}};")), "{text}");
     }
 
     #[test]
-    fn children_do_not_hold_cpus() {
+    fn take_does_not_pass_cpus_to_children() {
         let semaphore = semaphore(1);
         let cpus = semaphore.take(1).unwrap();
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         drop(cpus);
         let _cpus = semaphore.take(1).unwrap();
-        assert_eq!(child.try_wait().unwrap(), None, "it was waited for");
+        assert_eq!(child.try_wait().unwrap(), None, "the child still runs");
         drop(child.stdin.take());
         child.wait().unwrap();
     }

@@ -1,8 +1,8 @@
-//! A machine that has a KVM: for what needs one, on a host whose own cannot run a kernel.
+//! Boots a machine with `/dev/kvm`, for hosts without a usable KVM.
 //!
-//! QEMU emulates AMD's hardware virtualization, so the stock module `kvm_amd` works in its guest
-//! and `/dev/kvm` there is a real one, if a slow one. Programs of this host run in that machine
-//! with their libraries, and find kernels in a cache of their own; there is no network.
+//! QEMU emulates AMD's hardware virtualization, so the stock module `kvm_amd` works in its guest, slowly.
+//! Programs of this host run in that machine with their libraries, and with a cache of kernels. The machine
+//! has no network.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,55 +21,55 @@ use crate::provision::{Cache, KernelSpec, find_program, kernel};
 /// `KTSTR_CACHE_DIR` in the machine.
 const CACHE: &str = "/cache";
 
-/// The machine's kernel, whose modules are known to run on the emulated CPU.
+/// The kernel of the machine. Its modules are known to work on the emulated CPU.
 const KERNEL: &str = "debian:trixie";
 
-/// One CPU, with which guests live longer (docs/decisions/0006).
+/// One CPU: with more, guests of this machine crash more often (docs/decisions/0006).
 const TOPOLOGY: Topology = Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT };
 
-/// Enough for two guests of a gigabyte beside all that is unpacked.
+/// Enough for the unpacked files and two guests of one gigabyte.
 const MEMORY_MIB: u32 = 4096;
 
 /// A machine with `/dev/kvm`, one CPU, a shell and the usual tools in `/bin`.
 #[derive(Debug, Clone, Default)]
 pub struct Outer {
-    /// The kernels that ktstr finds in there; only those known by name.
+    /// The kernels in the cache of the machine; only those known by name.
     pub kernels: Vec<KernelSpec>,
-    /// More programs, with the libraries they need: where on this host, where in the machine.
-    /// Over `/tmp` and `/run` it mounts empty file systems.
+    /// More programs, whose libraries are added: path on this host, path in the machine. The machine mounts empty
+    /// file systems over `/tmp` and `/run`.
     pub programs: Vec<(PathBuf, String)>,
-    /// Other files, alike. They keep their permissions.
+    /// Other files, with their permissions: path on this host, path in the machine.
     pub files: Vec<(PathBuf, String)>,
 }
 
 impl Outer {
-    /// Boots the machine, runs `argv` in it and returns its exit status, 128 and the number for a
-    /// signal. `hear` gets its output as it comes. Its standard input is empty.
+    /// Boots the machine, runs `argv` in it and returns the exit status, or 128 plus the number of a signal.
+    /// `on_output` receives the output as it arrives. Standard input is empty.
     ///
     /// Needs a `main` that begins with [`init_if_guest`](super::init_if_guest).
     ///
     /// # Errors
     ///
-    /// If the machine cannot be prepared, or ends before the program does: the error then shows
-    /// the end of its console. If the program takes longer than `timeout`, or `hear` fails.
+    /// If the machine cannot be prepared, or ends before the program (the error then shows the end of the
+    /// console); if the program takes longer than `timeout`; if `on_output` fails.
     pub fn run(
         &self,
         argv: &[String],
         env: &[(String, String)],
         timeout: Duration,
-        hear: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+        on_output: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
     ) -> Result<u8> {
-        self.run_on(Program::this_program(), argv, env, timeout, hear)
+        self.run_on(Program::this_program(), argv, env, timeout, on_output)
     }
 
-    /// Does so in a machine whose PID 1 is `init`.
+    /// Runs `argv` in a machine with the PID 1 `init`.
     fn run_on(
         &self,
         init: Program,
         argv: &[String],
         env: &[(String, String)],
         timeout: Duration,
-        hear: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+        on_output: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
     ) -> Result<u8> {
         let prepared = Prepared::new(&Wanted {
             program: init,
@@ -94,10 +94,10 @@ impl Outer {
         });
         let began = Instant::now();
         notice(&format!("booting a machine with KVM, {memory_mib} MiB ..."));
-        let mut watch = Watch { started: None, timeout, hear, broken: None };
+        let mut supervisor = Supervisor { started: None, timeout, on_output, error: None };
         let limits = RunLimits { duration: None, watchdog: shell::WATCHDOG };
-        let outcome = prepared.run(order, limits, &mut |live| watch.attend(began, &live));
-        match watch.broken {
+        let outcome = prepared.run(order, limits, &mut |live| supervisor.handle(began, &live));
+        match supervisor.error {
             Some(error) => Err(error),
             None => shell::status(&outcome?).context("the machine with KVM failed"),
         }
@@ -107,9 +107,9 @@ impl Outer {
         let cache = Cache::from_env()?;
         let mut contents = GuestFiles::from(Userland::of_host()?);
         contents.modules.push("kvm_amd");
-        // Reads compressed modules; busybox has one, with other options.
+        // For compressed modules; the xz of busybox has other options.
         let xz = find_program("xz").map(|path| (path, "/bin/xz".to_owned()));
-        // In front: of two files with one name, the first is taken.
+        // In front, because the first of two files with one name counts.
         contents.programs.splice(0..0, self.programs.iter().cloned().chain(xz));
         contents.files.extend(self.files.iter().cloned());
         for spec in &self.kernels {
@@ -123,26 +123,26 @@ impl Outer {
     }
 }
 
-/// Attends to a program that runs.
-struct Watch<'a> {
-    /// When the machine was ready for it.
+/// Supervises the program in the machine.
+struct Supervisor<'a> {
+    /// When the program started.
     started: Option<Instant>,
     timeout: Duration,
-    hear: &'a mut dyn FnMut(Stream, &[u8]) -> Result<()>,
-    broken: Option<anyhow::Error>,
+    on_output: &'a mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+    error: Option<anyhow::Error>,
 }
 
-impl Watch<'_> {
-    fn attend(&mut self, booting_since: Instant, live: &Live<'_>) -> Option<Order> {
+impl Supervisor<'_> {
+    fn handle(&mut self, booting_since: Instant, live: &Live<'_>) -> Option<Order> {
         let is_first = self.started.is_none();
         let started = *self.started.get_or_insert_with(Instant::now);
         if is_first {
             notice(&format!("ready after {:.1?}", started - booting_since));
         }
-        if self.broken.is_none() {
-            self.broken = self.pass_on(started, live).err();
+        if self.error.is_none() {
+            self.error = self.pass_on(started, live).err();
         }
-        match self.broken {
+        match self.error {
             Some(_) => Some(Order::Kill),
             None => is_first.then(|| Order::Input(Vec::new())),
         }
@@ -150,9 +150,10 @@ impl Watch<'_> {
 
     fn pass_on(&mut self, started: Instant, live: &Live<'_>) -> Result<()> {
         if let Live::Output(stream, bytes) = live {
-            (self.hear)(*stream, bytes).context("cannot pass on what the program says")?;
+            (self.on_output)(*stream, bytes)
+                .context("failed to pass on the output of the program")?;
         }
-        ensure!(started.elapsed() < self.timeout, "not finished after {:.0?}", self.timeout);
+        ensure!(started.elapsed() < self.timeout, "program timed out after {:.0?}", self.timeout);
         Ok(())
     }
 }
@@ -164,8 +165,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_finds_kvm_its_kernel_and_its_files() {
-        // Where everything runs on KVM, such as in this very machine, there may be no QEMU.
+    fn run_provides_kvm_kernel_and_files() {
+        // A host that runs everything on KVM, such as this very machine, may lack QEMU.
         if std::env::var("KTSTR_ENGINE").is_ok_and(|engine| engine == "kvm") {
             eprintln!("skipped: KTSTR_ENGINE=kvm");
             return;
@@ -181,26 +182,27 @@ mod tests {
             ..Outer::default()
         };
         let argv = ["/checks/all", "two words"].map(str::to_owned);
-        let mut said = Vec::new();
-        let mut hear = |stream, bytes: &[u8]| {
-            said.push((stream, String::from_utf8_lossy(bytes).into_owned()));
+        let mut output = Vec::new();
+        let mut on_output = |stream, bytes: &[u8]| {
+            output.push((stream, String::from_utf8_lossy(bytes).into_owned()));
             Ok(())
         };
         let init = Program::this_test_binary().unwrap();
-        let status = outer.run_on(init, &argv, &[], Duration::from_secs(60), &mut hear).unwrap();
-        assert_eq!((status, said), (7, vec![(Stream::Stdout, "two words\n".to_owned())]));
+        let status =
+            outer.run_on(init, &argv, &[], Duration::from_secs(60), &mut on_output).unwrap();
+        assert_eq!((status, output), (7, vec![(Stream::Stdout, "two words\n".to_owned())]));
     }
 
     #[test]
-    fn a_program_that_takes_too_long_is_killed() {
-        let mut watch = Watch {
+    fn handle_kills_a_program_after_the_timeout() {
+        let mut supervisor = Supervisor {
             started: None,
             timeout: Duration::ZERO,
-            hear: &mut |_, _| Ok(()),
-            broken: None,
+            on_output: &mut |_, _| Ok(()),
+            error: None,
         };
-        assert_eq!(watch.attend(Instant::now(), &Live::Idle), Some(Order::Kill));
-        let error = watch.broken.unwrap().to_string();
-        assert!(error.contains("not finished after 0ns"), "{error}");
+        assert_eq!(supervisor.handle(Instant::now(), &Live::Idle), Some(Order::Kill));
+        let error = supervisor.error.unwrap().to_string();
+        assert!(error.contains("program timed out after 0ns"), "{error}");
     }
 }

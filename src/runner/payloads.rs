@@ -1,24 +1,22 @@
-//! The programs that a test brings into its guest.
+//! Finds the programs of a test's payloads for the guest.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use ktstr_core::guest::agent;
 use ktstr_core::payload::Payload;
 
-use super::initramfs::{Foreign, GuestFiles};
+use super::initramfs::{Foreign, GuestFiles, is_elf};
 use crate::provision::{Cache, find_program, tool};
 
-/// The folders of an unpacked package in which a program can be.
-const FOLDERS: [&str; 2] = ["usr/bin", "usr/sbin"];
+/// The directories of an unpacked package that may contain a program.
+const DIRECTORIES: [&str; 2] = ["usr/bin", "usr/sbin"];
 
-/// Finds the programs, the host's before those of packages, and says where they go.
+/// Finds the programs of payloads, on the host before in packages, and returns them with their paths in the guest.
 ///
 /// # Errors
 ///
-/// If a payload cannot work, its program is nowhere, or its package cannot be fetched.
+/// If a payload is invalid, its program does not exist, or its package cannot be fetched.
 pub(super) fn contents(payloads: &[&Payload]) -> Result<GuestFiles> {
     let fetch = |package: &str| tool::root(&Cache::from_env()?, package);
     gather(payloads, find_program, fetch)
@@ -36,20 +34,20 @@ fn gather(
         let name = payload.name();
         if let Some(other) = there.iter().find(|other| other.name() == name) {
             let same = (other.program, other.package) == (payload.program, payload.package);
-            ensure!(same, "two payloads want a program `{name}`, and not the same one");
+            ensure!(same, "two payloads name different programs `{name}`");
             continue;
         }
         there.push(payload);
-        let folder = format!("{}/{name}", agent::PAYLOADS);
-        let place = format!("{folder}/{name}");
+        let dir = format!("{}/{name}", agent::PAYLOADS);
+        let place = format!("{dir}/{name}");
         match find(payload.program) {
             Some(program) if is_elf(&program) => {
                 contents.programs.push((program, place));
                 continue;
             }
             Some(script) if payload.package.is_none() => bail!(
-                "{} is no ELF program: a script's interpreter would not come along; name the program \
-                 itself, or the Debian package that has it (`Payload::package`)",
+                "{} is not an ELF program, and the guest would lack the interpreter of a script; name the \
+                 program itself, or the Debian package that contains it (`Payload::package`)",
                 script.display()
             ),
             _ => {}
@@ -59,30 +57,23 @@ fn gather(
             let place = if program.contains('/') { "on this host" } else { "in PATH" };
             bail!(
                 "there is no program `{program}` {place}: install it, or name the Debian package \
-                 that has it (`Payload::package`)"
+                 that contains it (`Payload::package`)"
             );
         };
         let root = fetch(package)
             .with_context(|| format!("there is no `{}` on this host", payload.program))?;
         let program = in_root(&root, name).with_context(|| {
-            let (suite, folders) = (tool::SUITE, FOLDERS.join(" and "));
-            format!("package {package} of Debian {suite} has no program `{name}` in {folders}")
+            let (suite, dirs) = (tool::SUITE, DIRECTORIES.join(" and "));
+            format!("package {package} of Debian {suite} has no program `{name}` in {dirs}")
         })?;
-        let libraries = format!("{folder}/{}", agent::PAYLOAD_LIBRARIES);
+        let libraries = format!("{dir}/{}", agent::PAYLOAD_LIBRARIES);
         contents.foreign.push(Foreign { root, program, name: place, libraries });
     }
     Ok(contents)
 }
 
-/// Whether a file begins as programs do.
-fn is_elf(file: &Path) -> bool {
-    let mut begin = [0; 4];
-    let read = File::open(file).and_then(|mut file| file.read_exact(&mut begin));
-    read.is_ok() && begin == *b"\x7fELF"
-}
-
 fn in_root(root: &Path, name: &str) -> Option<PathBuf> {
-    FOLDERS.iter().map(|folder| root.join(folder).join(name)).find(|path| path.is_file())
+    DIRECTORIES.iter().map(|dir| root.join(dir).join(name)).find(|path| path.is_file())
 }
 
 #[cfg(test)]
@@ -104,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_program_comes_before_that_of_a_package() {
+    fn gather_takes_programs_of_the_host_before_packages() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
         for name in ["load", "script"] {
@@ -125,19 +116,19 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_had_is_told_with_what_to_do() {
+    fn gather_explains_what_is_missing() {
         let root = tempfile::tempdir().unwrap();
         const PATTERN: Payload = LOAD.metrics(&[ktstr_core::payload::Metric::regex("m", "(")]);
         for (payloads, why) in [
             (&[LOAD][..], "no program `load` in PATH: install it, or name the Debian package"),
-            (&[Payload::new("script")], "script is no ELF program"),
+            (&[Payload::new("script")], "script is not an ELF program"),
             (&[Payload::new("/opt/load")], "no program `/opt/load` on this host"),
             (&[LOAD.package("other")], "no `load` on this host: no package other"),
             (&[LOAD.package("pack")], "package pack of Debian trixie has no program `load`"),
             (&[PATTERN], "payload `load`: metric `m`: cannot read `(`"),
             (
                 &[Payload::new("here"), Payload::new("/bin/here")],
-                "two payloads want a program `here`, and not the same one",
+                "two payloads name different programs `here`",
             ),
         ] {
             let payloads: Vec<_> = payloads.iter().collect();

@@ -1,7 +1,7 @@
-//! Profiles of instrumented test bodies: from the guest to where LLVM's runtime would put them here.
+//! Writes the coverage profiles of instrumented test bodies where LLVM's runtime would write them on this host.
 //!
-//! The runtime of this process writes its own profile as it exits, by the pattern in `LLVM_PROFILE_FILE`. Those of
-//! bodies go beside it: same pattern, and a suffix, so that no two of them share a file.
+//! The runtime of this process writes its own profile at exit, by the pattern in `LLVM_PROFILE_FILE`. Profiles of
+//! bodies have the same pattern and a suffix, so that no two of them share a file.
 //!
 //! Source: Clang documentation, "Source-based Code Coverage", section "Running the instrumented program".
 
@@ -17,26 +17,27 @@ use anyhow::{Context, Result, bail};
 
 use super::session::ReceivedFile;
 
-/// Where instrumented programs by rustc leave their profile if the variable is not set.
+/// The pattern of rustc's instrumented programs if the variable is not set.
 const DEFAULT_PATTERN: &str = "default_%m_%p.profraw";
 
-/// Keeps the profile of a run that was instrumented. Returns the path, or `None` if the pattern names a device.
+/// Writes the profile of an instrumented run. Returns its path, or `None` if the pattern names a device.
 ///
 /// # Errors
 ///
-/// If the profile did not arrive whole, or cannot be written.
+/// If the profile is incomplete, or cannot be written.
 pub(super) fn keep(received: Option<&ReceivedFile>) -> Result<Option<PathBuf>> {
-    let Some(file) = received else { bail!("the body ended without one") };
+    let Some(file) = received else { bail!("the guest sent none") };
     if !file.is_complete() {
         bail!("{} of {} bytes arrived", file.bytes.len(), file.length);
     }
     let pattern = env::var_os("LLVM_PROFILE_FILE").filter(|pattern| !pattern.is_empty());
     let pattern = pattern.unwrap_or_else(|| DEFAULT_PATTERN.into());
     let path = expand(&pattern, &Variables::of_this_process());
-    write(&path, &file.bytes).with_context(|| format!("cannot write beside {}", path.display()))
+    write(&path, &file.bytes)
+        .with_context(|| format!("failed to write a profile next to {}", path.display()))
 }
 
-/// What the pattern's specifiers stand for.
+/// The values of the pattern's specifiers.
 struct Variables {
     pid: String,
     host_name: Vec<u8>,
@@ -54,7 +55,7 @@ impl Variables {
 }
 
 /// Replaces the specifiers of the runtime. The signature of the program, which only the runtime knows, becomes
-/// `guest`; continuous mode and the size of a merge pool say nothing about a file that is written once.
+/// `guest`; continuous mode and the size of a merge pool do not matter for a file that is written once.
 fn expand(pattern: &OsStr, variables: &Variables) -> PathBuf {
     let mut rest = pattern.as_bytes();
     let mut path = Vec::new();
@@ -82,7 +83,7 @@ fn expand(pattern: &OsStr, variables: &Variables) -> PathBuf {
     OsString::from_vec(path).into()
 }
 
-/// Writes a file beside `path`, under a name of its own.
+/// Writes a new file next to `path`, with a unique name.
 fn write(path: &Path, bytes: &[u8]) -> Result<Option<PathBuf>> {
     if fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
         return Ok(None);
@@ -91,7 +92,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<Option<PathBuf>> {
         fs::create_dir_all(parent)?;
     }
     for index in 0_u32.. {
-        let mut name = path.file_stem().context("it has no name")?.to_owned();
+        let mut name = path.file_stem().context("the path has no file name")?.to_owned();
         name.push(format!(".body-{}-{index}", process::id()));
         if let Some(extension) = path.extension() {
             name.push(".");
@@ -111,7 +112,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<Option<PathBuf>> {
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("all names are taken")
+    bail!("all names exist")
 }
 
 #[cfg(test)]
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn write_never_shares_a_file() {
+    fn write_creates_a_new_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/cov.profraw");
         let [first, second] = [b"1", b"2"].map(|bytes| write(&path, bytes).unwrap().unwrap());
@@ -153,10 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn keep_refuses_a_profile_in_part() {
+    fn keep_refuses_incomplete_profiles() {
         let mut file = ReceivedFile::new(3);
         file.push(b"ab");
-        for (received, why) in [(Some(&file), "2 of 3 bytes"), (None, "the body ended without")] {
+        for (received, why) in [(Some(&file), "2 of 3 bytes"), (None, "the guest sent none")] {
             let error = keep(received).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }

@@ -19,9 +19,9 @@ pub struct Program {
 impl Program {
     /// Returns this libtest binary, with every test of its registry as a filter.
     ///
-    /// In the guest, whichever of them libtest runs first leads to [`run`](super::run), which never
-    /// returns from PID 1. They are the same for every test of the binary, which so boot the same
-    /// machine, and none of them is singled out: the body inherits these arguments.
+    /// In the guest, the first test that libtest runs calls [`run`](super::run), which never returns in PID 1.
+    /// The arguments are the same for every test of the binary, so that all of them boot the same initramfs.
+    /// The body inherits the arguments; none of them names its test.
     pub(crate) fn this_test_binary() -> Result<Self> {
         let names = registry::names();
         ensure!(!names.is_empty(), "this binary has no #[ktstr_test]");
@@ -31,7 +31,7 @@ impl Program {
         Ok(Self { arguments, ..Self::this_program() })
     }
 
-    /// This program as it is, whose `main` calls [`init_if_guest`](super::init_if_guest).
+    /// Returns this program without arguments. Its `main` must call [`init_if_guest`](super::init_if_guest).
     pub fn this_program() -> Self {
         Self { path: THIS_PROGRAM.into(), arguments: Vec::new() }
     }

@@ -1,4 +1,4 @@
-//! A prompt, or one command, inside a machine of its own.
+//! Runs a shell, interactive or with one command, in a VM of its own.
 
 mod terminal;
 mod userland;
@@ -19,36 +19,36 @@ use crate::report;
 use terminal::Terminal;
 pub(super) use userland::Userland;
 
-/// How long the guest may be silent, as for a test.
+/// The longest silence of the guest, as for a test.
 pub(super) const WATCHDOG: Duration = Duration::from_secs(20);
 
-/// Ctrl-], as in telnet and virsh: what no program in the guest is likely to want.
+/// Ctrl-], as in telnet and virsh: programs in the guest hardly use it.
 const LEAVE: u8 = 0x1d;
 
-/// What runs where.
+/// A shell and its machine.
 #[derive(Debug, Clone)]
 pub struct Shell {
     /// The guest's CPUs, caches and nodes.
     pub topology: Topology,
-    /// The guest's memory in MiB; raised if it could not boot with so little.
+    /// The guest's memory in MiB; raised if the guest could not boot with it.
     pub memory_mib: u32,
-    /// The kernel, as in `KTSTR_KERNEL`, which decides if this does not.
+    /// The kernel, as in `KTSTR_KERNEL`, which applies if this is `None`.
     pub kernel: Option<String>,
-    /// A command for the guest's `sh -c`; without one, `sh` reads our standard input.
+    /// A command for the guest's `sh -c`; without one, `sh` reads the standard input of this process.
     pub command: Option<String>,
 }
 
 impl Shell {
     /// Boots the machine and runs the shell in it; returns its exit status.
     ///
-    /// Needs a `main` that begins with [`init_if_guest`](super::init_if_guest). If there is no
-    /// command, and standard input and output are a terminal, the shell gets a terminal of its
-    /// own and ours is in raw mode meanwhile.
+    /// Needs a `main` that begins with [`init_if_guest`](super::init_if_guest). Without a command, and if standard
+    /// input and output are a terminal, the shell gets a terminal of its own, and this one is in raw mode until
+    /// the shell exits.
     ///
     /// # Errors
     ///
-    /// If the machine cannot be prepared, is not the one asked for, or ends before the shell does;
-    /// the error then shows the end of its console.
+    /// If the machine cannot be prepared, differs from the request, or ends before the shell; the error then
+    /// shows the end of the console.
     pub fn run(&self) -> Result<u8> {
         let env = environment::passed_on(&[])?;
         let userland = Userland::of_host()?;
@@ -69,17 +69,17 @@ impl Shell {
         let size = if is_terminal { Some(terminal::size()?) } else { None };
         notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
         let limits = RunLimits { duration: None, watchdog: WATCHDOG };
-        let mut wires = Wires { size, ..Wires::default() };
+        let mut streams = Streams { size, ..Streams::default() };
         let order = self.order(env, memory_mib, size);
         let outcome = prepared.run(Order::Shell(order), limits, &mut |live| {
-            wires.attend(&live).unwrap_or_else(|error| {
-                wires.broken.get_or_insert(error);
+            streams.handle(&live).unwrap_or_else(|error| {
+                streams.error.get_or_insert(error);
                 Some(Order::Kill)
             })
         });
-        // Back to lines before anything else is said.
-        drop(wires.terminal.take());
-        if let Some(error) = wires.broken {
+        // Leave raw mode before anything else is printed.
+        drop(streams.terminal.take());
+        if let Some(error) = streams.error {
             return Err(error);
         }
         status(&outcome?)
@@ -108,7 +108,7 @@ impl Shell {
     }
 }
 
-/// The program's exit status, or why there is none, with the end of the console.
+/// Returns the exit status of the program, or why there is none, with the end of the console.
 pub(super) fn status(outcome: &RunOutcome) -> Result<u8> {
     outcome.shell_status.ok_or_else(|| {
         let mut text = String::new();
@@ -117,23 +117,23 @@ pub(super) fn status(outcome: &RunOutcome) -> Result<u8> {
     })
 }
 
-/// Between our standard streams and the guest's.
+/// Connects the standard streams of this process with those of the guest.
 #[derive(Debug, Default)]
-struct Wires {
-    /// The size of the terminal as the guest knows it.
+struct Streams {
+    /// The size of the terminal that the guest has received.
     size: Option<(u16, u16)>,
     terminal: Option<Terminal>,
     input: Option<Receiver<Vec<u8>>>,
-    broken: Option<anyhow::Error>,
+    error: Option<anyhow::Error>,
 }
 
-impl Wires {
-    /// Prints what the guest says, and returns what there is for it.
-    fn attend(&mut self, live: &Live<'_>) -> Result<Option<Order>> {
-        if self.broken.is_some() {
+impl Streams {
+    /// Prints output of the guest, and returns input for it.
+    fn handle(&mut self, live: &Live<'_>) -> Result<Option<Order>> {
+        if self.error.is_some() {
             return Ok(None);
         }
-        // Not before the guest listens: until then, Ctrl-C ends us as it ends any program.
+        // Not before the guest accepts input: until then, Ctrl-C ends this process as any other.
         if self.input.is_none() {
             if self.size.is_some() {
                 notice("`exit` or Ctrl-D ends the shell and its machine, Ctrl-] at once");
@@ -142,7 +142,7 @@ impl Wires {
             self.input = Some(read_stdin());
         }
         if let Live::Output(stream, bytes) = live {
-            print(*stream, bytes).context("cannot pass on what the guest says")?;
+            print(*stream, bytes).context("failed to print the output of the guest")?;
         }
         if let Some(known) = self.size {
             let size = terminal::size()?;
@@ -154,8 +154,8 @@ impl Wires {
         let input = self.input.as_ref().map_or(Err(TryRecvError::Empty), Receiver::try_recv);
         Ok(match input {
             Ok(bytes) if self.size.is_some() && bytes.contains(&LEAVE) => {
-                // The guest's prompt is on this line.
-                print(Stream::Stderr, b"\r\n").context("cannot end the line")?;
+                // The prompt of the guest is on this line.
+                print(Stream::Stderr, b"\r\n").context("failed to end the line")?;
                 Some(Order::Kill)
             }
             Ok(bytes) => Some(Order::Input(bytes)),
@@ -164,14 +164,14 @@ impl Wires {
     }
 }
 
-/// Reads standard input on a thread, which ends with the process. Nothing means its end.
+/// Reads standard input on a thread, which ends with the process. An empty vector is the end of the input.
 fn read_stdin() -> Receiver<Vec<u8>> {
-    // A bound, so that a large file waits on this side.
+    // Bounded, so that a large file is not read ahead of the guest.
     let (sender, receiver) = sync_channel(4);
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
         loop {
-            // What cannot be read is at its end as well.
+            // An error counts as the end.
             let count = io::stdin().lock().read(&mut buffer).unwrap_or(0);
             if sender.send(buffer[..count].to_vec()).is_err() || count == 0 {
                 return;
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_one_argument() {
+    fn order_passes_a_command_as_one_argument() {
         let order = shell(Some("exit 7")).order(Vec::new(), 300, None);
         assert_eq!(order.argv, ["/bin/sh", "-c", "exit 7"]);
         assert_eq!((order.terminal, order.memory_mib), (None, 300));
@@ -213,14 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_gets_a_terminal() {
+    fn order_requests_a_terminal_for_a_prompt() {
         let order = shell(None).order(Vec::new(), 256, Some((24, 80)));
         assert_eq!((order.argv, order.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
         assert!(order.env.iter().any(|(name, _)| name == "TERM"));
     }
 
     #[test]
-    fn a_machine_that_is_not_the_one_asked_for_runs_nothing() {
+    fn shell_does_not_run_on_a_machine_that_differs_from_the_request() {
         let userland = Userland::of_host().unwrap();
         let mut shell = shell(Some("echo ran"));
         let wanted = Wanted {

@@ -5,5 +5,5 @@
 pub mod cgroup;
 pub mod process;
 
-pub(crate) mod sync;
+pub mod sync;
 pub(crate) mod sys;

@@ -25,7 +25,7 @@ impl<W: Write> Archive<W> {
         Self { writer, inode: 0, names: BTreeSet::new() }
     }
 
-    /// Adds a file. A name that is there already keeps its first content.
+    /// Adds a file and its directories. An existing name keeps its first content.
     pub(super) fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
         self.entry(name, FILE | mode, (0, 0), content)
     }
@@ -47,7 +47,7 @@ impl<W: Write> Archive<W> {
 
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) -> Result<()> {
         let name = name.trim_start_matches('/');
-        ensure!(!name.is_empty(), "a file of the initramfs has no name");
+        ensure!(!name.is_empty(), "a file of the initramfs has an empty name");
         for (end, _) in name.match_indices('/') {
             let directory = &name[..end];
             if self.names.insert(directory.to_owned()) {
@@ -60,11 +60,11 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    /// One header of 13 hexadecimal fields, the name with its NUL, the content; the last two are
-    /// padded so that what follows starts at a multiple of four.
+    /// Writes a header of 13 hexadecimal fields, the name with its NUL, and the content. Name and content are
+    /// padded to a multiple of four bytes.
     fn record(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) -> Result<()> {
         let size = u32::try_from(content.len())
-            .with_context(|| format!("{name} is too large for an initramfs: the most is 4 GiB"))?;
+            .with_context(|| format!("{name} is too large for an initramfs (limit 4 GiB)"))?;
         self.inode += 1;
         let links = 1 + u32::from(mode == DIRECTORY);
         let name_size = name.len() as u32 + 1;
@@ -82,7 +82,7 @@ impl<W: Write> Archive<W> {
             .write_all(&head)
             .and_then(|()| self.writer.write_all(content))
             .and_then(|()| self.writer.write_all(&[0; 3][..padding]))
-            .context("cannot write the initramfs")
+            .context("failed to write the initramfs")
     }
 }
 
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_is_what_the_kernel_documents() {
+    fn archive_has_the_documented_format() {
         let mut bytes = Vec::new();
         let mut archive = Archive::new(&mut bytes);
         archive.file("/a/b", 0o755, b"hello").unwrap();

@@ -1,6 +1,8 @@
-//! What a program needs to run elsewhere: its loader, its libraries, less of itself.
+//! ELF programs for the guest: without debug information, with their loader and libraries.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,10 +17,10 @@ use crate::this_program::{self, LoadedFile, THIS_PROGRAM};
 type Header = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
 
-/// The program's loadable part and its symbol table, without anything else.
+/// Returns the loadable part of a program and its symbol table.
 ///
-/// Debug information is most of a test binary and no use in the guest; the symbols keep
-/// backtraces readable there.
+/// Debug information is most of a test binary, and the guest does not use it; the symbols keep backtraces
+/// readable.
 pub(super) fn strip_debug(data: &[u8]) -> Result<Vec<u8>> {
     let header = Header::parse(data).context("not an ELF program for this machine")?;
     let loaded = header
@@ -27,24 +29,27 @@ pub(super) fn strip_debug(data: &[u8]) -> Result<Vec<u8>> {
         .iter()
         .map(|segment| segment.p_offset(ENDIAN).saturating_add(segment.p_filesz(ENDIAN)))
         .max()
-        .context("it has no program headers")?;
-    let mut out = data.get(..loaded as usize).context("it is cut short")?.to_vec();
+        .context("no program headers")?;
+    // The loadable part is everything up to the end of the last segment.
+    let mut out = data.get(..loaded as usize).context("the file is truncated")?.to_vec();
+    // Of the sections, keep the symbols and their names, if there are any.
     let sections = header.sections(ENDIAN, data).context("malformed section headers")?;
     let symbols = sections.iter().find(|section| section.sh_type(ENDIAN) == elf::SHT_SYMTAB);
     let mut kept = Vec::new();
     if let Some(symbols) = symbols {
         let strings = sections
             .section(object::SectionIndex(symbols.sh_link(ENDIAN) as usize))
-            .context("its symbols have no names")?;
+            .context("the symbol table has no string table")?;
         kept = vec![*symbols, *strings];
     }
+    // The new section table: null, symbols, names of symbols, names of sections.
     let mut table = vec![section_header(0, elf::SHT_NULL, 0, 0)];
     for (section, name) in kept.iter_mut().zip([1_u32, 9]) {
-        let content = section.data(ENDIAN, data).context("a section is cut short")?;
+        let content = section.data(ENDIAN, data).context("a section is truncated")?;
         out.resize(out.len().next_multiple_of(8), 0);
         section.sh_name = U32::new(ENDIAN, name);
         section.sh_offset = U64::new(ENDIAN, out.len() as u64);
-        // The strings follow the symbols in the new table.
+        // Of the symbols (name 1), the link is the index of their names.
         section.sh_link = U32::new(ENDIAN, if name == 1 { 2 } else { 0 });
         out.extend_from_slice(content);
         table.push(*section);
@@ -60,6 +65,13 @@ pub(super) fn strip_debug(data: &[u8]) -> Result<Vec<u8>> {
     out.extend_from_slice(object::bytes_of_slice(&table));
     out[..size_of::<Header>()].copy_from_slice(object::bytes_of(&header));
     Ok(out)
+}
+
+/// Returns whether a file begins like an ELF program; false if it cannot be read.
+pub(crate) fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == elf::ELFMAG
 }
 
 fn section_header(
@@ -85,27 +97,29 @@ fn section_header(
 /// The shared objects of a program.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Libraries {
-    /// The dynamic loader: the path the program asks for, and the file on this host.
+    /// The dynamic loader: its path in the program, and the file on this host.
     pub(super) interpreter: Option<(String, PathBuf)>,
-    /// Every library, directly or indirectly needed: its name, and the file on this host.
+    /// Every library that is needed directly or indirectly: its name, and the file on this host.
     pub(super) needed: Vec<(String, PathBuf)>,
 }
 
-/// Finds what the program's own loader would load for it here. A static program needs nothing.
+/// Finds the libraries that the loader of the program would load on this host. A static program needs none.
 pub(super) fn libraries(program: &Path) -> Result<Libraries> {
     let data =
         std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     let header = Header::parse(&*data)
-        .with_context(|| format!("{} is no ELF program", program.display()))?;
+        .with_context(|| format!("{} is not an ELF program", program.display()))?;
     let mut interpreter = None;
     for segment in header.program_headers(ENDIAN, &*data)? {
         interpreter = interpreter.or(segment.interpreter(ENDIAN, &*data)?);
     }
     let Some(interpreter) = interpreter else { return Ok(Libraries::default()) };
-    let interpreter = std::str::from_utf8(interpreter).context("the loader's path is no text")?;
-    let needed = match program == Path::new(THIS_PROGRAM) {
-        true => own_libraries(Path::new(interpreter))?,
-        false => libraries_by(Path::new(interpreter), None, program)?,
+    let interpreter =
+        std::str::from_utf8(interpreter).context("the path of the loader is not UTF-8")?;
+    let needed = if program == Path::new(THIS_PROGRAM) {
+        own_libraries(Path::new(interpreter))?
+    } else {
+        libraries_by(Path::new(interpreter), None, program)?
     };
     Ok(Libraries {
         interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))),
@@ -113,22 +127,23 @@ pub(super) fn libraries(program: &Path) -> Result<Libraries> {
     })
 }
 
-/// Finds the libraries of this program, whose name may lead to another program by now.
+/// Finds the libraries of this program, even if another program has replaced its file.
 fn own_libraries(loader: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let name = this_program::own_name().context("failed to find this program's own name")?;
+    let name = this_program::own_name().context("failed to read the path of this program")?;
     let loaded = this_program::loaded_files()?;
     let needed = if name.is_current {
         libraries_by(loader, None, &name.path)?
     } else {
-        // By that path, `$ORIGIN` is not where it was: the loader searches where it found them.
-        let mut folders =
+        // Through /proc, `$ORIGIN` is another directory: search where the loaded libraries are.
+        let mut directories =
             std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default())
                 .chain(loaded.iter().filter_map(|file| Some(file.path.parent()?.to_owned())))
                 .collect::<Vec<_>>();
-        folders.dedup();
-        let folders = std::env::join_paths(folders).context("a directory's name has a colon")?;
+        directories.dedup();
+        let directories = std::env::join_paths(directories)
+            .context("the name of a directory contains a colon")?;
         let own = format!("/proc/{}/exe", std::process::id());
-        libraries_by(loader, Some(Path::new(&folders)), Path::new(&own))?
+        libraries_by(loader, Some(Path::new(&directories)), Path::new(&own))?
     };
     for (_, file) in &needed {
         let is_replaced = |loaded: &LoadedFile| loaded.is_gone && loaded.path == *file;
@@ -141,18 +156,18 @@ fn own_libraries(loader: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(needed)
 }
 
-/// Finds the libraries that `loader` would load for the program, in `folder` before all others.
+/// Finds the libraries that `loader` would load for the program, in `dir` before all others.
 pub(super) fn libraries_by(
     loader: &Path,
-    folder: Option<&Path>,
+    dir: Option<&Path>,
     program: &Path,
 ) -> Result<Vec<(String, PathBuf)>> {
     let mut command = Command::new(loader);
-    if let Some(folder) = folder {
-        command.arg("--library-path").arg(folder);
+    if let Some(dir) = dir {
+        command.arg("--library-path").arg(dir);
     }
     let output = command.arg("--list").arg(program).output().with_context(|| {
-        format!("cannot run {}, the loader of {}", loader.display(), program.display())
+        format!("failed to run {}, the loader of {}", loader.display(), program.display())
     })?;
     ensure!(
         output.status.success(),
@@ -164,10 +179,10 @@ pub(super) fn libraries_by(
     parse_list(&output.stdout).with_context(|| format!("the libraries of {}", program.display()))
 }
 
-/// Has the program ask for another loader, whose path must not be longer than that of its own. False
-/// if it is static and asks for none.
+/// Replaces the path of the loader in a program. The new path must not be longer than the old one. Returns
+/// false for a static program, which has no loader.
 ///
-/// Source: elf(5), PT_INTERP: a path that ends with a NUL, at the place the segment says.
+/// Source: elf(5), PT_INTERP: a path that ends with a NUL; the segment has its offset.
 pub(super) fn set_interpreter(program: &mut [u8], loader: &str) -> Result<bool> {
     let header = Header::parse(&*program).context("not an ELF program for this machine")?;
     let segments =
@@ -176,27 +191,27 @@ pub(super) fn set_interpreter(program: &mut [u8], loader: &str) -> Result<bool> 
     let Some(interpreter) = interpreter else { return Ok(false) };
     let (offset, len) = (interpreter.p_offset(ENDIAN), interpreter.p_filesz(ENDIAN));
     let end = offset.checked_add(len).context("malformed program headers")?;
-    let place = program.get_mut(offset as usize..end as usize).context("it is cut short")?;
-    ensure!(loader.len() < place.len(), "no room for {loader} as the path of its loader");
+    let place = program.get_mut(offset as usize..end as usize).context("the file is truncated")?;
+    ensure!(loader.len() < place.len(), "no room for {loader} as the path of the loader");
     place.fill(0);
     place[..loader.len()].copy_from_slice(loader.as_bytes());
     Ok(true)
 }
 
-/// Reads lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
+/// Parses lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
 ///
-/// Lines without an arrow are the loader itself and the kernel's own object.
+/// Lines without an arrow are the loader itself and the vDSO of the kernel.
 fn parse_list(text: &[u8]) -> Result<Vec<(String, PathBuf)>> {
     let mut needed = Vec::new();
     for line in text.split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();
         let arrow = line.windows(4).position(|window| window == b" => ");
         let Some((name, target)) = arrow.map(|at| (&line[..at], &line[at + 4..])) else { continue };
-        // The loader itself may be listed by name when a library needs it.
+        // If a library needs the loader, it is listed by its path.
         let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
         let name = std::str::from_utf8(name).context("a library's name is not UTF-8")?.to_owned();
         if target.starts_with(b"not found") {
-            bail!("this host lacks {name}; install the package that has it");
+            bail!("this host lacks {name}; install the package that contains it");
         }
         let address = target.windows(2).rposition(|window| window == b" (");
         let path = OsStr::from_bytes(&target[..address.unwrap_or(target.len())]);
@@ -212,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loaders_list_is_read() {
+    fn parse_list_reads_the_output_of_the_loader() {
         let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
                     \tlibgcc_s.so.1 => /lib/x86_64-linux-gnu/libgcc_s.so.1 (0x00007f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
@@ -226,18 +241,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stripped_program_is_smaller_and_runs() {
+    fn strip_debug_returns_a_smaller_program_that_runs() {
         let this = std::env::current_exe().unwrap();
         let whole = std::fs::read(&this).unwrap();
         let stripped = strip_debug(&whole).unwrap();
         assert!(stripped.len() < whole.len());
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("program");
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
         std::fs::write(&program, &stripped).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
         let output = Command::new(&program).arg("--list").output().unwrap();
         assert!(output.status.success());
-        assert!(String::from_utf8_lossy(&output.stdout).contains("a_stripped_program_is_smaller"));
+        assert!(
+            String::from_utf8_lossy(&output.stdout)
+                .contains("strip_debug_returns_a_smaller_program")
+        );
         let header = Header::parse(&*stripped).unwrap();
         let sections = header.sections(ENDIAN, &*stripped).unwrap();
         let symbols = sections.symbols(ENDIAN, &*stripped, elf::SHT_SYMTAB).unwrap();
@@ -246,17 +264,18 @@ mod tests {
     }
 
     #[test]
-    fn a_program_can_ask_for_another_loader() {
+    fn set_interpreter_replaces_the_path_of_the_loader() {
         let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let mut changed = this.clone();
         assert!(set_interpreter(&mut changed, "/ktstr/ld/0").unwrap());
         assert_eq!(changed.len(), this.len());
         let header = Header::parse(&*changed).unwrap();
         let segments = header.program_headers(ENDIAN, &*changed).unwrap();
-        let asked = segments.iter().find_map(|one| one.interpreter(ENDIAN, &*changed).unwrap());
-        // The kernel wants the NUL at the end, and reads to the first one.
+        let interpreter =
+            segments.iter().find_map(|one| one.interpreter(ENDIAN, &*changed).unwrap());
+        // The kernel requires a NUL at the end, and reads up to the first one.
         assert_eq!(
-            asked.map(|path| path.split(|byte| *byte == 0).next()),
+            interpreter.map(|path| path.split(|byte| *byte == 0).next()),
             Some(Some(&b"/ktstr/ld/0"[..]))
         );
         let error = set_interpreter(&mut changed, &"/long".repeat(20)).unwrap_err().to_string();
@@ -264,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused() {
+    fn strip_debug_and_set_interpreter_refuse_garbage() {
         for data in [&b""[..], b"#!/bin/sh\n", &[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]] {
             assert!(strip_debug(data).is_err());
             assert!(set_interpreter(&mut data.to_vec(), "/a").is_err());

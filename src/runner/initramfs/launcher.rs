@@ -1,10 +1,10 @@
-//! The guest's `/init`: executes the guest's program with arguments that no kernel command line
-//! could carry.
+//! Builds the guest's `/init`, which executes the guest's program with arguments that do not fit on a kernel
+//! command line.
 //!
 //! A command line has at most 2,047 bytes, is split at spaces and at the byte A0, and is unquoted.
-//! So `/init` is a static ELF file of one segment, written here by hand: a few instructions, and
-//! the program's path and arguments as the data behind them. It passes its own environment on. If
-//! the program cannot be executed, it writes why to the console and exits.
+//! So `/init` is a static ELF file with one segment, assembled here by hand: a few instructions, followed by
+//! the path and the arguments of the program. It passes on its own environment. If the program cannot be
+//! executed, it writes the errno to the console and exits.
 //!
 //! Source: System V ABI, AMD64 supplement, 3.4.1 (the stack at process entry), appendix A.2.1
 //! (system calls); elf(5).
@@ -12,13 +12,13 @@
 use anyhow::{Result, ensure};
 use ktstr_core::guest::agent::COMPLAINT;
 
-/// The address of the segment: where static programs are linked.
+/// The address of the segment, the default of linkers for static programs.
 const BASE: u64 = 0x40_0000;
 
 /// The ELF header and two program headers.
 const HEADERS: usize = 64 + 2 * 56;
 
-/// The instructions, `_` for the addresses and the length that [`build`] fills in.
+/// The instructions. [`build`] fills in PATH, ARGV, MESSAGE and MESSAGE_LEN.
 ///
 /// ```text
 ///     mov  rax, [rsp]             ; argc
@@ -90,7 +90,7 @@ const CODE: [u8; 113] = [
     0x0f, 0x05,
 ];
 
-/// Where the four operands stand in [`CODE`].
+/// The offsets of the four operands in [`CODE`].
 const PATH: usize = 10;
 const ARGV: usize = 15;
 const MESSAGE: usize = 64;
@@ -100,8 +100,7 @@ const MESSAGE_LEN: usize = 69;
 ///
 /// # Errors
 ///
-/// If one of them contains a NUL, which no argument can, or together they are too long for an
-/// address of 32 bits.
+/// If an argument contains a NUL, or the file would need addresses of more than 32 bits.
 pub(super) fn build(program: &str, arguments: &[String]) -> Result<Vec<u8>> {
     let message = format!("{COMPLAINT}cannot execute {program}: errno ");
     let mut file = vec![0; HEADERS];
@@ -131,8 +130,7 @@ pub(super) fn build(program: &str, arguments: &[String]) -> Result<Vec<u8>> {
     Ok(file)
 }
 
-/// Sets the operand of the instruction at `offset` of the code. The caller bounds the file, so
-/// that every value fits.
+/// Sets the operand at `offset` of the code. Every value fits because the caller bounds the file.
 fn set_operand(file: &mut [u8], offset: usize, value: u64) {
     file[HEADERS + offset..][..4].copy_from_slice(&(value as u32).to_le_bytes());
 }
@@ -161,7 +159,7 @@ fn headers(size: u64) -> Vec<u8> {
     // PT_LOAD.
     word(&mut bytes, &[1, READ | EXECUTE]);
     long(&mut bytes, &[0, BASE, BASE, size, size, 0x1000]);
-    // PT_GNU_STACK: without it the kernel makes the stack executable, and warns of that.
+    // PT_GNU_STACK: without it the kernel makes the stack executable, and warns about that.
     word(&mut bytes, &[0x6474_e551, READ | WRITE]);
     long(&mut bytes, &[0, 0, 0, 0, 0, 16]);
     bytes
@@ -178,10 +176,10 @@ mod tests {
     /// Runs the file with another `argv` and one variable.
     fn run(program: &str, arguments: &[&str]) -> Output {
         let arguments: Vec<_> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("init");
-        // Another process writes the file: what other threads fork meanwhile would keep it open
-        // for writing if this one did, and it could not be executed.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("init");
+        // Another process writes the file. If this one did, processes forked by other threads could keep it
+        // open for writing, and execve would fail with ETXTBSY.
         let mut writer = Command::new("sh")
             .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
             .arg(&path)

@@ -1,7 +1,7 @@
-//! The initramfs: the guest's program, its libraries, the modules its kernel lacks.
+//! Builds the initramfs: the guest's program, its libraries, and the modules that its kernel lacks.
 //!
-//! Built once per content, kept in the cache, shared by every test of the binary. It is not
-//! compressed: see `docs/decisions/0003-initramfs.md` for what that costs and saves.
+//! An archive is built once per content, kept in the cache, and shared by every test of the binary. It is not
+//! compressed: `docs/decisions/0003-initramfs.md` has the costs and savings.
 
 mod cpio;
 mod elf;
@@ -15,103 +15,107 @@ use std::io::{BufWriter, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use ktstr_core::guest::agent;
+use ktstr_core::linux::sync::lock;
 
 use crate::provision::{self, Cache, Kernel, tool};
 use crate::this_program;
+pub(crate) use elf::is_elf;
 
-/// What goes into the initramfs.
+/// The content of an initramfs.
 #[derive(Debug)]
 pub(crate) struct Initramfs<'a> {
-    /// The program that becomes PID 1; its debug information stays behind.
+    /// The program that becomes PID 1; its debug information is left out.
     pub(crate) init: &'a Path,
-    /// What `/init` gives it as arguments.
+    /// The arguments that `/init` passes to it.
     pub(crate) arguments: &'a [String],
-    /// The kernel it is for, which may need modules.
+    /// The kernel of the guest, which may need modules.
     pub(crate) kernel: &'a Kernel,
-    /// What there is beside it.
+    /// Everything else.
     pub(crate) contents: &'a GuestFiles,
 }
 
-/// What a guest has beside its program.
+/// The files of a guest besides its program.
 #[derive(Debug, Default)]
 pub(crate) struct GuestFiles {
-    /// Programs, with the libraries they need: where on the host, where in the guest.
+    /// Programs, whose libraries are added: path on the host, path in the guest.
     pub(crate) programs: Vec<(PathBuf, String)>,
-    /// Programs of packages that were fetched, which bring their own loader and libraries.
+    /// Programs of fetched packages, with the loader and the libraries of those packages.
     pub(crate) foreign: Vec<Foreign>,
-    /// Other files, alike.
+    /// Other files: path on the host, path in the guest.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Symbolic links: name in the guest, target.
     pub(crate) links: Vec<(String, String)>,
-    /// Modules to load beside those of the transport.
+    /// Modules to load in addition to those of the transport.
     pub(crate) modules: Vec<&'static str>,
 }
 
-/// A program of a system that is unpacked in a folder.
+/// A program of a system that is unpacked in a directory.
 #[derive(Debug)]
 pub(crate) struct Foreign {
-    /// That folder.
+    /// That directory.
     pub(crate) root: PathBuf,
     /// The program's file in it.
     pub(crate) program: PathBuf,
-    /// Where it is to be in the guest.
+    /// Its path in the guest.
     pub(crate) name: String,
-    /// The folder of its libraries there.
+    /// The directory of its libraries in the guest.
     pub(crate) libraries: String,
 }
 
-/// The folder of the loaders of foreign programs. The name is short: it has to fit where a program
-/// names the loader it wants.
+/// The directory of the loaders of foreign programs. The path is short because it replaces the path of the
+/// loader inside the program.
 const LOADERS: &str = "/ktstr/ld";
 
-/// What the transport needs, as modules where the kernel does not have it built in.
+/// The modules that the transport needs, unless they are built into the kernel.
 pub(crate) const MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
 
-/// An initramfs that no test has used for so long is removed, and of younger ones all but so many:
-/// each new build of a test binary has its own.
-const KEEP: (Duration, usize) = (Duration::from_secs(3 * 24 * 3600), 48);
+/// An archive that no test has used for this long is removed.
+const MAX_UNUSED: Duration = Duration::from_secs(3 * 24 * 3600);
 
-/// The cache's folder of finished archives.
-const FOLDER: &str = "initramfs";
+/// Of more archives than this, the oldest are removed: each build of a test binary has its own.
+const MAX_ARCHIVES: usize = 48;
 
-/// Changes whenever the same input gives a different archive.
+/// The directory of finished archives in the cache.
+const DIRECTORY: &str = "initramfs";
+
+/// Changed whenever the same input gives a different archive.
 const FORMAT: u32 = 2;
 
-/// The folder of all shared libraries, named to the loader by `LD_LIBRARY_PATH`.
+/// The directory of all shared libraries; `LD_LIBRARY_PATH` names it for the loader.
 pub(crate) const LIBRARIES: &str = "/lib";
 
 impl Initramfs<'_> {
-    /// The path of the finished archive in the cache; builds it if it is not there yet.
+    /// Returns the path of the finished archive in the cache. Builds the archive if it does not exist.
     pub(crate) fn ensure(&self, cache: &Cache) -> Result<PathBuf> {
         let key = self.key()?;
-        let name = format!("{FOLDER}/{key:016x}.cpio");
+        let name = format!("{DIRECTORY}/{key:016x}.cpio");
         if !cache.entry(&name).exists() && cache.check_writable().is_err() {
             return self.in_this_process(key);
         }
         loop {
             let path = cache.build_once(&name, |path| {
-                remove_unused(&cache.root().join(FOLDER));
+                remove_unused(&cache.root().join(DIRECTORY));
                 self.build(path)
             })?;
-            // The time tells that it is in use.
+            // The modification time marks the archive as used.
             match File::open(&path).and_then(|file| file.set_modified(SystemTime::now())) {
-                // Another process found it unused for too long, a moment ago: once more.
+                // Another process has just removed it as unused: build it again.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 _ => return Ok(path),
             }
         }
     }
 
-    /// Returns the path of an archive that this process keeps until its end, without a name: what it
-    /// takes to run tests with a cache of another user's, which can only be read.
+    /// Returns the path of an archive without a name that this process keeps until its end. It lets tests run
+    /// with the read-only cache of another user.
     fn in_this_process(&self, key: u64) -> Result<PathBuf> {
         static KEPT: Mutex<BTreeMap<u64, File>> = Mutex::new(BTreeMap::new());
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&KEPT);
         let file = match kept.entry(key) {
             Entry::Occupied(kept) => kept.into_mut(),
             Entry::Vacant(vacant) => vacant.insert(self.unnamed(&std::env::temp_dir())?),
@@ -119,11 +123,11 @@ impl Initramfs<'_> {
         Ok(path_of(file))
     }
 
-    /// Builds an archive without a name in `folder`, which is gone with its last descriptor; for what
-    /// is large and of no use to anybody else.
-    pub(crate) fn unnamed(&self, folder: &Path) -> Result<File> {
-        let file = tempfile::tempfile_in(folder)
-            .with_context(|| format!("cannot create a file in {}", folder.display()))?;
+    /// Builds an archive without a name in `dir`. The kernel frees it with its last descriptor, so a large archive
+    /// for one run does not stay on disk.
+    pub(crate) fn unnamed(&self, dir: &Path) -> Result<File> {
+        let file = tempfile::tempfile_in(dir)
+            .with_context(|| format!("cannot create a file in {}", dir.display()))?;
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         self.write(&mut writer)?;
         writer.into_inner().context("cannot write an initramfs")
@@ -134,7 +138,7 @@ impl Initramfs<'_> {
             File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
         let mut writer = BufWriter::with_capacity(1 << 20, file);
         self.write(&mut writer)?;
-        // An archive that a power failure emptied would be taken for finished ever after.
+        // Without it, an archive that a power failure emptied would count as finished forever.
         writer
             .into_inner()
             .map_err(std::io::IntoInnerError::into_error)
@@ -142,9 +146,11 @@ impl Initramfs<'_> {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Tells contents apart without reading them: a file that was changed or replaced has another
-    /// inode or change time. The libraries are those that this process has loaded, for it is the
-    /// program, those of the loader's cache, which their upgrade renews, and those of other programs.
+    /// Returns a hash of the content, without reading the files: a changed or replaced file has another inode or
+    /// change time.
+    ///
+    /// The libraries are covered in three ways: those that this process has loaded, because it is the program;
+    /// the cache of the loader, which every upgrade of a library renews; and those of the other programs.
     fn key(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         FORMAT.hash(&mut hasher);
@@ -172,6 +178,7 @@ impl Initramfs<'_> {
         Ok(hasher.finish())
     }
 
+    /// Writes the archive. Of two files with one name, the first counts.
     fn write(&self, writer: &mut impl Write) -> Result<()> {
         let mut archive = cpio::Archive::new(writer);
         archive.device("/dev/console", 0o600, 5, 1)?;
@@ -185,7 +192,7 @@ impl Initramfs<'_> {
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,
         )?;
         let mut programs = vec![self.init];
-        let mut there: HashMap<String, PathBuf> = HashMap::new();
+        let mut added: HashMap<String, PathBuf> = HashMap::new();
         for (program, name) in &self.contents.programs {
             archive.file(name, 0o755, &read(program)?)?;
             programs.push(program);
@@ -197,10 +204,10 @@ impl Initramfs<'_> {
             }
             for (name, file) in libraries.needed {
                 let content = read(&file)?;
-                let first = there.entry(name.clone()).or_insert_with(|| file.clone());
+                let first = added.entry(name.clone()).or_insert_with(|| file.clone());
                 ensure!(
                     *first == file || read(first)? == content,
-                    "{} needs {}, and what is there already needs {}: a guest has one {name}",
+                    "{} needs {}, and another program needs {}: a guest can have only one {name}",
                     program.display(),
                     file.display(),
                     first.display()
@@ -228,8 +235,10 @@ impl Initramfs<'_> {
     }
 }
 
-/// Adds a program that asks for the loader it came with, so that no library of the host's can get in,
-/// and that still is the program the kernel runs: it keeps its name, and may run itself again.
+/// Adds a program with the loader and the libraries of its packages instead of the host's.
+///
+/// The path of the loader is changed inside the program. Running `LOADER PROGRAM` instead would change the name
+/// of the process, and the program could not execute itself again.
 fn write_foreign(
     archive: &mut cpio::Archive<impl Write>,
     index: usize,
@@ -237,7 +246,7 @@ fn write_foreign(
 ) -> Result<()> {
     let Foreign { root, program, name, libraries } = foreign;
     let in_root = |path: &str| root.join(path);
-    let (loader, folder) = (in_root(tool::LOADER), in_root(tool::LIBRARIES));
+    let (loader, dir) = (in_root(tool::LOADER), in_root(tool::LIBRARIES));
     let name_of_loader = format!("{LOADERS}/{index}");
     let mut bytes = read(program)?;
     let is_dynamic = elf::set_interpreter(&mut bytes, &name_of_loader)
@@ -247,10 +256,10 @@ fn write_foreign(
         return Ok(());
     }
     archive.file(&name_of_loader, 0o755, &read(&loader)?)?;
-    for (library, file) in elf::libraries_by(&loader, Some(&folder), program)? {
+    for (library, file) in elf::libraries_by(&loader, Some(&dir), program)? {
         ensure!(
             file.starts_with(root),
-            "{} needs {library}, which its packages do not have in {}",
+            "{} needs {library}, which its packages do not contain in {}",
             program.display(),
             tool::LIBRARIES
         );
@@ -259,8 +268,7 @@ fn write_foreign(
     Ok(())
 }
 
-/// An archive with nothing in it but `init`, a program that needs no library: for measurements in
-/// which the guest is to take as little part as it can.
+/// Builds an archive of `init` alone, a static program, for measurements with as little guest as possible.
 ///
 /// # Errors
 ///
@@ -274,20 +282,20 @@ pub fn bare(init: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns a path by which child processes can open a file of this process that has no name.
+/// Returns a path by which child processes can open an unnamed file of this process.
 pub(crate) fn path_of(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
-fn remove_unused(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+fn remove_unused(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
     let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
     let mut archives: Vec<_> =
         entries.flatten().filter_map(|entry| Some((age(&entry)?, entry.path()))).collect();
     archives.sort();
     for (index, (unused, path)) in archives.iter().enumerate() {
-        if *unused > KEEP.0 || index >= KEEP.1 {
-            // Whoever builds at the same time may have removed it already.
+        if *unused > MAX_UNUSED || index >= MAX_ARCHIVES {
+            // Another process may have removed it already.
             let _ = fs::remove_file(path);
         }
     }

@@ -1,17 +1,15 @@
-//! What a person finds at the guest's prompt: programs of this host.
+//! The programs of this host that a shell in the guest can use.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::provision::find_program;
-use crate::runner::initramfs::GuestFiles;
+use crate::runner::initramfs::{GuestFiles, is_elf};
 
-/// What busybox lacks, and what stands for it where the host has none. What the host lacks is left
-/// out.
+/// The tools for the guest. Those that the host lacks are left out.
 const TOOLS: &[&str] = &[
     "awk", "cat", "chmod", "chrt", "cp", "cut", "date", "df", "dmesg", "echo", "env", "find",
     "free", "grep", "head", "hostname", "id", "kill", "less", "ln", "ls", "lscpu", "lsmod",
@@ -25,21 +23,21 @@ const TOOLS: &[&str] = &[
 /// Programs and symbolic links for the guest's `/bin`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::runner) struct Userland {
-    /// Where on the host, where in the guest.
+    /// Path on the host, path in the guest.
     pub(super) programs: Vec<(PathBuf, String)>,
     /// Name, target.
     pub(super) links: Vec<(String, String)>,
 }
 
 impl Userland {
-    /// The host's busybox with all its applets if there is one, else its `sh`; and common tools.
+    /// Finds the host's busybox with all its applets, or else its `sh`, and common tools.
     pub(in crate::runner) fn of_host() -> Result<Self> {
         let busybox = find_program("busybox").and_then(|path| Some((applets(&path)?, path)));
         let userland = Self::gather(busybox, find_program);
         ensure!(
             userland.has("sh"),
-            "there is no shell to take into the guest: neither `busybox` nor `sh` is in PATH; \
-             run `apt-get install busybox-static`"
+            "no shell for the guest: neither `busybox` nor `sh` is in PATH; run `apt-get install \
+             busybox-static`"
         );
         Ok(userland)
     }
@@ -64,10 +62,10 @@ impl Userland {
         userland
     }
 
-    /// Adds a tool under the name of its file, which may be that of several, as with uutils.
+    /// Adds a tool under the name of its file, and a link if that is the file of several tools, as in uutils.
     fn add(&mut self, tool: &str, path: &Path) {
         let Ok(file) = fs::canonicalize(path) else { return };
-        // A script would need its interpreter and whatever that needs.
+        // A script would also need its interpreter and the files of that.
         if !is_elf(&file) {
             return;
         }
@@ -95,19 +93,13 @@ impl From<Userland> for GuestFiles {
     }
 }
 
-/// What this busybox can be called by; none if it does not run here.
+/// Returns the applets of this busybox; `None` if it does not run on this host.
 fn applets(busybox: &Path) -> Option<Vec<String>> {
     let output = Command::new(busybox).arg("--list").output().ok()?;
-    let list = String::from_utf8(output.stdout).context("no text").ok()?;
+    let list = String::from_utf8(output.stdout).context("not UTF-8").ok()?;
     let applets: Vec<_> =
         list.lines().filter(|name| *name != "busybox").map(str::to_owned).collect();
     (output.status.success() && applets.iter().any(|name| name == "sh")).then_some(applets)
-}
-
-fn is_elf(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-    read.is_ok() && magic == *b"\x7fELF"
 }
 
 #[cfg(test)]
@@ -121,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn busybox_comes_first_and_tools_fill_the_gaps() {
+    fn gather_takes_busybox_before_tools() {
         let dir = tempfile::tempdir().unwrap();
         for tool in ["ls", "lscpu"] {
             fs::write(dir.path().join(tool), b"\x7fELF...").unwrap();
@@ -134,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_and_scripts_left_out() {
+    fn gather_follows_links_and_leaves_out_scripts() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("dash"), b"\x7fELF").unwrap();

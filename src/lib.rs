@@ -19,18 +19,20 @@ pub mod runner;
 mod this_program;
 
 pub use ktstr_core::{
-    assert, cgroup, claim, claim_present, payload, process, record, result, scenario, scenarios,
-    snapshot, topology, workload,
+    assert, cgroup, claim, claim_present, machine, payload, process, record, result, scenario,
+    scenarios, snapshot, topology, workload,
 };
 pub use ktstr_macros::ktstr_test;
 
 /// What the expansion of `#[ktstr_test]` names. Not for use by hand.
 #[doc(hidden)]
 pub mod __private {
+    pub use std::borrow::Cow;
+
     pub use ktstr_core::assert::Assert;
     pub use ktstr_core::linkme;
+    pub use ktstr_core::machine::{Llcs, MachineSpec, Topology};
     pub use ktstr_core::registry::{ExpectErr, TESTS, TestEntry, last_component};
-    pub use ktstr_core::topology::{Llcs, Topology};
 
     pub use crate::libtest::{Hidden, NoHarness, requires_harness, requires_visible};
     pub use crate::report::Style;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use ktstr::__private::{ExpectErr, Llcs, TESTS, TestEntry, Topology};
+use ktstr::__private::{ExpectErr, Llcs, MachineSpec, TESTS, TestEntry, Topology};
 use ktstr::prelude::*;
 
 #[test]
@@ -90,6 +90,7 @@ fn tests_that_nothing_would_run_do_not_compile() -> Result<()> {
     ignore = "only its entry is of interest",
     kaslr = false,
     mitigations = true,
+    kargs = "isolcpus=1",
     auto_repro = false,
     post_vm = accept,
     post_vm_unconditional = accept,
@@ -108,15 +109,21 @@ fn every_key_reaches_the_entry() {
     let entry = TESTS.iter().find(|entry| entry.name == "all_keys").expect("`all_keys` is linked");
     let topology = Topology { numa_nodes: 2, llcs: Llcs::even(4, 1), threads_per_core: 2 };
     assert_eq!(entry.module_path, module_path!());
-    assert_eq!(entry.topology, topology);
-    assert_eq!(entry.memory_mib, 512);
+    let machine = MachineSpec {
+        topology,
+        memory_mib: 512,
+        kernel: Some("debian:trixie".into()),
+        kaslr: false,
+        mitigations: true,
+        kargs: "isolcpus=1".into(),
+    };
+    assert_eq!(entry.machine, machine);
     assert_eq!(entry.duration, Duration::from_secs(1));
     assert_eq!(entry.watchdog_timeout, Duration::from_secs(30));
-    assert_eq!(entry.kernel, Some("debian:trixie"));
     assert_eq!(entry.workload_root_cgroup, "/ui");
     assert_eq!(entry.expect_err, ExpectErr::Any);
     assert_eq!(entry.assert, Assert::DEFAULT);
-    assert!(!entry.host_only && !entry.kaslr && !entry.auto_repro && entry.mitigations);
+    assert!(!entry.host_only && !entry.auto_repro);
     assert!(entry.post_vm.is_some() && entry.post_vm_unconditional.is_some());
     assert!(entry.workers_per_cgroup == 3 && entry.allow_inconclusive);
     assert_eq!(entry.env, ["SEED=7", "LIMIT"]);
@@ -131,7 +138,7 @@ fn list_of_cores(_: &Ctx) -> Result<AssertResult> {
 fn a_list_of_cores_reaches_the_entry() {
     let mut entries = TESTS.iter().filter(|entry| entry.name == "list_of_cores");
     let topology = Topology { llcs: Llcs::of(&[4, 2]), ..Topology::DEFAULT };
-    assert!(entries.next().is_some_and(|entry| entry.topology == topology));
+    assert!(entries.next().is_some_and(|entry| entry.machine.topology == topology));
 }
 
 #[ktstr_test(
@@ -235,15 +242,16 @@ mod names_of_the_expansion {
 fn defaults_are_those_of_the_attribute() {
     let entry = TestEntry::DEFAULT;
     let topology = Topology { numa_nodes: 1, llcs: Llcs::even(1, 2), threads_per_core: 1 };
-    assert_eq!(entry.topology, topology);
-    assert_eq!(entry.memory_mib, 256);
+    let MachineSpec { memory_mib, kernel, kaslr, mitigations, kargs, .. } = &entry.machine;
+    assert_eq!((entry.machine.topology, *memory_mib), (topology, 256));
+    assert!(kernel.is_none() && *kaslr && !mitigations && kargs.is_empty());
     assert_eq!(entry.duration, Duration::from_secs(5));
     assert_eq!(entry.watchdog_timeout, Duration::from_secs(20));
-    assert_eq!((entry.kernel, entry.workload_root_cgroup), (None, "/ktstr"));
+    assert_eq!(entry.workload_root_cgroup, "/ktstr");
     assert_eq!((entry.expect_err, entry.assert), (ExpectErr::No, Assert::DEFAULT));
     assert!(entry.assert.not_stuck && entry.assert.isolation && entry.assert.no_oom_kill);
     assert!(!entry.assert.judge_emulated_time);
-    assert!(!entry.host_only && entry.kaslr && entry.auto_repro && !entry.mitigations);
+    assert!(!entry.host_only && entry.auto_repro);
     assert!(entry.post_vm.is_none() && entry.post_vm_unconditional.is_none());
     assert!(
         entry.workers_per_cgroup == 2 && !entry.allow_inconclusive && entry.payloads.is_empty()

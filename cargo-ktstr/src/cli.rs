@@ -4,12 +4,9 @@ use std::ffi::OsString;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use ktstr::machine::{Llcs, MachineSpec, Topology};
 use ktstr::provision::KernelSpec;
 use ktstr::runner::shell::Shell;
-use ktstr::topology::{Llcs, Topology};
-
-/// What the engines number: APIC IDs of eight bits, of which one stands for all CPUs.
-const MAX_CPUS: u32 = Llcs::MAX_CORES;
 
 /// Runs Rust tests inside their own virtual machines.
 #[derive(Debug, Parser)]
@@ -141,14 +138,22 @@ impl ShellArgs {
         let nr_cores: u32 = cores.iter().sum();
         let nr_cpus = nr_cores * threads;
         ensure!(
-            nr_cpus <= MAX_CPUS,
+            nr_cpus <= Topology::MAX_CPUS,
             "{llcs} LLCs with {nr_cores} cores * {threads} threads are {nr_cpus} CPUs; \
-             a machine has at most {MAX_CPUS}"
+             a machine has at most {}",
+            Topology::MAX_CPUS
         );
         Ok(Shell {
-            topology: Topology { numa_nodes, llcs: Llcs::of(&cores), threads_per_core: threads },
-            memory_mib: self.memory_mib,
-            kernel: self.kernel.map(|spec| spec.to_string()),
+            machine: MachineSpec {
+                topology: Topology {
+                    numa_nodes,
+                    llcs: Llcs::of(&cores),
+                    threads_per_core: threads,
+                },
+                memory_mib: self.memory_mib,
+                kernel: self.kernel.map(|spec| spec.to_string().into()),
+                ..MachineSpec::DEFAULT
+            },
             command: self.exec,
         })
     }
@@ -225,7 +230,7 @@ mod tests {
     fn a_shell_gets_the_machine_of_its_options() {
         let found =
             shell("cargo-ktstr shell --numa-nodes 2 --llcs 4 --cores 3 --threads 2").unwrap();
-        assert_eq!(found.topology.to_string(), "2n4l3c2t");
+        assert_eq!(found.machine.topology.to_string(), "2n4l3c2t");
         for (options, topology) in [
             ("--llcs 2", "1n2l2c1t"),
             ("--cores 3", "1n1l3c1t"),
@@ -233,13 +238,16 @@ mod tests {
             ("--cores 1,3 --llcs 2 --numa-nodes 2", "2n2l1+3c1t"),
         ] {
             let found = shell(&format!("cargo-ktstr shell {options}")).unwrap();
-            assert_eq!(found.topology.to_string(), topology, "{options}");
+            assert_eq!(found.machine.topology.to_string(), topology, "{options}");
         }
-        assert_eq!((found.memory_mib, found.command), (256, None));
+        assert_eq!((found.machine.memory_mib, found.command), (256, None));
         let found = shell("cargo-ktstr shell --exec -x --memory-mib 512 --kernel host").unwrap();
         assert_eq!(found.command.as_deref(), Some("-x"));
-        assert_eq!((found.memory_mib, found.kernel.as_deref()), (512, Some("host")));
-        assert_eq!(shell("cargo-ktstr shell").unwrap().topology, Topology::DEFAULT);
+        assert_eq!(
+            (found.machine.memory_mib, found.machine.kernel.as_deref()),
+            (512, Some("host"))
+        );
+        assert_eq!(shell("cargo-ktstr shell").unwrap().machine.topology, Topology::DEFAULT);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ktstr::__private::{Llcs, TESTS, TestEntry, Topology, linkme};
+use ktstr::__private::{Llcs, MachineSpec, TESTS, TestEntry, Topology, linkme};
 use ktstr::prelude::*;
 
 /// What `#[ktstr_test(llcs = 2, cores = 2, duration_s = 2, post_vm = show)]` writes, for a program
@@ -13,7 +13,10 @@ use ktstr::prelude::*;
 static DEMO: TestEntry = TestEntry {
     name: "two_workers_land_in_their_cgroup",
     module_path: module_path!(),
-    topology: Topology { llcs: Llcs::even(2, 2), ..Topology::DEFAULT },
+    machine: MachineSpec {
+        topology: Topology { llcs: Llcs::even(2, 2), ..Topology::DEFAULT },
+        ..MachineSpec::DEFAULT
+    },
     duration: Duration::from_secs(2),
     post_vm: Some(show),
     body: two_workers_land_in_their_cgroup,

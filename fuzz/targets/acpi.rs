@@ -2,8 +2,9 @@
 
 #![no_main]
 
+use ktstr_core::machine::Topology;
 use ktstr_vmm::kvm::acpi_tables;
-use ktstr_vmm::{Error, Topology};
+use ktstr_vmm::Error;
 use libfuzzer_sys::fuzz_target;
 
 /// Where the tables lie, and their room there: what a PC keeps for its BIOS.
@@ -14,9 +15,10 @@ fuzz_target!(|numbers: [u32; 5]| {
     let [numa_nodes, llcs, cores_per_llc, threads_per_core, memory_mib] = numbers;
     // Some caches are larger than the others, and there are more than fit.
     let llcs = llcs as usize % 1024;
-    let mut llc_cores = vec![cores_per_llc >> 16; llcs];
-    llc_cores.iter_mut().take(llcs / 3).for_each(|cores| *cores = cores_per_llc & 0xffff);
-    let topology = Topology { numa_nodes, llc_cores, threads_per_core };
+    let cores = |llc| if llc < llcs / 3 { cores_per_llc & 0xffff } else { cores_per_llc >> 16 };
+    let cores = (0..llcs).map(|llc| cores(llc).to_string()).collect::<Vec<_>>().join("+");
+    let text = format!("{numa_nodes}n{llcs}l{cores}c{threads_per_core}t");
+    let Ok(topology) = text.parse::<Topology>() else { return };
     match acpi_tables(&topology, memory_mib) {
         Ok(block) => check(&block, &topology, memory_mib),
         Err(Error::Config(_)) => {}
@@ -36,7 +38,7 @@ fn check(block: &[u8], topology: &Topology, memory_mib: u32) {
         *tables.iter().find(|table| table.starts_with(signature)).expect("each table is there")
     };
     assert!(table(block, number(find(b"FACP"), 140, 8)).starts_with(b"DSDT"));
-    let nr_cpus = topology.llc_cores.iter().sum::<u32>() * topology.threads_per_core;
+    let nr_cpus = topology.nr_cpus();
     let mut apic_ids: Vec<_> = structures(&find(b"APIC")[44..])
         .iter()
         .filter(|structure| structure[0] == 0)

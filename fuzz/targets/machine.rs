@@ -4,7 +4,8 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use ktstr_vmm::{Topology, VmConfig};
+use ktstr_core::machine::{Llcs, Topology};
+use ktstr_vmm::VmConfig;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// A file in memory.
@@ -29,7 +30,7 @@ pub fn machine(kernel: &File, initramfs: &File) -> VmConfig {
         kernel: kernel.path(),
         initramfs: initramfs.path(),
         cmdline: String::new(),
-        topology: Topology { numa_nodes: 1, llc_cores: vec![1], threads_per_core: 1 },
+        topology: Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT },
         memory_mib: 32,
         ports: Vec::new(),
     }

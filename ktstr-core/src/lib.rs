@@ -1,8 +1,9 @@
-//! What the host and the guest of a ktstr run both speak.
+//! The part of ktstr that host and guest share, and everything that runs in the guest.
 //!
-//! The registry of tests, the verdict, the wire between guest and host, and everything that runs
-//! in the guest: PID 1, cgroups, workloads, scenarios. Host and guest are the same binary, so
-//! both sides always hold the same build of this crate. It never opens `/dev/kvm`.
+//! [`linux`] is a library for cgroups and processes, [`model`] has the data that travels between
+//! host and guest, [`guest`] runs in the guest: PID 1, workloads, scenarios, checks. Host and guest
+//! are the same binary, so both sides always hold the same build of this crate. It never opens
+//! `/dev/kvm`.
 
 mod cgroup_stats;
 pub mod guest;
@@ -14,4 +15,10 @@ pub use linkme;
 
 pub use guest::{assert, payload, registry, scenario, scenarios, snapshot, workload};
 pub use linux::{cgroup, process};
-pub use model::{record, result, topology, wire};
+pub use model::{machine, record, result, wire};
+
+/// The CPU topology that a test asks for, and the one that a machine has.
+pub mod topology {
+    pub use crate::guest::topology::TestTopology;
+    pub use crate::model::machine::{Llcs, Topology, TopologyError};
+}

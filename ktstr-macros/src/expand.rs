@@ -154,7 +154,7 @@ fn ignore(args: &Args) -> TokenStream {
 fn entry(private: &TokenStream, args: &Args, sig: &Signature) -> TokenStream {
     let name = libtest_name(private, &sig.ident);
     let body = body(sig);
-    let topology = topology(private, args);
+    let machine = machine(private, args);
     let assert = assert(private, args);
     let fields = args.given.iter().filter_map(|arg| field(private, arg));
     quote! {
@@ -162,7 +162,7 @@ fn entry(private: &TokenStream, args: &Args, sig: &Signature) -> TokenStream {
             name: #name,
             module_path: ::core::module_path!(),
             body: #body,
-            #topology
+            #machine
             #assert
             #(#fields,)*
             ..#private::TestEntry::DEFAULT
@@ -214,6 +214,37 @@ fn referent(ty: &Type) -> &Type {
     }
 }
 
+/// Writes the field `machine`, if a key about the machine was given.
+fn machine(private: &TokenStream, args: &Args) -> TokenStream {
+    let field = |arg: &Arg| {
+        let value = tokens(arg);
+        let (field, value) = match arg.key.target {
+            Target::Machine(field) => (field, value),
+            Target::MachineText(field) => (field, quote!(#private::Cow::Borrowed(#value))),
+            Target::Kernel => {
+                let text = quote!(#private::Cow::Borrowed(#value));
+                ("kernel", quote!(::core::option::Option::Some(#text)))
+            }
+            _ => return None,
+        };
+        let field = Ident::new(field, Span::call_site());
+        Some(quote!(#field: #value,))
+    };
+    let topology = topology(private, args);
+    let fields: Vec<_> = args.given.iter().filter_map(field).collect();
+    if topology.is_empty() && fields.is_empty() {
+        return TokenStream::new();
+    }
+    quote! {
+        machine: #private::MachineSpec {
+            #topology
+            #(#fields)*
+            ..#private::MachineSpec::DEFAULT
+        },
+    }
+}
+
+/// Writes the field `topology` of the machine, if a key about it was given.
 fn topology(private: &TokenStream, args: &Args) -> TokenStream {
     let field = |arg: &Arg| match arg.key.target {
         Target::Topology(field) => {
@@ -280,6 +311,9 @@ fn field(private: &TokenStream, arg: &Arg) -> Option<TokenStream> {
         Target::References(field) => (field, references(&arg.value)),
         Target::ExpectErr => ("expect_err", expect_err(private, &arg.value)),
         Target::Crate
+        | Target::Machine(_)
+        | Target::MachineText(_)
+        | Target::Kernel
         | Target::Topology(_)
         | Target::Llcs
         | Target::Check
@@ -372,16 +406,11 @@ mod tests {
         for (attr, want) in [
             ("", quote!()),
             ("ignore, cores = 2", quote!()),
-            ("memory_mib = 0x200u64", quote!(memory_mib: 512)),
             ("settle_ms = 0", quote!(settle: ::core::time::Duration::from_millis(0))),
             ("duration_s = 1_0", quote!(duration: ::core::time::Duration::from_secs(10))),
             (
                 "watchdog_timeout_s = 3",
                 quote!(watchdog_timeout: ::core::time::Duration::from_secs(3)),
-            ),
-            (
-                "kernel = \"debian:trixie\"",
-                quote!(kernel: ::core::option::Option::Some("debian:trixie")),
             ),
             ("workload_root_cgroup = \"/a\"", quote!(workload_root_cgroup: "/a")),
             (
@@ -397,7 +426,7 @@ mod tests {
                 "expect_err = regex(\"a+\")",
                 quote!(expect_err: ktstr::__private::ExpectErr::Matching("a+")),
             ),
-            ("auto_repro = false, kaslr = true", quote!(auto_repro: false, kaslr: true)),
+            ("auto_repro = false, kaslr = true", quote!(auto_repro: false)),
             ("payloads = [A, b::C,]", quote!(payloads: &[&A, &b::C])),
             ("env = [\"A=b\", \"C\",]", quote!(env: &["A=b", "C"])),
             ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),
@@ -409,19 +438,37 @@ mod tests {
     }
 
     #[test]
-    fn topology_is_written_once() {
-        assert_same(&topology(&path(), &parse_args("memory_mib = 64")), &quote!());
+    fn machine_is_written_once() {
+        assert_same(&machine(&path(), &parse_args("duration_s = 64")), &quote!());
         assert_same(
-            &topology(
+            &machine(
                 &path(),
                 &parse_args("threads = 2, kaslr, numa_nodes = 2, llcs = 4, cores = 3"),
             ),
             &quote! {
-                topology: ktstr::__private::Topology {
-                    threads_per_core: 2,
-                    numa_nodes: 2,
-                    llcs: ktstr::__private::Llcs::even(4, 3),
-                    ..ktstr::__private::Topology::DEFAULT
+                machine: ktstr::__private::MachineSpec {
+                    topology: ktstr::__private::Topology {
+                        threads_per_core: 2,
+                        numa_nodes: 2,
+                        llcs: ktstr::__private::Llcs::even(4, 3),
+                        ..ktstr::__private::Topology::DEFAULT
+                    },
+                    kaslr: true,
+                    ..ktstr::__private::MachineSpec::DEFAULT
+                },
+            },
+        );
+        assert_same(
+            &machine(
+                &path(),
+                &parse_args("memory_mib = 0x200u64, kernel = \"6.12\", kargs = \"a=1 b\""),
+            ),
+            &quote! {
+                machine: ktstr::__private::MachineSpec {
+                    memory_mib: 512,
+                    kernel: ::core::option::Option::Some(ktstr::__private::Cow::Borrowed("6.12")),
+                    kargs: ktstr::__private::Cow::Borrowed("a=1 b"),
+                    ..ktstr::__private::MachineSpec::DEFAULT
                 },
             },
         );

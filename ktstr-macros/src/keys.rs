@@ -6,6 +6,8 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use crate::kargs;
+
 /// One key of the attribute.
 pub(crate) struct Key {
     /// The name as authors write it.
@@ -55,6 +57,12 @@ pub(crate) enum Target {
     Topology(&'static str),
     /// The field `llcs` of `Topology`, which several keys share.
     Llcs,
+    /// A field of `MachineSpec`.
+    Machine(&'static str),
+    /// A field of `MachineSpec`, a `Cow<str>`.
+    MachineText(&'static str),
+    /// The field `kernel` of `MachineSpec`.
+    Kernel,
     /// A field of `TestEntry`.
     Field(&'static str),
     /// A field of `TestEntry`, a `Duration` in seconds.
@@ -82,13 +90,13 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("llcs", integer(1..=255, 1), Target::Llcs).vm(),
     Key::new("cores", Takes::Integers { range: 1..=255, default: 2 }, Target::Llcs).vm(),
     Key::new("threads", integer(1..=8, 1), Target::Topology("threads_per_core")).vm(),
-    Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Field("memory_mib")).vm(),
+    Key::new("memory_mib", integer(64..=1_048_576, 256), Target::Machine("memory_mib")).vm(),
     Key::new("duration_s", integer(1..=86_400, 5), Target::Seconds("duration")),
     Key::new("settle_ms", integer(0..=86_400_000, 500), Target::Millis("settle")),
     Key::new("workers_per_cgroup", integer(1..=10_000, 2), Target::Field("workers_per_cgroup")),
     Key::new("watchdog_timeout_s", integer(1..=86_400, 20), Target::Seconds("watchdog_timeout"))
         .vm(),
-    Key::new("kernel", text("debian:trixie", check_kernel), Target::Optional("kernel")).vm(),
+    Key::new("kernel", text("debian:trixie", check_kernel), Target::Kernel).vm(),
     Key::new(
         "workload_root_cgroup",
         text("/ktstr", check_cgroup),
@@ -98,8 +106,9 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("allow_inconclusive", Takes::Bool, Target::Field("allow_inconclusive")),
     Key::new("host_only", Takes::Bool, Target::Field("host_only")),
     Key::new("ignore", Takes::Reason, Target::IgnoreAttribute),
-    Key::new("kaslr", Takes::Bool, Target::Field("kaslr")).vm(),
-    Key::new("mitigations", Takes::Bool, Target::Field("mitigations")).vm(),
+    Key::new("kaslr", Takes::Bool, Target::Machine("kaslr")).vm(),
+    Key::new("mitigations", Takes::Bool, Target::Machine("mitigations")).vm(),
+    Key::new("kargs", text("isolcpus=1", kargs::check), Target::MachineText("kargs")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
     Key::new("post_vm_unconditional", Takes::Function, Target::Optional("post_vm_unconditional"))

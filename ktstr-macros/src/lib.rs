@@ -10,6 +10,8 @@
 mod args;
 mod errors;
 mod expand;
+#[allow(unreachable_pub)] // ktstr-core, which has this file too, exports it
+mod kargs;
 mod keys;
 mod signature;
 
@@ -54,6 +56,7 @@ use proc_macro::TokenStream;
 /// | `ignore` | nothing or string | not ignored | skip unless asked for, and the reason |
 /// | `kaslr` | boolean | `true` | let the guest's kernel randomise its addresses, as far as the engine's way to boot it allows |
 /// | `mitigations` | boolean | `false` | keep page-table isolation where the guest's CPUs are emulated, at a tenth of the system call rate; elsewhere the kernel decides |
+/// | `kargs` | string | none | extra words for the command line of the guest's kernel, such as `"nohz_full=1 isolcpus=1"` |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | host-side `fn(&VmResult) -> Result<()>`, run after the guest, whatever the verdict |
 /// | `post_vm_unconditional` | path | none | as `post_vm`, but run however the run ended, after a failure of the infrastructure too |
@@ -86,6 +89,8 @@ use proc_macro::TokenStream;
 /// with `/`, which stands for the cgroup2 mount (`/a`, not `/sys/fs/cgroup/a`), is not `/` itself, and has
 /// no line break and no component that is empty, begins with a dot or is longer than 255 bytes. `payloads`
 /// lists each path once.
+/// `kargs` refuses words that the runner or another key sets, such as `console` and `nr_cpus`. The
+/// words of the environment variable `KTSTR_KARGS` follow those of the key.
 /// `host_only` excludes every key that describes the virtual machine.
 ///
 /// `expect_err` accepts every way in which the guest's side can fail once the body has started: an

@@ -1,6 +1,6 @@
 //! Boots a kernel on KVM and prints its console: the engine without any test.
 //!
-//! `boot KERNEL INITRAMFS MEMORY_MIB LLCS CORES THREADS [CMDLINE]`, until the guest ends. Standard
+//! `boot KERNEL INITRAMFS MEMORY_MIB TOPOLOGY [CMDLINE]`, until the guest ends. Standard
 //! error tells the wall and CPU time of this process in milliseconds.
 //!
 //! With `FREEZE_AT=TEXT` in the environment it only goes on until TEXT is on the console. Then it
@@ -10,8 +10,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use ktstr_core::machine::Topology;
 use ktstr_vmm::kvm::Kvm;
-use ktstr_vmm::{Engine, Event, Topology, Vm, VmConfig};
+use ktstr_vmm::{Engine, Event, Vm, VmConfig};
 use rustix::time::{ClockId, clock_gettime};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -23,19 +24,15 @@ const READ_AT: u64 = 16 << 20;
 fn main() -> Result<()> {
     let began = Instant::now();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [kernel, initramfs, memory_mib, llcs, cores, threads, cmdline @ ..] = &arguments[..] else {
-        return Err("boot KERNEL INITRAMFS MEMORY_MIB LLCS CORES THREADS [CMDLINE]".into());
+    let [kernel, initramfs, memory_mib, topology, cmdline @ ..] = &arguments[..] else {
+        return Err("boot KERNEL INITRAMFS MEMORY_MIB TOPOLOGY [CMDLINE]".into());
     };
     let freeze_at = std::env::var("FREEZE_AT").ok();
     let config = VmConfig {
         kernel: kernel.into(),
         initramfs: initramfs.into(),
         cmdline: cmdline.join(" "),
-        topology: Topology {
-            numa_nodes: 1,
-            llc_cores: vec![cores.parse()?; llcs.parse()?],
-            threads_per_core: threads.parse()?,
-        },
+        topology: topology.parse::<Topology>()?,
         memory_mib: memory_mib.parse()?,
         ports: vec!["a port".to_owned()],
     };

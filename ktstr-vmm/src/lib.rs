@@ -19,6 +19,6 @@ pub mod qemu;
 mod schedstat;
 mod tsc;
 
-pub use config::{Topology, VmConfig};
+pub use config::VmConfig;
 pub use engine::{Engine, Event, ExitReason, Registers, Timing, Vm};
 pub use error::Error;

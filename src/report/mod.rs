@@ -10,7 +10,7 @@ mod timeline;
 
 use std::fmt::{self, Write as _};
 
-use ktstr_core::record::{MachineFacts, Requested, RerunCaveat, RunRecord};
+use ktstr_core::record::{MachineFacts, RerunCaveat, RunRecord};
 use ktstr_core::result::RunEnd;
 
 pub(crate) use judge::{Passed, Reasons, concerns_post_vm, excuse_steal, judge};
@@ -124,18 +124,21 @@ fn headline(text: &mut String, style: Style, test: &str, verdict: &Result<Passed
 }
 
 fn machine(text: &mut String, record: &RunRecord) {
-    let Some(requested) = record.requested else {
+    let Some(requested) = &record.requested else {
         return line(text, "engine", "none: the test runs on this host");
     };
-    let Some(MachineFacts { engine, kernel, memory_mib, pti_disabled, .. }) = &record.machine
-    else {
+    let Some(MachineFacts { engine, kernel, spec, pti_disabled, .. }) = &record.machine else {
         return;
     };
     line(text, "engine", &format!("{}: {}", engine.version, engine.reason));
     let pti = if *pti_disabled { ", page-table isolation off" } else { "" };
     line(text, "kernel", &format!("{} {}{pti}", kernel.spec, kernel.version));
-    let Requested { topology, memory_mib: requested_mib } = requested;
-    let raised = match *memory_mib > requested_mib {
+    if !spec.kargs.is_empty() {
+        line(text, "kargs", &spec.kargs);
+    }
+    let (topology, memory_mib, requested_mib) =
+        (spec.topology, spec.memory_mib, requested.memory_mib);
+    let raised = match memory_mib > requested_mib {
         true => format!(" (raised from {requested_mib} MiB, with which it could not boot)"),
         false => String::new(),
     };
@@ -186,6 +189,7 @@ mod tests {
     use std::time::Duration;
 
     use ktstr_core::assert::{AssertDetail, AssertResult, DetailKind};
+    use ktstr_core::machine::MachineSpec;
     use ktstr_core::record::{
         Artifacts, EngineFacts, ImageId, KernelFacts, MachineFacts, Rerun, Timing,
     };
@@ -207,7 +211,7 @@ mod tests {
                 version: "6.12.1".to_owned(),
                 image: ImageId::PackageSha256("00".to_owned()),
             },
-            memory_mib: 300,
+            spec: MachineSpec { memory_mib: 300, ..MachineSpec::DEFAULT },
             cmdline: "panic=-1".to_owned(),
             pti_disabled: true,
             initramfs: "/cache/1.cpio".into(),

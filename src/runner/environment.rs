@@ -4,10 +4,13 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
-/// Names more variables to pass on, separated by commas.
+/// The variable that names more variables to pass on, separated by commas.
 pub(crate) const KTSTR_ENV: &str = "KTSTR_ENV";
+
+/// The variable with extra words for the kernel command line of every guest.
+pub(crate) const KTSTR_KARGS: &str = "KTSTR_KARGS";
 
 /// Always passed on: they change what Rust programs report or how much stack their threads have, and name no
 /// file of this host.
@@ -33,10 +36,24 @@ pub(crate) fn passed_on(declared: &[&str]) -> Result<Vec<Variable>> {
     select(env::vars_os().collect(), env::var_os(KTSTR_ENV).as_deref(), declared)
 }
 
-/// Returns the variables that run a test again as it was run here: [`KTSTR_ENV`] and what is always
-/// passed on. Not what `KTSTR_ENV` names, which may be secret.
+/// Returns the value of [`KTSTR_KARGS`], empty if it is not set.
+///
+/// # Errors
+///
+/// If it is not UTF-8.
+pub(crate) fn kargs() -> Result<String> {
+    env::var_os(KTSTR_KARGS)
+        .unwrap_or_default()
+        .into_string()
+        .map_err(|value| anyhow!("{KTSTR_KARGS} is not UTF-8: `{}`", value.display()))
+}
+
+/// Returns the variables that run a test again as it was run here: [`KTSTR_ENV`], [`KTSTR_KARGS`]
+/// and those that are always passed on. Not those that `KTSTR_ENV` names: they may be secret.
 pub(crate) fn to_run_again() -> Vec<Variable> {
-    env::vars_os().filter(|(name, _)| name == KTSTR_ENV || is_always_passed_on(name)).collect()
+    let is_kept =
+        |name: &OsString| name == KTSTR_ENV || name == KTSTR_KARGS || is_always_passed_on(name);
+    env::vars_os().filter(|(name, _)| is_kept(name)).collect()
 }
 
 fn is_always_passed_on(name: &OsStr) -> bool {

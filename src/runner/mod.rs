@@ -40,7 +40,7 @@ use echo::Echo;
 #[doc(hidden)]
 pub use initramfs::bare as bare_initramfs;
 pub use ktstr_vmm::probe;
-pub(crate) use prepare::{Prepared, Wanted};
+pub(crate) use prepare::{MachineRequest, Prepared};
 pub use program::Program;
 pub(crate) use session::{Live, RunLimits};
 
@@ -100,19 +100,15 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
 fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Result<()> {
     let began = Instant::now();
     let env = environment::passed_on(entry.env)?;
-    let prepared = Prepared::new(&Wanted {
+    let prepared = Prepared::new(&MachineRequest {
         program,
-        kernel: entry.kernel,
-        topology: entry.topology,
-        memory_mib: entry.memory_mib,
-        kaslr: entry.kaslr,
-        mitigations: entry.mitigations,
+        spec: &entry.machine,
         env: &env,
         contents: payloads::contents(entry.payloads)?,
         nests: false,
     })?;
     let test = record.test.clone();
-    let order = RunOrder { test, memory_mib: prepared.config.memory_mib, env };
+    let order = RunOrder { test, machine: prepared.spec.clone(), env };
     let duration = Some(entry.duration + entry.settle);
     let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
     record.machine = Some(prepared.machine()?);

@@ -4,31 +4,34 @@
 //! Programs of this host run in that machine with their libraries, and with a cache of kernels. The machine
 //! has no network.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ktstr_core::topology::{Llcs, Topology};
+use ktstr_core::machine::{Llcs, MachineSpec, Topology};
 pub use ktstr_core::wire::Stream;
 use ktstr_core::wire::{Order, ShellOrder};
 
 use super::initramfs::{GuestFiles, MODULES};
 use super::shell::{self, Userland};
-use super::{Live, Prepared, Program, RunLimits, Wanted};
+use super::{Live, MachineRequest, Prepared, Program, RunLimits};
 use crate::notice::notice;
 use crate::provision::{Cache, KernelSpec, find_program, kernel};
 
 /// `KTSTR_CACHE_DIR` in the machine.
 const CACHE: &str = "/cache";
 
-/// The kernel of the machine. Its modules are known to work on the emulated CPU.
-const KERNEL: &str = "debian:trixie";
-
-/// One CPU: with more, guests of this machine crash more often (docs/decisions/0006).
-const TOPOLOGY: Topology = Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT };
-
-/// Enough for the unpacked files and two guests of one gigabyte.
-const MEMORY_MIB: u32 = 4096;
+/// The machine.
+const MACHINE: MachineSpec = MachineSpec {
+    // Its modules are known to work on the emulated CPU.
+    kernel: Some(Cow::Borrowed("debian:trixie")),
+    // With more CPUs, guests of this machine crash more often (docs/decisions/0006).
+    topology: Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT },
+    // Enough for the unpacked files and two guests of one gigabyte.
+    memory_mib: 4096,
+    ..MachineSpec::DEFAULT
+};
 
 /// A machine with `/dev/kvm`, one CPU, a shell and the usual tools in `/bin`.
 #[derive(Debug, Clone, Default)]
@@ -71,29 +74,23 @@ impl Outer {
         timeout: Duration,
         on_output: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
     ) -> Result<u8> {
-        let prepared = Prepared::new(&Wanted {
+        let prepared = Prepared::new(&MachineRequest {
             program: init,
-            kernel: Some(KERNEL),
-            topology: TOPOLOGY,
-            memory_mib: MEMORY_MIB,
-            kaslr: true,
-            mitigations: false,
+            spec: &MACHINE,
             env: &[],
             contents: self.contents()?,
             nests: true,
         })?;
-        let memory_mib = prepared.config.memory_mib;
         let own = [("KTSTR_CACHE_DIR".to_owned(), CACHE.to_owned())];
         let env = own.iter().chain(env).map(|(name, value)| (name.into(), value.into()));
         let order = Order::Shell(ShellOrder {
             argv: argv.to_vec(),
             env: env.collect(),
             terminal: None,
-            topology: TOPOLOGY,
-            memory_mib,
+            machine: prepared.spec.clone(),
         });
         let began = Instant::now();
-        notice(&format!("booting a machine with KVM, {memory_mib} MiB ..."));
+        notice(&format!("booting a machine with KVM, {} MiB ...", prepared.spec.memory_mib));
         let mut supervisor = Supervisor { started: None, timeout, on_output, error: None };
         let limits = RunLimits { duration: None, watchdog: shell::WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |live| supervisor.handle(began, &live));

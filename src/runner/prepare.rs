@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use ktstr_core::guest::agent;
+use ktstr_core::machine::{self, MachineSpec, Topology};
 use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts, Timing};
 use ktstr_core::registry;
 use ktstr_core::result::{InitFailure, RunEnd};
-use ktstr_core::topology::Topology;
 use ktstr_core::wire::{self, Order};
 use ktstr_vmm::VmConfig;
 
@@ -17,24 +17,20 @@ use super::host_cpus::HostCpus;
 use super::initramfs::{self, GuestFiles, Initramfs};
 use super::program::Program;
 use super::session::{self, Live, RunLimits};
-use super::{console, engine};
+use super::{console, engine, environment};
 use crate::provision::{self, Cache, Kernel};
 
-/// A machine as somebody wants it.
+/// A machine to prepare.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct MachineRequest<'a> {
     pub(crate) program: Program,
-    pub(crate) kernel: Option<&'a str>,
-    pub(crate) topology: Topology,
-    pub(crate) memory_mib: u32,
-    pub(crate) kaslr: bool,
-    /// Whether page-table isolation stays as the kernel has it, on emulated CPUs, too.
-    pub(crate) mitigations: bool,
+    pub(crate) spec: &'a MachineSpec,
     /// The environment variables of the body.
     pub(crate) env: &'a [(OsString, OsString)],
-    /// What the guest has beside its program.
+    /// The files of the guest beside its program.
     pub(crate) contents: GuestFiles,
-    /// Whether it is to have a KVM. Its CPUs then share no cache, and it is made to be used once.
+    /// Whether the guest has `/dev/kvm`. Its CPUs then share no cache, it boots without the words of
+    /// `KTSTR_KARGS`, and its initramfs is not cached.
     pub(crate) nests: bool,
 }
 
@@ -43,34 +39,36 @@ pub(crate) struct Wanted<'a> {
 pub(crate) struct Prepared {
     pub(crate) choice: &'static engine::Choice,
     pub(crate) kernel: Kernel,
+    /// The request's machine with the chosen kernel, enough memory to boot, and the words of
+    /// `KTSTR_KARGS`.
+    pub(crate) spec: MachineSpec,
     pub(crate) config: VmConfig,
-    topology: Topology,
     pti_disabled: bool,
-    /// Bounds how many guests run at once.
+    /// Limits the number of guests that run at once.
     host_cpus: Option<HostCpus>,
     /// The arguments of PID 1.
     arguments: Vec<String>,
-    /// Keeps an initramfs that has no name.
+    /// Keeps an initramfs without a name open.
     _initramfs: Option<File>,
 }
 
 impl Prepared {
     /// Finds kernel and engine, and builds the initramfs, or takes all three from the cache.
-    pub(crate) fn new(wanted: &Wanted<'_>) -> Result<Self> {
+    pub(crate) fn new(request: &MachineRequest<'_>) -> Result<Self> {
         let host_cpus = HostCpus::from_env()?;
         let cache = Cache::from_env()?;
-        let choice = if wanted.nests { engine::nesting(&cache) } else { engine::choose(&cache) }?;
-        let kernel = provision::kernel::resolve(&cache, wanted.kernel)?;
+        let choice = if request.nests { engine::nesting(&cache) } else { engine::choose(&cache) }?;
+        let kernel = provision::kernel::resolve(&cache, request.spec.kernel.as_deref())?;
         let engine = choice.engine.describe();
         tracing::info!("engine {engine}: {} ({})", choice.reason, choice.origin);
         tracing::info!("kernel {} {}", kernel.spec, kernel.version);
         let initramfs = Initramfs {
-            init: &wanted.program.path,
-            arguments: &wanted.program.arguments,
+            init: &request.program.path,
+            arguments: &request.program.arguments,
             kernel: &kernel,
-            contents: &wanted.contents,
+            contents: &request.contents,
         };
-        let unnamed = wanted.nests.then(|| initramfs.unnamed(cache.root())).transpose()?;
+        let unnamed = request.nests.then(|| initramfs.unnamed(cache.root())).transpose()?;
         let initramfs = match &unnamed {
             Some(file) => initramfs::path_of(file),
             None => initramfs.ensure(&cache)?,
@@ -78,29 +76,31 @@ impl Prepared {
         let initramfs_bytes = std::fs::metadata(&initramfs)
             .with_context(|| format!("cannot find {}", initramfs.display()))?
             .len();
-        let topology = wanted.topology;
-        // With it, each system call flushes the emulated TLB: 20 us become 1 us.
-        let pti_disabled = choice.is_emulated() && !wanted.mitigations;
-        let needed = needed_mib(&topology, initramfs_bytes);
-        let memory_mib = wanted.memory_mib.max(needed);
+        let MachineSpec { topology, memory_mib, kaslr, mitigations, .. } = *request.spec;
+        let spec = MachineSpec {
+            topology,
+            memory_mib: memory_mib.max(needed_mib(&topology, initramfs_bytes)),
+            kernel: Some(kernel.spec.to_string().into()),
+            kaslr,
+            mitigations,
+            kargs: kargs(request)?.into(),
+        };
+        // With page-table isolation, each system call flushes the emulated TLB: 20 us become 1 us.
+        let pti_disabled = choice.is_emulated() && !mitigations;
         let config = VmConfig {
             kernel: kernel.boot.path.clone(),
             initramfs,
-            cmdline: cmdline(wanted, memory_mib, pti_disabled)?,
-            topology: ktstr_vmm::Topology {
-                numa_nodes: topology.numa_nodes,
-                llc_cores: topology.llcs.cores().collect(),
-                threads_per_core: topology.threads_per_core,
-            },
-            memory_mib,
+            cmdline: cmdline(request, &spec, pti_disabled)?,
+            topology,
+            memory_mib: spec.memory_mib,
             ports: vec![wire::PORT.to_owned()],
         };
-        let arguments = wanted.program.arguments.clone();
+        let arguments = request.program.arguments.clone();
         Ok(Self {
             choice,
             kernel,
+            spec,
             config,
-            topology,
             arguments,
             pti_disabled,
             host_cpus,
@@ -123,7 +123,7 @@ impl Prepared {
         live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
     ) -> Result<session::RunOutcome> {
         let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(order, Order::Run(_)));
-        let nr_cpus = self.topology.nr_cpus();
+        let nr_cpus = self.spec.topology.nr_cpus();
         let taken = host_cpus.map(|host_cpus| host_cpus.take(nr_cpus)).transpose()?;
         tracing::debug!("boot {:?}", self.config);
         let mut outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
@@ -161,7 +161,7 @@ impl Prepared {
                 version: self.kernel.version.clone(),
                 image,
             },
-            memory_mib: self.config.memory_mib,
+            spec: self.spec.clone(),
             cmdline: self.config.cmdline.clone(),
             pti_disabled: self.pti_disabled,
             initramfs: self.config.initramfs.clone(),
@@ -174,42 +174,53 @@ fn image_file(path: &Path) -> Result<ImageId> {
     Ok(ImageId::File { path: path.to_owned(), bytes: meta.len(), modified: meta.modified()? })
 }
 
-/// The least memory that lets the machine come up: what a stock kernel takes, its part for each
-/// CPU, and the initramfs twice, for it is there packed and unpacked for a moment.
+/// Returns the least memory with which the machine boots: that of a stock kernel, that of each CPU,
+/// and the initramfs twice, because it exists packed and unpacked for a moment.
 fn needed_mib(topology: &Topology, initramfs_bytes: u64) -> u32 {
     let initramfs_mib = u32::try_from(initramfs_bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX / 4);
     112 + 3 * topology.nr_cpus() + 2 * initramfs_mib
 }
 
-fn cmdline(wanted: &Wanted<'_>, memory_mib: u32, pti_disabled: bool) -> Result<String> {
+/// Returns the words of the spec and of `KTSTR_KARGS`, separated by single spaces.
+fn kargs(request: &MachineRequest<'_>) -> Result<String> {
+    let from_env = if request.nests { String::new() } else { environment::kargs()? };
+    let both = format!("{} {from_env}", request.spec.kargs);
+    machine::kargs::check(&both).map_err(|error| {
+        anyhow!(
+            "invalid kernel argument in the key `kargs` or in {}: {error}",
+            environment::KTSTR_KARGS
+        )
+    })?;
+    Ok(both.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn cmdline(request: &MachineRequest<'_>, spec: &MachineSpec, pti_disabled: bool) -> Result<String> {
     let mut words = vec![
         "panic=-1".to_owned(),
         "oops=panic".to_owned(),
-        // Warnings and time stamps must reach the console, whatever the kernel's own defaults.
+        // Warnings and time stamps must reach the console, whatever the kernel's defaults.
         "printk.time=1".to_owned(),
         "loglevel=7".to_owned(),
-        // A third of a stock kernel's boot under emulation, and nothing a test could notice.
+        // They take a third of a stock kernel's boot under emulation, and no test needs them.
         "cryptomgr.notests".to_owned(),
         "initcall_blacklist=jent_mod_init".to_owned(),
     ];
-    if wanted.nests {
-        // Fewer timers, for each may have QEMU repeat an interrupt (docs/decisions/0006).
+    if request.nests {
+        // Fewer timers, because each may make QEMU repeat an interrupt (docs/decisions/0006).
         words.extend(["highres=off", "nohz=off"].map(str::to_owned));
     }
-    if !wanted.kaslr {
+    if !spec.kaslr {
         words.push("nokaslr".to_owned());
     }
     if pti_disabled {
         words.push("pti=off".to_owned());
     }
-    // What the kernel does not know becomes the environment of PID 1.
+    // The kernel passes unknown parameters to PID 1 as environment variables.
     words.push(format!("{}=1", agent::ENV));
     words.push(format!("LD_LIBRARY_PATH={}", initramfs::LIBRARIES));
     words.push("PATH=/bin:/sbin:/usr/bin:/usr/sbin".to_owned());
-    words.extend(min_stack(wanted.env, memory_mib)?);
-    for word in &words {
-        ensure!(!word.contains([' ', '"']), "`{word}` cannot stand on a kernel command line");
-    }
+    words.extend(min_stack(request.env, spec.memory_mib)?);
+    words.extend(spec.kargs.split_whitespace().map(str::to_owned));
     Ok(words.join(" "))
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ktstr_core::record::{HostFacts, Requested, RunRecord};
+use ktstr_core::record::{HostFacts, RunRecord};
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::snapshot::ProcIdentity;
@@ -14,8 +14,7 @@ use super::parent;
 
 /// Returns the record of a run of `entry` that begins now.
 pub(crate) fn begin(entry: &TestEntry) -> RunRecord {
-    let requested = (!entry.host_only)
-        .then_some(Requested { topology: entry.topology, memory_mib: entry.memory_mib });
+    let requested = (!entry.host_only).then(|| entry.machine.clone());
     RunRecord {
         schema: RunRecord::SCHEMA,
         run: run_id().to_owned(),

@@ -9,11 +9,11 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use ktstr_core::topology::Topology;
+use ktstr_core::machine::MachineSpec;
 use ktstr_core::wire::{Order, ShellOrder, Stream};
 
 use super::session::RunOutcome;
-use super::{Live, Prepared, Program, RunLimits, Wanted, environment};
+use super::{Live, MachineRequest, Prepared, Program, RunLimits, environment};
 use crate::notice::notice;
 use crate::report;
 use terminal::Terminal;
@@ -28,12 +28,8 @@ const LEAVE: u8 = 0x1d;
 /// A shell and its machine.
 #[derive(Debug, Clone)]
 pub struct Shell {
-    /// The guest's CPUs, caches and nodes.
-    pub topology: Topology,
-    /// The guest's memory in MiB; raised if the guest could not boot with it.
-    pub memory_mib: u32,
-    /// The kernel, as in `KTSTR_KERNEL`, which applies if this is `None`.
-    pub kernel: Option<String>,
+    /// The guest. Its memory is raised if the guest could not boot with it.
+    pub machine: MachineSpec,
     /// A command for the guest's `sh -c`; without one, `sh` reads the standard input of this process.
     pub command: Option<String>,
 }
@@ -52,25 +48,21 @@ impl Shell {
     pub fn run(&self) -> Result<u8> {
         let env = environment::passed_on(&[])?;
         let userland = Userland::of_host()?;
-        let prepared = Prepared::new(&Wanted {
+        let prepared = Prepared::new(&MachineRequest {
             program: Program::this_program(),
-            kernel: self.kernel.as_deref(),
-            topology: self.topology,
-            memory_mib: self.memory_mib,
-            kaslr: true,
-            mitigations: false,
+            spec: &self.machine,
             env: &[],
             contents: userland.into(),
             nests: false,
         })?;
-        let memory_mib = prepared.config.memory_mib;
         let is_terminal =
             self.command.is_none() && io::stdin().is_terminal() && io::stdout().is_terminal();
         let size = if is_terminal { Some(terminal::size()?) } else { None };
-        notice(&format!("booting {}, {memory_mib} MiB ...", self.topology));
+        let spec = &prepared.spec;
+        notice(&format!("booting {}, {} MiB ...", spec.topology, spec.memory_mib));
         let limits = RunLimits { duration: None, watchdog: WATCHDOG };
         let mut streams = Streams { size, ..Streams::default() };
-        let order = self.order(env, memory_mib, size);
+        let order = self.order(env, spec.clone(), size);
         let outcome = prepared.run(Order::Shell(order), limits, &mut |live| {
             streams.handle(&live).unwrap_or_else(|error| {
                 streams.error.get_or_insert(error);
@@ -88,7 +80,7 @@ impl Shell {
     fn order(
         &self,
         env: Vec<(OsString, OsString)>,
-        memory_mib: u32,
+        machine: MachineSpec,
         terminal: Option<(u16, u16)>,
     ) -> ShellOrder {
         let command = self.command.iter().flat_map(|command| ["-c", command]);
@@ -102,8 +94,7 @@ impl Shell {
             argv: ["/bin/sh"].into_iter().chain(command).map(str::to_owned).collect(),
             env,
             terminal,
-            topology: self.topology,
-            memory_mib,
+            machine,
         }
     }
 }
@@ -201,20 +192,20 @@ mod tests {
 
     fn shell(command: Option<&str>) -> Shell {
         let command = command.map(str::to_owned);
-        Shell { topology: Topology::DEFAULT, memory_mib: 256, kernel: None, command }
+        Shell { machine: MachineSpec::DEFAULT, command }
     }
 
     #[test]
     fn order_passes_a_command_as_one_argument() {
-        let order = shell(Some("exit 7")).order(Vec::new(), 300, None);
+        let order = shell(Some("exit 7")).order(Vec::new(), MachineSpec::DEFAULT, None);
         assert_eq!(order.argv, ["/bin/sh", "-c", "exit 7"]);
-        assert_eq!((order.terminal, order.memory_mib), (None, 300));
+        assert_eq!((order.terminal, order.machine), (None, MachineSpec::DEFAULT));
         assert!(order.env.iter().all(|(name, _)| name != "TERM"));
     }
 
     #[test]
     fn order_requests_a_terminal_for_a_prompt() {
-        let order = shell(None).order(Vec::new(), 256, Some((24, 80)));
+        let order = shell(None).order(Vec::new(), MachineSpec::DEFAULT, Some((24, 80)));
         assert_eq!((order.argv, order.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
         assert!(order.env.iter().any(|(name, _)| name == "TERM"));
     }
@@ -222,21 +213,19 @@ mod tests {
     #[test]
     fn shell_does_not_run_on_a_machine_that_differs_from_the_request() {
         let userland = Userland::of_host().unwrap();
-        let mut shell = shell(Some("echo ran"));
-        let wanted = Wanted {
+        let shell = shell(Some("echo ran"));
+        let request = MachineRequest {
             program: Program::this_test_binary().unwrap(),
-            kernel: None,
-            topology: shell.topology,
-            memory_mib: shell.memory_mib,
-            kaslr: true,
-            mitigations: false,
+            spec: &shell.machine,
             env: &[],
             contents: userland.into(),
             nests: false,
         };
-        let prepared = Prepared::new(&wanted).unwrap();
-        shell.topology.llcs = Llcs::even(2, 2);
-        let order = Order::Shell(shell.order(Vec::new(), prepared.config.memory_mib + 64, None));
+        let prepared = Prepared::new(&request).unwrap();
+        let mut other = prepared.spec.clone();
+        other.topology.llcs = Llcs::even(2, 2);
+        other.memory_mib += 64;
+        let order = Order::Shell(shell.order(Vec::new(), other, None));
         let limits = RunLimits { duration: None, watchdog: WATCHDOG };
         let outcome = prepared.run(order, limits, &mut |_| None).unwrap();
         let RunEnd::WrongTopology(differences) = outcome.end else { panic!("{:?}", outcome.end) };

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use ktstr::prelude::*;
+use ktstr_core::machine::Llcs;
 use ktstr_core::record::{Hook, HookError, RunRecord};
 use ktstr_core::registry::{self, TestEntry};
 use ktstr_core::result::{ClockSpan, GuestExit, RunPhase};
 use ktstr_core::wire::{Order, RunOrder};
 
 use super::initramfs::GuestFiles;
-use super::{Prepared, Program, RunLimits, Wanted};
+use super::{MachineRequest, Prepared, Program, RunLimits};
 
 #[ktstr_test(cores = 1)]
 fn subject(_: &Ctx) -> Result<AssertResult> {
@@ -60,18 +61,14 @@ fn prepare(path: &str) -> Prepared {
 
 fn prepare_with(program: Program, path: &str) -> Prepared {
     let entry = registry::find(&test_name(path)).expect("the attribute has registered it");
-    let wanted = Wanted {
+    let request = MachineRequest {
         program,
-        kernel: None,
-        topology: entry.topology,
-        memory_mib: entry.memory_mib,
-        kaslr: true,
-        mitigations: false,
+        spec: &entry.machine,
         env: &[],
         contents: GuestFiles::default(),
         nests: false,
     };
-    Prepared::new(&wanted).unwrap()
+    Prepared::new(&request).unwrap()
 }
 
 /// Runs `subject` on a machine that `spoil` has changed after it was prepared.
@@ -82,18 +79,17 @@ fn end_on(spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
 /// Runs the test at this path on a machine that `spoil` has changed after it was prepared.
 fn end_of(path: &str, spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
     let mut prepared = prepare(path);
-    let memory_mib = prepared.config.memory_mib;
     let dir = tempfile::tempdir().unwrap();
     spoil(&mut prepared, dir.path());
-    run(&prepared, path, memory_mib)
+    run(&prepared, path)
 }
 
 /// Runs the test at this path on the machine.
-fn run(prepared: &Prepared, path: &str, memory_mib: u32) -> RunEnd {
+fn run(prepared: &Prepared, path: &str) -> RunEnd {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
     let limits = RunLimits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
-    let order = RunOrder { test, memory_mib, env: Vec::new() };
+    let order = RunOrder { test, machine: prepared.spec.clone(), env: Vec::new() };
     prepared.run(Order::Run(order), limits, &mut |_| None).unwrap().end
 }
 
@@ -197,7 +193,7 @@ fn init_failure_names_what_pid_1_was_asked_for() {
     let program = Program::this_test_binary().unwrap();
     let arguments = ["--exact", "no_such_test"].map(str::to_owned).to_vec();
     let prepared = prepare_with(Program { arguments, ..program }, path);
-    let why = init_failure(run(&prepared, path, prepared.config.memory_mib));
+    let why = init_failure(run(&prepared, path));
     assert!(why.contains("PID 1 exited with status 0"), "{why}");
     assert!(why.contains("were [\"--exact\", \"no_such_test\"]; the registry"), "{why}");
     assert!(why.contains("\"runner::tests::subject\""), "{why}");
@@ -236,7 +232,7 @@ fn engine_failure_names_too_little_memory() {
 #[test]
 fn run_refuses_a_machine_that_differs_from_the_request() {
     let end = end_on(|prepared, _| {
-        prepared.config.topology.llc_cores = vec![2, 2];
+        prepared.config.topology.llcs = Llcs::even(2, 2);
         prepared.config.memory_mib += 32;
     });
     let RunEnd::WrongTopology(differences) = end else { panic!("{end:?}") };

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use ktstr::provision::{Cache, tool};
-use ktstr_vmm::Topology;
+use ktstr::topology::{Llcs, Topology};
 use ktstr_vmm::kvm::acpi_tables;
 
 /// Arguments of the check.
@@ -45,8 +45,8 @@ impl Acpi {
             let directory = directory.join(&name);
             fs::create_dir_all(&directory)?;
             let [numa_nodes, llcs, cores, threads_per_core] = topology;
-            let llc_cores = vec![cores; llcs as usize];
-            let topology = Topology { numa_nodes, llc_cores, threads_per_core };
+            let llcs = Llcs::even(llcs, cores);
+            let topology = Topology { numa_nodes, llcs, threads_per_core };
             let block = acpi_tables(&topology, memory_mib)?;
             let mut checked = Vec::new();
             for table in split(&block)? {

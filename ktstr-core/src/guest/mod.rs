@@ -8,6 +8,7 @@ pub mod registry;
 pub mod scenario;
 pub mod scenarios;
 pub mod snapshot;
+pub mod topology;
 pub mod workload;
 
 mod chain;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use crate::guest::assert::{Assert, AssertResult};
 use crate::guest::payload::Payload;
 use crate::guest::scenario::Ctx;
+use crate::model::machine::MachineSpec;
 pub use crate::model::record::ExpectErr;
 use crate::model::record::VmResult;
-use crate::model::topology::Topology;
 
 /// Every `#[ktstr_test]` of this binary.
 #[linkme::distributed_slice]
@@ -29,10 +29,8 @@ pub struct TestEntry {
     pub name: &'static str,
     /// `module_path!()` at the function, the crate's name first.
     pub module_path: &'static str,
-    /// The CPUs, caches and nodes of the guest.
-    pub topology: Topology,
-    /// Memory of the guest in MiB, over all nodes.
-    pub memory_mib: u32,
+    /// The virtual machine.
+    pub machine: MachineSpec,
     /// How long the body means to run; [`Ctx::duration`].
     pub duration: Duration,
     /// How long a load is given to settle; [`Ctx::settle`].
@@ -41,8 +39,6 @@ pub struct TestEntry {
     pub workers_per_cgroup: u32,
     /// How much longer than `duration` and `settle` a body may run, and how long a guest may be silent.
     pub watchdog_timeout: Duration,
-    /// The kernel to boot, as in `KTSTR_KERNEL`; `None` leaves the choice to the environment.
-    pub kernel: Option<&'static str>,
     /// The cgroup below the cgroup2 mount under which the scenario makes its groups.
     pub workload_root_cgroup: &'static str,
     /// Whether the test passes if, and only if, the guest's side of it fails.
@@ -57,12 +53,6 @@ pub struct TestEntry {
     pub env: &'static [&'static str],
     /// Run the body on the host, without a virtual machine.
     pub host_only: bool,
-    /// Let the kernel randomise its addresses.
-    pub kaslr: bool,
-    /// Keep the kernel's page-table isolation where software emulates the CPUs.
-    ///
-    /// With it, each system call flushes the emulated TLB.
-    pub mitigations: bool,
     /// Reserved: reproduce a failure with more tracing.
     pub auto_repro: bool,
     /// Runs on the host after the guest is gone, whatever the verdict; not if the body was never
@@ -80,13 +70,11 @@ impl TestEntry {
     pub const DEFAULT: Self = Self {
         name: "",
         module_path: "",
-        topology: Topology::DEFAULT,
-        memory_mib: 256,
+        machine: MachineSpec::DEFAULT,
         duration: Duration::from_secs(5),
         settle: Duration::from_millis(500),
         workers_per_cgroup: 2,
         watchdog_timeout: Duration::from_secs(20),
-        kernel: None,
         workload_root_cgroup: "/ktstr",
         expect_err: ExpectErr::No,
         allow_inconclusive: false,
@@ -94,8 +82,6 @@ impl TestEntry {
         payloads: &[],
         env: &[],
         host_only: false,
-        kaslr: true,
-        mitigations: false,
         auto_repro: true,
         post_vm: None,
         post_vm_unconditional: None,

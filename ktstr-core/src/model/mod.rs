@@ -3,10 +3,10 @@
 pub mod detail;
 pub mod exit;
 pub mod histogram;
+pub mod machine;
 pub mod record;
 pub mod result;
 pub mod snapshot;
-pub mod topology;
 pub mod verdict;
 pub mod wire;
 pub mod worker;

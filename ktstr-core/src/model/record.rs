@@ -8,9 +8,9 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::machine::MachineSpec;
 use super::result::{KernelEvent, RunEnd, Timings};
 use super::snapshot::{CgroupProcsSnapshot, Snapshot};
-use super::topology::Topology;
 use super::wire::ScenarioEvent;
 
 /// What `post_vm` gets: everything the host knows about the run.
@@ -32,7 +32,7 @@ pub struct RunRecord {
     /// The host.
     pub host: HostFacts,
     /// The machine that the test asked for; `None` if it runs on the host.
-    pub requested: Option<Requested>,
+    pub requested: Option<MachineSpec>,
     /// The machine as it was booted; `None` before that, and if the test runs on the host.
     pub machine: Option<MachineFacts>,
     /// Whether the test is expected to fail, and how.
@@ -88,15 +88,6 @@ pub struct HostFacts {
     pub kernel: String,
 }
 
-/// The machine that a test asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Requested {
-    /// CPUs, caches and nodes.
-    pub topology: Topology,
-    /// Memory in MiB.
-    pub memory_mib: u32,
-}
-
 /// A machine as it was booted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineFacts {
@@ -104,8 +95,9 @@ pub struct MachineFacts {
     pub engine: EngineFacts,
     /// The kernel.
     pub kernel: KernelFacts,
-    /// Memory in MiB; more than was requested if the guest could not boot with that.
-    pub memory_mib: u32,
+    /// The requested machine with the kernel that was chosen, more memory if the guest could not boot
+    /// with the requested one, and the kernel arguments of `KTSTR_KARGS` too.
+    pub spec: MachineSpec,
     /// The kernel's command line.
     pub cmdline: String,
     /// Whether the kernel was booted without page-table isolation, which is the default where
@@ -287,7 +279,7 @@ mod tests {
             ktstr: "0.1.0".to_owned(),
             started: SystemTime::UNIX_EPOCH + time,
             host: HostFacts { cpu_model: text.to_owned(), nr_cpus: 4, kernel: "6.1".to_owned() },
-            requested: Some(Requested { topology: Topology::DEFAULT, memory_mib: 64 }),
+            requested: Some(MachineSpec::DEFAULT),
             machine: Some(MachineFacts {
                 engine: EngineFacts {
                     name: "kvm".to_owned(),
@@ -304,7 +296,7 @@ mod tests {
                         modified: SystemTime::UNIX_EPOCH + time,
                     },
                 },
-                memory_mib: 64,
+                spec: MachineSpec { kargs: text.to_owned().into(), ..MachineSpec::DEFAULT },
                 cmdline: text.to_owned(),
                 pti_disabled: true,
                 initramfs: text.into(),

@@ -8,7 +8,8 @@
 //!
 //! Source: Intel SDM vol. 3A, 10.9.3 ("Hierarchical ID of Logical Processors").
 
-use crate::config::Topology;
+use ktstr_core::machine::Topology;
+
 use crate::error::Error;
 
 /// The highest APIC ID: 255 addresses all CPUs, and larger IDs need interrupt remapping.
@@ -36,16 +37,16 @@ pub(super) struct Cpus {
 impl Cpus {
     /// Numbers the CPUs of `topology`: thread first, then core, then cache, then node.
     pub(super) fn new(topology: &Topology) -> Result<Self, Error> {
-        let Topology { numa_nodes, ref llc_cores, threads_per_core } = *topology;
+        let Topology { numa_nodes, llcs, threads_per_core } = *topology;
         let llcs_per_node = topology.llcs_per_node();
         let mut cpus = Self {
             list: Vec::new(),
             threads_per_core,
-            max_cores_per_llc: topology.max_cores_per_llc(),
+            max_cores_per_llc: llcs.max_cores(),
             llcs_per_node,
             nodes: numa_nodes,
         };
-        let last_core = llc_cores.last().map_or(0, |cores| cores - 1);
+        let last_core = llcs.cores().last().map_or(0, |cores| cores - 1);
         let highest =
             cpus.apic_id(numa_nodes - 1, llcs_per_node - 1, last_core, threads_per_core - 1);
         if highest > u64::from(MAX_APIC_ID) {
@@ -55,9 +56,9 @@ impl Cpus {
                 topology.nr_cpus(),
             )));
         }
-        for (index, cores) in (0..).zip(llc_cores) {
+        for (index, cores) in (0..).zip(llcs.cores()) {
             let (node, llc) = (index / llcs_per_node, index % llcs_per_node);
-            for core in 0..*cores {
+            for core in 0..cores {
                 for thread in 0..threads_per_core {
                     let apic_id = cpus.apic_id(node, llc, core, thread) as u32;
                     cpus.list.push(Cpu { apic_id, node });
@@ -99,13 +100,10 @@ fn bits(count: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{even, uneven};
 
-    fn apic_ids(topology: impl Into<Topology>) -> Result<Vec<u32>, Error> {
-        Ok(Cpus::new(&topology.into())?.list.iter().map(|cpu| cpu.apic_id).collect())
-    }
-
-    fn uneven(numa_nodes: u32, llc_cores: &[u32], threads_per_core: u32) -> Topology {
-        Topology { numa_nodes, llc_cores: llc_cores.to_vec(), threads_per_core }
+    fn apic_ids(topology: Topology) -> Result<Vec<u32>, Error> {
+        Ok(Cpus::new(&topology)?.list.iter().map(|cpu| cpu.apic_id).collect())
     }
 
     #[test]
@@ -118,7 +116,7 @@ mod tests {
             ([3, 6, 1, 2], vec![0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
             ([2, 6, 1, 1], vec![0, 1, 2, 4, 5, 6]),
         ] {
-            assert_eq!(apic_ids(topology).unwrap(), want, "{topology:?}");
+            assert_eq!(apic_ids(even(topology)).unwrap(), want, "{topology:?}");
         }
     }
 
@@ -138,18 +136,12 @@ mod tests {
 
     #[test]
     fn new_accepts_at_most_255_cpus() {
-        assert_eq!(apic_ids([1, 1, 255, 1]).unwrap().len(), 255);
+        assert_eq!(apic_ids(even([1, 1, 255, 1])).unwrap().len(), 255);
         assert_eq!(apic_ids(uneven(1, &[128, 127], 1)).unwrap().len(), 255);
         // The third cache would begin at 256.
         apic_ids(uneven(1, &[100, 1, 1], 1)).unwrap_err();
-        for topology in [
-            [1, 1, 256, 1],
-            [1, 17, 9, 1],
-            [9, 9, 9, 3],
-            [1 << 15, 1 << 15, 1 << 15, 2],
-            [1, 1, u32::MAX, 1],
-        ] {
-            assert!(matches!(apic_ids(topology), Err(Error::Config(_))), "{topology:?}");
+        for topology in [[1, 1, 128, 2], [1, 17, 9, 1], [9, 9, 9, 3], [1, 1, 255, u32::MAX]] {
+            assert!(matches!(apic_ids(even(topology)), Err(Error::Config(_))), "{topology:?}");
         }
     }
 }

@@ -55,7 +55,7 @@ mod tests {
 
     use super::super::error::Error as KvmError;
     use super::*;
-    use crate::config::Topology;
+    use crate::config::even;
     use crate::kvm::BootError;
 
     fn contents(kernel: &Path, initramfs: &Path) -> Result<InitialMemory, Error> {
@@ -63,7 +63,7 @@ mod tests {
             kernel: kernel.to_owned(),
             initramfs: initramfs.to_owned(),
             cmdline: String::new(),
-            topology: Topology { numa_nodes: 1, llc_cores: vec![1], threads_per_core: 1 },
+            topology: even([1, 1, 1, 1]),
             memory_mib: 32,
             ports: Vec::new(),
         };

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use crate::config::{Topology, VmConfig};
+use ktstr_core::machine::Topology;
+
+use crate::config::VmConfig;
 
 /// Numbers of the file descriptors that QEMU inherits.
 #[derive(Debug, Clone)]
@@ -110,8 +112,9 @@ fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
 /// All sockets have room for the cores of the largest cache. QEMU itself fills them in order, up to
 /// the first one with fewer cores; each CPU after that gap is a device, of the model in `-cpu`.
 fn add_cpus(args: &mut Args, topology: &Topology) {
-    let Topology { ref llc_cores, threads_per_core, .. } = *topology;
-    let max_cores = topology.max_cores_per_llc();
+    let threads_per_core = topology.threads_per_core;
+    let llc_cores: Vec<_> = topology.llcs.cores().collect();
+    let max_cores = topology.llcs.max_cores();
     let full = llc_cores.iter().take_while(|cores| **cores == max_cores).count();
     let (in_order, behind) = llc_cores.split_at(llc_cores.len().min(full + 1));
     let cpus = in_order.iter().sum::<u32>() * threads_per_core;
@@ -137,7 +140,7 @@ fn add_cpus(args: &mut Args, topology: &Topology) {
 
 /// Returns the number of CPUs that a socket has room for.
 fn cpus_per_socket(topology: &Topology) -> u32 {
-    topology.max_cores_per_llc() * topology.threads_per_core
+    topology.llcs.max_cores() * topology.threads_per_core
 }
 
 /// Adds QMP, the console and the ports.
@@ -185,13 +188,14 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{even, uneven};
 
-    fn config(topology: impl Into<Topology>, memory_mib: u32, ports: &[&str]) -> VmConfig {
+    fn config(topology: Topology, memory_mib: u32, ports: &[&str]) -> VmConfig {
         VmConfig {
             kernel: "/k/vm,linux".into(),
             initramfs: "/i".into(),
             cmdline: "quiet x=1,2".into(),
-            topology: topology.into(),
+            topology,
             memory_mib,
             ports: ports.iter().map(|&name| name.into()).collect(),
         }
@@ -223,7 +227,7 @@ mod tests {
             ([2, 4, 2, 1], "8,maxcpus=8,sockets=4,cores=2,threads=1"),
             ([1, 3, 3, 1], "9,maxcpus=9,sockets=3,cores=3,threads=1"),
         ] {
-            let args = built(&config(topology, 512, &[]));
+            let args = built(&config(even(topology), 512, &[]));
             assert_eq!(values(&args, "-smp"), [want]);
             assert_eq!(values(&args, "-device"), [""; 0]);
         }
@@ -241,7 +245,7 @@ mod tests {
                 vec![[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 1, 1], [3, 0, 0], [3, 0, 1]],
             ),
         ] {
-            let topology = Topology { numa_nodes: 1, llc_cores, threads_per_core };
+            let topology = uneven(1, &llc_cores, threads_per_core);
             let args = built(&config(topology, 512, &[]));
             assert_eq!(values(&args, "-smp"), [smp]);
             let devices = devices.iter().map(|[socket, core, thread]| {
@@ -253,7 +257,7 @@ mod tests {
 
     #[test]
     fn build_assigns_missing_cpus_to_nodes() {
-        let topology = Topology { numa_nodes: 2, llc_cores: vec![3, 1], threads_per_core: 2 };
+        let topology = uneven(2, &[3, 1], 2);
         let args = built(&config(topology, 512, &[]));
         assert_eq!(
             values(&args, "-numa")[..2],
@@ -263,7 +267,7 @@ mod tests {
 
     #[test]
     fn build_adds_no_numa_options_for_one_node() {
-        let args = built(&config([1, 2, 1, 1], 512, &[]));
+        let args = built(&config(even([1, 2, 1, 1]), 512, &[]));
         assert_eq!(values(&args, "-m"), ["512M"]);
         assert_eq!(values(&args, "-numa"), [""; 0]);
         assert_eq!(
@@ -275,7 +279,7 @@ mod tests {
 
     #[test]
     fn build_divides_cpus_and_memory_among_nodes() {
-        let args = built(&config([3, 3, 2, 1], 1000, &[]));
+        let args = built(&config(even([3, 3, 2, 1]), 1000, &[]));
         assert_eq!(
             values(&args, "-numa"),
             [
@@ -296,7 +300,7 @@ mod tests {
 
     #[test]
     fn build_numbers_ports_from_one() {
-        let args = built(&config([1, 1, 1, 1], 256, &["ktstr.wire", "a,b"]));
+        let args = built(&config(even([1, 1, 1, 1]), 256, &["ktstr.wire", "a,b"]));
         assert_eq!(
             values(&args, "-device"),
             [
@@ -314,18 +318,18 @@ mod tests {
                 "socket,id=port1,fd=21",
             ]
         );
-        assert_eq!(values(&built(&config([1, 1, 1, 1], 256, &[])), "-device"), [""; 0]);
+        assert_eq!(values(&built(&config(even([1, 1, 1, 1]), 256, &[])), "-device"), [""; 0]);
     }
 
     #[test]
     fn build_uses_no_deprecated_option_for_qmp() {
-        let args = built(&config([1, 1, 1, 1], 256, &[]));
+        let args = built(&config(even([1, 1, 1, 1]), 256, &[]));
         assert_eq!((values(&args, "-qmp"), values(&args, "-mon")), (vec!["chardev:qmp"], vec![]));
     }
 
     #[test]
     fn build_passes_paths_and_command_line_unchanged() {
-        let args = built(&config([1, 1, 1, 1], 256, &[]));
+        let args = built(&config(even([1, 1, 1, 1]), 256, &[]));
         assert_eq!(values(&args, "-kernel"), ["/k/vm,linux"]);
         let own = format!("{CMDLINE} tsc_early_khz=2445400 possible_cpus=1");
         assert_eq!(values(&args, "-append"), [format!("{own} quiet x=1,2")]);

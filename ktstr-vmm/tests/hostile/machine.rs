@@ -4,8 +4,9 @@ use std::fs;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ktstr_core::machine::{Llcs, Topology};
 use ktstr_vmm::kvm::Kvm;
-use ktstr_vmm::{Engine, Event, ExitReason, Topology, Vm, VmConfig};
+use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 use tempfile::TempDir;
 
 use crate::code::Code;
@@ -77,11 +78,7 @@ impl Guest {
             kernel,
             initramfs,
             cmdline: String::new(),
-            topology: Topology {
-                numa_nodes: 1,
-                llc_cores: vec![1 + self.others],
-                threads_per_core: 1,
-            },
+            topology: Topology { llcs: Llcs::even(1, 1 + self.others), ..Topology::DEFAULT },
             memory_mib: MEMORY >> 20,
             ports: vec!["a".to_owned(), "b".to_owned()],
         };

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use ktstr_core::assert::AssertResult;
+use ktstr_core::machine::MachineSpec;
 use ktstr_core::result::ClockSpan;
 use ktstr_core::wire::{FileKind, RunOrder};
 use ktstr_vmm::Error;
@@ -126,11 +127,12 @@ fn play(scenes: impl Into<VecDeque<Scene>>) -> RunOutcome {
         kernel: "kernel".into(),
         initramfs: "initramfs".into(),
         cmdline: String::new(),
-        topology: ktstr_vmm::Topology { numa_nodes: 1, llc_cores: vec![1], threads_per_core: 1 },
+        topology: MachineSpec::DEFAULT.topology,
         memory_mib: 256,
         ports: vec!["wire".to_owned()],
     };
-    let order = RunOrder { test: "test".to_owned(), memory_mib: 256, env: Vec::new() };
+    let order =
+        RunOrder { test: "test".to_owned(), machine: MachineSpec::DEFAULT, env: Vec::new() };
     let second = Duration::from_secs(1);
     let limits = RunLimits { duration: Some(second), watchdog: second };
     let engine = Theatre(std::sync::Mutex::new(Some(script)));

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use ktstr::prelude::*;
+use ktstr_core::machine::MachineSpec;
 use ktstr_core::wire::{Decoder, Encoder, Order, Report, RunOrder};
 use ktstr_vmm::btf::Btf;
 use ktstr_vmm::paging::read_virtual;
@@ -58,7 +59,7 @@ struct Guest {
     vm: Box<dyn Vm>,
     decoder: Decoder,
     encoder: Encoder,
-    memory_mib: u32,
+    spec: MachineSpec,
     text: String,
     console: Vec<u8>,
     addresses: HashMap<String, u64>,
@@ -73,7 +74,7 @@ impl Guest {
             vm,
             decoder: Decoder::default(),
             encoder: Encoder::default(),
-            memory_mib: prepared.config.memory_mib,
+            spec: prepared.spec.clone(),
             text: String::new(),
             console: Vec::new(),
             addresses: HashMap::new(),
@@ -112,7 +113,7 @@ impl Guest {
                 Report::Hello(_) => {
                     let test = super::test_name(concat!(module_path!(), "::ticking"));
                     let env = vec![(GOES_ON.into(), "1".into())];
-                    let order = Order::Run(RunOrder { test, memory_mib: self.memory_mib, env });
+                    let order = Order::Run(RunOrder { test, machine: self.spec.clone(), env });
                     self.vm.send(0, &self.encoder.encode(&order).unwrap()).unwrap();
                 }
                 Report::Log { bytes, .. } => self.text += std::str::from_utf8(&bytes).unwrap(),

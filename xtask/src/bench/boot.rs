@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ktstr::__private::TestEntry;
+use ktstr::__private::{MachineSpec, TestEntry};
 use ktstr::prelude::*;
 use ktstr::provision::{self, Cache};
 use ktstr::runner::{self, Program};
@@ -31,7 +31,10 @@ pub(crate) struct Boot {
 static ENTRY: TestEntry = TestEntry {
     name: "bench_boot",
     module_path: module_path!(),
-    topology: Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT },
+    machine: MachineSpec {
+        topology: Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT },
+        ..MachineSpec::DEFAULT
+    },
     body: |_| Ok(AssertResult::pass()),
     ..TestEntry::DEFAULT
 };
@@ -80,8 +83,10 @@ impl Boot {
 
 fn round(cache: &Cache, spec: &str) -> Result<[f64; ROWS.len()]> {
     let kernel = provision::kernel::resolve(cache, Some(spec))?;
-    let entry =
-        TestEntry { kernel: Some(Box::leak(spec.to_owned().into_boxed_str())), ..ENTRY.clone() };
+    let entry = TestEntry {
+        machine: MachineSpec { kernel: Some(spec.to_owned().into()), ..ENTRY.machine.clone() },
+        ..ENTRY.clone()
+    };
     // A copy of the program has a new identity, so its initramfs is built.
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("program");

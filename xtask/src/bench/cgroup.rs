@@ -11,11 +11,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use ktstr::__private::TestEntry;
+use ktstr::__private::{MachineSpec, TestEntry};
 use ktstr::prelude::*;
 use ktstr::provision;
 use ktstr::runner::{self, Program};
-use ktstr::topology::{Llcs, Topology};
 
 /// Arguments of the benchmark.
 #[derive(Debug, clap::Args)]
@@ -30,7 +29,6 @@ pub(crate) struct Cgroup {
 static ENTRY: TestEntry = TestEntry {
     name: "bench_cgroup",
     module_path: module_path!(),
-    topology: Topology { llcs: Llcs::even(1, 2), ..Topology::DEFAULT },
     duration: Duration::from_secs(120),
     body: measure,
     ..TestEntry::DEFAULT
@@ -54,8 +52,10 @@ impl Cgroup {
         for kernel in kernels {
             let (engine, reason) = runner::engine()?;
             println!("\n{kernel} on {engine}, 2 CPUs, {WRITES} writes each way ({reason})");
-            let name = Box::leak(kernel.into_boxed_str());
-            let entry = TestEntry { kernel: Some(name), ..ENTRY.clone() };
+            let entry = TestEntry {
+                machine: MachineSpec { kernel: Some(kernel.into()), ..ENTRY.machine.clone() },
+                ..ENTRY.clone()
+            };
             let program = Program::this_program();
             let result = runner::run_in_vm(&entry, program)?;
             if result.end != RunEnd::Verdict(AssertResult::pass()) {

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use ktstr::provision::kernel::resolve_spec;
 use ktstr::provision::{Cache, Kernel, KernelSpec, modules_for};
+use ktstr::topology::Topology;
 use ktstr_vmm::kvm::{BootError, Error as KvmError, InitialMemory};
-use ktstr_vmm::{Error, Topology, VmConfig};
+use ktstr_vmm::{Error, VmConfig};
 use tempfile::TempDir;
 
 use super::damage::Victim;
@@ -135,7 +136,7 @@ fn load(kernel: PathBuf, initramfs: PathBuf, cmdline: &str) -> &'static str {
         kernel,
         initramfs,
         cmdline: String::new(),
-        topology: Topology { numa_nodes: 1, llc_cores: vec![2], threads_per_core: 1 },
+        topology: Topology::DEFAULT,
         memory_mib: 256,
         ports: Vec::new(),
     };

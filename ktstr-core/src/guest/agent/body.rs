@@ -17,8 +17,8 @@ use crate::guest::assert::AssertDetail;
 use crate::guest::chain;
 use crate::guest::registry::TestEntry;
 use crate::guest::scenario::{Ctx, CtxParams};
+use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::CgroupManager;
-use crate::model::topology::TestTopology;
 use crate::model::wire::{Decoder, Encoder, End, Report};
 
 /// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.

@@ -131,7 +131,7 @@ impl Agent {
             let why = format!("unknown test `{test}`; this binary has {known:?}");
             return Ok(Err(End::Refused(why)));
         };
-        let topology = match truth::check(&entry.topology, order.memory_mib)? {
+        let topology = match truth::check(&order.machine)? {
             Ok(topology) => topology,
             Err(end) => return Ok(Err(end)),
         };

@@ -15,7 +15,7 @@ use crate::model::wire::{End, Order, ShellOrder, Stream};
 
 /// Starts the program if the machine is the one that was asked for.
 pub(super) fn start(order: &ShellOrder) -> Result<Result<Child, End>> {
-    if let Err(end) = truth::check(&order.topology, order.memory_mib)? {
+    if let Err(end) = truth::check(&order.machine)? {
         return Ok(Err(end));
     }
     Ok(spawn(order).map_err(|error| End::Refused(format!("{error:#}"))))

@@ -1,22 +1,35 @@
-//! Whether the machine is the one that was asked for.
+//! Checks that the machine is the requested one.
 
 use anyhow::{Context, Result, ensure};
 
-use crate::model::topology::{TestTopology, Topology};
+use crate::guest::topology::TestTopology;
+use crate::model::machine::MachineSpec;
 use crate::model::wire::End;
 
-/// What firmware and the legacy area below 1 MiB take away, at most.
+/// The most that firmware and the legacy area below 1 MiB take away.
 const RESERVED_KIB: u64 = 2048;
 
-/// The machine as its sysfs shows it, or the end of a run for which it is the wrong one.
-pub(super) fn check(asked: &Topology, memory_mib: u32) -> Result<Result<TestTopology, End>> {
+/// Returns the machine as its sysfs shows it, or the end of a run on a machine that is not `spec`.
+pub(super) fn check(spec: &MachineSpec) -> Result<Result<TestTopology, End>> {
     let seen = TestTopology::read()?;
-    let mut differences = seen.differences(asked);
-    differences.extend(memory_differences(memory_mib, asked.numa_nodes)?);
+    let mut differences = seen.differences(&spec.topology);
+    differences.extend(memory_differences(spec.memory_mib, spec.topology.numa_nodes)?);
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?;
+    differences.extend(missing_kargs(&spec.kargs, &cmdline));
     Ok(if differences.is_empty() { Ok(seen) } else { Err(End::WrongTopology(differences)) })
 }
 
-/// Where the memory differs from `asked_mib` in equal shares on `nodes` nodes, one line each.
+/// Returns the words of `kargs` that the kernel's command line lacks, one line each.
+fn missing_kargs(kargs: &str, cmdline: &str) -> Vec<String> {
+    let words = kargs.split_whitespace();
+    words
+        .filter(|word| !cmdline.split_whitespace().any(|found| found == *word))
+        .map(|word| format!("kernel argument: asked for `{word}`, /proc/cmdline lacks it"))
+        .collect()
+}
+
+/// Returns the differences between the memory and `asked_mib` in equal shares on `nodes` nodes, one
+/// line each.
 fn memory_differences(asked_mib: u32, nodes: u32) -> Result<Vec<String>> {
     let iomem = std::fs::read_to_string("/proc/iomem").context("cannot read /proc/iomem")?;
     let seen_kib = system_ram_kib(&iomem)?;
@@ -27,7 +40,7 @@ fn memory_differences(asked_mib: u32, nodes: u32) -> Result<Vec<String>> {
             "memory: asked for {asked_mib} MiB, the guest sees {seen_kib} KiB of RAM"
         ));
     }
-    // A kernel without NUMA has one node, and no file that says so.
+    // A kernel without NUMA has one node and no files about nodes.
     for node in (0..nodes).filter(|_| nodes > 1) {
         let path = format!("/sys/devices/system/node/node{node}/meminfo");
         let meminfo = match std::fs::read_to_string(&path) {
@@ -37,7 +50,7 @@ fn memory_differences(asked_mib: u32, nodes: u32) -> Result<Vec<String>> {
             Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
         };
         let share_kib = asked_kib / u64::from(nodes);
-        // The kernel takes what it needs for itself from the nodes as it likes.
+        // The kernel allocates its own memory from any node.
         let seen_kib = mem_total_kib(&meminfo).unwrap_or(0);
         if !(share_kib / 3..=share_kib + 1024).contains(&seen_kib) {
             differences.push(format!(
@@ -54,9 +67,9 @@ fn mem_total_kib(meminfo: &str) -> Option<u64> {
     line.split_whitespace().rev().nth(1)?.parse().ok()
 }
 
-/// Adds up the memory that firmware told the kernel is RAM: ranges of bytes, both ends included.
+/// Adds up the memory that firmware reports as RAM: ranges of bytes, both ends included.
 ///
-/// Not MemTotal, which lacks what the kernel keeps for itself, a share that varies.
+/// Not MemTotal, which lacks the memory that the kernel reserves, a share that varies.
 fn system_ram_kib(iomem: &str) -> Result<u64> {
     let mut bytes = 0;
     for line in iomem.lines().filter(|line| line.ends_with(" : System RAM")) {
@@ -76,14 +89,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nodes_memory_is_read() {
+    fn mem_total_kib_reads_the_memory_of_a_node() {
         let meminfo = "Node 1 MemTotal:         503500 kB\nNode 1 MemFree:          490000 kB\n";
         assert_eq!(mem_total_kib(meminfo), Some(503_500));
         assert_eq!(mem_total_kib(""), None);
     }
 
     #[test]
-    fn ram_is_added_up() {
+    fn missing_kargs_are_named() {
+        assert_eq!(missing_kargs(" a=1  b", "x a=1 b\n"), [""; 0]);
+        let missing = missing_kargs("a=1 b", "a=12 b");
+        assert_eq!(missing, ["kernel argument: asked for `a=1`, /proc/cmdline lacks it"]);
+    }
+
+    #[test]
+    fn system_ram_kib_adds_up_ranges() {
         let iomem = "00000000-00000fff : Reserved\n\
                      00001000-0009fbff : System RAM\n\
                      000f0000-000fffff : System ROM\n\

@@ -18,7 +18,7 @@ pub struct Surroundings<'a> {
     /// A worker is called stuck if it made no iteration in this time, or in five times as long after
     /// its first; longer if its weight and its competitors explain as much.
     pub stuck_after: Duration,
-    /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::model::topology::TestTopology::nodes).
+    /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::guest::topology::TestTopology::nodes).
     pub nodes: &'a [Vec<u32>],
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::model::topology::TestTopology;
+use crate::guest::topology::TestTopology;
 
 /// CPUs of the machine. Which they are is found out when the scenario runs.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,8 +9,8 @@ use super::def::CgroupDef;
 use super::step::HoldSpec;
 use crate::guest::assert::Assert;
 use crate::guest::payload::{Payload, PayloadCall, PayloadRun};
+use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::CgroupOps;
-use crate::model::topology::TestTopology;
 use crate::model::wire::Report;
 
 /// The context of a test body: the machine, the cgroups and the test's parameters.

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::cpuset::CpusetSpec;
 use super::knob::CgroupKnob;
 use crate::guest::payload::PayloadRun;
+use crate::guest::topology::TestTopology;
 use crate::guest::workload::{AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType};
-use crate::model::topology::TestTopology;
 
 /// The period of `cpu.max` for [`CgroupDef::cpu_quota_pct`], the kernel's default.
 const PERIOD_US: u64 = 100_000;

@@ -6,8 +6,8 @@ use std::fmt;
 use anyhow::Result;
 
 use super::cpuset::CpusetSpec;
+use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::{CgroupOps, Controller, format_list};
-use crate::model::topology::TestTopology;
 
 /// One knob of a cgroup and what it is set to; `None` is no limit.
 #[derive(Debug, Clone, PartialEq)]

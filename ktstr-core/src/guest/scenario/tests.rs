@@ -12,11 +12,11 @@ use super::{
 };
 use crate::guest::assert::{Assert, AssertResult, Outcome};
 use crate::guest::payload::Payload;
+use crate::guest::topology::TestTopology;
 use crate::guest::workload::{AffinityIntent, WorkSpec};
 use crate::linux::cgroup::{
     CgroupOps, CgroupStats, Controller, MemoryEvents, MemoryStats, RecordingCgroups,
 };
-use crate::model::topology::TestTopology;
 use crate::model::wire::{Report, ScenarioEvent};
 
 /// A test that is to last so long, in which nobody needs to have worked: its holds are short or
@@ -548,9 +548,9 @@ fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
 
 #[test]
 fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
-    let (cgroups, topology, entry) = (RecordingCgroups::new(), machine(), lasting(Duration::ZERO));
+    let (cgroups, topology) = (RecordingCgroups::new(), machine());
     cgroups.setup(&Controller::ALL.into()).unwrap();
-    let ctx = Ctx::new(&cgroups, &topology, entry, &|_| ());
+    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
     let mut scenario = Scenario::new(&ctx);
     scenario.layers.begin("step 0".to_owned());
     let def = CgroupDef::named("a").workers(1).cpuset(CpusetSpec::llc(0));
@@ -602,7 +602,6 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
         cgroups.set_stats(cgroup, CgroupStats { memory, ..CgroupStats::default() }).unwrap();
     };
     let topology = machine();
-    let entry = lasting(Duration::from_millis(10));
     let kills = |below: u64, above: u64, expect_below: bool| {
         // The one above is made on the way.
         let def = CgroupDef::named("a/b").workers(1);
@@ -615,7 +614,7 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
                 killing("a", above);
             }
         };
-        let ctx = Ctx::new(&cgroups, &topology, entry, &report);
+        let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(10)), &report);
         execute_scenario(&ctx, backdrop, [Step::new([], HoldSpec::FULL)]).unwrap()
     };
     for (below, above, expected, outcome, whose) in [

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::topology::TestTopology;
+use crate::guest::topology::TestTopology;
 
 /// The CPUs of all workers of a spec, said by intent.
 ///

@@ -15,8 +15,8 @@ use super::burst::Bursts;
 use super::resources::Resources;
 use super::worker::{Page, Treatment, Worker};
 use super::{AffinityIntent, SchedPolicy, WorkSpec, WorkType};
+use crate::guest::topology::TestTopology;
 use crate::linux::sys::Shared;
-use crate::model::topology::TestTopology;
 
 /// Even on a machine that is busy, one of many workers ends within this.
 const END_WITHIN: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use rustix::time::Timespec;
 
 use super::worker::list;
 use super::{WorkSpec, WorkType, Worker, WorkerEnd, WorkerReport, Workers};
-use crate::model::topology::TestTopology;
+use crate::guest::topology::TestTopology;
 
 /// Workers that have been released, on the CPUs of this process.
 #[derive(Debug)]

@@ -491,10 +491,10 @@ fn live(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::topology::TestTopology;
     use crate::guest::workload::testing::{Running, own_cpus, proc_number, wait_for_end};
     use crate::guest::workload::{AffinityIntent, WorkType, Workers};
     use crate::model::exit::ExitKind;
-    use crate::model::topology::TestTopology;
 
     fn forked(spec: &WorkSpec) -> Vec<Worker> {
         Workers::fork(spec, &TestTopology::read().unwrap(), &own_cpus()).unwrap()

@@ -22,6 +22,8 @@ pub(crate) fn format(numbers: &BTreeSet<usize>) -> String {
 }
 
 /// Reads a list such as `0-3,5`; `None` if it is malformed.
+///
+/// Source: Linux 6.12, admin-guide/kernel-parameters.rst ("cpu lists").
 pub(crate) fn parse(text: &str) -> Option<BTreeSet<usize>> {
     let mut numbers = BTreeSet::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
@@ -34,6 +36,16 @@ pub(crate) fn parse(text: &str) -> Option<BTreeSet<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parse_reads_numbers_and_ranges() {
+        for (text, list) in
+            [("", vec![]), ("\n", vec![]), ("0\n", vec![0]), ("0-2,5", vec![0, 1, 2, 5])]
+        {
+            assert_eq!(parse(text), Some(list.into_iter().collect()));
+        }
+        assert!(parse("0-x").is_none());
+    }
 
     #[test]
     fn runs_become_ranges() {

@@ -39,7 +39,7 @@ pub use error::Error;
 pub(crate) use events::says as events_say;
 pub use group::CgroupGroup;
 pub use knobs::Knob;
-pub(crate) use list::format as format_list;
+pub(crate) use list::{format as format_list, parse as parse_list};
 pub use manager::CgroupManager;
 pub(crate) use names::check as check_name;
 pub use ops::CgroupOps;

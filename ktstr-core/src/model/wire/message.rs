@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 
 use crate::model::exit::ExitKind;
+use crate::model::machine::MachineSpec;
 use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
-use crate::model::topology::Topology;
 use crate::model::verdict::AssertResult;
 
 /// From the host to the guest.
@@ -33,10 +33,8 @@ pub struct ShellOrder {
     pub env: Vec<(OsString, OsString)>,
     /// Rows and columns of the terminal it gets; `None` gives it pipes.
     pub terminal: Option<(u16, u16)>,
-    /// The machine that was asked for; on any other, nothing is run.
-    pub topology: Topology,
-    /// Memory that the machine was given, in MiB.
-    pub memory_mib: u32,
+    /// The machine that the guest is expected to be; on any other, nothing is run.
+    pub machine: MachineSpec,
 }
 
 /// Which test to run, and what the guest cannot know by itself.
@@ -44,8 +42,8 @@ pub struct ShellOrder {
 pub struct RunOrder {
     /// The test, as libtest names it.
     pub test: String,
-    /// Memory that the machine was given, in MiB.
-    pub memory_mib: u32,
+    /// The machine that the guest is expected to be; on any other, the body is not run.
+    pub machine: MachineSpec,
     /// Variables to set for the body, such as `RUST_LOG`.
     pub env: Vec<(OsString, OsString)>,
 }

@@ -18,10 +18,12 @@ mod tests;
 
 use std::path::PathBuf;
 
+use ktstr_core::machine::Topology;
+
 use super::cpus::Cpus;
 use super::layout;
 use super::memory::{self, MemoryNode};
-use crate::config::{Topology, VmConfig};
+use crate::config::VmConfig;
 use crate::error::Error;
 use table::{Table, checksum};
 
@@ -72,7 +74,7 @@ pub fn acpi_tables(topology: &Topology, memory_mib: u32) -> Result<Vec<u8>, Erro
         kernel: PathBuf::new(),
         initramfs: PathBuf::new(),
         cmdline: String::new(),
-        topology: topology.clone(),
+        topology: *topology,
         memory_mib,
         ports: Vec::new(),
     };

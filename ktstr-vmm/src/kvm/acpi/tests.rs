@@ -1,10 +1,11 @@
 use super::table::HEADER;
 use super::*;
+use crate::config::{even, uneven};
 
 const MIB: u64 = 1 << 20;
 
 fn cpus(topology: [u32; 4]) -> Cpus {
-    Cpus::new(&topology.into()).unwrap()
+    Cpus::new(&even(topology)).unwrap()
 }
 
 /// Nodes of 512 MiB, one after the other.
@@ -17,8 +18,7 @@ fn memory(nodes: u32) -> Vec<MemoryNode> {
 struct Memory(Vec<u8>);
 
 impl Memory {
-    fn of(topology: impl Into<Topology>) -> Self {
-        let topology = topology.into();
+    fn of(topology: Topology) -> Self {
         let cpus = Cpus::new(&topology).unwrap();
         Self(build(&cpus, &memory(topology.numa_nodes)).unwrap())
     }
@@ -67,7 +67,7 @@ fn structures(mut bytes: &[u8]) -> Vec<&[u8]> {
 
 #[test]
 fn the_rsdp_leads_to_all_tables() {
-    let memory = Memory::of([2, 4, 2, 2]);
+    let memory = Memory::of(even([2, 4, 2, 2]));
     assert_eq!(&memory.0[..8], b"RSD PTR ");
     assert_eq!(checksum(&memory.0[..20]), 0);
     assert_eq!(checksum(&memory.0[..36]), 0);
@@ -79,7 +79,7 @@ fn the_rsdp_leads_to_all_tables() {
 
 #[test]
 fn the_fadt_has_ports_and_nothing_of_a_pc() {
-    let memory = Memory::of([1, 1, 1, 1]);
+    let memory = Memory::of(even([1, 1, 1, 1]));
     let fadt = memory.find(b"FACP");
     assert_eq!(fadt.len(), 276);
     // Offsets and lengths of ACPI 6.5, table 5.9.
@@ -126,9 +126,8 @@ fn the_dsdt_has_the_descriptors_of_the_specification() {
 
 #[test]
 fn the_madt_lists_cpus_in_order() {
-    let uneven = Topology { numa_nodes: 2, llc_cores: vec![3, 1, 1, 2], threads_per_core: 2 };
-    let even = [[1, 1, 1, 1], [1, 3, 3, 1], [3, 6, 3, 2], [1, 1, 255, 1]].map(Topology::from);
-    for topology in even.into_iter().chain([uneven]) {
+    let evens = [[1, 1, 1, 1], [1, 3, 3, 1], [3, 6, 3, 2], [1, 1, 255, 1]].map(even);
+    for topology in evens.into_iter().chain([uneven(2, &[3, 1, 1, 2], 2)]) {
         let cpus = Cpus::new(&topology).unwrap();
         let memory = Memory::of(topology);
         let madt = memory.find(b"APIC");
@@ -172,7 +171,7 @@ fn the_srat_places_cpus_and_memory() {
 
 #[test]
 fn the_srat_places_cpus_of_uneven_nodes() {
-    let topology = Topology { numa_nodes: 2, llc_cores: vec![1, 2, 3, 1], threads_per_core: 1 };
+    let topology = uneven(2, &[1, 2, 3, 1], 1);
     let srat = srat::srat(&Cpus::new(&topology).unwrap(), &[]);
     let places: Vec<_> = structures(&srat[48..]).iter().map(|cpu| (cpu[2], cpu[3])).collect();
     assert_eq!(places, [(0, 0), (0, 4), (0, 5), (1, 8), (1, 9), (1, 10), (1, 12)]);
@@ -192,7 +191,7 @@ fn the_slit_knows_here_and_there() {
 #[test]
 fn the_largest_machines_fit() {
     for topology in [[1, 1, 255, 1], [64, 64, 1, 2], [255, 255, 1, 1]] {
-        let bytes = Memory::of(topology).0.len();
+        let bytes = Memory::of(even(topology)).0.len();
         assert!(bytes <= layout::ACPI_SIZE, "{bytes} bytes for {topology:?}");
     }
     let error = build(&cpus([1, 1, 1, 1]), &memory(1).repeat(3300)).unwrap_err();

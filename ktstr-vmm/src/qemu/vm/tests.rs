@@ -24,7 +24,7 @@ fn boot(script: &str) -> Result<QemuVm, Error> {
         kernel: "/k".into(),
         initramfs: "/i".into(),
         cmdline: String::new(),
-        topology: [1, 1, 1, 1].into(),
+        topology: crate::config::even([1, 1, 1, 1]),
         memory_mib: 1,
         ports: vec!["wire".into()],
     };

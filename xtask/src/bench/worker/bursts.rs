@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ktstr::__private::TestEntry;
+use ktstr::__private::{MachineSpec, TestEntry};
 use ktstr::prelude::*;
 use ktstr::topology::{Llcs, Topology};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, memfd_create};
@@ -36,7 +36,10 @@ static FOUND: OnceLock<File> = OnceLock::new();
 static ENTRY: TestEntry = TestEntry {
     name: "bench_bursts",
     module_path: module_path!(),
-    topology: Topology { llcs: Llcs::even(1, 4), ..Topology::DEFAULT },
+    machine: MachineSpec {
+        topology: Topology { llcs: Llcs::even(1, 4), ..Topology::DEFAULT },
+        ..MachineSpec::DEFAULT
+    },
     duration: Duration::from_secs(10),
     body: work,
     ..TestEntry::DEFAULT
@@ -44,7 +47,10 @@ static ENTRY: TestEntry = TestEntry {
 
 /// Boots a guest of four CPUs and prints the length of an iteration of each type.
 pub(super) fn measure(kernel: &'static str) -> Result<()> {
-    let verdict = pass(&TestEntry { kernel: Some(kernel), ..ENTRY.clone() })?;
+    let verdict = pass(&TestEntry {
+        machine: MachineSpec { kernel: Some(kernel.into()), ..ENTRY.machine.clone() },
+        ..ENTRY.clone()
+    })?;
     println!("\n{kernel}, {WORKERS} workers on 4 CPUs: us per iteration, medians of the workers");
     println!("{:<34} {:>9} {:>9} {:>9} {:>9}", "", "workers", "least", "median", "most");
     for (name, _) in TYPES {

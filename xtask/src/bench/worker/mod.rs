@@ -6,13 +6,13 @@ mod telemetry;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use ktstr::__private::TestEntry;
+use ktstr::__private::{MachineSpec, TestEntry};
 use ktstr::cgroup::RecordingCgroups;
 use ktstr::prelude::*;
 use ktstr::provision;
 use ktstr::runner::{self, Program};
 use ktstr::scenario::CtxParams;
-use ktstr::topology::{Llcs, TestTopology, Topology};
+use ktstr::topology::TestTopology;
 
 /// Arguments of the benchmark.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,6 @@ pub(crate) struct Worker {
 static ENTRY: TestEntry = TestEntry {
     name: "bench_worker",
     module_path: module_path!(),
-    topology: Topology { llcs: Llcs::even(1, 2), ..Topology::DEFAULT },
     duration: Duration::from_secs(300),
     body: measure,
     ..TestEntry::DEFAULT
@@ -59,7 +58,10 @@ impl Worker {
         for kernel in self.kernels() {
             let (engine, reason) = runner::engine()?;
             println!("\n{kernel} on {engine}, 2 CPUs ({reason})");
-            let _pass = pass(&TestEntry { kernel: Some(kernel), ..ENTRY.clone() })?;
+            let _pass = pass(&TestEntry {
+                machine: MachineSpec { kernel: Some(kernel.into()), ..ENTRY.machine.clone() },
+                ..ENTRY.clone()
+            })?;
             bursts::measure(kernel)?;
         }
         telemetry::check(least)

@@ -5,8 +5,8 @@ use std::io;
 
 use crate::guest::workload::WorkerCtx;
 use crate::guest::workload::affinity::SplitMix;
+use crate::linux::cgroup::parse_list;
 use crate::linux::sys::{self, Region};
-use crate::model::topology;
 
 /// 1 MiB.
 const PAGES: usize = 256;
@@ -42,9 +42,10 @@ pub(super) fn page_fault_churn(ctx: &WorkerCtx) -> io::Result<()> {
 pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
     let region = Region::new(PAGES)?;
     let nodes = std::fs::read_to_string("/sys/devices/system/node/has_memory")?;
-    let nodes = topology::parse_list(&nodes).map_err(io::Error::other)?;
+    let nodes = parse_list(&nodes).ok_or_else(|| io::Error::other("malformed list of nodes"))?;
     for node in nodes.iter().cycle() {
-        match sys::set_mempolicy(libc::MPOL_PREFERRED, 1_u64.checked_shl(*node).unwrap_or(0)) {
+        match sys::set_mempolicy(libc::MPOL_PREFERRED, 1_u64.checked_shl(*node as u32).unwrap_or(0))
+        {
             // Its cgroup has no memory there.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
             set => set?,
@@ -108,12 +109,12 @@ mod tests {
             eprintln!("skipped: a kernel without NUMA");
             return;
         };
-        let nodes = crate::model::topology::parse_list(&nodes).unwrap();
+        let nodes = crate::linux::cgroup::parse_list(&nodes).unwrap();
         let running = Running::of(WorkType::NumaSweep, 1);
         running.wait_for_units(256 * nodes.len() as u64);
         let [report] = running.stop().try_into().unwrap();
         for node in nodes {
-            assert!(report.numa_pages[node as usize] > 0, "{report:?}");
+            assert!(report.numa_pages[node] > 0, "{report:?}");
         }
         let pages: u64 = report.numa_pages.iter().sum();
         assert!((report.work_units..=report.work_units + 256).contains(&pages), "{report:?}");

@@ -30,13 +30,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::guest::topology::TestTopology;
     use crate::guest::workload::testing::{
         Running, own_cpus, proc_number, sleeps, stat_field, wait_for_end,
     };
     use crate::guest::workload::{WorkSpec, WorkType, Worker, Workers};
     use crate::linux::sys;
     use crate::model::exit::ExitKind;
-    use crate::model::topology::TestTopology;
 
     /// The kernel kills a process that makes a system call after this.
     fn without_system_calls(work: fn(&WorkerCtx), ctx: &WorkerCtx) {

@@ -6,7 +6,7 @@ use super::caches::{L1D, L1I, L2, L3};
 use super::leaves::CpuidRegisters;
 use super::signature::{self, AUTHENTIC_AMD, HYGON_GENUINE};
 use super::*;
-use crate::config::Topology;
+use crate::config::{even, uneven};
 
 const INTEL: [u32; 3] = signature::words(b"GenuineIntel");
 /// Signatures of a Sapphire Rapids, of QEMU's `-cpu max`, and of the first Zen 1, 2 and 3.
@@ -57,7 +57,7 @@ fn has_subleaves(function: u32) -> bool {
 }
 
 fn cpus(topology: [u32; 4]) -> Cpus {
-    Cpus::new(&topology.into()).unwrap()
+    Cpus::new(&even(topology)).unwrap()
 }
 
 /// A CPU, asked as a guest's kernel asks it.
@@ -159,7 +159,7 @@ fn a_kernel_finds_the_topology() {
         (HYGON_GENUINE, NAPLES),
         (signature::words(b"  Shanghai  "), SAPPHIRE_RAPIDS),
     ] {
-        let even = [
+        let evens = [
             [1, 1, 1, 1],
             [1, 1, 1, 2],
             [1, 2, 4, 2],
@@ -172,8 +172,8 @@ fn a_kernel_finds_the_topology() {
             [1, 1, 255, 1],
             [127, 127, 1, 2],
         ]
-        .map(Topology::from);
-        let uneven = [
+        .map(even);
+        let unevens = [
             (1, vec![3, 1], 2),
             (1, vec![1, 3], 1),
             (1, vec![4, 2, 1, 3], 1),
@@ -181,13 +181,8 @@ fn a_kernel_finds_the_topology() {
             (2, vec![6, 1], 1),
             (4, vec![1, 1, 1, 2], 8),
         ]
-        .map(|(numa_nodes, llc_cores, threads_per_core)| Topology {
-            numa_nodes,
-            llc_cores,
-            threads_per_core,
-        });
-        for topology in even.into_iter().chain(uneven) {
-            let Topology { ref llc_cores, threads_per_core, .. } = topology;
+        .map(|(numa_nodes, cores, threads_per_core)| uneven(numa_nodes, &cores, threads_per_core));
+        for topology in evens.into_iter().chain(unevens) {
             let cpus = Cpus::new(&topology).unwrap();
             let supported = supported(vendor, signature);
             let places: Vec<_> = (0..cpus.list.len())
@@ -195,14 +190,14 @@ fn a_kernel_finds_the_topology() {
                 .collect();
             let mut cpu = 0;
             let mut seen: [BTreeSet<u32>; 3] = Default::default();
-            for (llc, cores) in (0..).zip(llc_cores) {
-                for core in 0..*cores {
+            for (llc, cores) in (0..).zip(topology.llcs.cores()) {
+                for core in 0..cores {
                     let first = places[cpu];
                     assert!(seen[2].insert(first[2]), "core {core} of {llc}, {topology:?}");
                     assert_eq!(seen[1].insert(first[1]), core == 0, "LLC {llc}, {topology:?}");
                     let is_new = core == 0 && llc % topology.llcs_per_node() == 0;
                     assert_eq!(seen[0].insert(first[0]), is_new, "LLC {llc}, {topology:?}");
-                    for _ in 0..threads_per_core {
+                    for _ in 0..topology.threads_per_core {
                         assert_eq!(places[cpu][..3], first[..3], "CPU {cpu}, {topology:?}");
                         assert_eq!(places[cpu][3], cpus.list[cpu].apic_id);
                         assert_eq!(places[cpu][0], cpus.list[cpu].node, "a package is a node");

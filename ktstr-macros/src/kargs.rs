@@ -1,0 +1,1 @@
+../../ktstr-core/src/model/machine/kargs.rs

@@ -1,4 +1,4 @@
-//! What else can be done to a job.
+//! The API of a job beyond killing it.
 
 use std::fs;
 use std::io::Read;
@@ -19,25 +19,25 @@ fn job() -> Result<Job> {
     Ok(Job::new(Limits::none())?)
 }
 
-/// What works whatever holds the job.
-fn ensure_common_ground_holds() -> Result<()> {
-    // A program, its status, its output; and one that is not there.
+/// Checks everything that both mechanisms support.
+fn ensure_common_api_works() -> Result<()> {
+    // A program and its exit status; a program that does not exist.
     let job = job()?;
     let mut ends = Role::Ends.start_in(&job)?;
-    ensure!(ends.wait()?.code() == Some(7) && ends.wait()?.code() == Some(7), "told twice");
+    ensure!(ends.wait()?.code() == Some(7) && ends.wait()?.code() == Some(7), "the exit status is kept");
     ensure!(job.members()?.is_empty() && job.leaked()?.is_empty());
     let error = job.spawn(Command::new("/no/such/program")).unwrap_err();
     ensure!(matches!(error, Error::Spawn { .. }), "{error}");
     ensure!(error.to_string().starts_with("failed to run `/no/such/program`: "), "{error}");
     ensure!(job.members()?.is_empty(), "{:?}", job.members()?);
 
-    // Waiting has an end.
+    // Waiting times out.
     let mut waits = Role::Waits.start_in(&job)?;
     ensure!(waits.wait_timeout(Duration::from_millis(20))?.is_none());
     let [member] = &job.members()?[..] else { bail!("{:?}", job.members()?) };
     ensure!(member.pid == waits.pid() && member.cmdline.contains("programs::program"), "{member}");
 
-    // A signal reaches all, and killing leaves a job that can be used again.
+    // A signal reaches all processes, and a killed job can be used again.
     let mut other = Role::Waits.start_in(&job)?;
     job.signal(Signal::TERM)?;
     ensure_killed(waits.wait()?, Signal::TERM)?;
@@ -51,7 +51,7 @@ fn ensure_common_ground_holds() -> Result<()> {
     job.kill_all()?;
     job.kill_all()?;
 
-    // Time that processes have used stays used.
+    // The CPU time of killed processes still counts.
     let _spinner = Role::Spins.start_in(&job)?;
     eventually("50 ms of CPU time", || Ok(job.stats()?.cpu_time >= Duration::from_millis(50)))?;
     let stats = job.stats()?;
@@ -61,70 +61,70 @@ fn ensure_common_ground_holds() -> Result<()> {
     ensure!(after.live == 0 && after.cpu_time >= stats.cpu_time, "{stats:?}, then {after:?}");
     drop(job);
     ensure_no_program_runs()?;
-    ensure_shutdown_is_told()
+    ensure_shutdown_reports_every_process()
 }
 
-fn ensure_shutdown_is_told() -> Result<()> {
+fn ensure_shutdown_reports_every_process() -> Result<()> {
     let job = job()?;
     let polite = Role::Waits.start_in(&job)?;
-    let report = job.shutdown(Signal::TERM, MINUTE, true)?;
-    ensure!(report.left.len() == 1 && report.left[0].process.pid == polite.pid(), "{report:?}");
-    ensure!(report.killed.is_empty() && report.remaining.is_empty(), "{report:?}");
+    let result = job.shutdown(Signal::TERM, MINUTE, true)?;
+    ensure!(result.exited.len() == 1 && result.exited[0].process.pid == polite.pid(), "{result:?}");
+    ensure!(result.killed.is_empty() && result.remaining.is_empty(), "{result:?}");
     let deaf = Role::Deaf.start_in(&job)?;
-    let report = job.shutdown(Signal::TERM, Duration::from_millis(50), false)?;
-    ensure!(report.remaining.len() == 1 && report.remaining[0].pid == deaf.pid(), "{report:?}");
-    ensure!(report.left.is_empty() && report.killed.is_empty(), "{report:?}");
-    let report = job.shutdown(Signal::TERM, Duration::from_millis(50), true)?;
-    ensure!(report.left.is_empty() && report.remaining.is_empty(), "{report:?}");
-    ensure!(report.killed.len() == 1 && report.killed[0].pid == deaf.pid(), "{report:?}");
-    println!("{report}");
-    // All of a tree, long before its time.
+    let result = job.shutdown(Signal::TERM, Duration::from_millis(50), false)?;
+    ensure!(result.remaining.len() == 1 && result.remaining[0].pid == deaf.pid(), "{result:?}");
+    ensure!(result.exited.is_empty() && result.killed.is_empty(), "{result:?}");
+    let result = job.shutdown(Signal::TERM, Duration::from_millis(50), true)?;
+    ensure!(result.exited.is_empty() && result.remaining.is_empty(), "{result:?}");
+    ensure!(result.killed.len() == 1 && result.killed[0].pid == deaf.pid(), "{result:?}");
+    println!("{result}");
+    // A whole tree, long before the grace period ends.
     Role::Tree.start_in(&job)?;
-    let report = job.shutdown(Signal::TERM, MINUTE, false)?;
-    ensure!(report.left.len() >= 20 && report.remaining.is_empty(), "{report:?}");
-    ensure!(report.left.iter().all(|left| left.after < MINUTE / 2), "{report:?}");
-    // Nobody is there.
-    let report = job.shutdown(Signal::TERM, MINUTE, true)?;
-    ensure!(report == ktstr::process::Shutdown::default(), "{report:?}");
+    let result = job.shutdown(Signal::TERM, MINUTE, false)?;
+    ensure!(result.exited.len() >= 20 && result.remaining.is_empty(), "{result:?}");
+    ensure!(result.exited.iter().all(|exited| exited.after < MINUTE / 2), "{result:?}");
+    // An empty job.
+    let result = job.shutdown(Signal::TERM, MINUTE, true)?;
+    ensure!(result == ktstr::process::Shutdown::default(), "{result:?}");
     Ok(())
 }
 
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
 fn as_root(_: &Ctx) -> Result<AssertResult> {
-    ensure_common_ground_holds()?;
+    ensure_common_api_works()?;
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
 fn as_ordinary_user(_: &Ctx) -> Result<AssertResult> {
-    modes::as_ordinary_user(ensure_common_ground_holds)?;
+    modes::as_ordinary_user(ensure_common_api_works)?;
     Ok(AssertResult::pass())
 }
 
-/// As in many a container.
+/// As in many containers.
 #[ktstr_test(cores = 1, memory_mib = 512, duration_s = 60)]
 fn in_a_pid_namespace(_: &Ctx) -> Result<AssertResult> {
-    modes::in_pid_namespace(ensure_common_ground_holds)?;
+    modes::in_pid_namespace(ensure_common_api_works)?;
     Ok(AssertResult::pass())
 }
 
 #[test]
 fn on_this_host() -> Result<()> {
-    ensure_common_ground_holds()
+    ensure_common_api_works()
 }
 
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
-fn a_suspended_job_does_nothing_and_can_be_killed(_: &Ctx) -> Result<AssertResult> {
+fn suspend_stops_all_processes_and_kill_all_resumes(_: &Ctx) -> Result<AssertResult> {
     let job = job()?;
     Role::LeavesSession.start_in(&job)?;
     let spinner = Role::Spins.start_in(&job)?;
     job.suspend()?;
     let before = job.stats()?.cpu_time;
-    // Others go on meanwhile.
+    // Other jobs run meanwhile.
     Role::Ends.start_in(&self::job()?)?.wait()?;
-    ensure!(job.stats()?.cpu_time == before, "it has used {:?}", job.stats()?.cpu_time - before);
+    ensure!(job.stats()?.cpu_time == before, "CPU time while suspended: {:?}", job.stats()?.cpu_time - before);
     job.resume()?;
-    eventually("it goes on", || Ok(job.stats()?.cpu_time > before))?;
+    eventually("CPU time grows after resume", || Ok(job.stats()?.cpu_time > before))?;
     job.kill_all()?;
     drop(spinner);
     let mut spinner = Role::Spins.start_in(&job)?;
@@ -133,12 +133,12 @@ fn a_suspended_job_does_nothing_and_can_be_killed(_: &Ctx) -> Result<AssertResul
     ensure!(matches!(error, Error::Suspended { .. }), "{error}");
     job.kill_all()?;
     ensure_killed(spinner.wait()?, Signal::KILL)?;
-    Role::Waits.start_in(&job).context("a killed job is suspended no more")?;
+    Role::Waits.start_in(&job).context("kill_all resumes a job")?;
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
-fn an_adopted_process_is_a_member(_: &Ctx) -> Result<AssertResult> {
+fn adopt_makes_a_process_a_member(_: &Ctx) -> Result<AssertResult> {
     let job = job()?;
     let stray = children::Child::fork(children::pause)?;
     job.adopt(stray.pid())?;
@@ -150,9 +150,9 @@ fn an_adopted_process_is_a_member(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// Root may take a process out of its cgroup. One that was spawned does not live on for that.
+/// Root may move a process out of its cgroup. A spawned process is killed nevertheless.
 #[ktstr_test(cores = 1, duration_s = 30)]
-fn a_spawned_process_that_was_moved_away_ends_with_its_job(_: &Ctx) -> Result<AssertResult> {
+fn drop_kills_spawned_processes_that_were_moved_away(_: &Ctx) -> Result<AssertResult> {
     let job = job()?;
     let mut child = Role::Waits.start_in(&job)?;
     fs::write("/sys/fs/cgroup/cgroup.procs", child.pid().to_string())?;
@@ -163,26 +163,26 @@ fn a_spawned_process_that_was_moved_away_ends_with_its_job(_: &Ctx) -> Result<As
     Ok(AssertResult::pass())
 }
 
-/// Whoever tidies up may remove an empty group from under its job.
+/// Another process may remove the empty cgroup of a job.
 #[ktstr_test(cores = 1, duration_s = 30)]
-fn a_group_that_was_removed_is_no_trouble(_: &Ctx) -> Result<AssertResult> {
+fn job_survives_the_removal_of_its_cgroup(_: &Ctx) -> Result<AssertResult> {
     let job = job()?;
-    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("root has one") };
+    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("root gets a cgroup") };
     fs::remove_dir(&group)?;
     job.kill_all()?;
     ensure!(job.members()?.is_empty());
     let error = job.spawn(Role::Waits.command()).unwrap_err().to_string();
-    ensure!(error.contains("somebody has removed the group"), "{error}");
+    ensure!(error.contains("the cgroup has been removed by another process"), "{error}");
     drop(job);
-    ensure!(crate::owners::keepers().is_empty(), "its keeper is left");
+    ensure!(crate::owners::keepers().is_empty(), "its keeper still runs");
     Ok(AssertResult::pass())
 }
 
-/// Processes of a job may make groups of their own in it.
+/// Processes of a job may create cgroups in it.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
-fn groups_that_are_made_in_a_job_go_with_it(_: &Ctx) -> Result<AssertResult> {
+fn drop_removes_cgroups_created_in_the_job(_: &Ctx) -> Result<AssertResult> {
     let job = Job::below(ktstr::cgroup::MOUNT, Limits::none())?;
-    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("it was named") };
+    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("`below` creates a cgroup") };
     let child = Role::Waits.start_in(&job)?;
     fs::create_dir_all(group.join("a/b"))?;
     fs::write(group.join("a/b/cgroup.procs"), child.pid().to_string())?;
@@ -194,17 +194,17 @@ fn groups_that_are_made_in_a_job_go_with_it(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn a_parent_that_is_no_group_is_refused(_: &Ctx) -> Result<AssertResult> {
-    for (parent, why) in [("/proc", "no folder of a cgroup v2"), ("/no/such", "No such file")] {
+fn below_refuses_directories_outside_cgroupfs(_: &Ctx) -> Result<AssertResult> {
+    for (parent, why) in [("/proc", "not a directory of a cgroup v2"), ("/no/such", "No such file")] {
         let error = Job::below(parent, Limits::none()).unwrap_err().to_string();
         ensure!(error.contains(parent) && error.contains(why), "{error}");
     }
     Ok(AssertResult::pass())
 }
 
-/// Everything of a command works as with std: streams, environment, folder, user, first argument.
+/// Commands work as with std: streams, environment, working directory, first argument.
 #[test]
-fn commands_are_stds() -> Result<()> {
+fn spawn_honours_every_setting_of_the_command() -> Result<()> {
     use std::os::unix::process::CommandExt;
 
     let job = job()?;
@@ -222,13 +222,13 @@ fn commands_are_stds() -> Result<()> {
     Ok(())
 }
 
-/// A command that changes its user cannot be born in the group; it moves there before exec.
+/// A command that changes its user cannot be cloned into the cgroup; it moves there before exec.
 #[test]
-fn a_command_may_have_another_user() -> Result<()> {
+fn spawn_accepts_commands_with_another_user() -> Result<()> {
     use std::os::unix::process::CommandExt;
 
     if !rustix::process::geteuid().is_root() {
-        println!("left out: only root can change its user");
+        println!("skipped: only root can change its user");
         return Ok(());
     }
     let job = job()?;
@@ -246,9 +246,9 @@ fn a_command_may_have_another_user() -> Result<()> {
     Ok(())
 }
 
-/// What a command makes its process be, the sibling that takes its place is as well.
+/// The sibling that replaces a process is the same kind of leader.
 #[test]
-fn a_command_may_lead_a_group_or_a_session() -> Result<()> {
+fn spawn_keeps_process_group_and_session_leaders() -> Result<()> {
     use std::os::unix::process::CommandExt;
 
     use rustix::process::{Pid, getpgid, getsid, setsid};
@@ -259,7 +259,7 @@ fn a_command_may_lead_a_group_or_a_session() -> Result<()> {
     leader.process_group(0);
     let leader = job.spawn(leader)?;
     let pid = Pid::from_raw(leader.pid());
-    // A job that is a process group has its own.
+    // A job that is a process group overrides it.
     ensure!((getpgid(pid)? == pid.context("positive")?) == is_cgroup);
     let mut leader = Role::Waits.command();
     // SAFETY: the closure makes one system call.
@@ -273,7 +273,7 @@ fn a_command_may_lead_a_group_or_a_session() -> Result<()> {
 }
 
 #[test]
-fn what_has_ended_costs_no_descriptor() -> Result<()> {
+fn spawn_releases_the_descriptors_of_reaped_children() -> Result<()> {
     let job = job()?;
     let open = || Ok::<_, anyhow::Error>(fs::read_dir("/proc/self/fd")?.count());
     job.spawn(Command::new("/bin/true"))?.wait()?;
@@ -281,13 +281,13 @@ fn what_has_ended_costs_no_descriptor() -> Result<()> {
     for _ in 0..100 {
         job.spawn(Command::new("/bin/true"))?.wait()?;
     }
-    // Other tests of this process have theirs.
+    // Other tests of this process open descriptors too.
     ensure!(open()? < before + 90, "{before} descriptors became {}", open()?);
     Ok(())
 }
 
 #[test]
-fn many_threads_have_their_jobs_at_once() -> Result<()> {
+fn jobs_of_concurrent_threads_are_independent() -> Result<()> {
     let one = || -> Result<()> {
         for _ in 0..5 {
             let job = job()?;
@@ -305,9 +305,9 @@ fn many_threads_have_their_jobs_at_once() -> Result<()> {
     })
 }
 
-/// Starting and killing at once: nobody comes in while all are killed.
+/// No process enters while all are killed.
 #[test]
-fn a_job_can_be_killed_while_others_start_programs() -> Result<()> {
+fn kill_all_works_while_programs_are_started() -> Result<()> {
     let job = job()?;
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Children of every kind are gone when their job is dropped.
+//! Dropping a job kills children of every kind.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use crate::children::eventually;
 use crate::modes;
 use crate::programs::{MARK, Role, STUBBORN};
 
-/// Holds on to the processes of a job, to tell whether those very ones have ended.
+/// Pins the processes of a job, so that their end can be checked despite reused pids.
 pub(crate) struct Witness(Vec<(Process, OwnedFd)>);
 
 impl Witness {
@@ -20,7 +20,7 @@ impl Witness {
         let mut seen = Vec::new();
         for process in job.members()? {
             let pid = Pid::from_raw(process.pid).context("pids are positive")?;
-            // A bomb's processes come and go.
+            // Processes of a fork bomb may have ended.
             if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
                 seen.push((process, pidfd));
             }
@@ -32,33 +32,33 @@ impl Witness {
         self.0.len()
     }
 
-    /// All of them have ended, now.
+    /// Fails unless all of them have ended by now.
     pub(crate) fn ensure_ended(&self) -> Result<()> {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         for (process, pidfd) in &self.0 {
             let ended = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now))? == 1;
-            ensure!(ended, "{process} lives on");
+            ensure!(ended, "{process} still runs");
         }
         Ok(())
     }
 }
 
-/// No program that this test has started is alive, whether a job knew it or not.
+/// Fails if a program that this test has started still runs, inside or outside a job.
 pub(crate) fn ensure_no_program_runs() -> Result<()> {
     let mark = MARK.with(Clone::clone);
     for entry in fs::read_dir("/proc")?.flatten() {
-        // That of a process whose first thread has ended is told by the others.
+        // By the last thread: once the first thread has ended, its environment cannot be read.
         let threads = fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten();
         let environ = threads.last().map(|thread| thread.path().join("environ"));
         let environ = environ.and_then(|path| fs::read(path).ok()).unwrap_or_default();
         let own = entry.file_name().to_str() == Some(&std::process::id().to_string());
         let is_program = environ.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
-        ensure!(own || !is_program, "process {} lives on", entry.file_name().display());
+        ensure!(own || !is_program, "process {} still runs", entry.file_name().display());
     }
     Ok(())
 }
 
-/// Starts each program in a job of its own and drops that.
+/// Starts each program in a job of its own, drops the job and checks that all is gone.
 fn ensure_gone(roles: &[Role], make: impl Fn(Role) -> Result<Job>) -> Result<()> {
     for &role in roles {
         let job = make(role).with_context(|| format!("{role:?}"))?;
@@ -68,8 +68,8 @@ fn ensure_gone(roles: &[Role], make: impl Fn(Role) -> Result<Job>) -> Result<()>
         };
         let mut child = role.start_in(&job)?;
         if role == Role::Daemon {
-            ensure!(child.wait()?.success(), "the daemon's first process");
-            // The one between them ends by itself, too.
+            ensure!(child.wait()?.success(), "the first process of the daemon failed");
+            // The intermediate process exits as well.
             eventually("one process is left", || Ok(job.leaked()?.len() == 1))?;
             let leaked = job.leaked()?;
             ensure!(leaked[0].cmdline.contains("programs::program"), "{leaked:?}");
@@ -89,13 +89,13 @@ fn ensure_gone(roles: &[Role], make: impl Fn(Role) -> Result<Job>) -> Result<()>
         drop(job);
         witness.ensure_ended().with_context(|| format!("{role:?}"))?;
         ensure_no_program_runs().with_context(|| format!("{role:?}"))?;
-        ensure!(!group.is_some_and(|group| group.exists()), "{role:?}: its group is there");
+        ensure!(!group.is_some_and(|group| group.exists()), "{role:?}: its cgroup still exists");
         ensure!(child.wait_timeout(std::time::Duration::ZERO)?.is_some(), "{role:?}: not reaped");
     }
     Ok(())
 }
 
-/// In cgroups, with limits for those that need them.
+/// Checks jobs that are cgroups; a fork bomb gets a limit.
 fn ensure_gone_in_cgroups(roles: &[Role]) -> Result<()> {
     ensure_gone(roles, |role| {
         let bomb = Limits::none().max_processes(60);
@@ -132,7 +132,7 @@ fn ensure_gone_in_process_groups() -> Result<()> {
     ensure_gone(&STUBBORN, |_| {
         let job = Job::new(Limits::none())?;
         let Mechanism::ProcessGroup { why } = job.mechanism() else {
-            bail!("an ordinary user has {}", job.mechanism());
+            bail!("an ordinary user got {}", job.mechanism());
         };
         ensure!(why.contains("cgroup"), "{why}");
         Ok(job)
@@ -145,7 +145,7 @@ fn as_ordinary_user(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// Whatever this host has: a cgroup for root, if only to kill it; a process group for others.
+/// With the mechanism of this host, and as root with a process group too.
 #[test]
 fn on_this_host() -> Result<()> {
     ensure_gone(&STUBBORN, |_| Ok(Job::new(Limits::none())?))?;

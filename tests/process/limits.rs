@@ -1,4 +1,4 @@
-//! Limits work for root, for whoever is delegated a group, and in a container.
+//! Limits work for root, in a delegated cgroup, and in a container.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -11,23 +11,24 @@ use crate::children::{Child, eventually};
 use crate::modes;
 use crate::programs::Role;
 
-/// Every limit bites, can be changed and taken away, and the caller is back where it was.
+/// Checks that every limit takes effect and can be changed and removed, and that the caller is back
+/// in its cgroup afterwards.
 fn ensure_limits_work() -> Result<()> {
     let before = fs::read_to_string("/proc/self/cgroup")?;
     let job = Job::new(Limits::none().memory_max(32 << 20).cpu_quota(0.2).max_processes(50))?;
     let Mechanism::CgroupV2 { group } = job.mechanism().clone() else {
-        bail!("limits in a {}", job.mechanism());
+        bail!("limits need a cgroup, not {}", job.mechanism());
     };
     for (file, want) in
         [("memory.max", "33554432"), ("cpu.max", "20000 100000"), ("pids.max", "50")]
     {
         ensure!(fs::read_to_string(group.join(file))?.trim() == want, "{file}");
     }
-    // The machine has no swap.
+    // The guest has no swap.
     let mut eater = job.spawn(Role::Eats.command())?;
     let status = eater.wait()?;
-    // libtest runs it in a thread, with which its process is killed.
-    ensure!(status.signal() == Some(Signal::KILL.as_raw()), "64 MiB of 32: {status}");
+    // libtest runs it in a thread; the OOM killer kills the whole process.
+    ensure!(status.signal() == Some(Signal::KILL.as_raw()), "64 MiB used, limit 32 MiB: {status}");
     let peak = job.stats()?.peak_memory;
     ensure!((16 << 20..=32 << 20).contains(&peak), "peak {peak}");
 
@@ -39,34 +40,34 @@ fn ensure_limits_work() -> Result<()> {
     };
     eventually("five throttled periods", || Ok(throttled()? >= 5))?;
 
-    // A job in the same process, while this one is there.
+    // A second job of the same process.
     let other = Job::new(Limits::none().max_processes(3))?;
     Role::Waits.start_in(&other)?;
     drop(other);
-    ensure!(group.join("pids.max").exists(), "the first job has kept its controllers");
+    ensure!(group.join("pids.max").exists(), "the first job has lost its controllers");
 
     job.update_limits(Limits::none().max_processes(4))?;
     for (file, want) in [("memory.max", "max"), ("cpu.max", "max 100000"), ("pids.max", "4")] {
         ensure!(fs::read_to_string(group.join(file))?.trim() == want, "{file}");
     }
-    // The spinner has two threads, and so has each of these: the second does not get its own.
+    // The spinner and each of these have two threads, so the second one does not fit.
     let mut count = 0;
     let refused = loop {
         match job.spawn(Role::Waits.command()) {
             Ok(_) => count += 1,
             Err(error) => break error,
         }
-        ensure!(count < 4, "pids.max 4 has let {count} processes in");
+        ensure!(count < 4, "{count} processes with pids.max 4");
     };
     ensure!(matches!(refused, Error::Enter { .. }), "{refused}");
     ensure!(refused.to_string().contains("max_processes"), "{refused}");
-    // In a group that was killed nobody can be born on some kernels; who moves in is counted, too.
+    // Some kernels kill processes cloned into a killed cgroup; those that move in count as well.
     job.kill_all()?;
     let spawned = (0..6).filter_map(|_| job.spawn(Role::Waits.command()).ok()).count();
-    ensure!((1..=4).contains(&spawned), "pids.max 4 has let {spawned} processes in");
+    ensure!((1..=4).contains(&spawned), "{spawned} processes with pids.max 4");
     drop(job);
-    ensure!(!group.exists(), "{} is there", group.display());
-    ensure!(fs::read_to_string("/proc/self/cgroup")? == before, "the caller is elsewhere");
+    ensure!(!group.exists(), "{} still exists", group.display());
+    ensure!(fs::read_to_string("/proc/self/cgroup")? == before, "the caller is in another cgroup");
     Ok(())
 }
 
@@ -88,7 +89,7 @@ fn in_a_container(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// Below root's session, as systemd makes it: the groups above have no controllers enabled.
+/// In a session of root as created by systemd: the ancestors have no controllers enabled.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
 fn as_root_in_a_session(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.create_cgroup("user.slice/session-1.scope")?;
@@ -100,12 +101,12 @@ fn as_root_in_a_session(ctx: &Ctx) -> Result<AssertResult> {
         i32::from(ran.is_err())
     })?;
     let status = child.wait()?;
-    ensure!(status.exit_status() == Some(0), "{status:?}; see its output");
+    ensure!(status.exit_status() == Some(0), "{status:?}; see the output of the child");
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 1)]
-fn without_a_cgroup_they_are_refused(_: &Ctx) -> Result<AssertResult> {
+fn new_refuses_limits_without_a_cgroup(_: &Ctx) -> Result<AssertResult> {
     modes::as_ordinary_user(|| {
         let error = Job::new(Limits::none().cpu_quota(0.5)).unwrap_err().to_string();
         println!("{error}");
@@ -125,9 +126,9 @@ fn without_a_cgroup_they_are_refused(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// A value that the kernel would not take is no reason to look for another mechanism.
+/// A value out of range does not lead to another mechanism.
 #[ktstr_test(cores = 1)]
-fn impossible_ones_are_refused(_: &Ctx) -> Result<AssertResult> {
+fn new_refuses_limits_out_of_range(_: &Ctx) -> Result<AssertResult> {
     let error = Job::new(Limits::none().cpu_quota(0.0)).unwrap_err().to_string();
     ensure!(error.contains("refused to write `0 100000` to cpu.max"), "{error}");
     Ok(AssertResult::pass())

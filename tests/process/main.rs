@@ -1,4 +1,4 @@
-//! Jobs: nothing that is started in one outlives it.
+//! Jobs: no process that is started in a job outlives it.
 
 mod api;
 #[path = "../common/children.rs"]

@@ -1,4 +1,4 @@
-//! Owners that are killed with `kill -9`, which leaves them no time for anything.
+//! Owners that are killed with `kill -9`, without a chance to clean up.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -15,12 +15,12 @@ use crate::gone::{Witness, ensure_no_program_runs};
 use crate::modes;
 use crate::programs::Role;
 
-/// An owner of a job with twenty processes: a fork of this process, which says when it is ready.
+/// Forks an owner of a job with twenty processes; returns once they run, with the path of the cgroup.
 fn start_owner(limits: Limits) -> Result<(Child, String)> {
     start_owner_in(limits, |body| Child::fork(body))
 }
 
-/// As [`start_owner`], forked by `fork`.
+/// Does the same as [`start_owner`], with another fork.
 fn start_owner_in(
     limits: Limits,
     fork: impl FnOnce(&dyn Fn() -> i32) -> Result<Child>,
@@ -47,27 +47,27 @@ fn start_owner_in(
     drop(writer);
     let mut group = String::new();
     BufReader::new(fs::File::from(reader)).read_line(&mut group)?;
-    ensure!(group.ends_with('\n'), "the owner ended before its job was up");
+    ensure!(group.ends_with('\n'), "the owner ended before its job was running");
     Ok((owner, group.trim().to_owned()))
 }
 
-/// The groups of jobs in a folder, and below it.
-fn job_groups(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
-    let below = folders.iter().flat_map(|folder| job_groups(folder)).collect::<Vec<_>>();
+/// Returns the cgroups of jobs in a directory and its descendants.
+fn job_cgroups(parent: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    let dirs: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    let below = dirs.iter().flat_map(|dir| job_cgroups(dir)).collect::<Vec<_>>();
     let is_job = |path: &PathBuf| path.to_string_lossy().contains("/ktstr-job.");
-    folders.into_iter().filter(is_job).chain(below).collect()
+    dirs.into_iter().filter(is_job).chain(below).collect()
 }
 
 fn ensure_nothing_is_left() -> Result<()> {
-    // The keeper is told of the end, and works on its own.
-    eventually("no process is left", || Ok(ensure_no_program_runs().is_ok()))?;
-    eventually("no group is left", || Ok(job_groups(Path::new(MOUNT)).is_empty()))?;
-    eventually("no keeper is left", || Ok(keepers().is_empty()))
+    // The keeper works asynchronously.
+    eventually("all processes have ended", || Ok(ensure_no_program_runs().is_ok()))?;
+    eventually("all cgroups are removed", || Ok(job_cgroups(Path::new(MOUNT)).is_empty()))?;
+    eventually("all keepers have ended", || Ok(keepers().is_empty()))
 }
 
-/// The keepers that have not ended. One that was killed is a zombie until its owner ends.
+/// Returns the keepers that have not ended. A killed one is a zombie until its owner ends.
 pub(crate) fn keepers() -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let keepers = entries.filter(|entry| {
@@ -81,11 +81,11 @@ pub(crate) fn keepers() -> Vec<Pid> {
 fn kill_owners(times: usize, limits: Limits) -> Result<()> {
     for _ in 0..times {
         let (owner, group) = start_owner(limits)?;
-        ensure!(!keepers().is_empty(), "nobody keeps the job");
+        ensure!(!keepers().is_empty(), "the job has no keeper");
         ensure!(group.is_empty() || Path::new(&group).exists(), "{group}");
         // SIGKILL, and waits for its end.
         drop(owner);
-        eventually("the group is removed", || Ok(group.is_empty() || !Path::new(&group).exists()))?;
+        eventually("the cgroup is removed", || Ok(group.is_empty() || !Path::new(&group).exists()))?;
     }
     ensure_nothing_is_left()
 }
@@ -96,7 +96,7 @@ fn as_root(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// With limits, so that the owner moves to a leaf, from which the rest moves back.
+/// With limits, so that the owner moves to a leaf and the other processes move back from it.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
 fn as_delegatee(_: &Ctx) -> Result<AssertResult> {
     modes::as_delegatee(|| {
@@ -135,12 +135,12 @@ fn a_thousand_as_root(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// A group whose keeper was killed as well: the next job's owner removes it.
+/// If the keeper is killed as well, the owner of the next job removes the cgroup.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
-fn what_a_dead_owner_left_is_swept_and_nothing_else(_: &Ctx) -> Result<AssertResult> {
+fn new_removes_only_jobs_of_dead_owners(_: &Ctx) -> Result<AssertResult> {
     let (alive, alive_group) = start_owner(Limits::none())?;
     let (owner, group) = start_owner(Limits::none())?;
-    // Named as a job's, but by nobody that could have ended.
+    // Similar names, and one of another pid namespace.
     let others = ["ktstr-job", "ktstr-job.1.2.3.4", "ktstr-jobs.1.2.3.4.5", "ktstr-job.1.2.3.4.5"];
     for other in others {
         fs::create_dir(Path::new(MOUNT).join(other))?;
@@ -148,14 +148,14 @@ fn what_a_dead_owner_left_is_swept_and_nothing_else(_: &Ctx) -> Result<AssertRes
     for keeper in keepers() {
         kill_process(keeper, Signal::KILL)?;
     }
-    eventually("no keeper is left", || Ok(keepers().is_empty()))?;
+    eventually("all keepers have ended", || Ok(keepers().is_empty()))?;
     drop(owner);
-    ensure!(Path::new(&group).exists(), "nobody has removed it");
+    ensure!(Path::new(&group).exists(), "it was removed too early");
     let job = Job::new(Limits::none())?;
     ensure!(!Path::new(&group).exists(), "its owner is dead");
-    ensure!(Path::new(&alive_group).exists(), "its owner lives");
+    ensure!(Path::new(&alive_group).exists(), "its owner runs");
     for other in others {
-        ensure!(Path::new(MOUNT).join(other).exists(), "{other} is no job of this machine's");
+        ensure!(Path::new(MOUNT).join(other).exists(), "{other} is not a job of this machine");
     }
     drop(job);
     drop(alive);
@@ -165,9 +165,9 @@ fn what_a_dead_owner_left_is_swept_and_nothing_else(_: &Ctx) -> Result<AssertRes
     Ok(AssertResult::pass())
 }
 
-/// The kernel, systemd or somebody else kills all that is in the owner's group: the keeper, too.
+/// systemd or another manager kills the whole cgroup of the owner, including the keeper.
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
-fn what_ends_the_owners_group_ends_its_jobs(ctx: &Ctx) -> Result<AssertResult> {
+fn job_ends_with_the_cgroup_of_its_owner(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.create_cgroup("user.slice/session-1.scope")?;
     let (owner, group) = start_owner_in(Limits::none(), |body| {
         Child::fork_in(ctx.cgroups, "user.slice/session-1.scope", body)
@@ -176,12 +176,12 @@ fn what_ends_the_owners_group_ends_its_jobs(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.kill_cgroup("user.slice/session-1.scope")?;
     drop(owner);
     ensure_no_program_runs()?;
-    ensure!(keepers().is_empty(), "a keeper is left");
+    ensure!(keepers().is_empty(), "a keeper still runs");
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
-fn a_job_in_a_job_ends_with_the_outer_one(_: &Ctx) -> Result<AssertResult> {
+fn nested_job_ends_with_the_outer_one(_: &Ctx) -> Result<AssertResult> {
     let outer = Job::new(Limits::none())?;
     let (owner, inner) = start_owner_in(Limits::none(), |body| {
         let (gate, opener) = rustix::pipe::pipe()?;
@@ -193,7 +193,7 @@ fn a_job_in_a_job_ends_with_the_outer_one(_: &Ctx) -> Result<AssertResult> {
         rustix::io::write(&opener, &[1])?;
         Ok(child)
     })?;
-    let Mechanism::CgroupV2 { group } = outer.mechanism() else { bail!("root has a cgroup") };
+    let Mechanism::CgroupV2 { group } = outer.mechanism() else { bail!("root gets a cgroup") };
     ensure!(Path::new(&inner).starts_with(group), "{inner} is not in {}", group.display());
     drop(outer);
     drop(owner);
@@ -202,10 +202,10 @@ fn a_job_in_a_job_ends_with_the_outer_one(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// On the host, where there is a terminal, a session and no PID 1 of ours.
+/// On the host, with a terminal, a session and another PID 1.
 #[test]
 fn on_this_host() -> Result<()> {
-    // A process of one thread, which may fork as it likes.
+    // In a process with one thread, because it forks.
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--exact", "owners::forks_owners", "--include-ignored", "--nocapture"]);
     let output = command.stdin(Stdio::null()).output()?;
@@ -220,7 +220,7 @@ fn forks_owners() -> Result<()> {
     for _ in 0..3 {
         let (owner, group) = start_owner(Limits::none())?;
         drop(owner);
-        eventually("the group is removed", || Ok(group.is_empty() || !Path::new(&group).exists()))?;
+        eventually("the cgroup is removed", || Ok(group.is_empty() || !Path::new(&group).exists()))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the jobs of this suite run: this very program, in one of several roles.
+//! The programs that the jobs of this suite run: this test binary, in one of several roles.
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +14,8 @@ use crate::children::{self, pause};
 const ROLE: &str = "KTSTR_ROLE";
 
 thread_local! {
-    /// A variable that tells the programs of this test from those of others that run meanwhile. A
-    /// fork of the test's has it, too.
+    /// The environment variable of the programs of this test, and not of concurrent tests. A fork of
+    /// the test has it as well.
     pub(crate) static MARK: String = format!(
         "KTSTR_TESTED_BY={}.{}",
         std::process::id(),
@@ -23,18 +23,18 @@ thread_local! {
     );
 }
 
-/// How a program behaves once it has said that it is ready.
+/// The behavior of a program after it has reported that it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Waits for ever.
     Waits,
     /// Its child leaves the session.
     LeavesSession,
-    /// Its child leaves the session and has a name that is cut inside a letter.
+    /// Its child leaves the session and has a command name that is not UTF-8.
     NamedByBytes,
-    /// Ends, and leaves a daemon behind: forked twice, in a session of its own.
+    /// Exits and leaves a daemon: forked twice, in a session of its own.
     Daemon,
-    /// Takes no notice of SIGTERM.
+    /// Ignores SIGTERM.
     Deaf,
     /// Stops itself.
     Stops,
@@ -42,21 +42,21 @@ pub(crate) enum Role {
     WaitsInKernel,
     /// The first thread of its child ends, the second waits for ever.
     LosesFirstThread,
-    /// Its child becomes another user.
+    /// Its child changes to another user.
     ChangesUser,
-    /// Forks until the kernel refuses; so do its children.
+    /// Forks until the kernel rejects it, and so do its children.
     ForkBomb,
-    /// Twenty processes, each but the first the child of the one before.
+    /// A chain of twenty processes, each the parent of the next.
     Tree,
-    /// Spins.
+    /// Spins in user space.
     Spins,
     /// Touches 64 MiB and waits.
     Eats,
-    /// Ends with status 7.
+    /// Exits with status 7.
     Ends,
 }
 
-/// All that wait for ever, in one way or another, wherever they run.
+/// The roles that wait for ever, and work in every environment.
 pub(crate) const STUBBORN: [Role; 9] = [
     Role::Waits,
     Role::LeavesSession,
@@ -138,7 +138,7 @@ fn program() {
             // SAFETY: ends this thread, whose stack the other one does not use.
             unsafe { libc::syscall(libc::SYS_exit, 0) };
         }),
-        // In a process of one thread, so that all of it does.
+        // In a process with one thread, because the call changes one thread.
         Role::ChangesUser => fork(|| {
             let user = rustix::process::Uid::from_raw(2000);
             rustix::thread::set_thread_res_uid(user, user, user).unwrap();
@@ -162,7 +162,7 @@ fn program() {
     pause();
 }
 
-/// By one write, as the bomb's processes all say it.
+/// Prints that the program is ready, in one write: the processes of a fork bomb all do.
 fn ready() {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(b"ready\n").and_then(|()| stdout.flush());
@@ -170,7 +170,7 @@ fn ready() {
 
 /// Runs `child` in a forked process, which then waits for ever.
 fn fork(child: impl FnOnce()) {
-    // SAFETY: libtest has one other thread, which waits for this test and holds nothing.
+    // SAFETY: libtest has one other thread, which waits for this test and holds no lock.
     match unsafe { libc::fork() } {
         -1 => panic!("{}", std::io::Error::last_os_error()),
         0 => {
@@ -181,7 +181,7 @@ fn fork(child: impl FnOnce()) {
     }
 }
 
-/// As vfork without shared memory: the parent waits, in state D, until the child has ended.
+/// Forks like vfork but without shared memory: the parent waits in state D for the child to end.
 fn fork_and_wait_in_kernel(child: impl FnOnce()) {
     let flags = libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: without CLONE_VM this is a fork, of a process of one thread.
@@ -217,8 +217,8 @@ fn ignore_sigterm() {
     unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
 }
 
-/// `Ok` if a status is that of a process killed by `signal`.
+/// Fails unless the process was killed by `signal`.
 pub(crate) fn ensure_killed(status: std::process::ExitStatus, signal: Signal) -> Result<()> {
-    ensure!(status.signal() == Some(signal.as_raw()), "it ended with {status}");
+    ensure!(status.signal() == Some(signal.as_raw()), "expected {signal:?}, got {status}");
     Ok(())
 }

@@ -169,8 +169,8 @@ pub enum Error {
     },
     /// An earlier operation on the same file timed out and may still happen.
     #[error(
-        "refused to {}: {} was begun {since:.1?} ago, timed out and may still happen; wait, or \
-         use another group",
+        "refused to {}: {} started {since:.1?} ago, timed out and may still happen; wait, or \
+         use another cgroup",
         describe(operation, path, value.as_deref()), doubt
     )]
     InDoubt {

@@ -24,7 +24,7 @@ pub(super) fn wait_for(group: &Path, line: &str, within: Duration) -> Result<boo
     let deadline = Instant::now() + within;
     loop {
         // The kernel tells of what has changed since it was read, so nothing in between is missed.
-        if says(&mut file, line).map_err(fail)? {
+        if contains(&mut file, line).map_err(fail)? {
             return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -40,7 +40,7 @@ pub(super) fn wait_for(group: &Path, line: &str, within: Duration) -> Result<boo
 }
 
 /// Whether an open `cgroup.events` has a line; as if it had, if its group is gone.
-pub(crate) fn says(file: &mut File, wanted: &str) -> io::Result<bool> {
+pub(crate) fn contains(file: &mut File, wanted: &str) -> io::Result<bool> {
     let mut text = String::new();
     match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
         Ok(_) => Ok(text.lines().any(|line| line == wanted)),

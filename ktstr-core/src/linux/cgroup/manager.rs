@@ -126,13 +126,13 @@ impl CgroupManager {
         self.writer.check_read(path)
     }
 
-    pub(super) fn check_folder(
+    pub(super) fn check_dir(
         &self,
         operation: &'static str,
         path: &Path,
-        folder: &Path,
+        dir: &Path,
     ) -> Result<(), Error> {
-        self.writer.check_folder(operation, path, folder)
+        self.writer.check_dir(operation, path, dir)
     }
 }
 

@@ -13,7 +13,6 @@ mod error;
 mod events;
 mod files;
 mod group;
-mod handover;
 mod knobs;
 mod list;
 mod manager;
@@ -36,7 +35,7 @@ mod writer;
 
 pub use controller::Controller;
 pub use error::Error;
-pub(crate) use events::says as events_say;
+pub(crate) use events::contains as events_contain;
 pub use group::CgroupGroup;
 pub use knobs::Knob;
 pub(crate) use list::{format as format_list, parse as parse_list};

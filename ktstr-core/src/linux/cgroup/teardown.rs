@@ -30,7 +30,7 @@ impl CgroupManager {
     }
 
     pub(super) fn remove(&self, group: &Path) -> Result<(), Error> {
-        self.check_folder("remove cgroup", group, group.parent().unwrap_or(group))?;
+        self.check_dir("remove cgroup", group, group.parent().unwrap_or(group))?;
         // A file of cgroupfs is not a cgroup, and could never leave the count.
         if !is_group(group)? {
             return Ok(());
@@ -115,13 +115,15 @@ impl CgroupManager {
 
     /// Undoes what `set_up` did to a job's parent, unless somebody still has groups there:
     /// disables the controllers and moves the processes back from the leaf.
-    pub(crate) fn hand_back(&self) -> Result<(), Error> {
+    pub(crate) fn move_back(&self) -> Result<(), Error> {
         let refuge = self.parent.join(REFUGE);
         if !refuge.is_dir() || self.children(&self.parent)? != [refuge.clone()] {
             return Ok(());
         }
         self.clear_controllers(&self.parent)?;
-        self.drain_to(&refuge, "hand back", Unit::Process, || Ok(self.parent.clone()))?;
+        self.drain_to(&refuge, "move processes back from", Unit::Process, || {
+            Ok(self.parent.clone())
+        })?;
         self.remove_group(&refuge)
     }
 
@@ -188,7 +190,7 @@ impl CgroupManager {
 
     /// The groups directly in `group`.
     pub(super) fn children(&self, group: &Path) -> Result<Vec<PathBuf>, Error> {
-        self.check_folder("list cgroup", group, group)?;
+        self.check_dir("list cgroup", group, group)?;
         let fail = |cause| Error::io("list cgroup", group, None, cause);
         let mut children = Vec::new();
         for entry in fs::read_dir(group).map_err(fail)? {

@@ -1,27 +1,28 @@
-//! Operations on cgroupfs that cannot hang their caller.
+//! Operations on cgroupfs that cannot block their caller for ever.
 //!
-//! A task that waits for `cgroup_mutex` cannot be interrupted, so only another thread can bear
-//! the wait. One thread per manager does it, kept from one operation to the next: starting one
-//! costs several times what a write does. A thread that is stuck is left behind with its operation,
-//! and callers at the same time have one each.
+//! A task that waits for `cgroup_mutex` cannot be interrupted, so another thread has to make the
+//! system call. Each manager keeps one thread for that, because starting a thread costs several
+//! times as much as a write. A thread that is stuck is abandoned with its operation, and concurrent
+//! callers get a thread each.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
+use super::errno;
 use super::error::Error;
-use super::handover::{CLOSED, Slot};
 use crate::linux::sync::lock;
 use crate::linux::sys;
 
-/// How long an operation may take.
+/// Timeout of one operation.
 pub(super) const WITHIN: Duration = Duration::from_secs(2);
 
-/// Something to do to one path.
+/// An operation on one path.
 #[derive(Debug, Clone)]
 pub(super) enum Operation {
     Write(String),
@@ -45,15 +46,15 @@ impl Operation {
         }
     }
 
-    /// Making and removing a group, the kernel keeps the folder locked in which it is.
-    fn locks_folder(&self) -> bool {
+    /// Returns whether the kernel holds the lock of the parent directory during the operation.
+    fn locks_parent(&self) -> bool {
         !matches!(self, Self::Write(_))
     }
 
-    pub(super) fn run(&self, path: &Path) -> io::Result<()> {
+    fn run(&self, path: &Path) -> io::Result<()> {
         match self {
-            // Not `fs::write`: with O_CREAT, a missing file of cgroupfs answers EACCES, not ENOENT.
-            // The kernel takes one write as one value, so it must not be split.
+            // Not `fs::write`: with O_CREAT, a missing file of cgroupfs reads as EACCES, not ENOENT.
+            // The kernel takes each write(2) as a whole value, so it must not be split.
             Self::Write(value) => OpenOptions::new()
                 .write(true)
                 .open(path)
@@ -65,53 +66,54 @@ impl Operation {
     }
 }
 
-/// Carries operations out, each within [`WITHIN`].
+/// Runs operations, each within [`WITHIN`].
 #[derive(Debug, Default)]
 pub(super) struct Writer {
-    state: Mutex<State>,
-    /// Without a thread: the caller bears the wait, however long.
+    state: Mutex<WriterState>,
+    /// Operations run on the calling thread, without a timeout.
     unbounded: bool,
-    /// The threads run before everything else.
+    /// The threads have the highest real-time priority.
     pub(super) runs_first: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// A thread that waits for work. One that works is with its caller.
-    idle: Option<Thread>,
-    /// Operations that timed out.
-    doubts: Vec<Doubt>,
+struct WriterState {
+    /// A thread without work. A busy thread is owned by its caller.
+    idle: Option<WriterThread>,
+    /// Operations that timed out and may still happen.
+    timed_out: Vec<TimedOut>,
 }
 
 impl Writer {
-    /// For a process that must not start a thread and has nothing else to do.
+    /// Returns a writer without threads, for a process that must not start one.
     pub(super) fn unbounded() -> Self {
         Self { unbounded: true, ..Self::default() }
     }
 
-    /// Carries `operation` out on `path`.
+    /// Runs `operation` on `path`.
     ///
     /// # Errors
     ///
-    /// What the kernel answered; [`Error::TimedOut`] if it did not; [`Error::InDoubt`] if an
-    /// earlier operation may still change what this one meets.
+    /// The error of the kernel; [`Error::TimedOut`] if there was no answer; [`Error::InDoubt`] if an
+    /// earlier operation that timed out may still affect this one.
     pub(super) fn run(&self, path: &Path, operation: Operation) -> Result<(), Error> {
         let (name, value) = (operation.name(), operation.value());
         let fail = |cause: io::Error| Error::io(name, path, value, cause);
         if self.unbounded {
             return operation.run(path).map_err(fail);
         }
-        let folder = path.parent().filter(|_| operation.locks_folder());
+        let parent = path.parent().filter(|_| operation.locks_parent());
         let thread = {
             let mut state = lock(&self.state);
-            state.refuse_if_in_doubt(name, path, value, |doubt| {
-                doubt.concerns(path) || folder.is_some_and(|folder| doubt.locks(folder))
+            state.refuse_if_in_doubt(name, path, value, |earlier| {
+                earlier.affects(path) || parent.is_some_and(|parent| earlier.locks(parent))
             })?;
-            state.idle_thread(self.runs_first).map_err(fail)?
+            state.take_thread(self.runs_first).map_err(fail)?
         };
         let began = Instant::now();
-        // Not under the lock: nobody waits for another one's operation, and a fork finds it open.
-        match thread.slot.hand_over(path, &operation) {
+        // The lock is not held here: concurrent callers do not wait for this operation, and a
+        // process forked meanwhile does not inherit a locked mutex.
+        match thread.slot.call(&thread.thread, path, &operation) {
             Some(result) => {
                 lock(&self.state).idle = Some(thread);
                 result.map_err(fail)
@@ -119,121 +121,184 @@ impl Writer {
             None => {
                 let (path, value) = (path.to_owned(), value.map(str::to_owned));
                 let slot = Arc::clone(&thread.slot);
-                let doubt = Doubt { path: path.clone(), operation, began, slot };
-                lock(&self.state).doubts.push(doubt);
+                let earlier = TimedOut { path: path.clone(), operation, began, slot };
+                lock(&self.state).timed_out.push(earlier);
                 Err(Error::TimedOut { operation: name, path, value, within: WITHIN })
             }
         }
     }
 
-    /// Refuses to read what an operation that timed out may still change.
+    /// Fails if an operation that timed out may still change what `path` contains.
     pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
-        lock(&self.state).refuse_if_in_doubt("read", path, None, |doubt| doubt.concerns(path))
+        lock(&self.state).refuse_if_in_doubt("read", path, None, |earlier| earlier.affects(path))
     }
 
-    /// Refuses to look into a folder that an operation which timed out keeps locked.
-    pub(super) fn check_folder(
+    /// Fails if listing `dir` could block because an operation that timed out holds its lock.
+    pub(super) fn check_dir(
         &self,
         operation: &'static str,
         path: &Path,
-        folder: &Path,
+        dir: &Path,
     ) -> Result<(), Error> {
-        lock(&self.state).refuse_if_in_doubt(operation, path, None, |doubt| {
-            doubt.concerns(path) || doubt.locks(folder)
+        lock(&self.state).refuse_if_in_doubt(operation, path, None, |earlier| {
+            earlier.affects(path) || earlier.locks(dir)
         })
     }
 }
 
-impl State {
+impl WriterState {
     fn refuse_if_in_doubt(
         &mut self,
         operation: &'static str,
         path: &Path,
         value: Option<&str>,
-        met: impl Fn(&Doubt) -> bool,
+        conflicts: impl Fn(&TimedOut) -> bool,
     ) -> Result<(), Error> {
-        self.doubts.retain(|doubt| !met(doubt) || !doubt.has_ended());
-        match self.doubts.iter().find(|doubt| met(doubt)) {
+        self.timed_out.retain(|earlier| !conflicts(earlier) || !earlier.has_ended());
+        match self.timed_out.iter().find(|earlier| conflicts(earlier)) {
             None => Ok(()),
-            Some(doubt) => Err(Error::InDoubt {
+            Some(earlier) => Err(Error::InDoubt {
                 operation,
                 path: path.to_owned(),
                 value: value.map(str::to_owned),
-                doubt: doubt.told(),
-                since: doubt.began.elapsed(),
+                doubt: earlier.describe(),
+                since: earlier.began.elapsed(),
             }),
         }
     }
 
-    /// A thread that waits for work: the last one to have ended its work, or a new one.
-    fn idle_thread(&mut self, runs_first: bool) -> io::Result<Thread> {
+    /// Returns the idle thread, or starts one.
+    fn take_thread(&mut self, runs_first: bool) -> io::Result<WriterThread> {
         let pid = rustix::process::getpid();
         match self.idle.take() {
             Some(thread) if thread.pid == pid => return Ok(thread),
-            // Threads do not survive a fork, and what they hold stays locked in the child.
+            // In a forked process there is no such thread, and it may have held the lock of its slot
+            // at the fork. Dropping it could block for ever.
             other => std::mem::forget(other),
         }
-        let slot = Arc::new(Slot::default());
-        let theirs = Arc::clone(&slot);
+        let slot = Arc::<Slot>::default();
+        let served = Arc::clone(&slot);
         let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
-        thread.spawn(move || {
+        let handle = thread.spawn(move || {
             if runs_first && let Err(error) = sys::set_highest_priority() {
-                tracing::warn!("what is written to cgroupfs has to wait for a CPU: {error}");
+                tracing::warn!("writes to cgroupfs run without real-time priority: {error}");
             }
-            theirs.serve();
+            served.serve();
         })?;
-        Ok(Thread { pid, slot })
+        Ok(WriterThread { pid, slot, thread: handle.thread().clone() })
+    }
+}
+
+/// A thread that runs operations until this is dropped, one at a time.
+#[derive(Debug)]
+struct WriterThread {
+    /// The process that started the thread.
+    pid: Pid,
+    slot: Arc<Slot>,
+    thread: Thread,
+}
+
+impl Drop for WriterThread {
+    fn drop(&mut self) {
+        lock(&self.slot.0).is_closed = true;
+        self.thread.unpark();
+    }
+}
+
+/// Passes one operation to a [`WriterThread`] and its result back.
+///
+/// Not a channel of std: its receiver spins before it blocks, which under an emulator takes longer
+/// than the operation.
+#[derive(Debug, Default)]
+struct Slot(Mutex<SlotState>);
+
+#[derive(Debug, Default)]
+struct SlotState {
+    request: Option<(PathBuf, Operation, Thread)>,
+    result: Option<io::Result<()>>,
+    /// The thread ends once no request is left.
+    is_closed: bool,
+}
+
+impl Slot {
+    /// Runs requests until the slot is closed.
+    fn serve(&self) {
+        loop {
+            let (request, is_closed) = {
+                let mut state = lock(&self.0);
+                (state.request.take(), state.is_closed)
+            };
+            match request {
+                Some((path, operation, caller)) => {
+                    let result = operation.run(&path);
+                    lock(&self.0).result = Some(result);
+                    caller.unpark();
+                }
+                None if is_closed => return,
+                None => std::thread::park(),
+            }
+        }
+    }
+
+    /// Has `thread` run an operation; `None` if there is no result [`WITHIN`] the timeout.
+    fn call(&self, thread: &Thread, path: &Path, operation: &Operation) -> Option<io::Result<()>> {
+        let request = (path.to_owned(), operation.clone(), std::thread::current());
+        lock(&self.0).request = Some(request);
+        thread.unpark();
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            if let Some(result) = lock(&self.0).result.take() {
+                return Some(result);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            std::thread::park_timeout(left);
+        }
     }
 }
 
 /// An operation that timed out.
 #[derive(Debug)]
-struct Doubt {
+struct TimedOut {
     path: PathBuf,
     operation: Operation,
     began: Instant,
     slot: Arc<Slot>,
 }
 
-impl Doubt {
-    /// Whether `path`, or a group it is in, is what the operation may still change.
-    fn concerns(&self, path: &Path) -> bool {
+impl TimedOut {
+    /// Returns whether the operation may still change `path` or a cgroup that contains it.
+    fn affects(&self, path: &Path) -> bool {
         path.starts_with(&self.path)
     }
 
-    /// Whether the operation keeps `folder` locked. Who lists it, or looks for a name there that
-    /// the kernel does not have at hand, waits with it, and for ever.
-    fn locks(&self, folder: &Path) -> bool {
-        self.operation.locks_folder() && self.path.parent() == Some(folder)
+    /// Returns whether the operation holds the lock of `dir`. Listing it, or looking up a name that
+    /// is not in the kernel's dentry cache, would block as well.
+    fn locks(&self, dir: &Path) -> bool {
+        self.operation.locks_parent() && self.path.parent() == Some(dir)
     }
 
-    /// Whether it has ended by now, which is told.
+    /// Returns whether the operation has ended by now, and logs its result.
     fn has_ended(&self) -> bool {
-        let Some(ended) = self.slot.ended() else { return false };
-        let (told, since) = (self.told(), self.began.elapsed());
-        tracing::warn!("{told}, begun {since:.1?} ago, had timed out; it has ended since: {ended}");
+        let result = match &lock(&self.slot.0).result {
+            None => return false,
+            Some(Ok(())) => "it succeeded".to_owned(),
+            Some(Err(error)) => errno::describe(error),
+        };
+        let (earlier, since) = (self.describe(), self.began.elapsed());
+        tracing::warn!("{earlier}, started {since:.1?} ago, timed out and has now ended: {result}");
         true
     }
 
-    fn told(&self) -> String {
+    fn describe(&self) -> String {
         match &self.operation {
             Operation::Write(value) => {
                 format!("the write of `{}` to {}", value.trim_end(), self.path.display())
             }
             other => format!("the operation `{}` on {}", other.name(), self.path.display()),
         }
-    }
-}
-
-#[derive(Debug)]
-struct Thread {
-    pid: Pid,
-    slot: Arc<Slot>,
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        self.slot.set_turn(CLOSED);
     }
 }
 
@@ -247,11 +312,11 @@ mod tests {
         Operation::Write(value.to_owned())
     }
 
-    /// Opening a FIFO for writing waits for a reader, in the kernel, for ever.
+    /// Opening a FIFO for writing blocks in the kernel until a reader opens it.
     #[test]
-    fn a_stuck_write_times_out_stays_in_doubt_and_is_forgotten_once_it_landed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (fifo, file) = (folder.path().join("fifo"), folder.path().join("file"));
+    fn run_times_out_and_refuses_the_path_until_the_write_has_landed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, file) = (dir.path().join("fifo"), dir.path().join("file"));
         mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
         fs::write(&file, "").unwrap();
         let writer = Writer::default();
@@ -262,7 +327,7 @@ mod tests {
         for error in [writer.run(&fifo, write("6")), writer.check_read(&fifo)] {
             let error = error.unwrap_err().to_string();
             assert!(error.contains("the write of `5` to /"), "{error}");
-            assert!(error.contains("/fifo was begun"), "{error}");
+            assert!(error.contains("/fifo started"), "{error}");
         }
         writer.run(&file, write("7")).expect("other files are not in doubt");
         assert_eq!(fs::read_to_string(&file).unwrap(), "7");
@@ -271,74 +336,70 @@ mod tests {
             std::thread::yield_now();
         }
         let reader = std::thread::spawn(move || fs::read_to_string(fifo).unwrap());
-        let path = folder.path().join("fifo");
+        let path = dir.path().join("fifo");
         writer.run(&path, write("8")).expect("no longer in doubt");
         assert_eq!(reader.join().unwrap(), "8");
     }
 
-    /// A writer on which `operation` on `path` timed out and does not end.
-    fn in_doubt(path: &Path, operation: Operation) -> Writer {
-        let writer = Writer::default();
-        let (path, began, slot) = (path.to_owned(), Instant::now(), Arc::default());
-        writer.state.lock().unwrap().doubts.push(Doubt { path, operation, began, slot });
-        writer
-    }
-
     #[test]
-    fn a_group_that_may_still_come_or_go_is_left_alone_and_so_is_its_folder() {
+    fn create_and_remove_in_doubt_block_the_cgroup_and_its_directory() {
         let parent = tempfile::tempdir().unwrap();
-        let (parent, group) = (parent.path(), parent.path().join("cg"));
+        let (parent, cgroup) = (parent.path(), parent.path().join("cg"));
         for operation in [Operation::Create, Operation::Remove] {
-            let writer = in_doubt(&group, operation.clone());
+            let writer = Writer::default();
+            lock(&writer.state).timed_out.push(TimedOut {
+                path: cgroup.clone(),
+                operation: operation.clone(),
+                began: Instant::now(),
+                slot: Arc::default(),
+            });
             for refused in [
-                writer.run(&group, Operation::Create),
+                writer.run(&cgroup, Operation::Create),
                 writer.run(&parent.join("other"), Operation::Create),
-                writer.run(&group.join("cpu.max"), write("5")),
-                writer.check_read(&group.join("cgroup.procs")),
-                writer.check_folder("list cgroup", parent, parent),
-                writer.check_folder("list cgroup", &group, &group),
-                writer.check_folder("remove cgroup", &parent.join("other"), parent),
+                writer.run(&cgroup.join("cpu.max"), write("5")),
+                writer.check_read(&cgroup.join("cgroup.procs")),
+                writer.check_dir("list cgroup", parent, parent),
+                writer.check_dir("list cgroup", &cgroup, &cgroup),
+                writer.check_dir("remove cgroup", &parent.join("other"), parent),
             ] {
                 let error = refused.unwrap_err().to_string();
-                let told = format!("`{}` on {} was begun", operation.name(), group.display());
-                assert!(error.contains(&told), "{error}");
+                let earlier = format!("`{}` on {} started", operation.name(), cgroup.display());
+                assert!(error.contains(&earlier), "{error}");
             }
             writer.check_read(&parent.join("cgroup.procs")).expect("files need no lock");
-            writer
-                .check_folder("list cgroup", &parent.join("other"), &parent.join("other"))
-                .unwrap();
+            writer.check_dir("list cgroup", &parent.join("other"), &parent.join("other")).unwrap();
         }
     }
 
     #[test]
-    fn nobody_waits_for_the_operation_of_another() {
-        let folder = tempfile::tempdir().unwrap();
-        let (fifo, file) = (folder.path().join("fifo"), folder.path().join("file"));
+    fn run_does_not_wait_for_operations_of_other_callers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, file) = (dir.path().join("fifo"), dir.path().join("file"));
         mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
         fs::write(&file, "").unwrap();
         let writer = Writer::default();
         writer.run(&file, write("1")).unwrap();
         std::thread::scope(|scope| {
             let other = scope.spawn(|| writer.run(&fifo, write("2")));
-            while writer.state.lock().unwrap().idle.is_some() {
+            while lock(&writer.state).idle.is_some() {
                 std::thread::yield_now();
             }
             writer.run(&file, write("3")).unwrap();
             assert_eq!(fs::read_to_string(&fifo).unwrap(), "2");
-            other.join().unwrap().expect("it was still waited for");
+            other.join().unwrap().expect("its caller still waits");
         });
     }
 
     #[test]
-    fn one_thread_serves_all_writes_and_ends_with_the_writer() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
+    fn writer_reuses_its_thread_and_ends_it_when_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let writer = Writer::default();
         writer.run(&file, write("1")).unwrap();
-        let slot = Arc::clone(&writer.state.lock().unwrap().idle.as_ref().unwrap().slot);
+        let slot = Arc::clone(&lock(&writer.state).idle.as_ref().unwrap().slot);
         writer.run(&file, write("2")).unwrap();
-        assert!(Arc::ptr_eq(&slot, &writer.state.lock().unwrap().idle.as_ref().unwrap().slot));
+        assert!(Arc::ptr_eq(&slot, &lock(&writer.state).idle.as_ref().unwrap().slot));
         drop(writer);
         while Arc::strong_count(&slot) > 1 {
             std::thread::yield_now();

@@ -1,4 +1,4 @@
-//! A job as a cgroup: nothing leaves it, and it is killed as a whole.
+//! A job as a cgroup: processes cannot leave it, and are killed at once.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -15,63 +15,66 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, setpgid, setsid};
 
-use super::containment::{Containment, EnterFn, Entered, Usage};
+use super::containment::{Containment, EnterFn, EntryState, Usage};
 use super::error::Error;
-use super::keeper::{Duty, Keeper};
+use super::keeper::{Keeper, KeeperTask};
 use super::limits::Limits;
-use super::name::Name;
+use super::name::JobName;
 use super::place;
 use super::procfs::{self, Process};
 use crate::linux::cgroup::{self, CgroupManager, CgroupOps};
 use crate::linux::sync::lock;
 use crate::linux::sys;
 
-/// How many times a keeper fails before it gives up: a minute.
-const MOST_FAILURES: u32 = 600;
+/// How many attempts of a keeper may fail, 100 ms apart: a minute.
+const MAX_FAILURES: u32 = 600;
 
-/// A group that was made for one job.
+/// A cgroup that was created for one job.
 #[derive(Debug)]
 pub(super) struct Cgroup {
-    site: Site,
+    site: CgroupSite,
     cgroups: CgroupManager,
     name: String,
     limits: Mutex<Limits>,
-    entry: Arc<Entry>,
+    entry: Arc<CgroupEntry>,
     keeper: Option<Keeper>,
 }
 
-/// A group in which a job's can be, and how it gets controllers for that.
+/// A cgroup in which those of jobs are created, and how it gets controllers for them.
 #[derive(Debug, Clone)]
-pub(super) struct Site {
+pub(super) struct CgroupSite {
     pub(super) parent: PathBuf,
+    /// The cgroup from which on controllers are enabled.
     walk_root: PathBuf,
+    /// The processes in `parent` may be moved to a leaf: this process is one of them.
     may_move: bool,
 }
 
-impl Site {
-    /// In the group this process is in, so that whatever ends or limits that ends or limits the job.
+impl CgroupSite {
+    /// Returns the cgroup of this process, so that limits on it and killing it affect the job too.
     pub(super) fn own() -> Result<Self, String> {
-        let own = place::own_group()?;
+        let own = place::own_cgroup()?;
         Self::new(&own, Some(own.clone())).map_err(|error| error.to_string())
     }
 
-    /// In a group that was named.
+    /// Returns a cgroup chosen by the caller.
     pub(super) fn below(parent: &Path) -> Result<Self, Error> {
         let fail = |reason| Error::Parent { parent: parent.to_owned(), reason };
         let parent = parent.canonicalize().map_err(|error| fail(error.to_string()))?;
         if !parent.join("cgroup.procs").exists() {
-            return Err(fail("it is no folder of a cgroup v2 file system".to_owned()));
+            return Err(fail("it is not a directory of a cgroup v2 file system".to_owned()));
         }
-        Self::new(&parent, place::own_group().ok())
+        Self::new(&parent, place::own_cgroup().ok())
     }
 
     fn new(parent: &Path, own: Option<PathBuf>) -> Result<Self, Error> {
-        // There this process is in the way of controllers, and moves to a leaf for them. Where it
-        // has done so already, its job goes beside that.
+        // Where an earlier job has moved the processes of a cgroup to a leaf, the cgroup of a job is
+        // created beside the leaf and not in it.
         let own = own.map(|own| if cgroup::is_leaf(&own) { parent_of(&own) } else { own });
         let parent = if cgroup::is_leaf(parent) { parent_of(parent) } else { parent.to_owned() };
         let may_move = own.as_ref() == Some(&parent);
-        // Root may enable controllers all the way down; others begin with what was given to them.
+        // Root enables controllers from the root of the hierarchy on; other users only in the cgroup
+        // that was delegated to them.
         let is_root = rustix::process::geteuid().is_root();
         let top = place::mount_of(&parent);
         let top = top.map_err(Error::system("read /proc/self/mountinfo"))?.filter(|_| is_root);
@@ -83,90 +86,98 @@ impl Site {
         CgroupManager::for_job(&self.parent, &self.walk_root, self.may_move)
     }
 
-    /// Of all who move processes to a leaf of the parent, or back, one at a time.
-    fn lock(&self) -> Result<Lock, Error> {
+    /// Locks the directory of the parent against other jobs that move processes to its leaf or back.
+    fn lock(&self) -> Result<DirLock, Error> {
         let file = File::open(&self.parent).and_then(|dir| dir.lock().map(|()| dir));
-        file.map(Lock).map_err(Error::system(format!("lock {}", self.parent.display())))
+        file.map(DirLock).map_err(Error::system(format!("lock {}", self.parent.display())))
     }
 
     /// Moves processes back from the leaf, if there is one and this was the last job here.
-    fn hand_back(&self, cgroups: &CgroupManager) -> Result<(), Error> {
+    fn move_back(&self, cgroups: &CgroupManager) -> Result<(), Error> {
         if cgroups.has_leaf() {
             let _lock = self.lock()?;
-            cgroups.hand_back()?;
+            cgroups.move_back()?;
         }
         Ok(())
     }
 }
 
-/// A locked folder. Closing it would not do: another thread's fork may have a copy.
-struct Lock(File);
+/// A locked directory. It is unlocked explicitly, because a concurrent fork may have copied the
+/// descriptor, and then closing it does not unlock it.
+struct DirLock(File);
 
-impl Drop for Lock {
+impl Drop for DirLock {
     fn drop(&mut self) {
-        // It fails only for what is not locked.
+        // Fails only if it is not locked.
         let _ = self.0.unlock();
     }
 }
 
-fn parent_of(group: &Path) -> PathBuf {
-    group.parent().unwrap_or(group).to_owned()
+fn parent_of(cgroup: &Path) -> PathBuf {
+    cgroup.parent().unwrap_or(cgroup).to_owned()
 }
 
 impl Cgroup {
-    /// Makes a group for a job.
-    pub(super) fn new(site: Site, limits: Limits) -> Result<Self, Error> {
+    /// Creates a cgroup for a job.
+    pub(super) fn new(site: CgroupSite, limits: Limits) -> Result<Self, Error> {
+        // 1. Check that processes can be moved: that needs write access to this file.
         let procs = site.parent.join("cgroup.procs");
-        // Who may not write this file cannot move processes within this group.
         OpenOptions::new()
             .write(true)
             .open(&procs)
             .map_err(Error::system(format!("open {} for writing", procs.display())))?;
+
+        // 2. Remove what dead owners have left.
         let cgroups = site.manager();
-        sweep(&site, &cgroups);
-        let name = Name::next()?.group();
+        remove_stale(&site, &cgroups);
+
+        // 3. Start the keeper before the cgroup exists, so that it never exists without a keeper.
+        let name = JobName::next()?.cgroup();
         let fail = Error::system("fork a keeper");
-        // Before there is anything to keep, so that at no time there is something without one.
-        let (keeper, _) = Keeper::start(&Keep { site: &site, name: &name }).map_err(fail)?;
-        let made = Self::make(&cgroups, &site, &name, limits);
-        if made.is_err() {
+        let (keeper, _) =
+            Keeper::start(&CgroupKeeper { site: &site, name: &name }).map_err(fail)?;
+
+        // 4. Create it, or undo what was done so far.
+        let created = Self::create(&cgroups, &site, &name, limits);
+        if created.is_err() {
             let _ = cgroups.remove_empty_tree(&name);
-            let _ = site.hand_back(&cgroups);
+            let _ = site.move_back(&cgroups);
         }
-        let (entry, limits) = (Arc::new(made?), Mutex::new(limits));
+        let (entry, limits) = (Arc::new(created?), Mutex::new(limits));
         Ok(Self { site, cgroups, name, limits, entry, keeper: Some(keeper) })
     }
 
-    fn make(
+    fn create(
         cgroups: &CgroupManager,
-        site: &Site,
+        site: &CgroupSite,
         name: &str,
         limits: Limits,
-    ) -> Result<Entry, Error> {
+    ) -> Result<CgroupEntry, Error> {
         {
             let controllers = limits.controllers();
             let _lock = (!controllers.is_empty()).then(|| site.lock()).transpose()?;
             cgroups.setup(&controllers)?;
-            // Under the lock: a leaf is left while there is another group beside it.
+            // Under the lock: the last job to end moves processes back from the leaf, and the last
+            // one is the one without another cgroup beside the leaf.
             cgroups.create_cgroup(name)?;
         }
-        let group = site.parent.join(name);
-        let path = group.join("cgroup.type");
+        let cgroup = site.parent.join(name);
+        let path = cgroup.join("cgroup.type");
         let kind = std::fs::read_to_string(&path)
             .map_err(Error::system(format!("read {}", path.display())))?;
         if kind.trim() != "domain" {
             let reason = format!(
-                "a group made there is `{}`, which takes no processes: threads were enabled in it, \
-                 or in a group above",
+                "the type of a cgroup created there is `{}`, which cannot contain processes: it or an \
+                 ancestor is part of a threaded subtree",
                 kind.trim()
             );
             return Err(Error::Parent { parent: site.parent.clone(), reason });
         }
         limits.apply(&Limits::none(), cgroups, name)?;
-        Entry::new(&group)
+        CgroupEntry::new(&cgroup)
     }
 
-    /// The group's folder.
+    /// Returns the directory of the cgroup.
     pub(super) fn path(&self) -> PathBuf {
         self.site.parent.join(&self.name)
     }
@@ -175,7 +186,7 @@ impl Cgroup {
 impl Containment for Cgroup {
     fn entry(&self, _: &mut Command) -> Result<EnterFn, Error> {
         let entry = Arc::clone(&self.entry);
-        Ok(Box::new(move |entered| entry.enter(entered)))
+        Ok(Box::new(move |state| entry.enter(state)))
     }
 
     fn place(&self) -> String {
@@ -187,12 +198,12 @@ impl Containment for Cgroup {
     }
 
     fn holds(&self, pid: i32) -> Result<bool, Error> {
-        let groups = procfs::read_file(pid, "cgroup");
-        let groups = groups.map_err(Error::system(format!("look at process {pid}")))?;
-        // Bytes: a cgroup below the job's may have any name.
-        let groups = groups.unwrap_or_default();
-        let own = groups.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
-        let is_ours = |part: &[u8]| part == self.name.as_bytes();
+        let cgroups = procfs::read_file(pid, "cgroup");
+        let cgroups = cgroups.map_err(Error::system(format!("read process {pid}")))?;
+        // Bytes: descendants of the job's cgroup may have any name.
+        let cgroups = cgroups.unwrap_or_default();
+        let own = cgroups.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
+        let is_ours = |component: &[u8]| component == self.name.as_bytes();
         Ok(own.is_some_and(|own| own.split(|byte| *byte == b'/').any(is_ours)))
     }
 
@@ -208,7 +219,7 @@ impl Containment for Cgroup {
                 let processes = processes.map_err(Error::system("read killed processes"))?;
                 Err(Error::Unkillable { processes, within })
             }
-            // Somebody has removed it, which only goes when nobody is in it.
+            // Another process has removed the cgroup, which is only possible while it is empty.
             Err(_) if !self.path().is_dir() => Ok(()),
             other => Ok(other?),
         }
@@ -245,109 +256,110 @@ impl Containment for Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        let ended = self.kill().and_then(|()| {
+        let removed = self.kill().and_then(|()| {
             self.cgroups.remove_empty_tree(&self.name)?;
-            self.site.hand_back(&self.cgroups)
+            self.site.move_back(&self.cgroups)
         });
-        if let Err(error) = ended {
-            tracing::warn!("left behind for the keeper: {error}");
-            // It does at this process's end what could not be done now.
+        if let Err(error) = removed {
+            tracing::warn!("failed to end a job, left to its keeper: {error}");
+            // Not dropped, so that the keeper removes the cgroup when this process ends.
             std::mem::forget(self.keeper.take());
         }
     }
 }
 
-/// Removes what dead owners left in a group.
-fn sweep(site: &Site, cgroups: &CgroupManager) {
+/// Removes the cgroups of jobs whose owner is dead.
+fn remove_stale(site: &CgroupSite, cgroups: &CgroupManager) {
     let listed = std::fs::read_dir(&site.parent).and_then(|entries| entries.collect());
     let entries: Vec<std::fs::DirEntry> = listed.unwrap_or_else(|error| {
-        tracing::warn!("cannot look for dead owners' jobs in {}: {error}", site.parent.display());
+        tracing::warn!("failed to list {} for stale jobs: {error}", site.parent.display());
         Vec::new()
     });
     for entry in entries {
         // Names of jobs are ASCII.
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if !Name::parse(&name).is_some_and(|name| name.is_stale()) {
+        if !JobName::parse(&name).is_some_and(|name| name.is_stale()) {
             continue;
         }
-        let swept = cgroups.kill_cgroup(&name).and_then(|()| cgroups.remove_empty_tree(&name));
-        match swept {
+        let removed = cgroups.kill_cgroup(&name).and_then(|()| cgroups.remove_empty_tree(&name));
+        match removed {
             Ok(()) => tracing::info!("removed {name}, whose owner is dead"),
-            // Its keeper may have been faster.
+            // Its keeper or another job has removed it meanwhile.
             Err(_) if !entry.path().exists() => {}
-            Err(error) => tracing::warn!("cannot remove {name}, whose owner is dead: {error}"),
+            Err(error) => tracing::warn!("failed to remove {name}, whose owner is dead: {error}"),
         }
     }
 }
 
-/// What the keeper of a group does.
-struct Keep<'a> {
-    site: &'a Site,
+/// The task of the keeper of a cgroup.
+struct CgroupKeeper<'a> {
+    site: &'a CgroupSite,
     name: &'a str,
 }
 
-impl Duty for Keep<'_> {
-    fn settle(&self) -> io::Result<Option<Pid>> {
-        // Away from the terminal and its signals.
+impl KeeperTask for CgroupKeeper<'_> {
+    fn start(&self) -> io::Result<Option<Pid>> {
+        // A new session: the owner's terminal cannot signal it.
         setsid()?;
         Ok(None)
     }
 
-    fn end(&self, _: Option<Pid>) {
+    fn clean_up(&self, _: Option<Pid>) {
+        // Unbounded: this process must not start a thread.
         let cgroups = self.site.manager().unbounded();
         let mut failures = 0;
-        while self.site.parent.join(self.name).is_dir() && failures < MOST_FAILURES {
-            let ended = cgroups.kill_cgroup(self.name);
-            match ended.and_then(|()| cgroups.remove_empty_tree(self.name)) {
-                // Processes that cannot end: each round waits for them for ten seconds.
+        while self.site.parent.join(self.name).is_dir() && failures < MAX_FAILURES {
+            let killed = cgroups.kill_cgroup(self.name);
+            match killed.and_then(|()| cgroups.remove_empty_tree(self.name)) {
+                // Populated: unkillable processes. Each attempt waits ten seconds for them.
                 Ok(()) | Err(cgroup::Error::Populated { .. }) => {}
-                // It could not even try, as when nothing is left to open a file with.
+                // The attempt failed at once, for example because no descriptors are left.
                 Err(_) => {
                     failures += 1;
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
         }
-        let _ = self.site.hand_back(&cgroups);
+        let _ = self.site.move_back(&cgroups);
     }
 }
 
-/// How a new process enters the group.
+/// The descriptors through which a new process enters the cgroup.
 #[derive(Debug)]
-struct Entry {
-    group: File,
+struct CgroupEntry {
+    dir: File,
     procs: OwnedFd,
 }
 
-impl Entry {
-    fn new(group: &Path) -> Result<Self, Error> {
+impl CgroupEntry {
+    fn new(cgroup: &Path) -> Result<Self, Error> {
         let open = || {
-            let procs = OpenOptions::new().write(true).open(group.join("cgroup.procs"))?;
-            Ok::<_, io::Error>(Self { group: File::open(group)?, procs: procs.into() })
+            let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))?;
+            Ok::<_, io::Error>(Self { dir: File::open(cgroup)?, procs: procs.into() })
         };
-        open().map_err(Error::system(format!("open {}", group.display())))
+        open().map_err(Error::system(format!("open {}", cgroup.display())))
     }
 
-    /// Runs between fork and exec: makes system calls only.
+    /// Enters the cgroup. Runs between fork and exec, so it only makes system calls.
     ///
-    /// The process that std has forked is in its parent's group. Its place is taken by a sibling
-    /// that is born in the job's, so that nothing of it was ever elsewhere, and that costs less than
-    /// a move, for which the kernel stops all forks and exits for a moment.
-    fn enter(&self, entered: &Entered) -> io::Result<()> {
-        if entered.in_person.load(Ordering::Acquire) {
+    /// The process forked by std is in the cgroup of its parent. It clones a sibling into that of the
+    /// job and exits, so that the program was never outside the job. That is also cheaper than a
+    /// move, for which the kernel suspends all forks and exits.
+    fn enter(&self, state: &EntryState) -> io::Result<()> {
+        if state.must_move.load(Ordering::Acquire) {
             return self.move_in();
         }
-        let leads = Leads::now();
-        // SAFETY: this process was forked by std to become a program; it has one thread, and holds no
-        // lock that its copy would wait for.
-        match unsafe { sys::clone_into_cgroup(self.group.as_fd()) } {
-            Ok(None) => leads.again(),
+        let leadership = Leadership::current();
+        // SAFETY: std forked this process to run a program; it has one thread and holds no lock that
+        // its clone would wait for.
+        match unsafe { sys::clone_into_cgroup(self.dir.as_fd()) } {
+            Ok(None) => leadership.restore(),
             Ok(Some(sibling)) => {
-                entered.sibling.store(sibling.as_raw_nonzero().get(), Ordering::Release);
+                state.sibling.store(sibling.as_raw_nonzero().get(), Ordering::Release);
                 sys::exit_now()
             }
-            // Linux before 5.7; a seccomp filter that knows no clone3; a command that has changed
-            // its user, who may not do this.
+            // Linux before 5.7; a seccomp filter that rejects clone3; a command that has changed to
+            // a user who may not do this.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -360,41 +372,42 @@ impl Entry {
         }
     }
 
-    /// With the rights of who opened the file (Linux 5.16 and its stable kernels).
+    /// Moves this process into the cgroup, with the credentials of the process that opened the file
+    /// (Linux 5.16 and its stable kernels).
     fn move_in(&self) -> io::Result<()> {
         rustix::io::write(&self.procs, b"0")?;
-        // Who is born is counted against `pids.max`; who moves is counted only.
-        match (self.number_in(c"pids.current"), self.number_in(c"pids.max")) {
+        // `pids.max` rejects forks but not moves, so check it here.
+        match (self.read_number(c"pids.current"), self.read_number(c"pids.max")) {
             (Some(current), Some(max)) if current > max => Err(Errno::AGAIN.into()),
             _ => Ok(()),
         }
     }
 
-    /// The number in a file of the group. Allocates nothing.
-    fn number_in(&self, file: &CStr) -> Option<u64> {
+    /// Reads the number in a file of the cgroup. Does not allocate.
+    fn read_number(&self, file: &CStr) -> Option<u64> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.group, file, flags, Mode::empty()).ok()?;
+        let file = rustix::fs::openat(&self.dir, file, flags, Mode::empty()).ok()?;
         let mut buffer = [0_u8; 32];
         let count = rustix::io::read(&file, &mut buffer).ok()?;
         std::str::from_utf8(&buffer[..count]).ok()?.trim_end().parse().ok()
     }
 }
 
-/// What a command has made the process be that std forked for it, and its sibling is not.
+/// Whether a process leads its session and its process group. A clone does not inherit that.
 #[derive(Debug, Clone, Copy)]
-struct Leads {
+struct Leadership {
     session: bool,
     group: bool,
 }
 
-impl Leads {
-    fn now() -> Self {
+impl Leadership {
+    fn current() -> Self {
         let (session, group) = sys::is_session_and_group_leader();
         Self { session, group }
     }
 
-    /// Makes the sibling it as well.
-    fn again(self) -> io::Result<()> {
+    /// Makes this process the same kind of leader.
+    fn restore(self) -> io::Result<()> {
         if self.session {
             setsid()?;
         } else if self.group {

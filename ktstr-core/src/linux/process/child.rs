@@ -1,4 +1,4 @@
-//! The processes that the owner itself has started in a job.
+//! Processes that the owner of a job has started itself.
 
 use std::fmt;
 use std::io;
@@ -15,16 +15,16 @@ use super::error::Error;
 use crate::linux::sync::lock;
 use crate::linux::sys;
 
-/// A process that was started in a [`Job`](super::Job). Dropping this does nothing to it: it ends
-/// with its job.
+/// A process that was started in a [`Job`](super::Job). Dropping it does not affect the process,
+/// which ends with its job.
 pub struct Child {
-    /// What it reads, if its standard input was piped.
+    /// The pipe to the standard input, if that was piped.
     pub stdin: Option<ChildStdin>,
-    /// What it writes, if its standard output was piped.
+    /// The pipe from the standard output, if that was piped.
     pub stdout: Option<ChildStdout>,
-    /// What it complains of, if its standard error was piped.
+    /// The pipe from the standard error, if that was piped.
     pub stderr: Option<ChildStderr>,
-    leader: Arc<Leader>,
+    process: Arc<SpawnedProcess>,
 }
 
 impl fmt::Debug for Child {
@@ -34,67 +34,69 @@ impl fmt::Debug for Child {
 }
 
 impl Child {
-    pub(super) fn new(mut child: std::process::Child, leader: Arc<Leader>) -> Self {
+    pub(super) fn new(mut child: std::process::Child, process: Arc<SpawnedProcess>) -> Self {
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        Self { stdin, stdout, stderr: child.stderr.take(), leader }
+        Self { stdin, stdout, stderr: child.stderr.take(), process }
     }
 
-    /// Its number.
+    /// Returns the pid.
     pub fn pid(&self) -> i32 {
-        self.leader.pid()
+        self.process.pid()
     }
 
-    /// Waits for its end and says how it ended. Closes its standard input first, if that was piped.
+    /// Waits for the process to end and returns its exit status. Closes its standard input first, if
+    /// that was piped.
     ///
     /// # Errors
     ///
-    /// If somebody else has waited for it, or SIGCHLD is ignored: its status is lost then.
+    /// If other code has waited for the process, or SIGCHLD is ignored: the status is lost then.
     pub fn wait(&mut self) -> Result<ExitStatus, Error> {
         drop(self.stdin.take());
         loop {
-            if let Some(status) = self.leader.wait_until(None)? {
+            if let Some(status) = self.process.wait_until(None)? {
                 return Ok(status);
             }
         }
     }
 
-    /// As [`wait`](Self::wait), but no longer than `within`; `None` if it still runs then. Leaves its
-    /// standard input open.
+    /// Waits like [`wait`](Self::wait) with a timeout; `None` if the process still runs then. Leaves
+    /// its standard input open.
     ///
     /// # Errors
     ///
     /// As for [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, within: Duration) -> Result<Option<ExitStatus>, Error> {
-        // A time too far for the clock is none.
-        self.leader.wait_until(Some(Instant::now().checked_add(within)).flatten())
+        // A deadline beyond the range of the clock is no deadline.
+        self.process.wait_until(Some(Instant::now().checked_add(within)).flatten())
     }
 }
 
-/// A descriptor that is readable once the process has ended, to be polled.
+/// A pidfd, which polls as readable once the process has ended.
 impl AsFd for Child {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.leader.pidfd.as_fd()
+        self.process.pidfd.as_fd()
     }
 }
 
-/// A process that this one has started, and must reap.
+/// A child of this process, which reaps it.
 #[derive(Debug)]
-pub(super) struct Leader {
+pub(super) struct SpawnedProcess {
     pid: Pid,
     pidfd: OwnedFd,
-    ended: Mutex<Option<Ended>>,
+    /// Set once it was reaped.
+    reaped: Mutex<Option<Reaped>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Ended {
+struct Reaped {
     status: ExitStatus,
-    cpu: Duration,
+    cpu_time: Duration,
 }
 
-impl Leader {
-    /// Takes charge of a child that nobody has waited for.
+impl SpawnedProcess {
+    /// Takes charge of a child that has not been waited for.
     pub(super) fn new(pid: Pid) -> io::Result<Self> {
-        Ok(Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())?, ended: Mutex::default() })
+        Ok(Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())?, reaped: Mutex::default() })
     }
 
     pub(super) fn pid(&self) -> i32 {
@@ -105,18 +107,19 @@ impl Leader {
         self.pidfd.as_fd()
     }
 
-    /// Its CPU time and that of the children it has waited for, once it has been reaped.
-    pub(super) fn cpu(&self) -> Option<Duration> {
-        self.lock().map(|ended| ended.cpu)
+    /// Returns the CPU time of the process and the children it has waited for; `None` until it was
+    /// reaped.
+    pub(super) fn cpu_time(&self) -> Option<Duration> {
+        lock(&self.reaped).map(|reaped| reaped.cpu_time)
     }
 
-    /// Waits for its end, until `deadline` if there is one.
+    /// Waits for the process to end and reaps it; `None` if it still runs at `deadline`.
     pub(super) fn wait_until(
         &self,
         deadline: Option<Instant>,
     ) -> Result<Option<ExitStatus>, Error> {
-        if let Some(ended) = *self.lock() {
-            return Ok(Some(ended.status));
+        if let Some(reaped) = *lock(&self.reaped) {
+            return Ok(Some(reaped.status));
         }
         let fail =
             |error: io::Error| Error::system(format!("wait for process {}", self.pid()))(error);
@@ -125,25 +128,21 @@ impl Leader {
             Ok(false) => return Ok(None),
             Err(errno) => return Err(fail(errno.into())),
         }
-        // Another thread may have been faster.
-        let mut ended = self.lock();
-        if ended.is_none() {
-            let (status, cpu) = sys::reap(self.pid).map_err(fail)?;
-            *ended = Some(Ended { status, cpu });
+        // Another thread may have reaped it meanwhile.
+        let mut reaped = lock(&self.reaped);
+        if reaped.is_none() {
+            let (status, cpu_time) = sys::reap(self.pid).map_err(fail)?;
+            *reaped = Some(Reaped { status, cpu_time });
         }
-        Ok(ended.map(|ended| ended.status))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Ended>> {
-        lock(&self.ended)
+        Ok(reaped.map(|reaped| reaped.status))
     }
 }
 
-/// Waits until one of the descriptors is ready; false if that takes until `deadline`.
+/// Waits until one of the descriptors is ready; returns false if none is at `deadline`.
 pub(crate) fn wait_for(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool, Errno> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // A time too long for the kernel's clock is none.
+        // A timeout beyond the range of the kernel is no timeout.
         let timeout = left.and_then(|left| left.try_into().ok());
         match poll(fds, timeout.as_ref()) {
             Ok(ready) => return Ok(ready > 0),

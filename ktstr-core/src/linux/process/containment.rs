@@ -1,4 +1,4 @@
-//! What a mechanism has to do for a job.
+//! The interface of the two mechanisms.
 
 use std::fmt;
 use std::io;
@@ -10,40 +10,40 @@ use std::time::Duration;
 use super::error::Error;
 use super::limits::Limits;
 
-/// Holds the processes of a job. Dropping it ends them, and whatever was made to hold them.
+/// Contains the processes of a job. Dropping it kills them and removes what was created for them.
 pub(super) trait Containment: fmt::Debug + Send + Sync {
-    /// Prepares a command for this job; returns how its process gets in.
+    /// Prepares a command for this job; returns the function by which its process enters.
     fn entry(&self, command: &mut Command) -> Result<EnterFn, Error>;
 
-    /// Where that is, in words.
+    /// Describes the cgroup or process group in an error message.
     fn place(&self) -> String;
 
-    /// The numbers of the processes in it, of some that have just ended, too.
+    /// Returns the pids of the processes in it, including some that have just ended.
     fn pids(&self) -> Result<Vec<i32>, Error>;
 
-    /// Returns whether a process is in it now; false if the process is gone.
+    /// Returns whether it contains a process now; false if the process does not exist.
     fn holds(&self, pid: i32) -> Result<bool, Error>;
 
-    /// A file that tells when the job gets empty, if there is one: `cgroup.events`.
+    /// Returns the file that changes when the job becomes empty (`cgroup.events`), if there is one.
     fn events(&self) -> Option<PathBuf>;
 
-    /// Kills all processes; returns when there are none.
+    /// Kills all processes; returns when none is left.
     fn kill(&self) -> Result<(), Error>;
 
-    /// Stops all processes or lets them go on; returns when that is so.
+    /// Freezes or thaws all processes; returns when that is done.
     fn freeze(&self, frozen: bool) -> Result<(), Error>;
 
-    /// Takes in a process that was started elsewhere.
+    /// Moves a process that was started elsewhere into the job.
     fn adopt(&self, pid: i32) -> Result<(), Error>;
 
-    /// Puts other limits in the place of those there are.
+    /// Replaces all limits.
     fn update_limits(&self, limits: Limits) -> Result<(), Error>;
 
-    /// What the kernel has counted for the job as a whole.
+    /// Returns what the kernel has counted for the job as a whole.
     fn usage(&self) -> Result<Usage, Error>;
 }
 
-/// What the kernel has counted for a job as a whole; `None` where it counts processes only.
+/// Resource usage of a job as a whole; `None` where the kernel only counts for single processes.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     pub(super) cpu_time: Option<Duration>,
@@ -51,21 +51,21 @@ pub(super) struct Usage {
     pub(super) peak_memory: Option<u64>,
 }
 
-/// Run by a new process between fork and exec, so it only makes system calls. A process that does
-/// not return from it has left its place to the sibling it names.
+/// Runs in a new process between fork and exec, so it only makes system calls. It either returns, or
+/// exits after the process has been replaced by the sibling in [`EntryState::sibling`].
 ///
-/// It is unsafe to call for any other process.
-pub(super) type EnterFn = Box<dyn Fn(&Entered) -> io::Result<()> + Send + Sync>;
+/// It must not be called in any other process.
+pub(super) type EnterFn = Box<dyn Fn(&EntryState) -> io::Result<()> + Send + Sync>;
 
-/// What a new process is told and says of its entry, in memory it shares with its parent.
+/// The state of one process's entry, in memory that it shares with its parent.
 #[derive(Debug, Default)]
-pub(super) struct Entered {
-    /// It is to enter as itself, and leave its place to nobody.
-    pub(super) in_person: AtomicBool,
-    /// The process that took the place of the one that was forked; 0 for none.
+pub(super) struct EntryState {
+    /// Set by the parent: the process must move itself and not clone a sibling.
+    pub(super) must_move: AtomicBool,
+    /// The pid of the sibling that replaces the forked process; 0 for none.
     pub(super) sibling: AtomicI32,
-    /// Some process has got in.
-    pub(super) got_in: AtomicBool,
-    /// The number of the error that kept it out; 0 for none.
-    pub(super) refused: AtomicI32,
+    /// A process has entered.
+    pub(super) has_entered: AtomicBool,
+    /// The error number of a failed entry; 0 for none.
+    pub(super) errno: AtomicI32,
 }

@@ -1,4 +1,4 @@
-//! What went wrong with a job.
+//! Errors of jobs.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,34 +13,34 @@ use crate::linux::cgroup;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The job's cgroup refused.
+    /// An operation on the job's cgroup failed.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
-    /// Limits were asked for where no cgroup can keep them.
+    /// Limits were requested and no cgroup can be created that enforces them.
     #[error(
         "cannot limit a job to {limits}: {tried}. Limits need a cgroup v2 that the caller may \
-         make: run as root, or in a delegated group (`systemd-run --user --scope -p Delegate=yes \
-         COMMAND`), in a container with a cgroup namespace of its own and cgroupfs writable; see \
+         create: run as root, or in a delegated cgroup (`systemd-run --user --scope -p Delegate=yes \
+         COMMAND`), or in a container with its own cgroup namespace and writable cgroupfs; see \
          docs/guide/processes.md"
     )]
     NoLimits {
-        /// What was asked for.
+        /// The requested limits.
         limits: Limits,
-        /// Which files were tried, and what they answered.
+        /// Which files were tried, and what the kernel answered.
         tried: String,
     },
-    /// A program was to be started in a job that is suspended, and could never say that it was.
-    #[error("cannot start `{}` in a job that is suspended: resume it first", program.display())]
+    /// A program was to be started in a suspended job. It could not report that it has started.
+    #[error("cannot start `{}` in a suspended job: resume it first", program.display())]
     Suspended {
         /// The program.
         program: OsString,
     },
-    /// What was asked for needs another mechanism than the job has.
+    /// The operation is not supported by the job's mechanism.
     #[error("cannot {operation} a job that is a process group: that needs a cgroup, and {why}")]
     NeedsCgroup {
-        /// What was asked for.
+        /// The operation.
         operation: &'static str,
-        /// Why the job is no cgroup.
+        /// Why the job is not a cgroup.
         why: String,
     },
     /// A program could not be started.
@@ -48,47 +48,47 @@ pub enum Error {
     Spawn {
         /// The program.
         program: OsString,
-        /// What came back.
+        /// The error of the kernel.
         source: io::Error,
         /// What to do about it.
         advice: &'static str,
     },
-    /// A new process could not enter the job. Its program has not begun.
+    /// A new process could not enter the job. Its program has not started.
     #[error("failed to start `{}` in {place}: {source}; {advice}", program.display())]
     Enter {
         /// The program.
         program: OsString,
-        /// The group it was to be in.
+        /// The cgroup or process group.
         place: String,
-        /// What came back.
+        /// The error of the kernel.
         source: io::Error,
         /// What to do about it.
         advice: &'static str,
     },
-    /// Processes live on although they were killed.
+    /// Processes still exist after they were killed.
     #[error(
-        "failed to kill {}: still there after {within:?}. State D waits in the kernel and goes \
-         when that wait ends; anything else has another user's rights",
+        "failed to kill {}: still there after {within:?}. A process in state D ends when its wait in \
+         the kernel does; others belong to another user",
         list(processes)
     )]
     Unkillable {
         /// The processes.
         processes: Vec<Process>,
-        /// How long was waited.
+        /// The timeout.
         within: Duration,
     },
     /// A system call failed.
     #[error("failed to {operation}: {source}")]
     System {
-        /// What was tried, on what.
+        /// The operation and its object.
         operation: String,
-        /// What came back.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// A path that was to hold the job's group is none in which one can be.
-    #[error("cannot make a job below {}: {reason}", parent.display())]
+    /// A job's cgroup cannot be created in a directory.
+    #[error("cannot create a job below {}: {reason}", parent.display())]
     Parent {
-        /// The path.
+        /// The directory.
         parent: PathBuf,
         /// Why not.
         reason: String,
@@ -96,7 +96,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err` after a system call.
+    /// Returns a function for `map_err` after a system call.
     pub(super) fn system<E: Into<io::Error>>(
         operation: impl Into<String>,
     ) -> impl FnOnce(E) -> Self {
@@ -105,12 +105,12 @@ impl Error {
     }
 }
 
-/// How many processes an error names.
-const MOST_NAMED: usize = 8;
+/// How many processes an error message lists.
+const MAX_LISTED: usize = 8;
 
-/// `4711 sleep (state D, `sleep 1000`), 4712 cat (state D, `cat`) and 3 more`.
+/// Formats a list: `4711 sleep (state D, `sleep 1000`), 4712 cat (state D, `cat`) and 3 more`.
 fn list(processes: &[Process]) -> String {
-    let named: Vec<_> = processes.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+    let named: Vec<_> = processes.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     let more = processes.len() - named.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     named.join(", ") + &more

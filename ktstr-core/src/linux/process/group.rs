@@ -1,8 +1,9 @@
-//! A job as a process group, for those who may make no cgroup.
+//! A job as a process group, for callers that may not create a cgroup.
 //!
-//! The group is led by a zombie, a child of the keeper that ends at once: as long as nobody reaps it,
-//! the group's number stays taken, and a signal to the group hurts nobody else. Who leaves the group is
-//! known by a variable that all processes of the job have in their environment.
+//! The leader of the process group is a zombie: a child of the keeper that exits at once. Until it is
+//! reaped, its pid and therefore the id of the group stay taken, so a signal to the group cannot
+//! reach other processes. Processes that leave the group are found by a variable that every process
+//! of the job has in its environment.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,33 +19,34 @@ use rustix::process::{
 use super::child::wait_for;
 use super::containment::{Containment, EnterFn, Usage};
 use super::error::Error;
-use super::keeper::{Duty, Keeper};
+use super::keeper::{Keeper, KeeperTask};
 use super::limits::Limits;
-use super::name::Name;
+use super::name::JobName;
 use super::pinned::{self, Pinned};
 use super::procfs::{self, Stat};
 use crate::linux::cgroup::SETTLE_WITHIN;
 use crate::linux::sys;
 
-/// How many processes are waited for at a time, for each takes a descriptor.
-const MOST_PINNED: usize = 64;
+/// How many processes are waited for at a time, because each takes a descriptor.
+const MAX_PINNED: usize = 64;
 
-/// A process group that was made for one job.
+/// A process group that was created for one job.
 #[derive(Debug)]
-pub(super) struct Group {
+pub(super) struct ProcessGroup {
+    /// Why the job is not a cgroup.
     why: String,
-    scope: Scope,
+    members: GroupMembers,
     keeper: Option<Keeper>,
 }
 
-impl Group {
-    /// Makes a process group for a job; `why` it is not a cgroup.
+impl ProcessGroup {
+    /// Creates a process group for a job; `why` it is not a cgroup.
     pub(super) fn new(why: String) -> Result<Self, Error> {
-        let mark = Mark::new(&Name::next()?);
+        let mark = EnvironmentMark::new(&JobName::next()?);
         let fail = Error::system("fork a keeper");
-        let (keeper, leader) = Keeper::start(&Keep { mark: &mark }).map_err(fail)?;
-        let group = leader.expect("it has forked the leader of the group");
-        Ok(Self { why, scope: Scope { group, mark }, keeper: Some(keeper) })
+        let (keeper, leader) = Keeper::start(&GroupKeeper { mark: &mark }).map_err(fail)?;
+        let group = leader.expect("GroupKeeper::start returns the leader of the group");
+        Ok(Self { why, members: GroupMembers { group, mark }, keeper: Some(keeper) })
     }
 
     fn needs_cgroup(&self, operation: &'static str) -> Error {
@@ -52,33 +54,33 @@ impl Group {
     }
 }
 
-/// How processes that have left the group are found.
+/// Identifies processes that have left the group.
 #[derive(Debug, Clone)]
-struct Mark {
+struct EnvironmentMark {
     variable: String,
-    /// No process of the job is older than its owner.
+    /// The start time of the owner. No process of the job is older.
     start_ticks: u64,
 }
 
-impl Mark {
-    fn new(name: &Name) -> Self {
+impl EnvironmentMark {
+    fn new(name: &JobName) -> Self {
         Self { variable: name.variable(), start_ticks: name.start_ticks() }
     }
 }
 
 /// The processes of a job: those in the group, and those with the mark.
 #[derive(Debug)]
-struct Scope {
+struct GroupMembers {
     group: Pid,
-    mark: Mark,
+    mark: EnvironmentMark,
 }
 
-impl Scope {
+impl GroupMembers {
     fn holds(&self, pid: i32) -> Result<bool, Error> {
-        let fail = || Error::system(format!("look at process {pid}"));
+        let fail = || Error::system(format!("read process {pid}"));
         let leader = self.group.as_raw_nonzero().get();
         let stat = match Stat::read(pid) {
-            // With hidepid=1, of a process with another user's rights.
+            // A process of another user, with hidepid=1.
             Err(error) if procfs::is_denied(&error) => None,
             read => read.map_err(fail())?,
         };
@@ -100,22 +102,25 @@ impl Scope {
         Ok(pids)
     }
 
-    /// Kills all processes; returns when they are gone.
+    /// Kills all processes; returns when none is left.
     fn kill(&self) -> Result<(), Error> {
         let deadline = Instant::now() + SETTLE_WITHIN;
         loop {
-            // No fork gets through: the kernel refuses those of a process that has a signal to take.
+            // First the group at once: the kernel refuses a fork of a process with a pending signal,
+            // so no child escapes.
             match kill_process_group(self.group, Signal::KILL) {
-                // ESRCH: nobody is in it. EPERM: nobody in it may be killed, of which is told below.
+                // ESRCH: the group is empty. EPERM: none of its processes may be killed; they are
+                // reported as unkillable below.
                 Ok(()) | Err(Errno::SRCH | Errno::PERM) => {}
                 Err(errno) => return Err(Error::system("kill a process group")(errno)),
             }
-            let left = self.kill_some()?;
+            // Then the processes that have left the group, until no new ones are found.
+            let left = self.kill_each()?;
             if left.is_empty() {
                 return Ok(());
             }
             let fds = left.iter().map(|left| PollFd::new(&left.pidfd, PollFlags::IN));
-            let fail = Error::system("wait for the end of killed processes");
+            let fail = Error::system("wait for killed processes to end");
             let ended = wait_for(&mut fds.collect::<Vec<_>>(), Some(deadline)).map_err(fail)?;
             if !ended || Instant::now() >= deadline {
                 let processes = left.into_iter().map(|left| left.process).collect();
@@ -124,14 +129,14 @@ impl Scope {
         }
     }
 
-    /// Kills every process; returns some of those that have not ended yet.
-    fn kill_some(&self) -> Result<Vec<Pinned>, Error> {
+    /// Kills every process; returns up to [`MAX_PINNED`] of those that have not ended yet.
+    fn kill_each(&self) -> Result<Vec<Pinned>, Error> {
         let mut left = Vec::new();
         for pid in self.pids()? {
             let Some(pinned) = pinned::pin(pid, |pid| self.holds(pid))? else { continue };
-            // One that may not be killed is among those that are left in the end.
+            // A process that may not be killed stays in the list until the timeout.
             let _ = pidfd_send_signal(&pinned.pidfd, Signal::KILL);
-            if left.len() < MOST_PINNED {
+            if left.len() < MAX_PINNED {
                 left.push(pinned);
             }
         }
@@ -139,27 +144,28 @@ impl Scope {
     }
 }
 
-impl Containment for Group {
+impl Containment for ProcessGroup {
     fn entry(&self, command: &mut Command) -> Result<EnterFn, Error> {
-        command.env(&self.scope.mark.variable, "1");
-        let group = self.scope.group;
+        command.env(&self.members.mark.variable, "1");
+        let group = self.members.group;
         Ok(Box::new(move |_| match setpgid(None, Some(group)) {
-            // The command has made it the leader of a session. It is found by its mark.
+            // The command has made the process a session leader, which cannot change its group. The
+            // mark identifies it.
             Err(Errno::PERM) if sys::is_session_and_group_leader().0 => Ok(()),
             joined => Ok(joined?),
         }))
     }
 
     fn place(&self) -> String {
-        format!("process group {}", self.scope.group)
+        format!("process group {}", self.members.group)
     }
 
     fn pids(&self) -> Result<Vec<i32>, Error> {
-        self.scope.pids()
+        self.members.pids()
     }
 
     fn holds(&self, pid: i32) -> Result<bool, Error> {
-        self.scope.holds(pid)
+        self.members.holds(pid)
     }
 
     fn events(&self) -> Option<PathBuf> {
@@ -167,7 +173,7 @@ impl Containment for Group {
     }
 
     fn kill(&self) -> Result<(), Error> {
-        self.scope.kill()
+        self.members.kill()
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), Error> {
@@ -187,29 +193,30 @@ impl Containment for Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Err(error) = self.kill() {
-            tracing::warn!("left behind for the keeper: {error}");
-            // It tries again at this process's end.
+            tracing::warn!("failed to end a job, left to its keeper: {error}");
+            // Not dropped, so that the keeper kills the rest when this process ends.
             std::mem::forget(self.keeper.take());
         }
     }
 }
 
-/// What the keeper of a group does.
-struct Keep<'a> {
-    mark: &'a Mark,
+/// The task of the keeper of a process group.
+struct GroupKeeper<'a> {
+    mark: &'a EnvironmentMark,
 }
 
-impl Duty for Keep<'_> {
-    fn settle(&self) -> io::Result<Option<Pid>> {
-        // Not with its owner, whose terminal may signal all of its group, but in the same session: who
-        // is in another one may not join the group.
+impl KeeperTask for GroupKeeper<'_> {
+    fn start(&self) -> io::Result<Option<Pid>> {
+        // Not in the owner's process group, which the terminal may signal, but in the same session:
+        // a process cannot join a group in another session.
         setpgid(None, None)?;
         let lead = || i32::from(setpgid(None, None).is_err());
         // SAFETY: the child makes one system call.
         let leader = unsafe { sys::fork(lead) }?;
+        // Not reaped (NOWAIT): the zombie keeps the id of the group taken.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let ended = waitid(WaitId::Pid(leader), options)?;
         match ended.and_then(|ended| ended.exit_status()) {
@@ -218,10 +225,10 @@ impl Duty for Keep<'_> {
         }
     }
 
-    fn end(&self, kept: Option<Pid>) {
+    fn clean_up(&self, kept: Option<Pid>) {
         if let Some(group) = kept {
-            let scope = Scope { group, mark: self.mark.clone() };
-            while let Err(Error::Unkillable { .. }) = scope.kill() {}
+            let members = GroupMembers { group, mark: self.mark.clone() };
+            while let Err(Error::Unkillable { .. }) = members.kill() {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs.
+//! Jobs: start, find, signal and kill processes that are contained together.
 
 use std::fmt;
 use std::io;
@@ -6,37 +6,41 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-use super::cgroup::{Cgroup, Site};
-use super::child::{Child, Leader};
-use super::containment::{Containment, Entered};
+use super::cgroup::{Cgroup, CgroupSite};
+use super::child::{Child, SpawnedProcess};
+use super::containment::{Containment, EntryState};
 use super::error::Error;
-use super::group::Group;
+use super::group::ProcessGroup;
 use super::limits::Limits;
 use super::pinned::{self, Pinned};
 use super::procfs::{self, Process, Stat};
-use crate::linux::cgroup::SETTLE_WITHIN;
+use crate::linux::cgroup::{self, SETTLE_WITHIN};
+use crate::linux::sync::lock;
 use crate::linux::sys::{self, Shared};
 
-/// What holds the processes of a job, and why it is that.
+/// How a job contains its processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mechanism {
-    /// A cgroup v2 of its own: nothing leaves it, limits can be set, and it is killed as a whole.
+    /// A cgroup v2 of its own. Processes cannot leave it, limits can be set, and all processes are
+    /// killed at once.
     CgroupV2 {
-        /// The group's folder.
+        /// The directory of the cgroup.
         group: PathBuf,
     },
-    /// A process group. Who leaves it is still found by a variable in its environment, unless that is
-    /// cleared, written over or cannot be read, as that of programs with the rights of another user:
-    /// such a process is not known to the job. (Nor is one in the group, where /proc is mounted with
-    /// `hidepid`.) There are no limits, and no suspending. Its programs
-    /// are in the background of their terminal.
+    /// A process group.
+    ///
+    /// A process that leaves it is found by a variable in its environment, unless it has cleared or
+    /// overwritten that, or the environment cannot be read, as of a program that runs as another
+    /// user: such a process is not a member of the job. (Neither are those in the process group
+    /// where /proc is mounted with `hidepid`.) Limits and suspending are not supported. The programs
+    /// run in the background of their terminal.
     ProcessGroup {
-        /// Why it is not a cgroup: which files were tried, and what they answered.
+        /// Why there is no cgroup: which files were tried, and what the kernel answered.
         why: String,
     },
 }
@@ -45,36 +49,37 @@ impl fmt::Display for Mechanism {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CgroupV2 { group } => write!(f, "cgroup {}", group.display()),
-            Self::ProcessGroup { why } => write!(f, "process group, for {why}"),
+            Self::ProcessGroup { why } => write!(f, "process group ({why})"),
         }
     }
 }
 
-/// What a job has used so far.
+/// The resources that a job has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
     /// Processes that have not ended.
     pub live: usize,
-    /// CPU time of all processes. A cgroup counts it all; in a process group, what orphans used
+    /// CPU time of all processes. A cgroup counts all of it; in a process group, the time of orphans
     /// that have ended is lost.
     pub cpu_time: Duration,
-    /// The most memory, in bytes: of all at once if the job is a cgroup with a memory limit (Linux
-    /// 5.19 and later), else the sum of what each of those alive has had at most.
+    /// Peak memory in bytes: of all processes together if the job is a cgroup with a memory limit
+    /// (Linux 5.19 and later), else the sum of the peaks of the running processes.
     pub peak_memory: u64,
 }
 
-/// Holds processes and all that they start. Dropping it kills them; so does the end of this
-/// process, however it comes.
+/// Contains processes and all their descendants. Dropping it kills them, and so does the end of the
+/// owner, the process that created the job, even by SIGKILL.
 #[derive(Debug)]
 pub struct Job {
+    /// `None` only while the job is dropped.
     containment: Option<Box<dyn Containment>>,
     mechanism: Mechanism,
-    /// Held by all who start processes, and alone by who kills or suspends them.
+    /// Locked for reading while a process is started, for writing while all are killed or frozen.
     gate: RwLock<Gate>,
-    leaders: Mutex<Leaders>,
-    /// Nobody can be born in the cgroup any more.
-    in_person: AtomicBool,
-    /// The process that made the job: what it forks is not its owner.
+    children: Mutex<SpawnedChildren>,
+    /// New processes move into the cgroup, because the kernel kills those that are cloned into it.
+    must_move: AtomicBool,
+    /// The process that created the job. Its forks do not own the job.
     owner: Pid,
 }
 
@@ -83,178 +88,185 @@ struct Gate {
     is_suspended: bool,
 }
 
-/// The processes that were spawned.
+/// The processes that [`Job::spawn`] has started.
 #[derive(Debug, Default)]
-struct Leaders {
-    running: Vec<Arc<Leader>>,
-    /// The CPU time of the others.
+struct SpawnedChildren {
+    running: Vec<Arc<SpawnedProcess>>,
+    /// The CPU time of those that were reaped.
     cpu_of_reaped: Duration,
 }
 
-impl Leaders {
-    /// Lets go of those that have been reaped: each costs a descriptor.
-    fn forget_reaped(&mut self) {
-        let reaped = &mut self.cpu_of_reaped;
-        self.running.retain(|leader| {
-            let cpu = leader.cpu();
-            *reaped += cpu.unwrap_or_default();
+impl SpawnedChildren {
+    /// Drops the processes that have been reaped, because each holds a descriptor.
+    fn drop_reaped(&mut self) {
+        let total = &mut self.cpu_of_reaped;
+        self.running.retain(|child| {
+            let cpu = child.cpu_time();
+            *total += cpu.unwrap_or_default();
             cpu.is_none()
         });
     }
 }
 
 impl Job {
-    /// Makes an empty job: a cgroup in the one this process is in, or else a process group.
+    /// Creates an empty job: a cgroup in that of this process, or else a process group.
     ///
-    /// What ends or limits this process's cgroup ends and limits the job's with it.
+    /// Limits on the cgroup of this process also limit the job, and killing it kills the job.
     ///
-    /// If this process is in the way of controllers that limits need, it moves to a leaf of its
-    /// group, with all others that are there, and they move back with the last job.
+    /// If processes in the cgroup of this process prevent controllers that the limits need from
+    /// being enabled, they move to a leaf cgroup, this process included. They move back when the last
+    /// job ends.
     ///
-    /// What dead owners have left behind where the group is made is removed.
+    /// Removes jobs in the same cgroup whose owner is dead.
     ///
     /// # Errors
     ///
-    /// [`Error::NoLimits`] if limits are asked for and no cgroup can be made that keeps them.
+    /// [`Error::NoLimits`] if there are limits and no cgroup can be created that enforces them.
     pub fn new(limits: Limits) -> Result<Self, Error> {
         pinned::check_proc()?;
-        let tried = match Site::own() {
+        let why = match CgroupSite::own() {
             Ok(site) => {
                 let parent = site.parent.display().to_string();
                 match Cgroup::new(site, limits) {
                     Ok(cgroup) => return Ok(Self::in_cgroup(cgroup)),
-                    // The value is wrong, wherever it is written.
-                    Err(error @ Error::Cgroup(crate::linux::cgroup::Error::Range { .. })) => {
-                        return Err(error);
-                    }
-                    Err(error) => format!("no cgroup can be made below {parent}: {error}"),
+                    // A value out of range is wrong with any mechanism.
+                    Err(error @ Error::Cgroup(cgroup::Error::Range { .. })) => return Err(error),
+                    Err(error) => format!("no cgroup can be created in {parent}: {error}"),
                 }
             }
             Err(why) => why,
         };
         if limits != Limits::none() {
-            return Err(Error::NoLimits { limits, tried });
+            return Err(Error::NoLimits { limits, tried: why });
         }
-        let mechanism = Mechanism::ProcessGroup { why: tried.clone() };
-        Ok(Self::held_by(Box::new(Group::new(tried)?), mechanism))
+        let mechanism = Mechanism::ProcessGroup { why: why.clone() };
+        Ok(Self::contained_by(Box::new(ProcessGroup::new(why)?), mechanism))
     }
 
-    /// Makes an empty job in a cgroup below `parent`, or none at all.
+    /// Creates an empty job in a cgroup below `parent`. Never falls back to a process group.
     ///
     /// # Errors
     ///
-    /// If the cgroup cannot be made.
+    /// If the cgroup cannot be created.
     pub fn below(parent: impl AsRef<Path>, limits: Limits) -> Result<Self, Error> {
         pinned::check_proc()?;
-        Ok(Self::in_cgroup(Cgroup::new(Site::below(parent.as_ref())?, limits)?))
+        Ok(Self::in_cgroup(Cgroup::new(CgroupSite::below(parent.as_ref())?, limits)?))
     }
 
     fn in_cgroup(cgroup: Cgroup) -> Self {
         let mechanism = Mechanism::CgroupV2 { group: cgroup.path() };
-        Self::held_by(Box::new(cgroup), mechanism)
+        Self::contained_by(Box::new(cgroup), mechanism)
     }
 
-    fn held_by(containment: Box<dyn Containment>, mechanism: Mechanism) -> Self {
+    fn contained_by(containment: Box<dyn Containment>, mechanism: Mechanism) -> Self {
         Self {
             containment: Some(containment),
             mechanism,
             gate: RwLock::default(),
-            leaders: Mutex::default(),
-            in_person: AtomicBool::default(),
+            children: Mutex::default(),
+            must_move: AtomicBool::default(),
             owner: getpid(),
         }
     }
 
     pub(super) fn containment(&self) -> &dyn Containment {
-        self.containment.as_deref().expect("taken by drop only")
+        self.containment.as_deref().expect("only drop takes it")
     }
 
-    fn leaders(&self) -> MutexGuard<'_, Leaders> {
-        let mut leaders = self.leaders.lock().unwrap_or_else(|poison| poison.into_inner());
-        leaders.forget_reaped();
-        leaders
+    fn children(&self) -> MutexGuard<'_, SpawnedChildren> {
+        let mut children = lock(&self.children);
+        children.drop_reaped();
+        children
     }
 
-    /// Keeps processes from being started.
-    fn close(&self) -> RwLockWriteGuard<'_, Gate> {
-        self.gate.write().unwrap_or_else(|poison| poison.into_inner())
+    /// Prevents processes from being started until the guard is dropped.
+    fn close_gate(&self) -> RwLockWriteGuard<'_, Gate> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What holds the processes, and why it is that.
+    /// Returns how the job contains its processes.
     pub fn mechanism(&self) -> &Mechanism {
         &self.mechanism
     }
 
     /// Starts a program. It is in the job before its first instruction.
     ///
-    /// What a `pre_exec` of the command starts is not: those run before. With a cgroup they run in a
-    /// process that then leaves its place to another, which has its session and process group, but
-    /// not what a fork does not inherit: timers, locks, a tracer.
+    /// Processes that a `pre_exec` of the command starts are not in the job, because `pre_exec` runs
+    /// before the entry. With a cgroup, the process that runs it is then replaced by a clone, which
+    /// has the same session and process group, but nothing that a fork does not inherit: timers,
+    /// locks, a tracer.
     ///
-    /// It is killed at the end of the calling *thread* already: spawn from one that lives as long
+    /// The program is killed when the calling *thread* ends: spawn from a thread that lives as long
     /// as the program should.
     ///
     /// # Errors
     ///
-    /// [`Error::Spawn`] if the program cannot be started, [`Error::Enter`] if the job does not take
-    /// its process, [`Error::Suspended`] if that could not go on. Nothing runs then.
+    /// [`Error::Spawn`] if the program cannot be started, [`Error::Enter`] if its process cannot
+    /// enter the job, [`Error::Suspended`] if the job is suspended. Nothing runs then.
     pub fn spawn(&self, mut command: Command) -> Result<Child, Error> {
-        let gate = self.gate.read().unwrap_or_else(|poison| poison.into_inner());
+        // 1. No process may enter while the job is killed or frozen.
+        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         if gate.is_suspended {
             return Err(Error::Suspended { program: command.get_program().to_owned() });
         }
-        let entered = Arc::new(
-            Shared::new(Entered::default()).map_err(Error::system("map a page of memory"))?,
-        );
-        entered.in_person.store(self.in_person.load(Ordering::Acquire), Ordering::Release);
+
+        // 2. The new process enters the job between fork and exec, and reports through `state`.
+        let state = Shared::new(EntryState::default());
+        let state = Arc::new(state.map_err(Error::system("map a page of memory"))?);
+        state.must_move.store(self.must_move.load(Ordering::Acquire), Ordering::Release);
         let enter = self.containment().entry(&mut command)?;
         let owner = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(Error::system("open a pidfd of this process"))?;
-        let says = Arc::clone(&entered);
-        let get_in = move || {
-            let got_in = enter(&says).and_then(|()| sys::die_with_parent());
-            if let Err(error) = got_in {
-                says.refused.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        let child_state = Arc::clone(&state);
+        let pre_exec = move || {
+            if let Err(error) = enter(&child_state).and_then(|()| sys::die_with_parent()) {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                child_state.errno.store(errno, Ordering::Release);
                 return Err(error);
             }
-            says.got_in.store(true, Ordering::Release);
-            // A parent that was gone by then will never be told of by a signal.
+            child_state.has_entered.store(true, Ordering::Release);
+            // If the owner ended before `die_with_parent`, no signal is sent any more.
             match pinned::has_ended(&owner) {
                 false => Ok(()),
-                true => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
+                true => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             }
         };
-        // SAFETY: between fork and exec the closure makes system calls only, on descriptors it owns
-        // and in shared memory; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(get_in) };
+        // SAFETY: between fork and exec the closure only makes system calls, on descriptors it owns
+        // and in shared memory; it does not allocate or take a lock.
+        unsafe { command.pre_exec(pre_exec) };
+
+        // 3. Start it. The process that std forks may have replaced itself by a sibling.
         let mut spawned = command.spawn();
-        let sibling = || Pid::from_raw(entered.sibling.swap(0, Ordering::AcqRel));
-        let mut born = sibling();
-        if let Some(stillborn) = born.filter(|_| !entered.got_in.load(Ordering::Acquire)) {
-            // Linux from 6.14 on, and stable kernels of its time, take the number of kills of the
-            // parent's group for that of the child's: whoever is born in a group that has been
-            // killed, or of one that has, is killed at once (cgroup_css_set_fork, kill_seq).
-            let _ = sys::reap(stillborn);
+        let take_sibling = || Pid::from_raw(state.sibling.swap(0, Ordering::AcqRel));
+        let mut sibling = take_sibling();
+        if let Some(killed) = sibling.filter(|_| !state.has_entered.load(Ordering::Acquire)) {
+            // Linux 6.14 and its stable kernels compare the kill counter of the parent's cgroup with
+            // that of the child's (cgroup_css_set_fork, kill_seq): if the job's cgroup or that of the
+            // parent was ever killed, a process cloned into the former is killed at once. Move from
+            // now on.
+            let _ = sys::reap(killed);
             let _ = spawned.map(|mut child| child.wait());
-            self.in_person.store(true, Ordering::Release);
-            entered.in_person.store(true, Ordering::Release);
+            self.must_move.store(true, Ordering::Release);
+            state.must_move.store(true, Ordering::Release);
             spawned = command.spawn();
-            born = sibling();
+            sibling = take_sibling();
         }
+
+        // 4. From here on the process is the owner's to reap.
         match spawned {
-            Ok(child) => self.take_charge(child, born),
+            Ok(child) => self.register(child, sibling),
             Err(source) => {
-                if let Some(born) = born {
-                    // It has said why it ends, so this takes no time; it fails if SIGCHLD is ignored.
-                    let _ = sys::reap(born);
+                if let Some(sibling) = sibling {
+                    // It has reported its error and is exiting. Fails if SIGCHLD is ignored.
+                    let _ = sys::reap(sibling);
                 }
-                let refused = entered.refused.load(Ordering::Acquire);
-                Err(self.spawn_error(&command, source, refused))
+                Err(self.spawn_error(&command, source, state.errno.load(Ordering::Acquire)))
             }
         }
     }
 
-    fn take_charge(
+    /// Takes charge of a process that was started.
+    fn register(
         &self,
         mut child: std::process::Child,
         sibling: Option<Pid>,
@@ -262,102 +274,105 @@ impl Job {
         let pid = match sibling {
             None => Pid::from_child(&child),
             Some(sibling) => {
+                // `wait` would close the sibling's standard input.
                 let stdin = child.stdin.take();
-                // What std has forked left its place to its sibling, and has ended.
+                // The process that std forked has exited after it created its sibling.
                 let _ = child.wait();
                 child.stdin = stdin;
                 sibling
             }
         };
-        let leader = Leader::new(pid).map_err(|error| {
-            // With SIGCHLD ignored it is reaped as soon as it ends, and its number is free.
+        let process = SpawnedProcess::new(pid).map_err(|error| {
+            // ESRCH: SIGCHLD is ignored, so the process was reaped when it ended and its pid is free.
             if error.raw_os_error() != Some(libc::ESRCH) {
-                // Nobody has waited for it, so the number is its own.
+                // It has not been waited for, so the pid is still its own.
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
                 let _ = sys::reap(pid);
             }
             Error::system(format!("open a pidfd of process {pid}, which was started"))(error)
         })?;
-        let leader = Arc::new(leader);
-        self.leaders().running.push(Arc::clone(&leader));
-        Ok(Child::new(child, leader))
+        let process = Arc::new(process);
+        self.children().running.push(Arc::clone(&process));
+        Ok(Child::new(child, process))
     }
 
-    fn spawn_error(&self, command: &Command, source: std::io::Error, refused: i32) -> Error {
+    /// Returns the error of a spawn; `entry_errno` is 0 unless the entry failed.
+    fn spawn_error(&self, command: &Command, source: io::Error, entry_errno: i32) -> Error {
         let program = command.get_program().to_owned();
-        if refused == 0 {
+        if entry_errno == 0 {
             let advice = match source.raw_os_error() {
                 Some(libc::ENOENT) => {
-                    "; there is no such file, or PATH does not lead to it, or its interpreter or its working directory is missing"
+                    "; check the path, PATH, the interpreter of a script and the working directory"
                 }
                 Some(libc::EAGAIN) => {
-                    "; a limit was met: RLIMIT_NPROC, or pids.max of a group above"
+                    "; raise RLIMIT_NPROC, or pids.max of the cgroups that contain the job"
                 }
                 _ => "",
             };
             return Error::Spawn { program, source, advice };
         }
-        let advice = match refused {
+        let advice = match entry_errno {
             _ if matches!(self.mechanism, Mechanism::ProcessGroup { .. }) => "see setpgid(2)",
-            libc::EAGAIN => "the job has as many processes as it may (max_processes)",
-            libc::ENODEV | libc::ENOENT => "somebody has removed the group",
-            libc::EBUSY => "somebody has enabled controllers for groups in it",
+            libc::EAGAIN => "the job has reached its limit max_processes",
+            libc::ENODEV | libc::ENOENT => "the cgroup has been removed by another process",
+            libc::EBUSY => "another process has enabled controllers for children of the cgroup",
             libc::EACCES | libc::EPERM => {
-                "moves need write access to cgroup.procs of the first group above both ends"
+                "a move needs write access to cgroup.procs of the common ancestor of both cgroups"
             }
             _ => "see clone(2), CLONE_INTO_CGROUP",
         };
         Error::Enter { program, place: self.containment().place(), source, advice }
     }
 
-    /// Takes in a process that was started elsewhere, with its threads but not its children.
+    /// Moves a process that was started elsewhere into the job, with its threads but not its
+    /// children.
     ///
     /// # Errors
     ///
     /// If it has ended or may not be moved; [`Error::NeedsCgroup`] in a process group.
     pub fn adopt(&self, pid: i32) -> Result<(), Error> {
         self.containment().adopt(pid)?;
-        // The kernel takes a zombie as well.
-        match pinned::pin(pid, |pid| self.containment().holds(pid))? {
+        // The kernel also moves zombies.
+        match self.pin(pid)? {
             Some(_) => Ok(()),
             None => Err(Error::system(format!("adopt process {pid}"))(rustix::io::Errno::SRCH)),
         }
     }
 
-    /// The processes that have not ended.
+    /// Returns the processes that have not ended.
     ///
     /// # Errors
     ///
-    /// If the group cannot be read.
+    /// If the cgroup or /proc cannot be read.
     pub fn members(&self) -> Result<Vec<Process>, Error> {
         let pids = self.containment().pids()?.into_iter();
         let pinned = pids.map(|pid| self.pin(pid));
         pinned.filter_map(|pinned| Some(pinned.transpose()?.map(|pinned| pinned.process))).collect()
     }
 
-    /// Takes hold of a process if it is in here.
+    /// Pins a process if it is a member of the job.
     pub(super) fn pin(&self, pid: i32) -> Result<Option<Pinned>, Error> {
         pinned::pin(pid, |pid| self.containment().holds(pid))
     }
 
-    /// The processes that have not ended and were not started by [`spawn`](Self::spawn): after
-    /// [`Child::wait`], what the child has left behind.
+    /// Returns the processes that have not ended and were not started by [`spawn`](Self::spawn):
+    /// after [`Child::wait`], those that the child has left behind.
     ///
     /// # Errors
     ///
-    /// If the group cannot be read.
+    /// If the cgroup or /proc cannot be read.
     pub fn leaked(&self) -> Result<Vec<Process>, Error> {
-        // Before the others are looked at: one that ends now may leave its number to another.
-        let spawned: Vec<_> = self.leaders().running.iter().map(|leader| leader.pid()).collect();
+        // Before `members`: the pid of a child that ends in between may be reused by a descendant.
+        let spawned: Vec<_> = self.children().running.iter().map(|child| child.pid()).collect();
         let members = self.members()?.into_iter();
         Ok(members.filter(|process| !spawned.contains(&process.pid)).collect())
     }
 
-    /// Sends a signal to every process. One that is started meanwhile may miss it.
+    /// Sends a signal to every process. Processes that are started meanwhile may miss it.
     ///
     /// # Errors
     ///
-    /// If a process may not be signalled, as it belongs to another user.
+    /// If a process belongs to another user and may not be signalled. All others are signalled.
     pub fn signal(&self, signal: Signal) -> Result<(), Error> {
         let mut refused = Ok(());
         for pid in self.containment().pids()? {
@@ -373,35 +388,35 @@ impl Job {
         refused
     }
 
-    /// Stops all processes without a signal that they could see; returns when they have stopped.
+    /// Freezes all processes without a signal that they could observe; returns when they are frozen.
     ///
     /// # Errors
     ///
-    /// If they do not stop within ten seconds; [`Error::NeedsCgroup`] in a process group.
+    /// If they do not freeze within ten seconds; [`Error::NeedsCgroup`] in a process group.
     pub fn suspend(&self) -> Result<(), Error> {
-        let mut gate = self.close();
+        let mut gate = self.close_gate();
         self.containment().freeze(true)?;
         gate.is_suspended = true;
         Ok(())
     }
 
-    /// Lets suspended processes go on.
+    /// Thaws suspended processes.
     ///
     /// # Errors
     ///
     /// As for [`suspend`](Self::suspend).
     pub fn resume(&self) -> Result<(), Error> {
-        let mut gate = self.close();
+        let mut gate = self.close_gate();
         self.containment().freeze(false)?;
         gate.is_suspended = false;
         Ok(())
     }
 
-    /// What the job has used so far.
+    /// Returns the resources that the job has used so far.
     ///
     /// # Errors
     ///
-    /// If the group cannot be read.
+    /// If the cgroup or /proc cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
         let members = self.members()?;
         let usage = self.containment().usage()?;
@@ -417,19 +432,21 @@ impl Job {
         Ok(Stats { live: members.len(), cpu_time, peak_memory })
     }
 
-    /// Of each process the time of its own and of the children it has waited for. A zombie that is no
-    /// leader is left to its parent, whose time it is once that has waited.
+    /// Adds up the CPU times of all processes and of the children they have waited for.
+    ///
+    /// Zombies that this process did not start are skipped: their time is added to that of their
+    /// parent once it has waited for them.
     fn cpu_time_of(&self, members: &[Process]) -> io::Result<Duration> {
-        let leaders = self.leaders();
-        let spawned: Vec<_> = leaders.running.iter().map(|leader| leader.pid()).collect();
+        let children = self.children();
+        let spawned: Vec<_> = children.running.iter().map(|child| child.pid()).collect();
         let others = members.iter().map(|member| member.pid).filter(|pid| !spawned.contains(pid));
         let pids = spawned.iter().copied().chain(others);
         let stats = pids.filter_map(|pid| Stat::read(pid).transpose());
         let ticks = stats.map(|stat| Ok(stat?.cpu_ticks)).sum::<io::Result<u64>>()?;
-        Ok(leaders.cpu_of_reaped + procfs::ticks(ticks))
+        Ok(children.cpu_of_reaped + procfs::ticks(ticks))
     }
 
-    /// Puts other limits in the place of those there are, while processes run.
+    /// Replaces all limits, while processes run.
     ///
     /// # Errors
     ///
@@ -438,34 +455,36 @@ impl Job {
         self.containment().update_limits(limits)
     }
 
-    /// Kills every process, stopped and suspended ones too; returns when none is left.
+    /// Kills every process, including stopped and suspended ones; returns when none is left.
     ///
     /// # Errors
     ///
-    /// [`Error::Unkillable`] names those that are still there after ten seconds.
+    /// [`Error::Unkillable`] with the processes that are still there after ten seconds.
     pub fn kill_all(&self) -> Result<(), Error> {
-        let mut gate = self.close();
+        let mut gate = self.close_gate();
         let killed = self.containment().kill();
-        // What was suspended is so still, and what is started next would be.
+        // A suspended cgroup is still frozen, and would freeze the next process that is started.
         let resumed = if gate.is_suspended { self.containment().freeze(false) } else { Ok(()) };
         gate.is_suspended &= resumed.is_err();
-        killed.and(self.reap()).and(resumed)
+        let reaped = self.reap();
+        killed.and(reaped).and(resumed)
     }
 
-    /// Reaps what this process has started. One that has left the job by force is killed, too.
+    /// Kills and reaps the processes that were spawned, including those moved out of the job.
     fn reap(&self) -> Result<(), Error> {
         let deadline = Instant::now() + SETTLE_WITHIN;
-        let running = self.leaders().running.clone();
-        for leader in &running {
-            // It fails for one that has ended.
-            let _ = pidfd_send_signal(leader.pidfd(), Signal::KILL);
+        let running = self.children().running.clone();
+        for child in &running {
+            // Fails for a process that has ended.
+            let _ = pidfd_send_signal(child.pidfd(), Signal::KILL);
         }
         let mut left = Vec::new();
-        for leader in &running {
-            // An error is somebody else who has waited for it, or SIGCHLD is ignored: it has ended.
-            if let Ok(None) = leader.wait_until(Some(deadline)) {
-                let what = format!("look at process {}", leader.pid());
-                left.extend(Process::read(leader.pid()).map_err(Error::system(what))?);
+        for child in &running {
+            // An error means that its exit status is lost (other code has waited for it, or SIGCHLD
+            // is ignored): it has ended.
+            if let Ok(None) = child.wait_until(Some(deadline)) {
+                let what = format!("read process {}", child.pid());
+                left.extend(Process::read(child.pid()).map_err(Error::system(what))?);
             }
         }
         if left.is_empty() {
@@ -477,14 +496,14 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Of a forked copy, nothing is its own.
+        // A forked copy owns neither the cgroup nor the processes.
         if getpid() != self.owner {
             std::mem::forget(self.containment.take());
             return;
         }
         drop(self.containment.take());
         if let Err(error) = self.reap() {
-            tracing::warn!("left behind: {error}");
+            tracing::warn!("failed to end a job: {error}");
         }
     }
 }

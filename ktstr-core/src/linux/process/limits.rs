@@ -1,4 +1,4 @@
-//! What a job may use.
+//! Resource limits of a job.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::linux::cgroup::{self, CgroupOps, Controller};
 /// The period of `cpu.max`, the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
-/// What all processes of a job may use together. They need a cgroup.
+/// Limits on all processes of a job together. They require a cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Limits {
     memory_max: Option<u64>,
@@ -17,30 +17,30 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No limit at all.
+    /// Returns no limits.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Sets how much memory, in bytes: `memory.max`. Swap does not count.
+    /// Limits memory, in bytes: `memory.max`. Swap is not included.
     pub fn memory_max(mut self, bytes: u64) -> Self {
         self.memory_max = Some(bytes);
         self
     }
 
-    /// Sets how many processes and threads: `pids.max`.
+    /// Limits the number of processes and threads: `pids.max`.
     pub fn max_processes(mut self, count: u64) -> Self {
         self.max_processes = Some(count);
         self
     }
 
-    /// Sets how much CPU time, in CPUs: 0.5 is half of one, 2.0 is two; at least 0.01. `cpu.max`.
+    /// Limits CPU time, in CPUs (0.5 is half of one; at least 0.01): `cpu.max`.
     pub fn cpu_quota(mut self, cpus: f64) -> Self {
         self.cpu_quota = Some(cpus);
         self
     }
 
-    /// The controllers that these limits need.
+    /// Returns the controllers that these limits need.
     pub(super) fn controllers(&self) -> BTreeSet<Controller> {
         let needed = [
             (self.memory_max.is_some(), Controller::Memory),
@@ -50,22 +50,22 @@ impl Limits {
         needed.into_iter().filter(|(set, _)| *set).map(|(_, controller)| controller).collect()
     }
 
-    /// Writes the limits that are set, and takes away those that `before` had and these have not.
+    /// Writes the limits that differ from `before`, including those that are removed.
     pub(super) fn apply(
         &self,
         before: &Self,
         cgroups: &dyn CgroupOps,
-        group: &str,
+        cgroup: &str,
     ) -> Result<(), cgroup::Error> {
         if self.memory_max != before.memory_max {
-            cgroups.set_memory_max(group, self.memory_max)?;
+            cgroups.set_memory_max(cgroup, self.memory_max)?;
         }
         if self.max_processes != before.max_processes {
-            cgroups.set_pids_max(group, self.max_processes)?;
+            cgroups.set_pids_max(cgroup, self.max_processes)?;
         }
         if self.cpu_quota != before.cpu_quota {
             let quota_us = self.cpu_quota.map(|cpus| (cpus * PERIOD_US as f64).round() as u64);
-            cgroups.set_cpu_max(group, quota_us, PERIOD_US)?;
+            cgroups.set_cpu_max(cgroup, quota_us, PERIOD_US)?;
         }
         Ok(())
     }
@@ -89,7 +89,7 @@ mod tests {
     use crate::linux::cgroup::RecordingCgroups;
 
     #[test]
-    fn only_what_changes_is_written() {
+    fn apply_writes_only_changes() {
         let cgroups = RecordingCgroups::new();
         cgroups.setup(&Controller::ALL.into()).unwrap();
         cgroups.create_cgroup("job").unwrap();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_names_its_controller() {
+    fn controllers_follow_from_the_limits() {
         let limits = Limits::none().memory_max(1).max_processes(2).cpu_quota(0.5);
         assert_eq!(
             limits.controllers(),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_that_is_none_is_refused() {
+    fn apply_refuses_quotas_out_of_range() {
         let cgroups = RecordingCgroups::new();
         cgroups.create_cgroup("job").unwrap();
         for cpus in [0.0, -1.0, f64::NAN, 0.001] {

@@ -1,9 +1,9 @@
 //! Processes that cannot outlive their owner.
 //!
-//! A [`Job`] holds everything that was started in it and everything that those started: children
-//! that left their session, daemons that forked twice, fork bombs. Dropping it kills them all, and
-//! so does the end of the owner, by `kill -9`, too: a *keeper*, a forked process that does nothing
-//! but wait for that end, sees to it.
+//! A [`Job`] contains the processes that were started in it and all their descendants: children that
+//! left their session, daemons that forked twice, fork bombs. Dropping it kills them. So does the
+//! end of the owner, even by `kill -9`: a *keeper*, a forked process that waits for it, kills them
+//! then.
 //!
 //! ```no_run
 //! use std::process::Command;
@@ -14,15 +14,15 @@
 //! # fn main() -> Result<(), ktstr_core::process::Error> {
 //! let job = Job::new(Limits::none().memory_max(256 << 20).cpu_quota(0.5))?;
 //! let mut server = job.spawn(Command::new("my-server"))?;
-//! let report = job.shutdown(Signal::TERM, Duration::from_secs(2), true)?;
-//! println!("{report}");
+//! let result = job.shutdown(Signal::TERM, Duration::from_secs(2), true)?;
+//! println!("{result}");
 //! assert!(server.wait()?.success());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A job is a fresh cgroup v2 where the caller can have one, and else a process group, which holds
-//! less; [`Job::mechanism`] tells. docs/guide/processes.md has what each of them guarantees.
+//! A job is a new cgroup v2 where the caller may create one, and else a process group, which
+//! guarantees less. [`Job::mechanism`] returns which; docs/guide/processes.md lists the guarantees.
 //!
 //! Sources: Linux 6.12, admin-guide/cgroup-v2.rst; clone(2), pidfd_open(2), setpgid(2), prctl(2).
 
@@ -48,6 +48,6 @@ pub use limits::Limits;
 pub use procfs::Process;
 pub(crate) use procfs::Stat;
 pub use rustix::process::Signal;
-pub use shutdown::{Left, Shutdown};
+pub use shutdown::{ExitedProcess, Shutdown};
 
 pub use crate::linux::sys::stop_ignoring_sigchld;

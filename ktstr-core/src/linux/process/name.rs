@@ -1,4 +1,4 @@
-//! Names of jobs, which say whose they are, and so which of them nobody owns any more.
+//! Names of jobs. Each identifies its owner, so that jobs with a dead owner can be recognized.
 
 use std::fs;
 use std::io;
@@ -14,13 +14,12 @@ use super::procfs::{Stat, proc_is_ours};
 
 const PREFIX: &str = "ktstr-job";
 
-/// The name of a job: of its cgroup, and what marks its processes where there is none.
+/// The name of a job: of its cgroup, or of the environment variable that marks its processes.
 ///
-/// `ktstr-job.PIDNS.TIMENS.PID.START.N`: the owner by its pid namespace, its number there and the tick
-/// it began, as its time namespace counts, which no two processes share; and a number for each job
-/// of that owner.
+/// `ktstr-job.PIDNS.TIMENS.PID.START.N`: pid namespace, pid and start time of the owner (in ticks of
+/// its time namespace), which together are unique, and the number of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Name {
+pub(super) struct JobName {
     pid_namespace: u64,
     time_namespace: u64,
     pid: i32,
@@ -28,12 +27,12 @@ pub(super) struct Name {
     number: u32,
 }
 
-impl Name {
+impl JobName {
     /// Returns a name that this process has not used yet.
     ///
     /// # Errors
     ///
-    /// If /proc cannot be read. A name with a wrong start would look like that of a dead owner.
+    /// If /proc cannot be read. With a wrong start time, the owner would be considered dead.
     pub(super) fn next() -> Result<Self, Error> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let pid = getpid().as_raw_nonzero().get();
@@ -49,17 +48,18 @@ impl Name {
         })
     }
 
-    /// When the owner began, in ticks since boot.
+    /// Returns the start time of the owner in ticks since boot.
     pub(super) fn start_ticks(&self) -> u64 {
         self.start_ticks
     }
 
-    /// The name as a cgroup's.
-    pub(super) fn group(&self) -> String {
+    /// Returns the name of the cgroup.
+    pub(super) fn cgroup(&self) -> String {
         self.joined('.')
     }
 
-    /// The name as a variable of the environment. One per job, so that a job in a job has both.
+    /// Returns the name of the environment variable. It is unique to the job, so that processes of a
+    /// nested job have one for each.
     pub(super) fn variable(&self) -> String {
         self.joined('_').replace('-', "_").to_uppercase()
     }
@@ -75,9 +75,9 @@ impl Name {
         numbers.iter().fold(PREFIX.to_owned(), |name, number| format!("{name}{with}{number}"))
     }
 
-    /// The reverse of [`group`](Self::group).
-    pub(super) fn parse(group: &str) -> Option<Self> {
-        let mut parts = group.strip_prefix(PREFIX)?.strip_prefix('.')?.split('.');
+    /// Parses the name of a cgroup.
+    pub(super) fn parse(cgroup: &str) -> Option<Self> {
+        let mut parts = cgroup.strip_prefix(PREFIX)?.strip_prefix('.')?.split('.');
         let mut next = || parts.next()?.parse::<u64>().ok();
         let name = Self {
             pid_namespace: next()?,
@@ -86,11 +86,11 @@ impl Name {
             start_ticks: next()?,
             number: next()?.try_into().ok()?,
         };
-        (parts.next().is_none() && name.group() == group).then_some(name)
+        (parts.next().is_none() && name.cgroup() == cgroup).then_some(name)
     }
 
-    /// Returns whether the owner has ended for sure; false if it is in another namespace, or if
-    /// /proc cannot be read.
+    /// Returns whether the owner has certainly ended; false if it is in another namespace or /proc
+    /// cannot be read.
     pub(super) fn is_stale(&self) -> bool {
         let Some(pid) = Pid::from_raw(self.pid) else { return false };
         let is_own = |kind, number| namespace(kind).is_ok_and(|own| own == number);
@@ -101,7 +101,7 @@ impl Name {
             Err(Errno::SRCH) => true,
             Err(_) => false,
             Ok(pidfd) if has_ended(&pidfd) => true,
-            // Its number may have passed to another process.
+            // The pid may have been reused by another process.
             Ok(_) => {
                 let stat = Stat::read(self.pid).ok().flatten();
                 is_own("time", self.time_namespace)
@@ -111,7 +111,7 @@ impl Name {
     }
 }
 
-/// Returns the number of a namespace of this process; 0 if the kernel has no such kind.
+/// Returns the inode number of a namespace of this process; 0 if the kernel does not have that kind.
 fn namespace(kind: &str) -> io::Result<u64> {
     match fs::metadata(format!("/proc/self/ns/{kind}")) {
         Ok(namespace) => Ok(namespace.st_ino()),
@@ -125,10 +125,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_apart_from_others() {
-        let name = Name::next().unwrap();
-        assert_eq!(Name::parse(&name.group()), Some(name.clone()));
-        assert_ne!(Name::next().unwrap(), name);
+    fn parse_accepts_only_names_of_jobs() {
+        let name = JobName::next().unwrap();
+        assert_eq!(JobName::parse(&name.cgroup()), Some(name.clone()));
+        assert_ne!(JobName::next().unwrap(), name);
         for other in [
             "ktstr-job",
             "ktstr-job.",
@@ -140,7 +140,7 @@ mod tests {
             "ktstr-job.1.2.03.4.5",
             "x.ktstr-job.1.2.3.4.5",
         ] {
-            assert_eq!(Name::parse(other), None, "{other}");
+            assert_eq!(JobName::parse(other), None, "{other}");
         }
         assert!(
             name.variable()
@@ -149,12 +149,11 @@ mod tests {
         );
     }
 
-    /// With another start than its owner's, it would be that of a dead owner to everyone else.
     #[test]
-    fn next_has_the_start_of_an_owner_whose_command_name_is_not_utf8() {
+    fn next_reads_the_start_time_despite_a_non_utf8_command_name() {
         let comm = fs::read("/proc/self/comm").unwrap();
         fs::write("/proc/self/comm", b"t\xc3\xb6\xc3").unwrap();
-        let name = Name::next();
+        let name = JobName::next();
         let stat = Stat::read(getpid().as_raw_nonzero().get());
         fs::write("/proc/self/comm", comm).unwrap();
         let stat = stat.unwrap().expect("this process runs");
@@ -164,18 +163,18 @@ mod tests {
     }
 
     #[test]
-    fn only_a_dead_owner_makes_a_name_stale() {
-        let own = Name::next().unwrap();
+    fn is_stale_only_with_a_dead_owner() {
+        let own = JobName::next().unwrap();
         assert!(!own.is_stale());
-        let reused = Name { start_ticks: own.start_ticks - 1, ..own.clone() };
-        assert!(reused.is_stale(), "another process had this number");
-        let foreign = Name { pid_namespace: own.pid_namespace + 1, ..reused.clone() };
-        assert!(!foreign.is_stale(), "nobody here can tell");
-        let shifted = Name { time_namespace: own.time_namespace + 1, ..reused };
-        assert!(!shifted.is_stale(), "it may be the same, by another clock");
+        let reused = JobName { start_ticks: own.start_ticks - 1, ..own.clone() };
+        assert!(reused.is_stale(), "an earlier process with this pid");
+        let foreign = JobName { pid_namespace: own.pid_namespace + 1, ..reused.clone() };
+        assert!(!foreign.is_stale(), "a pid of another namespace");
+        let shifted = JobName { time_namespace: own.time_namespace + 1, ..reused };
+        assert!(!shifted.is_stale(), "a start time of another clock");
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        let gone = Name { pid: child.id().try_into().unwrap(), ..own };
-        assert!(gone.is_stale());
+        let ended = JobName { pid: child.id().try_into().unwrap(), ..own };
+        assert!(ended.is_stale());
     }
 }

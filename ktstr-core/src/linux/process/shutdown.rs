@@ -1,4 +1,4 @@
-//! Ending a job politely.
+//! Orderly shutdown of a job.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,32 +14,32 @@ use super::error::Error;
 use super::job::Job;
 use super::pinned::{Pinned, has_ended};
 use super::procfs::Process;
-use crate::linux::cgroup::events_say;
+use crate::linux::cgroup::events_contain;
 
-/// What came of [`Job::shutdown`].
+/// The result of [`Job::shutdown`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shutdown {
-    /// Who ended in time, in that order.
-    pub left: Vec<Left>,
-    /// Who had to be killed.
+    /// The processes that ended in time, in that order.
+    pub exited: Vec<ExitedProcess>,
+    /// The processes that were killed.
     pub killed: Vec<Process>,
-    /// Who is still there: nobody was to be killed, or it could not be.
+    /// The processes that are still there: `escalate` was false, or they could not be killed.
     pub remaining: Vec<Process>,
 }
 
-/// A process that ended when it was asked to.
+/// A process that ended after the signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Left {
-    /// The process, as it was before.
+pub struct ExitedProcess {
+    /// The process before the signal.
     pub process: Process,
-    /// How long after the signal it was seen to have ended.
+    /// The time between the signal and the observed end.
     pub after: Duration,
 }
 
 impl fmt::Display for Shutdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Left { process, after } in &self.left {
-            writeln!(f, "{:>9.1?}  {process} left", after)?;
+        for ExitedProcess { process, after } in &self.exited {
+            writeln!(f, "{:>9.1?}  {process} exited", after)?;
         }
         for (processes, what) in [(&self.killed, "was killed"), (&self.remaining, "remains")] {
             for process in processes {
@@ -51,15 +51,16 @@ impl fmt::Display for Shutdown {
 }
 
 impl Job {
-    /// Sends `signal` to every process and waits up to `grace` until the job is empty. Then, if
-    /// `escalate`, kills those that are left.
+    /// Sends `signal` to every process and waits up to `grace` until the job is empty. Then kills
+    /// the remaining processes if `escalate`.
     ///
-    /// The report has the processes that were there at the signal, and those of their descendants
-    /// that were seen since.
+    /// The result lists the processes that existed at the time of the signal, and those of their
+    /// descendants that were observed later.
     ///
     /// # Errors
     ///
-    /// If a process cannot be signalled. Who could not be killed is among those that remain.
+    /// If a process cannot be signalled. Processes that cannot be killed are in
+    /// [`Shutdown::remaining`].
     pub fn shutdown(
         &self,
         signal: Signal,
@@ -68,46 +69,46 @@ impl Job {
     ) -> Result<Shutdown, Error> {
         let began = Instant::now();
         let deadline = began.checked_add(grace);
-        let mut watch = Watch::new(self)?;
-        watch.look()?;
+        let mut watch = ShutdownWatch::new(self)?;
+        watch.add_members()?;
         self.signal(signal)?;
-        let mut report = Shutdown::default();
+        let mut shutdown = Shutdown::default();
         let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        while !watch.is_over()? && !is_late() {
-            // Who is in the job now is waited for, or there would be nobody to wait for.
-            watch.look()?;
+        while !watch.is_job_empty()? && !is_late() {
+            // New members are added first: `wait` returns at once if it watches no process.
+            watch.add_members()?;
             watch.wait(deadline)?;
-            watch.take_ended(began, &mut report.left);
+            watch.take_ended(began, &mut shutdown.exited);
         }
-        watch.take_ended(began, &mut report.left);
+        watch.take_ended(began, &mut shutdown.exited);
         let remaining = self.members()?;
         if !escalate {
-            report.remaining = remaining;
-            return Ok(report);
+            shutdown.remaining = remaining;
+            return Ok(shutdown);
         }
         match self.kill_all() {
-            Err(Error::Unkillable { processes, .. }) => report.remaining = processes,
+            Err(Error::Unkillable { processes, .. }) => shutdown.remaining = processes,
             killed => killed?,
         }
         let is_left =
-            |process: &Process| report.remaining.iter().any(|left| left.pid == process.pid);
-        report.killed = remaining.into_iter().filter(|process| !is_left(process)).collect();
-        Ok(report)
+            |process: &Process| shutdown.remaining.iter().any(|left| left.pid == process.pid);
+        shutdown.killed = remaining.into_iter().filter(|process| !is_left(process)).collect();
+        Ok(shutdown)
     }
 }
 
-/// How many processes are watched at a time, for each takes a descriptor.
-const MOST_WATCHED: usize = 256;
+/// How many processes are watched at a time, because each takes a descriptor.
+const MAX_WATCHED: usize = 256;
 
-/// Watches the processes of a job end.
-struct Watch<'a> {
+/// Watches the processes of a job until they end.
+struct ShutdownWatch<'a> {
     job: &'a Job,
-    /// `cgroup.events`, which tells of those that came and went between two looks.
+    /// `cgroup.events`, which also covers processes that start and end between two scans.
     events: Option<File>,
     running: HashMap<i32, Pinned>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a> ShutdownWatch<'a> {
     fn new(job: &'a Job) -> Result<Self, Error> {
         let path = job.containment().events();
         let open = |path: std::path::PathBuf| {
@@ -118,10 +119,10 @@ impl<'a> Watch<'a> {
         Ok(Self { job, events, running: HashMap::new() })
     }
 
-    /// Adds processes that are there now.
-    fn look(&mut self) -> Result<(), Error> {
+    /// Adds the current members of the job, up to [`MAX_WATCHED`].
+    fn add_members(&mut self) -> Result<(), Error> {
         for pid in self.job.containment().pids()? {
-            if self.running.len() >= MOST_WATCHED {
+            if self.running.len() >= MAX_WATCHED {
                 break;
             }
             if let Entry::Vacant(entry) = self.running.entry(pid)
@@ -133,17 +134,17 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Whether the job is empty.
-    fn is_over(&mut self) -> Result<bool, Error> {
+    /// Returns whether the job is empty.
+    fn is_job_empty(&mut self) -> Result<bool, Error> {
         let Some(events) = &mut self.events else {
             return Ok(self.running.is_empty() && self.job.members()?.is_empty());
         };
-        // `wait` is told of what has changed since it was read.
-        events_say(events, "populated 0").map_err(Error::system("read cgroup.events"))
+        // `wait` polls for changes since this read.
+        events_contain(events, "populated 0").map_err(Error::system("read cgroup.events"))
     }
 
-    /// Waits until a process ends, the job gets empty, or `deadline`. Not if there is nobody to wait
-    /// for: then all have ended since they were looked for.
+    /// Waits until a process ends, the job becomes empty, or `deadline`. Returns at once if there is
+    /// nothing to wait for, because all processes have ended since they were listed.
     fn wait(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let pidfds = self.running.values().map(|one| PollFd::new(&one.pidfd, PollFlags::IN));
         let events = self.events.iter().map(|events| PollFd::new(events, PollFlags::PRI));
@@ -154,10 +155,10 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Moves those that have ended to the report.
-    fn take_ended(&mut self, began: Instant, left: &mut Vec<Left>) {
+    /// Moves the processes that have ended to `exited`.
+    fn take_ended(&mut self, began: Instant, exited: &mut Vec<ExitedProcess>) {
         let after = began.elapsed();
         let ended = self.running.extract_if(|_, pinned| has_ended(&pinned.pidfd));
-        left.extend(ended.map(|(_, Pinned { process, .. })| Left { process, after }));
+        exited.extend(ended.map(|(_, Pinned { process, .. })| ExitedProcess { process, after }));
     }
 }

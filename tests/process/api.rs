@@ -24,7 +24,10 @@ fn ensure_common_api_works() -> Result<()> {
     // A program and its exit status; a program that does not exist.
     let job = job()?;
     let mut ends = Role::Ends.start_in(&job)?;
-    ensure!(ends.wait()?.code() == Some(7) && ends.wait()?.code() == Some(7), "the exit status is kept");
+    ensure!(
+        ends.wait()?.code() == Some(7) && ends.wait()?.code() == Some(7),
+        "the exit status is kept"
+    );
     ensure!(job.members()?.is_empty() && job.leaked()?.is_empty());
     let error = job.spawn(Command::new("/no/such/program")).unwrap_err();
     ensure!(matches!(error, Error::Spawn { .. }), "{error}");
@@ -122,7 +125,11 @@ fn suspend_stops_all_processes_and_kill_all_resumes(_: &Ctx) -> Result<AssertRes
     let before = job.stats()?.cpu_time;
     // Other jobs run meanwhile.
     Role::Ends.start_in(&self::job()?)?.wait()?;
-    ensure!(job.stats()?.cpu_time == before, "CPU time while suspended: {:?}", job.stats()?.cpu_time - before);
+    ensure!(
+        job.stats()?.cpu_time == before,
+        "CPU time while suspended: {:?}",
+        job.stats()?.cpu_time - before
+    );
     job.resume()?;
     eventually("CPU time grows after resume", || Ok(job.stats()?.cpu_time > before))?;
     job.kill_all()?;
@@ -167,7 +174,9 @@ fn drop_kills_spawned_processes_that_were_moved_away(_: &Ctx) -> Result<AssertRe
 #[ktstr_test(cores = 1, duration_s = 30)]
 fn job_survives_the_removal_of_its_cgroup(_: &Ctx) -> Result<AssertResult> {
     let job = job()?;
-    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("root gets a cgroup") };
+    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else {
+        bail!("root gets a cgroup")
+    };
     fs::remove_dir(&group)?;
     job.kill_all()?;
     ensure!(job.members()?.is_empty());
@@ -182,7 +191,9 @@ fn job_survives_the_removal_of_its_cgroup(_: &Ctx) -> Result<AssertResult> {
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 30)]
 fn drop_removes_cgroups_created_in_the_job(_: &Ctx) -> Result<AssertResult> {
     let job = Job::below(ktstr::cgroup::MOUNT, Limits::none())?;
-    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else { bail!("`below` creates a cgroup") };
+    let Mechanism::CgroupV2 { group } = job.mechanism().clone() else {
+        bail!("`below` creates a cgroup")
+    };
     let child = Role::Waits.start_in(&job)?;
     fs::create_dir_all(group.join("a/b"))?;
     fs::write(group.join("a/b/cgroup.procs"), child.pid().to_string())?;
@@ -195,7 +206,8 @@ fn drop_removes_cgroups_created_in_the_job(_: &Ctx) -> Result<AssertResult> {
 
 #[ktstr_test(cores = 1)]
 fn below_refuses_directories_outside_cgroupfs(_: &Ctx) -> Result<AssertResult> {
-    for (parent, why) in [("/proc", "not a directory of a cgroup v2"), ("/no/such", "No such file")] {
+    for (parent, why) in [("/proc", "not a directory of a cgroup v2"), ("/no/such", "No such file")]
+    {
         let error = Job::below(parent, Limits::none()).unwrap_err().to_string();
         ensure!(error.contains(parent) && error.contains(why), "{error}");
     }

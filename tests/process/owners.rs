@@ -85,7 +85,10 @@ fn kill_owners(times: usize, limits: Limits) -> Result<()> {
         ensure!(group.is_empty() || Path::new(&group).exists(), "{group}");
         // SIGKILL, and waits for its end.
         drop(owner);
-        eventually("the cgroup is removed", || Ok(group.is_empty() || !Path::new(&group).exists()))?;
+        eventually(
+            "the cgroup is removed",
+            || Ok(group.is_empty() || !Path::new(&group).exists()),
+        )?;
     }
     ensure_nothing_is_left()
 }
@@ -220,7 +223,10 @@ fn forks_owners() -> Result<()> {
     for _ in 0..3 {
         let (owner, group) = start_owner(Limits::none())?;
         drop(owner);
-        eventually("the cgroup is removed", || Ok(group.is_empty() || !Path::new(&group).exists()))?;
+        eventually(
+            "the cgroup is removed",
+            || Ok(group.is_empty() || !Path::new(&group).exists()),
+        )?;
     }
     Ok(())
 }

@@ -60,9 +60,8 @@ fn says_how_the_worker_died(result: &VmResult) -> Result<()> {
     let detail = &verdict.details[0];
     ensure!(detail.kind == DetailKind::WorkerDied, "{detail}");
     let text = detail.to_string();
-    let (how, whose) =
-        text.split_once(", to run until it is stopped, worker ").context(text.clone())?;
-    ensure!(how == "worker died: signal 9 (SIGKILL)", "{text}");
+    let end = "worker exited early: signal 9 (SIGKILL) (expected to run until stopped), worker ";
+    let whose = text.strip_prefix(end).context(text.clone())?;
     // On which CPU it was is only known if it has made a turn.
     ensure!(whose.contains(" (victim), cgroup cg, ") && !whose.ends_with("at 0.000 s"), "{text}");
     Ok(())

@@ -1,4 +1,4 @@
-//! Programs of Debian packages in the guest: where this host has none, they are fetched.
+//! Programs of Debian packages in the guest, which are downloaded if the host does not have them.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn has_note(verdict: &AssertResult, text: &str) -> bool {
 }
 
 #[ktstr_test(cores = 2, payloads = [HACKBENCH, CYCLICTEST])]
-fn rt_tests_run_beside_workers(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_of_rt_tests_runs_with_workers(ctx: &Ctx) -> Result<AssertResult> {
     let cg = CgroupDef::named("cg").workers(1).workload(&HACKBENCH);
     let ops = [Op::wait_payload("hackbench", MINUTE), Op::wait_payload("rt", MINUTE)];
     let step = Step::new(ops, NOW).with_defs([cg]).with_payload(CYCLICTEST.named("rt"), "cg");
@@ -53,14 +53,14 @@ fn rt_tests_run_beside_workers(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1, payloads = [STRESS_NG])]
-fn stress_ng_runs_with_the_libraries_of_its_package(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_of_stress_ng_uses_the_libraries_of_its_package(ctx: &Ctx) -> Result<AssertResult> {
     let report = ctx.payload(&STRESS_NG).timeout(MINUTE).run()?;
     ensure!(report.metric("bogo_ops")? == 3.0, "{report:?}");
     Ok(report.verdict)
 }
 
 #[ktstr_test(cores = 1, payloads = [SYSBENCH])]
-fn sysbench_runs_with_the_libraries_of_its_package(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_of_sysbench_uses_the_libraries_of_its_package(ctx: &Ctx) -> Result<AssertResult> {
     let report = ctx.payload(&SYSBENCH).timeout(MINUTE).run()?;
     ensure!(report.metric("per_s")? > 0.0, "{report:?}");
     Ok(report.verdict)

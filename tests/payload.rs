@@ -1,4 +1,4 @@
-//! External programs in the guest: small ones of this host, whose ends, outputs and groups are known.
+//! External programs in the guest: small ones of this host with known ends, outputs and cgroups.
 
 use std::time::Duration;
 
@@ -23,24 +23,24 @@ fn has_note(verdict: &AssertResult, text: &str) -> bool {
     verdict.notes.iter().any(|note| note.to_string().contains(text))
 }
 
-/// A step with a group `cg` that does `ops`.
+/// Executes `ops` in a step with a cgroup `cg`.
 fn in_cg(ctx: &Ctx, ops: impl Into<Vec<Op>>) -> Result<AssertResult> {
     let step = Step::new(ops, NOW).with_defs([CgroupDef::named("cg")]);
     execute_steps(ctx, [step])
 }
 
-/// Where a payload runs is where the kernel says it is when it reads its first line: below `cg`. What
-/// it uses is the group's.
+/// A payload reads its own cgroup with its first line of output: a child of `cg`. Its resource usage
+/// counts for `cg`.
 #[ktstr_test(cores = 1, payloads = [CAT, SH])]
-fn a_payload_is_in_its_cgroup_from_the_start(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_is_in_its_cgroup_from_the_start(ctx: &Ctx) -> Result<AssertResult> {
     let cg = CgroupDef::named("cg").cpu_quota_pct(20).workload(&CAT);
     let spin = SH.with_args(["n=0; while [ $n -lt 30000 ]; do n=$((n+1)); done; echo n=1"]);
     let wait = ["cat", "sh"].map(|name| Op::wait_payload(name, MINUTE));
     let step = Step::new(wait, NOW).with_defs([cg]).with_payload(spin, "cg");
     let assert = Assert::DEFAULT.max_throttled_pct(0.0);
     let verdict = execute_steps_with(ctx, [step], &assert)?;
-    // Nobody works in it but the payloads, and it was counted all the same.
-    let throttled = |detail: &AssertDetail| detail.to_string().starts_with("max_throttled_pct: ");
+    // The cgroup is judged although it has no workers.
+    let throttled = |detail: &AssertDetail| detail.kind == DetailKind::Throttled;
     ensure!(verdict.details.iter().all(throttled), "{verdict:?}");
     ensure!(verdict.outcome == Outcome::Fail, "{verdict:?}");
 
@@ -56,26 +56,30 @@ fn a_payload_is_in_its_cgroup_from_the_start(ctx: &Ctx) -> Result<AssertResult> 
 }
 
 #[ktstr_test(cores = 1, payloads = [SH])]
-fn each_end_has_its_verdict(ctx: &Ctx) -> Result<AssertResult> {
-    // More than a pipe takes at a time, and more than is kept.
+fn payload_run_is_judged_by_its_end_and_metrics(ctx: &Ctx) -> Result<AssertResult> {
+    // More than the capacity of a pipe, and more than is kept.
     let much = "s=0123456789; for i in 1 2 3 4 5 6 7; do s=$s$s$s; done
                 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do echo $s; echo $s >&2; done; echo n=1";
-    // What it leaves behind is no reason to wait, nor does it go on.
+    // A descendant that is still running is killed without waiting for it.
     let leaves = "echo n=1; while :; do :; done & exit 0";
     for (script, outcome, text) in [
         ("echo n=5", Outcome::Pass, ""),
-        ("echo n=5.5 >&2", Outcome::Fail, "payload metric: n 5.5, at most 5, payload sh"),
-        ("echo n=5.5x", Outcome::Inconclusive, "payload metric: n could not be measured: \"5.5x\""),
+        ("echo n=5.5 >&2", Outcome::Fail, "payload metric: n = 5.5 (limit 5), payload sh"),
+        (
+            "echo n=5.5x",
+            Outcome::Inconclusive,
+            "payload metric: n could not be measured: not a number: \"5.5x\"",
+        ),
         ("echo m=5", Outcome::Inconclusive, "payload metric: n could not be measured: nothing"),
         (
             "echo n=1; echo why >&2; exit 7",
             Outcome::Fail,
-            "payload end: exit status 7, exit status 0, payload sh: its last words: why",
+            "payload end: exit status 7 (expected exit status 0); its last output: why, payload sh",
         ),
         (
             "echo n=1; kill -SEGV $$",
             Outcome::Fail,
-            "payload end: signal 11 (SIGSEGV), exit status 0",
+            "payload end: signal 11 (SIGSEGV) (expected exit status 0)",
         ),
         (leaves, Outcome::Pass, ""),
         (much, Outcome::Pass, ""),
@@ -87,22 +91,25 @@ fn each_end_has_its_verdict(ctx: &Ctx) -> Result<AssertResult> {
         ensure!(details.len() == usize::from(outcome != Outcome::Pass), "{details:?}");
         let dropped = [&report.stdout, &report.stderr].map(|output| output.dropped > 0);
         ensure!(dropped == [script == much; 2], "{dropped:?}: {script}");
-        let has_left = has_note(&report.verdict, "sh left 1 processes: ");
+        let has_left = has_note(&report.verdict, "sh left 1 processes running: ");
         ensure!(has_left == (script == leaves), "{:?}", report.verdict);
     }
     Ok(AssertResult::pass())
 }
 
-/// What a scenario does to payloads, and what comes of it: an error, or a verdict with a note.
+/// Operations on payloads, each with its error, or with its outcome, detail and note.
 #[ktstr_test(cores = 1, payloads = [SH, SLEEP])]
-fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_operations_report_errors_and_verdicts(ctx: &Ctx) -> Result<AssertResult> {
     let sleep = || Op::run_payload(&SLEEP, "cg");
     let short = Duration::from_millis(300);
     for (ops, why) in [
         (vec![Op::run_payload(&SLEEP, "gc")], "unknown cgroup `gc`; this scenario created: cg"),
-        (vec![Op::run_payload(&CAT, "cg")], "no program `cat`: add its payload to `payloads"),
+        (
+            vec![Op::run_payload(&CAT, "cg")],
+            "unknown program `cat` in this guest: add its payload to `payloads",
+        ),
         (vec![sleep(), Op::wait_payload("sleep", short)], "failed to wait for sleep, up to 300ms"),
-        (vec![sleep(), Op::wait_payload("sleep", short)], "it did not end within 300ms: process "),
+        (vec![sleep(), Op::wait_payload("sleep", short)], ") timed out: it has been running for "),
         (
             vec![sleep(), Op::wait_payload("slep", short)],
             "unknown payload `slep`; this scenario runs: sleep",
@@ -132,7 +139,7 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
             nothing,
             "sleep was stopped with cg",
         ),
-        // A frozen one as well.
+        // In a frozen cgroup as well.
         (
             vec![sleep(), Op::freeze_cgroup("cg"), Op::kill_payload("sleep")],
             Outcome::Inconclusive,
@@ -140,7 +147,7 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
             "sleep was killed by the test",
         ),
         (
-            // It has a check that could not be made.
+            // It has a check that is inconclusive.
             vec![Op::run_payload(SH.with_args(["while :; do :; done"]), "cg")],
             Outcome::Inconclusive,
             nothing,
@@ -154,7 +161,7 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
                 Op::wait_payload("one", MINUTE),
             ],
             Outcome::Fail,
-            "exit status 3, exit status 0, payload two, cgroup cg",
+            "exit status 3 (expected exit status 0); its last output: n=6, payload two, cgroup cg",
             "two: n = 6",
         ),
     ] {
@@ -167,14 +174,14 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1, payloads = [SH])]
-fn an_expected_kill_for_want_of_memory_is_no_failure(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_may_be_oom_killed_if_expected(ctx: &Ctx) -> Result<AssertResult> {
     let eats = || SH.with_args(["echo n=1; s=0123456789; while :; do s=$s$s; done"]);
     let cg = || CgroupDef::named("cg").memory_max(8 << 20).memory_swap_max(0).workload(eats());
     let play =
         |cg| execute_steps(ctx, [Step::new([Op::wait_payload("sh", MINUTE)], NOW).with_defs([cg])]);
     let verdict = play(cg())?;
     let details: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
-    for text in ["no_oom_kill: ", "payload end: signal 9 (SIGKILL), exit status 0, payload sh"] {
+    for text in ["no_oom_kill: ", "payload end: signal 9 (SIGKILL) (expected exit status 0)"] {
         ensure!(details.iter().any(|detail| detail.starts_with(text)), "{details:?}");
     }
     let verdict = play(cg().expect_oom_kill())?;
@@ -182,9 +189,9 @@ fn an_expected_kill_for_want_of_memory_is_no_failure(ctx: &Ctx) -> Result<Assert
     Ok(verdict)
 }
 
-/// As nothing could start in it, the body would wait for ever.
-#[ktstr_test(cores = 1, payloads = [SH], expect_err = "`cg` is frozen, and nothing can start in it")]
-fn nothing_starts_in_a_frozen_group(ctx: &Ctx) -> Result<AssertResult> {
+/// Starting a process in a frozen cgroup would block the body until it is thawed.
+#[ktstr_test(cores = 1, payloads = [SH], expect_err = "cgroup `cg` is frozen: thaw it before starting a payload in it")]
+fn payload_cannot_start_in_a_frozen_cgroup(ctx: &Ctx) -> Result<AssertResult> {
     let run = Op::run_payload(SH.with_args(["exit 0"]), "cg");
     in_cg(ctx, [Op::freeze_cgroup("cg"), run])
 }
@@ -192,10 +199,10 @@ fn nothing_starts_in_a_frozen_group(ctx: &Ctx) -> Result<AssertResult> {
 #[ktstr_test(
     cores = 1,
     payloads = [SH],
-    expect_err = "no program `/opt/new/sh`: add its payload to `payloads = [...]` of the test's \
-                  attribute; there are [\"sh\"]"
+    expect_err = "unknown program `/opt/new/sh` in this guest: add its payload to `payloads = [...]` of the \
+                  test's attribute; this test has [\"sh\"]"
 )]
-fn another_program_of_that_name_is_not_run(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_is_not_replaced_by_another_of_its_name(ctx: &Ctx) -> Result<AssertResult> {
     const OTHER: Payload = Payload::new("/opt/new/sh").args(&["-c", "exit 0"]);
     Ok(ctx.payload(&OTHER).run()?.verdict)
 }
@@ -204,20 +211,20 @@ fn leave(ctx: &WorkerCtx) {
     ctx.record_iteration(1);
 }
 
-/// As in a hold.
-#[ktstr_test(cores = 1, duration_s = 60, payloads = [SLEEP], expect_err = "worker died: exit status 0, ")]
-fn a_worker_that_dies_ends_the_wait_for_a_payload(ctx: &Ctx) -> Result<AssertResult> {
+/// The same as in a hold.
+#[ktstr_test(cores = 1, duration_s = 60, payloads = [SLEEP], expect_err = "worker exited early: exit status 0 ")]
+fn wait_payload_ends_when_a_worker_exits(ctx: &Ctx) -> Result<AssertResult> {
     let began = std::time::Instant::now();
     let cg = CgroupDef::named("cg").work_type(WorkType::Custom(leave)).workload(&SLEEP);
     let step = Step::new([Op::wait_payload("sleep", MINUTE)], NOW).with_defs([cg]);
     let verdict = execute_steps(ctx, [step])?;
-    ensure!(began.elapsed() < ctx.duration / 2, "it went on for {:?}", began.elapsed());
+    ensure!(began.elapsed() < ctx.duration / 2, "the scenario took {:?}", began.elapsed());
     Ok(verdict)
 }
 
-/// A payload of an earlier phase goes on through the steps, and is seen where it is.
+/// A payload of the backdrop runs until the end of the scenario.
 #[ktstr_test(cores = 1, payloads = [SLEEP])]
-fn a_payload_of_the_backdrop_outlives_steps(ctx: &Ctx) -> Result<AssertResult> {
+fn payload_of_the_backdrop_runs_through_all_steps(ctx: &Ctx) -> Result<AssertResult> {
     let bridge = SnapshotBridge::default();
     let _guard = bridge.clone().set_thread_local();
     let cg = CgroupDef::named("cg").workers(1).comm("spin").workload(SLEEP.named("nap"));
@@ -234,14 +241,14 @@ fn a_payload_of_the_backdrop_outlives_steps(ctx: &Ctx) -> Result<AssertResult> {
     Ok(verdict)
 }
 
-#[ktstr_test(cores = 1, payloads = [SH], expect_err = regex("^payload metric: n 6, at most 5, payload sh, cgroup cg$"))]
-fn a_check_that_fails_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
+#[ktstr_test(cores = 1, payloads = [SH], expect_err = regex(r"^payload metric: n = 6 \(limit 5\), payload sh, cgroup cg$"))]
+fn payload_check_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
     let run = Op::run_payload(SH.with_args(["echo n=6"]), "cg");
     in_cg(ctx, [run, Op::wait_payload("sh", MINUTE)])
 }
 
-#[ktstr_test(cores = 1, payloads = [SLEEP], expect_err = "there is no cgroup `nowhere`; there are [\"a\", \"a/b\"]")]
-fn a_cgroup_nobody_made_is_answered_with_those_there_are(ctx: &Ctx) -> Result<AssertResult> {
+#[ktstr_test(cores = 1, payloads = [SLEEP], expect_err = "unknown cgroup `nowhere`; existing cgroups: [\"a\", \"a/b\"]")]
+fn payload_call_lists_cgroups_if_one_is_unknown(ctx: &Ctx) -> Result<AssertResult> {
     let mut group = CgroupGroup::new(ctx.cgroups);
     group.add_cgroup_no_cpuset("a")?;
     group.add_cgroup_no_cpuset("a/b")?;

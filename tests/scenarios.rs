@@ -20,7 +20,7 @@ const BUSY: f64 = 0.3;
 fn all_worked(result: &VmResult) -> Result<()> {
     let RunEnd::Verdict(verdict) = &result.end else { return Ok(()) };
     let notes = verdict.notes.iter().map(ToString::to_string);
-    let idle: Vec<_> = notes.filter(|note| note.contains("made no iteration")).collect();
+    let idle: Vec<_> = notes.filter(|note| note.contains("completed no iteration")).collect();
     // The kernel may hold those of `memory_pressure` in `pages` up all the time.
     let idle: Vec<_> = idle.iter().filter(|note| !note.contains(" in pages ")).collect();
     let stolen = result.stolen.iter().copied().fold(0.0, f64::max);
@@ -91,24 +91,21 @@ fn hotplug(ctx: &Ctx) -> Result<AssertResult> {
 
 /// Expects that a bound which only holds without pressure does not hold in these cgroups. Returns the
 /// verdict without these failures.
-fn presses(verdict: AssertResult, wanted: &[(&str, DetailKind)]) -> Result<AssertResult> {
+fn presses(mut verdict: AssertResult, wanted: &[(&str, DetailKind)]) -> Result<AssertResult> {
     let is_pressure = |detail: &AssertDetail| {
         detail.outcome == Outcome::Fail && wanted.iter().any(|(_, kind)| *kind == detail.kind)
     };
-    let (pressed, others): (Vec<_>, Vec<_>) = verdict.details.into_iter().partition(is_pressure);
+    let (pressed, others): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut verdict.details).into_iter().partition(is_pressure);
     for (cgroup, kind) in wanted {
-        let is_there = |detail: &&AssertDetail| detail.cgroup.as_deref() == Some(*cgroup);
+        let is_there = |detail: &&AssertDetail| detail.scope.cgroup() == Some(*cgroup);
         ensure!(
             pressed.iter().any(|detail| is_there(&detail)),
             "no {kind} in {cgroup}: {others:?}"
         );
     }
     let outcome = others.iter().map(|detail| detail.outcome).max().unwrap_or(Outcome::Pass);
-    conclusive(AssertResult {
-        outcome: outcome.max(Outcome::Pass),
-        details: others,
-        notes: verdict.notes,
-    })
+    conclusive(AssertResult { outcome: outcome.max(Outcome::Pass), details: others, ..verdict })
 }
 
 type Scenario = fn(&Ctx) -> Result<AssertResult>;

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use ktstr::assert::{Limit, Measurement, Scope};
 use ktstr::prelude::*;
 
 #[ktstr_test(cores = 1, post_vm = always_fails, ignore = "fails on purpose")]
@@ -37,13 +38,13 @@ fn fails_with_what_was_expected(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::fail(gap()))
 }
 
-/// It does not say that it is about time, which the host would excuse if it was busy.
+/// Returns a detail that is not time-based, which a busy host would excuse.
 fn gap() -> AssertDetail {
-    AssertDetail::measured(DetailKind::Gap, "63.2 ms", "at most 50 ms")
-        .worker("77 (spin)")
-        .cgroup("cg_0")
-        .cpu(2)
-        .at_ns(3_214_400_000)
+    let (comm, cgroup) = ("spin".to_owned(), "cg_0".to_owned());
+    let measured = Measurement::new("gap", 63.2, "ms");
+    let measured = measured.scope(Scope::Worker { pid: 77, comm, cgroup });
+    let detail = AssertDetail::measured(DetailKind::Gap, measured).limit(Limit::AtMost(50.0));
+    detail.cpu(2).at_ns(3_214_400_000)
 }
 
 #[ktstr_test(cores = 1, ignore = "fails on purpose")]
@@ -154,9 +155,9 @@ fn another_failure_than_the_expected_one_fails_the_test() -> Result<()> {
 
 #[test]
 fn a_failed_check_comes_first_and_in_order() -> Result<()> {
-    let report = "FAIL fails_and_notes\n  fail: max_gap_ms: 63.2 ms, at most 50 ms, \
+    let report = "FAIL fails_and_notes\n  fail: max_gap_ms: 63.2 ms (limit 50 ms), \
                   worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s\n  \
-                  fail: claim: verdict.details.len() = 1, at least 2\n";
+                  fail: claim: verdict.details.len() = 1 (minimum 2)\n";
     let notes = ["  note      the caches were warm\n", "  note      turns = 1000\n"];
     fails_with("fails_and_notes", &[report, notes[0], notes[1]])
 }

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use ktstr_core::guest::agent;
-use ktstr_core::payload::Payload;
+use ktstr_core::payload::{self, Payload};
 
 use super::initramfs::{Foreign, GuestFiles, is_elf};
 use crate::provision::{Cache, find_program, tool};
@@ -38,7 +37,7 @@ fn gather(
             continue;
         }
         there.push(payload);
-        let dir = format!("{}/{name}", agent::PAYLOADS);
+        let dir = format!("{}/{name}", payload::DIRECTORY);
         let place = format!("{dir}/{name}");
         match find(payload.program) {
             Some(program) if is_elf(&program) => {
@@ -66,7 +65,7 @@ fn gather(
             let (suite, dirs) = (tool::SUITE, DIRECTORIES.join(" and "));
             format!("package {package} of Debian {suite} has no program `{name}` in {dirs}")
         })?;
-        let libraries = format!("{dir}/{}", agent::PAYLOAD_LIBRARIES);
+        let libraries = format!("{dir}/{}", payload::LIBRARIES);
         contents.foreign.push(Foreign { root, program, name: place, libraries });
     }
     Ok(contents)

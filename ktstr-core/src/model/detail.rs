@@ -1,19 +1,22 @@
-//! One reason of a verdict.
+//! One reason of a verdict, and how serious it is.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a test concluded. The order is the order of [`AssertResult::merge`](super::verdict::AssertResult::merge): the greater wins.
+use super::measurement::{Limit, Measurement, Scope, compared};
+
+/// What a test concluded, ordered as [`AssertResult::merge`](super::verdict::AssertResult::merge)
+/// does: the greater outcome prevails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The test did not apply here; it says why.
+    /// The test does not apply here.
     Skip,
-    /// Everything that was checked held.
+    /// Every check passed.
     Pass,
-    /// The checks could not tell; never a pass.
+    /// The checks could not decide; never a pass.
     Inconclusive,
     /// A check failed.
     Fail,
@@ -30,14 +33,14 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a detail is about. A check that has a key in the attribute is shown by the key's name.
+/// What a detail is about. A check with a key in the attribute is displayed by that key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DetailKind {
-    /// A worker died before it was told to stop.
+    /// A worker process ended before it was stopped.
     WorkerDied,
-    /// `not_stuck`: a worker was released and made no iteration.
+    /// `not_stuck`: a worker completed no iteration for too long.
     WorkerStuck,
     /// `isolation`: a worker ran outside of its cpuset.
     Isolation,
@@ -73,24 +76,24 @@ pub enum DetailKind {
     MemoryPressure,
     /// `max_io_pressure_pct`.
     IoPressure,
-    /// A cgroup does not hold what it should.
+    /// A cgroup does not contain the expected processes.
     Cgroup,
     /// How a payload ended.
     PayloadEnd,
     /// A metric of a payload.
     PayloadMetric,
-    /// A claim of the test's own.
+    /// A claim of the test about its own number.
     Claim,
     /// The reason of a skip.
     Skip,
-    /// Anything else; the message tells.
+    /// Anything else, described by the message.
     Other,
 }
 
 impl fmt::Display for DetailKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::WorkerDied => "worker died",
+            Self::WorkerDied => "worker exited early",
             Self::WorkerStuck => "not_stuck",
             Self::Isolation => "isolation",
             Self::Gap => "max_gap_ms",
@@ -119,50 +122,47 @@ impl fmt::Display for DetailKind {
     }
 }
 
-/// One reason of a verdict: what was seen, against what was expected, of whom, where and when.
+/// One reason of a verdict: what was measured or observed, on which object, where and when.
 ///
-/// A kind and a message are enough. What is known beside them is shown in one order, that in which
-/// people ask: measured value, bound, worker, cgroup, CPU, time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A kind and a message are enough. The other facts are displayed in a fixed order: measured value and
+/// limit, worker or payload, cgroup, CPU, time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AssertDetail {
     /// What it is about.
     pub kind: DetailKind,
-    /// How grave it is: [`Outcome::Fail`], unless the verdict it was made a part of says otherwise.
+    /// How serious it is: [`Outcome::Fail`], unless the verdict it became part of says otherwise.
     pub outcome: Outcome,
-    /// What was seen, in words; or, if `measured` has it, what is to be said of it.
+    /// What was observed; if there is a measured value, an explanation of it.
     pub message: String,
-    /// The value that was measured, with its unit.
-    pub measured: Option<String>,
-    /// What it is held against: `at most 50 ms`.
-    pub bound: Option<String>,
-    /// Whose value it is: `77 (spin)`; that of a payload has its name.
-    pub worker: Option<String>,
-    /// The cgroup in which that was.
-    pub cgroup: Option<String>,
-    /// The CPU on which that was.
+    /// The value that was measured.
+    pub measured: Option<Measurement>,
+    /// The limit that the value was compared with.
+    pub limit: Option<Limit>,
+    /// The worker, cgroup or payload that it concerns.
+    pub scope: Scope,
+    /// The CPU on which it happened.
     pub cpu: Option<u32>,
-    /// When that was, in nanoseconds since boot.
+    /// When it happened, in nanoseconds since boot.
     pub at_ns: Option<u64>,
-    /// Whether time that the host took from the guest's CPUs could explain it.
+    /// Whether steal time could explain it.
     pub time_based: bool,
-    /// How much time the host has to have taken from one of the guest's CPUs to explain it; `None` if
-    /// that explains nothing. Unlike what is time-based, it counts on emulated CPUs as well.
+    /// How much steal time of one CPU it takes to explain it; `None` if steal time does not. Unlike
+    /// `time_based`, this applies to emulated CPUs as well.
     pub explained_by: Option<Duration>,
-    /// Whether it counts even so where the CPUs are emulated in software.
+    /// Whether it counts on emulated CPUs although it is time-based.
     pub judge_emulated: bool,
 }
 
 impl AssertDetail {
-    /// A detail of `kind` that says `message`.
+    /// Creates a detail of `kind` with a message.
     pub fn new(kind: DetailKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             outcome: Outcome::Fail,
             message: message.into(),
             measured: None,
-            bound: None,
-            worker: None,
-            cgroup: None,
+            limit: None,
+            scope: Scope::Machine,
             cpu: None,
             at_ns: None,
             time_based: false,
@@ -171,47 +171,57 @@ impl AssertDetail {
         }
     }
 
-    /// A detail of `kind` about a value and what it is held against.
-    pub fn measured(
-        kind: DetailKind,
-        measured: impl fmt::Display,
-        bound: impl fmt::Display,
-    ) -> Self {
-        let measured = Some(measured.to_string());
-        Self { measured, bound: Some(bound.to_string()), ..Self::new(kind, "") }
+    /// Creates a detail of `kind` about a measured value, which also sets its scope.
+    ///
+    /// A value that is not finite is described by the message instead.
+    pub fn measured(kind: DetailKind, measured: Measurement) -> Self {
+        let scope = measured.scope.clone();
+        if measured.value.is_finite() {
+            return Self { measured: Some(measured), scope, ..Self::new(kind, "") };
+        }
+        let value = compared(measured.value, &measured.unit, None);
+        Self::new(kind, format!("{} = {value}", measured.name)).scope(scope)
     }
 
-    /// Says whose it is: `77 (spin)`.
-    pub fn worker(self, worker: impl fmt::Display) -> Self {
-        Self { worker: Some(worker.to_string()), ..self }
+    /// Sets the limit that the value was compared with. One that is not finite becomes part of the message.
+    pub fn limit(self, limit: Limit) -> Self {
+        if limit.is_finite() {
+            return Self { limit: Some(limit), ..self };
+        }
+        let unit = self.measured.as_ref().map_or("", |measured| &measured.unit);
+        let text = limit.describe(unit);
+        self.because(&text)
     }
 
-    /// Says in which cgroup it was; nothing if the name is empty.
-    pub fn cgroup(self, cgroup: &str) -> Self {
-        Self { cgroup: (!cgroup.is_empty()).then(|| cgroup.to_owned()), ..self }
+    /// Sets the worker, cgroup or payload that it and its value concern.
+    pub fn scope(mut self, scope: Scope) -> Self {
+        if let Some(measured) = &mut self.measured {
+            measured.scope = scope.clone();
+        }
+        Self { scope, ..self }
     }
 
-    /// Says on which CPU it was.
+    /// Sets the CPU on which it happened.
     pub fn cpu(self, cpu: u32) -> Self {
         Self { cpu: Some(cpu), ..self }
     }
 
-    /// Says when it was, in nanoseconds since boot.
+    /// Sets when it happened, in nanoseconds since boot.
     pub fn at_ns(self, at_ns: u64) -> Self {
         Self { at_ns: Some(at_ns), ..self }
     }
 
-    /// Says that time which the host took could explain it.
+    /// Marks it as something that steal time could explain.
     pub fn time_based(self) -> Self {
         Self { time_based: true, ..self }
     }
 
-    /// Sets how much time the host has to have taken from one CPU to explain it.
+    /// Sets how much steal time of one CPU explains it.
     pub fn explained_by(self, stolen: Duration) -> Self {
         Self { explained_by: Some(stolen), ..self }
     }
 
-    /// Adds `why` to the message.
+    /// Appends `why` to the message.
     pub fn because(mut self, why: &str) -> Self {
         if !self.message.is_empty() {
             self.message.push_str("; ");
@@ -221,32 +231,36 @@ impl AssertDetail {
     }
 }
 
-/// `max_gap_ms: 63.2 ms, at most 50 ms, worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s`.
+/// Writes `max_gap_ms: 63.2 ms (limit 50 ms), worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s`.
 ///
 /// The message takes the place of a value that was not measured, and follows everything else if
-/// one was.
+/// one was. Claims and metrics of a payload have names: `claim: took = 12 ms (limit 10 ms)`.
 impl fmt::Display for AssertDetail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |ns| format!("at {:.3} s", Duration::from_nanos(ns).as_secs_f64());
-        let (first, last) = match &self.measured {
-            Some(measured) => (measured, &*self.message),
-            None => (&self.message, ""),
-        };
-        let whose = match self.kind {
-            DetailKind::PayloadEnd | DetailKind::PayloadMetric => "payload",
-            _ => "worker",
+        let value = self.measured.as_ref().map(|measured| {
+            let value = compared(measured.value, &measured.unit, self.limit);
+            match self.kind {
+                DetailKind::Claim | DetailKind::PayloadMetric => {
+                    format!("{} = {value}", measured.name)
+                }
+                _ => value,
+            }
+        });
+        let explanation = if value.is_some() { &*self.message } else { "" };
+        let message = || match self.limit {
+            Some(limit) => format!("{} ({})", self.message, limit.describe("")),
+            None => self.message.clone(),
         };
         let parts = [
-            Some(first.clone()).filter(|first| !first.is_empty()),
-            self.bound.clone(),
-            self.worker.as_ref().map(|worker| format!("{whose} {worker}")),
-            self.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}")),
-            self.cpu.map(|cpu| format!("CPU {cpu}")),
-            self.at_ns.map(seconds),
+            value.unwrap_or_else(message),
+            self.scope.to_string(),
+            self.cpu.map_or_else(String::new, |cpu| format!("CPU {cpu}")),
+            self.at_ns.map_or_else(String::new, seconds),
         ];
-        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         write!(f, "{}: {}", self.kind, parts.join(", "))?;
-        if last.is_empty() { Ok(()) } else { write!(f, ": {last}") }
+        if explanation.is_empty() { Ok(()) } else { write!(f, ": {explanation}") }
     }
 }
 
@@ -254,22 +268,28 @@ impl fmt::Display for AssertDetail {
 mod tests {
     use super::*;
 
+    fn gap(value: f64) -> AssertDetail {
+        let (comm, cgroup) = ("spin".to_owned(), "cg_0".to_owned());
+        let measured = Measurement::new("gap", value, "ms");
+        let measured = measured.scope(Scope::Worker { pid: 77, comm, cgroup });
+        AssertDetail::measured(DetailKind::Gap, measured).at_ns(3_214_400_000).cpu(2)
+    }
+
     #[test]
-    fn what_is_known_is_shown_in_one_order() {
-        let full = AssertDetail::measured(DetailKind::Gap, "63.2 ms", "at most 50 ms")
-            .at_ns(3_214_400_000)
-            .cpu(2)
-            .cgroup("cg_0")
-            .worker("77 (spin)");
+    fn detail_displays_facts_in_one_order() {
         let text =
-            "max_gap_ms: 63.2 ms, at most 50 ms, worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s";
+            "max_gap_ms: 63.2 ms (limit 50 ms), worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s";
+        let full = gap(63.2).limit(Limit::AtMost(50.0));
+        let claim = Measurement::new("took", 12.0, "ms").scope(Scope::Claim);
+        let claim = AssertDetail::measured(DetailKind::Claim, claim);
         for (detail, want) in [
-            (full.clone(), text.to_owned()),
-            (full.because("noise").because("more"), format!("{text}: noise; more")),
-            (AssertDetail::new(DetailKind::Other, "why"), "check: why".to_owned()),
+            (full.clone(), text),
+            (full.because("noise").because("more"), &format!("{text}: noise; more")),
+            (claim.limit(Limit::AtLeast(20.0)), "claim: took = 12 ms (minimum 20 ms)"),
+            (AssertDetail::new(DetailKind::Other, "why"), "check: why"),
             (
-                AssertDetail::new(DetailKind::Other, "why").cgroup("").cpu(1).because("noise"),
-                "check: why; noise, CPU 1".to_owned(),
+                AssertDetail::new(DetailKind::Other, "why").cpu(1).because("noise"),
+                "check: why; noise, CPU 1",
             ),
         ] {
             assert_eq!(detail.to_string(), want);
@@ -277,9 +297,17 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_keeps_all_of_it() {
-        let detail = AssertDetail::measured(DetailKind::Weight, "1 %", "at least 2 %");
-        let detail = detail.because("x").worker("1 (a)").cgroup("cg").cpu(3).at_ns(4).time_based();
+    fn detail_has_only_finite_numbers() {
+        let nan = gap(f64::NAN).limit(Limit::AtMost(50.0));
+        assert_eq!(nan.measured, None);
+        assert_eq!(nan.message, "gap = NaN ms");
+        let infinite = gap(1.0).limit(Limit::AtMost(f64::INFINITY));
+        assert_eq!((infinite.limit, &*infinite.message), (None, "limit inf ms"));
+    }
+
+    #[test]
+    fn detail_survives_the_wire() {
+        let detail = gap(1.0).limit(Limit::Between(2.0, 3.0)).because("x").time_based();
         let detail = detail.explained_by(Duration::from_millis(5));
         let bytes = postcard::to_allocvec(&detail).unwrap();
         assert_eq!(postcard::from_bytes::<AssertDetail>(&bytes).unwrap(), detail);

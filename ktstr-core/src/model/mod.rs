@@ -4,6 +4,7 @@ pub mod detail;
 pub mod exit;
 pub mod histogram;
 pub mod machine;
+pub mod measurement;
 pub mod record;
 pub mod result;
 pub mod snapshot;

@@ -9,7 +9,7 @@ pub use super::exit::ExitKind;
 use super::verdict::AssertResult;
 
 /// How a run ended. Each variant is a class of failure except a passing [`RunEnd::Verdict`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "class", content = "details", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RunEnd {
@@ -169,7 +169,7 @@ impl fmt::Display for GuestExit {
 }
 
 /// Why a guest did not run the body, or PID 1 failed while the body ran.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InitFailure {
     /// A message of PID 1, of the dynamic loader or of the kernel.

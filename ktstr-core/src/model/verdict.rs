@@ -6,11 +6,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::detail::{AssertDetail, DetailKind, Outcome};
+use super::measurement::{Limit, Measurement};
 
-/// Something worth knowing that decides nothing.
+/// Information that does not affect the outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// What `text` is a value of, if it is one.
+    /// The name of the value in `text`, if it is a value.
     pub name: Option<String>,
     /// The note, or the value.
     pub text: String,
@@ -26,26 +27,29 @@ impl fmt::Display for Note {
 }
 
 /// The verdict of a test, or of a part of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[must_use = "a verdict that is dropped checks nothing"]
 pub struct AssertResult {
     /// The conclusion.
     pub outcome: Outcome,
-    /// Its reasons, the weightiest conclusion's first.
+    /// Its reasons, those of the most serious conclusion first.
     pub details: Vec<AssertDetail>,
-    /// What is worth knowing beside them. Notes never change the conclusion.
+    /// Information beside them. Notes never change the conclusion.
     pub notes: Vec<Note>,
+    /// What the checks measured, whether or not there was a limit.
+    pub measurements: Vec<Measurement>,
 }
 
 impl AssertResult {
-    /// Everything that was checked held.
+    /// Creates a verdict in which every check passed.
     pub fn pass() -> Self {
-        Self { outcome: Outcome::Pass, details: Vec::new(), notes: Vec::new() }
+        let (details, notes, measurements) = (Vec::new(), Vec::new(), Vec::new());
+        Self { outcome: Outcome::Pass, details, notes, measurements }
     }
 
-    /// A check failed.
+    /// Creates a failed verdict.
     pub fn fail(detail: AssertDetail) -> Self {
-        Self::because(Outcome::Fail, detail)
+        Self::with_reason(Outcome::Fail, detail)
     }
 
     /// Creates a failed verdict whose only reason is a message.
@@ -53,21 +57,40 @@ impl AssertResult {
         Self::fail(AssertDetail::new(DetailKind::Other, message))
     }
 
-    /// The test does not apply here.
+    /// Creates the verdict of a test that does not apply here.
     pub fn skip(reason: impl Into<String>) -> Self {
-        Self::because(Outcome::Skip, AssertDetail::new(DetailKind::Skip, reason))
+        Self::with_reason(Outcome::Skip, AssertDetail::new(DetailKind::Skip, reason))
     }
 
-    /// The checks could not tell.
+    /// Creates the verdict of checks that could not decide.
     pub fn inconclusive(detail: AssertDetail) -> Self {
-        Self::because(Outcome::Inconclusive, detail)
+        Self::with_reason(Outcome::Inconclusive, detail)
     }
 
-    fn because(outcome: Outcome, detail: AssertDetail) -> Self {
-        Self { outcome, details: vec![AssertDetail { outcome, ..detail }], notes: Vec::new() }
+    fn with_reason(outcome: Outcome, detail: AssertDetail) -> Self {
+        let details = vec![AssertDetail { outcome, ..detail }];
+        Self { outcome, details, ..Self::pass() }
     }
 
-    /// Whether the conclusion is [`Outcome::Pass`]; a skip is not.
+    /// Compares what a check measured with a limit, and records the measurement in any case.
+    ///
+    /// Without a limit, the verdict is a pass. With one, it is inconclusive if nothing was measured or
+    /// the limit is NaN.
+    pub(crate) fn judge(detail: AssertDetail, limit: Option<Limit>) -> Self {
+        let measurements = detail.measured.iter().cloned().collect();
+        let allowed = |limit: Limit| limit.allows(detail.measured.as_ref()?.value);
+        let verdict = match limit.map(|limit| (limit, allowed(limit))) {
+            None | Some((_, Some(true))) => Self::pass(),
+            Some((limit, Some(false))) => Self::fail(detail.limit(limit)),
+            Some((limit, None)) if detail.measured.is_some() => {
+                Self::inconclusive(detail.limit(limit))
+            }
+            Some((_, None)) => Self::inconclusive(detail),
+        };
+        Self { measurements, ..verdict }
+    }
+
+    /// Returns whether the conclusion is [`Outcome::Pass`]; a skip is not.
     pub fn is_pass(&self) -> bool {
         self.outcome == Outcome::Pass
     }
@@ -94,9 +117,10 @@ impl AssertResult {
         self
     }
 
-    /// Joins two verdicts: fail over inconclusive over pass over skip, the details of both kept.
+    /// Joins two verdicts: fail over inconclusive over pass over skip, with the details of both.
     pub fn merge(mut self, mut other: Self) -> Self {
         self.notes.append(&mut other.notes);
+        self.measurements.append(&mut other.measurements);
         if other.outcome > self.outcome {
             std::mem::swap(&mut self.outcome, &mut other.outcome);
             std::mem::swap(&mut self.details, &mut other.details);
@@ -111,21 +135,21 @@ impl AssertResult {
         *self = own.merge(other);
     }
 
-    /// The same verdict with each of its details made anew.
+    /// Returns the verdict with `map` applied to each of its details.
     pub(crate) fn map_details(mut self, map: impl Fn(AssertDetail) -> AssertDetail) -> Self {
         self.details = self.details.into_iter().map(map).collect();
         self
     }
 
-    /// All of them: the verdicts merged. Of none at all it is inconclusive, for nothing was shown.
+    /// Merges verdicts that must all pass. Without any verdict, the result is inconclusive.
     pub fn all_of(verdicts: impl IntoIterator<Item = Self>) -> Self {
         verdicts.into_iter().reduce(Self::merge).unwrap_or_else(Self::of_nothing)
     }
 
-    /// Any one of them: the best verdict, where a pass is better than what could not be told, that
-    /// better than a failure, and a skip counts only if there is nothing else.
+    /// Returns the best of alternative verdicts: a pass before an inconclusive one before a failure, and
+    /// a skip only if there is nothing else.
     ///
-    /// Details of the others become notes. Of none at all it is inconclusive.
+    /// Details of the others become notes. Without any verdict, the result is inconclusive.
     pub fn any_of(verdicts: impl IntoIterator<Item = Self>) -> Self {
         let verdicts: Vec<_> = verdicts.into_iter().collect();
         let rank = |outcome| match outcome {
@@ -142,6 +166,7 @@ impl AssertResult {
         let mut verdict = Self::all_of(chosen);
         for mut other in others {
             verdict.notes.append(&mut other.notes);
+            verdict.measurements.append(&mut other.measurements);
             for detail in other.details {
                 verdict.note(format!("another alternative: {}: {detail}", detail.outcome));
             }
@@ -153,54 +178,51 @@ impl AssertResult {
         Self::inconclusive(AssertDetail::new(DetailKind::Other, "nothing was checked"))
     }
 
-    /// Adds something worth knowing, which decides nothing.
+    /// Adds a note, which does not affect the outcome.
     pub fn note(&mut self, text: impl Into<String>) -> &mut Self {
         self.notes.push(Note { name: None, text: text.into() });
         self
     }
 
-    /// Adds a value worth knowing, which decides nothing.
+    /// Adds a named value as a note, which does not affect the outcome.
     pub fn note_value(&mut self, name: impl Into<String>, value: impl fmt::Display) -> &mut Self {
         self.notes.push(Note { name: Some(name.into()), text: value.to_string() });
         self
     }
 
-    /// Makes failures inconclusive that steal time explains: `why` is asked of each that is time-based
-    /// or [explained](AssertDetail::explained_by) by a certain steal time, and its answer stands in the
-    /// detail. A failure that it does not explain and all others stay what they are, and with them
-    /// the verdict.
+    /// Makes failures inconclusive that steal time explains.
+    ///
+    /// `why` is called for each failure that is time-based or
+    /// [explained](AssertDetail::explained_by) by a certain steal time, and returns the explanation,
+    /// which is added to the detail, or `None`. All other failures stay failures.
     pub fn excuse(mut self, why: impl Fn(&AssertDetail) -> Option<String>) -> Self {
         let is_failure = |detail: &AssertDetail| detail.outcome == Outcome::Fail;
-        if self.outcome != Outcome::Fail || !self.details.iter().any(is_failure) {
+        let mut excused = 0;
+        for detail in self.details.iter_mut().filter(|detail| is_failure(detail)) {
+            if (detail.time_based || detail.explained_by.is_some())
+                && let Some(why) = why(detail)
+            {
+                *detail = detail.clone().because(&why);
+                detail.outcome = Outcome::Inconclusive;
+                excused += 1;
+            }
+        }
+        // Without a change, the details stay in the order of the checks.
+        if excused == 0 {
             return self;
         }
-        let excused = |detail: AssertDetail| match why(&detail) {
-            Some(why) => AssertDetail { outcome: Outcome::Inconclusive, ..detail.because(&why) },
-            None => detail,
-        };
-        let failures = self.details.iter().filter(|detail| is_failure(detail)).count();
-        let details = std::mem::take(&mut self.details).into_iter();
-        let may_be = |detail: &AssertDetail| {
-            is_failure(detail) && (detail.time_based || detail.explained_by.is_some())
-        };
-        self.details =
-            details.map(|detail| if may_be(&detail) { excused(detail) } else { detail }).collect();
-        let left = self.details.iter().filter(|detail| is_failure(detail)).count();
-        // What nothing was changed of stays in the order of the checks.
-        if left < failures {
-            self.sort();
-        }
-        if left == 0 {
+        self.sort();
+        if !self.details.iter().any(is_failure) {
             self.outcome = Outcome::Inconclusive;
         }
         self
     }
 
-    /// Turns everything time-based that is not good into notes, which say `why`: it is reported and
-    /// not judged, unless its bounds want it to be on emulated CPUs as well. What is left decides; if
-    /// nothing is, the verdict is a pass.
+    /// Turns time-based details that are not passes into notes with the reason `why`, unless their
+    /// checks are judged on emulated CPUs as well. The remaining details decide; without any, the
+    /// verdict is a pass.
     pub fn waive_time_based(mut self, why: &str) -> Self {
-        // Else the verdict was not made of its details, and does not change with them.
+        // A verdict without a detail of its outcome was not derived from details, and stays.
         let is_explained = self.details.iter().any(|detail| detail.outcome == self.outcome);
         let (waived, kept): (Vec<_>, _) =
             std::mem::take(&mut self.details).into_iter().partition(|detail| {
@@ -214,29 +236,67 @@ impl AssertResult {
             self.note(format!("not judged, {why}: {detail}"));
         }
         if is_explained {
-            let gravest = self.details.iter().map(|detail| detail.outcome).max();
-            self.outcome = gravest.unwrap_or(Outcome::Pass).max(Outcome::Pass);
+            let worst = self.details.iter().map(|detail| detail.outcome).max();
+            self.outcome = worst.unwrap_or(Outcome::Pass).max(Outcome::Pass);
         }
         self
     }
 
-    /// Drops details and notes beyond so many of each and notes how many: what nothing can excuse
-    /// is dropped last.
-    pub(crate) fn shorten(&mut self, details: usize, notes: usize) {
-        let dropped =
-            self.details.len().saturating_sub(details) + self.notes.len().saturating_sub(notes);
-        if dropped == 0 {
-            return;
+    /// Bounds the encoded size of the verdict, so that it fits a frame of the wire. Failures that steal
+    /// time cannot explain are dropped last; a note states what was dropped.
+    pub(crate) fn shorten(&mut self) {
+        const DETAILS: usize = 100;
+        const NOTES: usize = 200;
+        const MEASUREMENTS: usize = 1000;
+        // In bytes: the message of a detail, the name of a note, a text of a measurement.
+        const MESSAGE: usize = 3 << 10;
+        const TEXT: usize = 256;
+        const WORD: usize = 96;
+        self.keep(DETAILS, NOTES, MEASUREMENTS);
+        let cut_measurement = |measured: &mut Measurement| {
+            let Measurement { name, unit, scope, .. } = measured;
+            [name, unit].into_iter().chain(scope.texts_mut()).for_each(|text| cut(text, WORD));
+        };
+        for detail in &mut self.details {
+            cut(&mut detail.message, MESSAGE);
+            detail.scope.texts_mut().for_each(|text| cut(text, TEXT));
+            detail.measured.iter_mut().for_each(cut_measurement);
         }
-        self.sort();
-        self.details.truncate(details);
-        self.notes.truncate(notes);
-        self.note(format!("{dropped} more details and notes were dropped"));
+        for note in &mut self.notes {
+            note.name.iter_mut().for_each(|name| cut(name, TEXT));
+            cut(&mut note.text, 2 * TEXT);
+        }
+        self.measurements.iter_mut().for_each(cut_measurement);
     }
 
-    /// The gravest first, and among those what no noise explains.
+    /// Drops what is beyond the given numbers, and notes how much that was.
+    fn keep(&mut self, details: usize, notes: usize, measurements: usize) {
+        let more = |length: usize, most: usize| length.saturating_sub(most);
+        let dropped = more(self.details.len(), details) + more(self.notes.len(), notes);
+        let unkept = more(self.measurements.len(), measurements);
+        self.measurements.truncate(measurements);
+        if dropped > 0 {
+            self.sort();
+            self.details.truncate(details);
+            self.notes.truncate(notes);
+            self.note(format!("{dropped} more details and notes were dropped"));
+        }
+        if unkept > 0 {
+            self.note(format!("{unkept} more measurements were dropped"));
+        }
+    }
+
+    /// Sorts details by severity; of the same severity, those that steal time cannot explain come first.
     fn sort(&mut self) {
         self.details.sort_by_key(|detail| (Reverse(detail.outcome), detail.time_based));
+    }
+}
+
+/// Cuts a text after `length` bytes.
+pub(crate) fn cut(text: &mut String, length: usize) {
+    if text.len() > length {
+        text.truncate(text.floor_char_boundary(length));
+        text.push_str(" [...]");
     }
 }
 
@@ -247,6 +307,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::measurement::Scope;
+    use crate::model::wire::Payload;
 
     fn detail(text: &str) -> AssertDetail {
         AssertDetail::new(DetailKind::Other, text)
@@ -263,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_graver_verdict_wins_and_keeps_all_details() {
+    fn merge_takes_the_worse_outcome_and_all_details() {
         let all = each();
         for (i, a) in all.iter().enumerate() {
             for (j, b) in all.iter().enumerate() {
@@ -278,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_details_decide_as_merged_ones_do() {
+    fn record_fail_and_record_inconclusive_merge_the_detail() {
         for (index, (after_fail, after_inconclusive)) in
             [(3, 2), (3, 2), (3, 2), (3, 3)].into_iter().enumerate()
         {
@@ -298,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn failure_details_are_those_of_failed_checks() {
+    fn failure_details_returns_failed_checks_only() {
         let mut verdict = AssertResult::fail_msg("disk full");
         verdict.record_inconclusive(detail("no sample")).record_fail(detail("oom"));
         let failed: Vec<_> = verdict.failure_details().map(|detail| &*detail.message).collect();
@@ -307,12 +369,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pass_is_a_pass() {
+    fn is_pass_excludes_skip() {
         assert_eq!(each().map(|verdict| verdict.is_pass()), [false, true, false, false]);
     }
 
     #[test]
-    fn all_of_takes_the_gravest_and_any_of_the_best() {
+    fn all_of_takes_the_worst_and_any_of_the_best() {
         let [skip, pass, inconclusive, fail] = [0, 1, 2, 3];
         for (given, all, any) in [
             (&[][..], inconclusive, inconclusive),
@@ -333,19 +395,19 @@ mod tests {
     }
 
     #[test]
-    fn notes_change_nothing_and_are_kept() {
+    fn notes_survive_merge_without_effect() {
         for mut verdict in each() {
             let outcome = verdict.outcome;
-            verdict.note("warm").note_value("turns", 3);
+            verdict.note("warm").note_value("iterations", 3);
             assert_eq!(verdict.outcome, outcome);
             let merged = verdict.merge(AssertResult::fail(detail("f")));
             let notes: Vec<_> = merged.notes.iter().map(Note::to_string).collect();
-            assert_eq!(notes, ["warm", "turns = 3"]);
+            assert_eq!(notes, ["warm", "iterations = 3"]);
         }
     }
 
     #[test]
-    fn only_failures_by_time_are_excused() {
+    fn excuse_affects_time_based_failures_only() {
         let gap = || AssertResult::fail(detail("gap").time_based());
         let stolen = |_: &AssertDetail| Some("host stole 38 % of vCPU 2".to_owned());
         for (verdict, outcome, text) in [
@@ -378,13 +440,13 @@ mod tests {
         let mixed = gap().merge(AssertResult::fail(detail("cpuset")));
         assert_eq!(mixed.clone().excuse(|_| None), mixed, "the order of the checks stays");
         assert_eq!(AssertResult::pass().excuse(stolen), AssertResult::pass());
-        // A failure whose reasons nobody gave is nobody's to excuse.
+        // A failure without a reason cannot be excused.
         let bare = AssertResult { outcome: Outcome::Fail, ..AssertResult::pass() };
         assert_eq!(bare.clone().excuse(stolen), bare);
     }
 
     #[test]
-    fn what_is_waived_is_reported_and_not_judged() {
+    fn waive_time_based_turns_details_into_notes() {
         let gap = || AssertResult::fail(detail("gap").time_based());
         let none = || AssertResult::inconclusive(detail("no sample").time_based());
         let oom = || AssertResult::fail(detail("oom"));
@@ -409,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_excuses_is_dropped_last() {
+    fn keep_drops_time_based_details_first() {
         let mut verdict = AssertResult::inconclusive(detail("i"));
         for index in 0..9 {
             verdict.absorb(AssertResult::fail(detail("gap").time_based()));
@@ -417,12 +479,68 @@ mod tests {
         }
         verdict.absorb(AssertResult::fail(detail("oom")));
         let whole = verdict.clone();
-        verdict.shorten(11, 9);
+        verdict.keep(11, 9, 0);
         assert_eq!(verdict, whole);
-        verdict.shorten(2, 3);
+        verdict.keep(2, 3, 0);
         assert_eq!(verdict.details.iter().map(|d| &*d.message).collect::<Vec<_>>(), ["oom", "gap"]);
         assert_eq!(verdict.notes.len(), 4);
         assert_eq!(verdict.notes[3].to_string(), "15 more details and notes were dropped");
+    }
+
+    #[test]
+    fn judge_compares_with_the_limit_and_keeps_the_measurement() {
+        let measured =
+            |value| AssertDetail::measured(DetailKind::Gap, Measurement::new("gap", value, "ms"));
+        let nothing = || AssertDetail::new(DetailKind::Gap, "no iteration");
+        for (detail, limit, outcome, text) in [
+            (measured(2.0), Some(Limit::AtMost(2.0)), Outcome::Pass, ""),
+            (measured(9.0), None, Outcome::Pass, ""),
+            (
+                measured(9.0),
+                Some(Limit::AtMost(2.0)),
+                Outcome::Fail,
+                "max_gap_ms: 9 ms (limit 2 ms)",
+            ),
+            (
+                measured(9.0),
+                Some(Limit::AtMost(f64::NAN)),
+                Outcome::Inconclusive,
+                "max_gap_ms: 9 ms: limit NaN ms",
+            ),
+            (nothing(), None, Outcome::Pass, ""),
+            (
+                nothing(),
+                Some(Limit::AtMost(2.0)),
+                Outcome::Inconclusive,
+                "max_gap_ms: no iteration",
+            ),
+        ] {
+            let count = usize::from(detail.measured.is_some());
+            let verdict = AssertResult::judge(detail, limit);
+            let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
+            assert_eq!((verdict.outcome, &*texts.concat()), (outcome, text));
+            assert_eq!(verdict.measurements.len(), count);
+        }
+    }
+
+    #[test]
+    fn shorten_fits_the_longest_verdict_into_a_frame() {
+        let long = "\u{20ac}".repeat(1 << 20);
+        let scope = Scope::Payload { name: long.clone(), cgroup: long.clone() };
+        let measured = Measurement::new(&*long, 1.0, &*long).scope(scope);
+        let detail = AssertDetail::measured(DetailKind::Other, measured.clone());
+        let detail = detail.because(&long).cpu(u32::MAX).at_ns(u64::MAX);
+        let mut verdict = AssertResult::fail(detail.clone());
+        verdict.details = vec![detail; 110];
+        verdict.measurements = vec![measured; 1001];
+        for _ in 0..210 {
+            verdict.note_value(long.as_str(), "x".repeat(1 << 10));
+        }
+        verdict.shorten();
+        Payload::encode(&verdict).unwrap();
+        let lengths = [verdict.details.len(), verdict.notes.len(), verdict.measurements.len()];
+        assert_eq!((lengths, verdict.is_fail()), ([100, 202, 1000], true));
+        assert_eq!(verdict.notes[201].text, "1 more measurements were dropped");
     }
 
     fn any_verdict() -> impl Strategy<Value = AssertResult> {
@@ -433,9 +551,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is merged, noise excuses what it explains and nothing else, and makes no pass.
+        /// In any merged verdict, steal time excuses time-based failures only, and never makes a pass.
         #[test]
-        fn excuses_reach_as_far_as_time(verdict in any_verdict()) {
+        fn excuse_affects_time_based_details_only(verdict in any_verdict()) {
             let failed = |time_based| {
                 let mut details = verdict.details.iter();
                 details.any(|d| d.outcome == Outcome::Fail && d.time_based == time_based)
@@ -451,12 +569,12 @@ mod tests {
             prop_assert!(excused.details.is_sorted_by_key(|detail| Reverse(detail.outcome)) || excused == verdict);
         }
 
-        /// What is dropped for want of room changes neither the verdict nor what can excuse it.
+        /// Dropping details changes neither the verdict nor what steal time can excuse.
         #[test]
-        fn shortening_keeps_what_decides(verdict in any_verdict(), room in 1..4_usize) {
+        fn keep_preserves_the_outcome_after_excuse(verdict in any_verdict(), room in 1..4_usize) {
             let noise = |_: &AssertDetail| Some("noise".to_owned());
             let mut short = verdict.clone();
-            short.shorten(room, 0);
+            short.keep(room, 0, 0);
             prop_assert_eq!(short.excuse(noise).outcome, verdict.excuse(noise).outcome);
         }
     }

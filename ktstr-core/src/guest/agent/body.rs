@@ -13,12 +13,12 @@ use anyhow::{Context, Result};
 
 use super::child::{Child, output_pipe, set_nonblocking};
 use super::{profile, system};
-use crate::guest::assert::AssertDetail;
 use crate::guest::chain;
 use crate::guest::registry::TestEntry;
 use crate::guest::scenario::{Ctx, CtxParams};
 use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::CgroupManager;
+use crate::model::verdict::cut;
 use crate::model::wire::{Decoder, Encoder, End, Report};
 
 /// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.
@@ -93,39 +93,15 @@ fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     }
 }
 
-/// The end with its texts cut so that it fits a frame: a verdict must not fail to arrive because
-/// much can be said about it.
+/// Bounds the size of `end`, so that it fits a frame of the wire whatever the body reports.
 fn shortened(mut end: End) -> End {
-    const TEXT: usize = 4 << 10;
-    /// The values of a detail; a note.
-    const SHORT_TEXT: usize = 512;
-    const DETAILS: usize = 100;
-    const NOTES: usize = 200;
+    const TEXT: usize = 8 << 10;
     match &mut end {
-        End::Verdict(verdict) => {
-            verdict.shorten(DETAILS, NOTES);
-            for detail in &mut verdict.details {
-                cut(&mut detail.message, TEXT);
-                let AssertDetail { measured, bound, worker, cgroup, .. } = detail;
-                let texts = [measured, bound, worker, cgroup].into_iter().flatten();
-                texts.for_each(|text| cut(text, SHORT_TEXT));
-            }
-            for note in &mut verdict.notes {
-                note.name.iter_mut().for_each(|name| cut(name, SHORT_TEXT));
-                cut(&mut note.text, SHORT_TEXT);
-            }
-        }
-        End::Error(text) | End::Panicked(text) => cut(text, 2 * TEXT),
+        End::Verdict(verdict) => verdict.shorten(),
+        End::Error(text) | End::Panicked(text) => cut(text, TEXT),
         _ => {}
     }
     end
-}
-
-fn cut(text: &mut String, length: usize) {
-    if text.len() > length {
-        text.truncate(text.floor_char_boundary(length));
-        text.push_str(" [...]");
-    }
 }
 
 /// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
@@ -193,22 +169,9 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::assert::{AssertResult, DetailKind};
 
     #[test]
-    fn the_longest_verdict_fits_a_frame() {
-        let mut verdict = AssertResult::pass();
-        let long = "\u{20ac}".repeat(1 << 20);
-        let detail = AssertDetail::measured(DetailKind::Other, &long, &long);
-        let detail =
-            detail.because(&long).worker(&long).cgroup(&long).cpu(u32::MAX).at_ns(u64::MAX);
-        verdict.details = vec![detail; 110];
-        for _ in 0..210 {
-            verdict.note_value(long.as_str(), "x".repeat(1 << 10));
-        }
-        let End::Verdict(verdict) = shortened(End::Verdict(verdict)) else { panic!("changed") };
-        assert!(verdict.is_pass());
-        Encoder::default().encode(&Report::End(End::Verdict(verdict))).unwrap();
+    fn shortened_fits_the_longest_error_into_a_frame() {
         let error = shortened(End::Error("x".repeat(2 << 20)));
         Encoder::default().encode(&Report::End(error)).unwrap();
     }

@@ -40,12 +40,6 @@ pub const END_MARK: &str = "/ktstr/end";
 /// The folder of the kernel modules to load, in the order of their names.
 pub const MODULES: &str = "/ktstr/modules";
 
-/// The folder of the programs of payloads, each in a folder of its own by its name, under that name.
-pub const PAYLOADS: &str = "/ktstr/payloads";
-
-/// The folder beside such a program that has its libraries, if those are not the guest's own.
-pub const PAYLOAD_LIBRARIES: &str = "lib";
-
 /// What PID 1 writes to the console before the reason why it gives up.
 pub const COMPLAINT: &str = "ktstr-init: PID 1 gives up: ";
 

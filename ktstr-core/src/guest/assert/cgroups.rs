@@ -1,30 +1,32 @@
-//! The checks of cgroups. Each is a function of what the kernel counted and a bound.
+//! What the checks measure of cgroups. Each function depends on kernel counters only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::checks::{Limit, hold, shown, unmeasured};
-use super::{AssertDetail, AssertResult, DetailKind};
+use super::measure::{lower, unmeasured};
 use crate::linux::cgroup::{CgroupStats, Pressure};
+use crate::model::detail::{AssertDetail, DetailKind};
+use crate::model::measurement::{Limit, Scope};
+use crate::model::verdict::AssertResult;
 
-/// The weight of a cgroup for which none was asked.
+/// The weight of a cgroup for which none was requested.
 ///
 /// Source: Linux 6.12, admin-guide/cgroup-v2.rst, `cpu.weight`.
 const DEFAULT_WEIGHT: u32 = 100;
 
-/// What was asked of a cgroup.
+/// What a scenario requested of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CgroupAsked {
     /// The limit of its CPU time.
     pub quota: Option<CpuQuota>,
-    /// Its part of the CPU time that it and its siblings want, 1 to 10,000.
+    /// Its weight relative to its siblings, 1 to 10,000.
     pub weight: Option<u32>,
-    /// The CPUs that its cpuset and those above leave it; empty if none were asked for.
+    /// The CPUs that its cpuset and those of its ancestors leave it; empty if none were requested.
     pub cpuset: Vec<u32>,
 }
 
-/// The CPU time that a cgroup may have in each period, over all CPUs.
+/// The CPU time that a cgroup may use in each period, over all CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuQuota {
     /// The CPU time.
@@ -33,41 +35,41 @@ pub struct CpuQuota {
     pub period: Duration,
 }
 
-/// What was asked of a cgroup, and what the kernel counted for it in a window of time in which
-/// nothing was changed.
+/// What was requested of a cgroup, and what the kernel counted for it in a window of time without
+/// changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CgroupSample {
-    /// Its name, as the manager knows it.
+    /// Its name, relative to the manager's parent.
     pub name: String,
-    /// When it was made, in nanoseconds since boot, which tells it from others of that name.
+    /// When it was created, in nanoseconds since boot, which identifies it among cgroups of that name.
     pub made_ns: u64,
-    /// What was asked.
+    /// What was requested.
     pub asked: CgroupAsked,
     /// When the window began, in nanoseconds since boot. All cgroups have the same windows.
     pub began_ns: u64,
-    /// How long it was.
+    /// The length of the window.
     pub wall: Duration,
     /// The counters at its start.
     pub before: CgroupStats,
     /// The counters at its end.
     pub after: CgroupStats,
-    /// How long its workers and those below were runnable and waited for a CPU, all added up.
+    /// How long its workers and those of its descendants were runnable without a CPU, in total.
     pub waited: Duration,
-    /// Whether what it gets depends on its weight alone: its workers and those below are fair tasks
-    /// that may use all CPUs it has.
+    /// Whether its share of the CPU depends on its weight alone: all of these workers are fair tasks
+    /// that may use all of its CPUs.
     pub weighs: bool,
 }
 
-/// What was killed for want of memory in a cgroup, from its making to its removal.
+/// OOM kills in a cgroup, from its creation to its removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OomKills {
-    /// The cgroup's name, as the manager knows it; `None` for all of the machine that is in none of
-    /// the cgroups that are judged.
+    /// The cgroup's name, relative to the manager's parent; `None` for the rest of the machine, outside
+    /// of the judged cgroups.
     pub cgroup: Option<String>,
-    /// Whether one was to be killed, in it or below.
+    /// Whether a kill is expected in it or in a descendant.
     pub expected: bool,
-    /// How many were: of those that may not be, else of it and all below; `None` where the kernel
-    /// does not count them, which is without the memory controller.
+    /// The number of unexpected kills in it; with `expected`, of all kills in it and its descendants.
+    /// `None` if the kernel does not count them, which is without the memory controller.
     pub killed: Option<u64>,
 }
 
@@ -77,49 +79,60 @@ pub(super) const CPU: Part = |stats| stats.cpu_pressure.as_ref();
 pub(super) const MEMORY: Part = |stats| stats.memory_pressure.as_ref();
 pub(super) const IO: Part = |stats| stats.io_pressure.as_ref();
 
-/// Without the memory controller a cgroup has no limit of its own, so nothing is known only of what
-/// was expected.
-pub(super) fn oom_kill(kills: &OomKills) -> AssertResult {
+/// Compares the number of OOM kills with what is expected, if that `is_judged`.
+///
+/// Without the memory controller a cgroup has no memory limit of its own, so an unknown number is
+/// inconclusive only where a kill is expected.
+pub(super) fn oom_kills(kills: &OomKills, is_judged: bool) -> AssertResult {
     let kind = DetailKind::OomKill;
-    let fail = |measured: String, bound: &str| {
-        AssertResult::fail(AssertDetail::measured(kind, measured, bound))
+    let (detail, limit) = match (kills.killed, kills.expected) {
+        (None, false) => return AssertResult::pass(),
+        (None, true) => (
+            unmeasured(kind, "the kernel does not count OOM kills without the memory controller"),
+            Limit::AtLeast(1.0),
+        ),
+        (Some(killed), expected) => {
+            let limit = if expected { Limit::AtLeast(1.0) } else { Limit::AtMost(0.0) };
+            (lower(kind, "oom_kills", killed as f64, "OOM kills", 1), limit)
+        }
     };
-    match (kills.killed, kills.expected) {
-        (None, true) => unmeasured(kind, "the kernel counts none without the memory controller"),
-        (Some(0) | None, false) | (Some(1..), true) => AssertResult::pass(),
-        (Some(count), false) => {
-            let elsewhere = if kills.cgroup.is_none() { " elsewhere" } else { "" };
-            fail(format!("{count} killed for want of memory{elsewhere}"), "none")
-        }
-        (Some(0), true) => {
-            fail("none killed for want of memory".to_owned(), "at least one was expected")
-        }
-    }
-    .map_details(|detail| detail.cgroup(kills.cgroup.as_deref().unwrap_or_default()))
+    let detail = match &kills.cgroup {
+        Some(name) => detail.scope(Scope::of_cgroup(name)),
+        None => detail.because("outside of the cgroups of the scenario"),
+    };
+    AssertResult::judge(detail, is_judged.then_some(limit))
 }
 
-pub(super) fn throttled(sample: &CgroupSample, most: f64) -> AssertResult {
+/// Measures the part of its runnable periods in which a cgroup was throttled.
+pub(super) fn throttled(sample: &CgroupSample) -> AssertDetail {
     let kind = DetailKind::Throttled;
-    let (before, after) = (&sample.before, &sample.after);
-    let periods = after.cpu.nr_periods.checked_sub(before.cpu.nr_periods);
-    let throttled = after.cpu.nr_throttled.checked_sub(before.cpu.nr_throttled);
-    match (periods, throttled) {
-        (None, _) | (_, None) => went_back(kind),
-        (Some(0), _) => unmeasured(kind, "it was runnable in no period"),
-        (Some(periods), Some(throttled)) => {
+    match periods(sample) {
+        None => went_back(kind),
+        Some((0, _)) => unmeasured(kind, NO_PERIOD),
+        Some((periods, throttled)) => {
             let percent = 100.0 * throttled as f64 / periods as f64;
-            hold(kind, percent, Limit::Most(most), " % of its periods")
+            lower(kind, "throttled", percent, "% of periods", periods)
         }
     }
 }
 
-pub(super) fn quota(sample: &CgroupSample, quota: CpuQuota, most: f64) -> AssertResult {
+const NO_PERIOD: &str = "the cgroup was runnable in no period";
+
+/// Returns the periods in which the cgroup was runnable, and those in which it was throttled; `None` if
+/// the counters went back.
+fn periods(sample: &CgroupSample) -> Option<(u64, u64)> {
+    let (before, after) = (&sample.before.cpu, &sample.after.cpu);
+    let throttled = after.nr_throttled.checked_sub(before.nr_throttled)?;
+    Some((after.nr_periods.checked_sub(before.nr_periods)?, throttled))
+}
+
+/// Measures by how many percent the CPU time of a cgroup is beyond what its quota allows, or below what
+/// the quota guaranteed it before throttling.
+pub(super) fn quota(sample: &CgroupSample, quota: CpuQuota) -> AssertDetail {
     let kind = DetailKind::Quota;
     let CgroupSample { before, after, wall, .. } = sample;
     let used = after.cpu.usage_usec.checked_sub(before.cpu.usage_usec);
-    let periods = after.cpu.nr_periods.checked_sub(before.cpu.nr_periods);
-    let throttled = after.cpu.nr_throttled.checked_sub(before.cpu.nr_throttled);
-    let (Some(used), Some(periods), Some(throttled)) = (used, periods, throttled) else {
+    let (Some(used), Some((periods, throttled))) = (used, periods(sample)) else {
         return went_back(kind);
     };
     if quota.period.is_zero() || *wall < quota.period {
@@ -127,50 +140,46 @@ pub(super) fn quota(sample: &CgroupSample, quota: CpuQuota, most: f64) -> Assert
     }
     let used = used as f64 / 1e6;
     let per_period = quota.quota.as_secs_f64();
+    // One more period at most, for its parts at both ends of the window.
     let most_used = per_period * (wall.as_secs_f64() / quota.period.as_secs_f64() + 1.0);
+    // The last throttled period may have begun before the window.
     let least_used = per_period * throttled.saturating_sub(1) as f64;
-    let failed = |word: &str, bound: f64| {
-        let measured = format!("{} s of CPU time", shown(used, bound));
-        let bound = format!("{word} {} s and {most} %", shown(bound, used));
-        AssertResult::fail(AssertDetail::measured(kind, measured, bound))
-    };
-    if most.is_nan() {
-        return unmeasured(kind, "the bound is no number");
-    }
-    if used > most_used * (1.0 + most / 100.0) {
-        failed("at most the quota's", most_used)
-    } else if used < least_used * (1.0 - most / 100.0) {
-        let told = format!("throttled in {throttled} of {periods} periods");
-        failed("at least the used-up quotas'", least_used)
-            .map_details(|detail| detail.because(&told))
+    let error = |part: f64| lower(kind, "quota_error", 100.0 * part, "%", periods);
+    if used > most_used {
+        let text = format!("used {used:.3} s of CPU time, the quota allows {most_used:.3} s");
+        error(used / most_used - 1.0).because(&text)
+    } else if used < least_used {
+        error(1.0 - used / least_used).because(&format!(
+            "used {used:.3} s of CPU time, but was throttled in {throttled} of {periods} periods, in \
+             which the quota allows {least_used:.3} s"
+        ))
     } else if periods == 0 {
-        unmeasured(kind, "it was runnable in no period")
+        unmeasured(kind, NO_PERIOD)
     } else {
-        AssertResult::pass()
+        error(0.0)
     }
 }
 
-/// `some`: the time in which at least one task waited.
-pub(super) fn pressure(
-    sample: &CgroupSample,
-    kind: DetailKind,
-    part: Part,
-    most: f64,
-) -> AssertResult {
+/// Measures the part of the window in which at least one task waited: the kernel's `some`.
+pub(super) fn pressure(sample: &CgroupSample, kind: DetailKind, part: Part) -> AssertDetail {
     let total = |stats| part(stats).map(|pressure| pressure.some.total_usec);
+    let name = match kind {
+        DetailKind::CpuPressure => "cpu_pressure",
+        DetailKind::MemoryPressure => "memory_pressure",
+        _ => "io_pressure",
+    };
     match (total(&sample.before), total(&sample.after)) {
         (Some(before), Some(after)) if before > after => went_back(kind),
         (Some(before), Some(after)) => {
             let percent = 100.0 * (after - before) as f64 / 1e6 / sample.wall.as_secs_f64();
-            hold(kind, percent, Limit::Most(most), " % of the time")
+            lower(kind, name, percent, "% of the time", 1)
         }
-        _ => unmeasured(kind, "this kernel counts no pressure"),
+        _ => unmeasured(kind, "this kernel does not count pressure"),
     }
 }
 
-/// Joins windows of a cgroup that follow each other and in which the same quota was asked for. It
-/// holds for what is between them as well, and each window of its own could begin and end in the
-/// middle of a period.
+/// Joins consecutive windows of a cgroup with the same quota, which also holds between them. Judged
+/// separately, each window could begin and end in the middle of a period.
 pub(super) fn joined(samples: &[CgroupSample]) -> Vec<CgroupSample> {
     let windows: BTreeSet<_> = samples.iter().map(|sample| sample.began_ns).collect();
     let follows = |one: &CgroupSample, next: &CgroupSample| {
@@ -179,7 +188,7 @@ pub(super) fn joined(samples: &[CgroupSample]) -> Vec<CgroupSample> {
             && (&one.name, one.made_ns, one.asked.quota)
                 == (&next.name, next.made_ns, next.asked.quota)
     };
-    // The last window of each run so far, and all of the run.
+    // Per run: its last window so far, and the joined one.
     let mut runs: Vec<(&CgroupSample, CgroupSample)> = Vec::new();
     for sample in samples {
         match runs.iter_mut().find(|(last, _)| follows(last, sample)) {
@@ -194,12 +203,13 @@ pub(super) fn joined(samples: &[CgroupSample]) -> Vec<CgroupSample> {
     runs.into_iter().map(|(_, run)| run).collect()
 }
 
-/// Siblings that compete on the same CPUs at the same time, of which at least one was given a weight.
+/// Groups siblings that compete on the same CPUs at the same time, and keeps the families in which at
+/// least one has a requested weight.
 pub(super) fn families(samples: &[CgroupSample]) -> Vec<Vec<&CgroupSample>> {
     let mut families: BTreeMap<_, Vec<&CgroupSample>> = BTreeMap::new();
     for sample in samples {
-        let above = sample.name.rsplit_once('/').map_or("", |(above, _)| above);
-        families.entry((sample.began_ns, above, &sample.asked.cpuset)).or_default().push(sample);
+        let parent = sample.name.rsplit_once('/').map_or("", |(parent, _)| parent);
+        families.entry((sample.began_ns, parent, &sample.asked.cpuset)).or_default().push(sample);
     }
     let is_weighted = |family: &Vec<&CgroupSample>| {
         family.len() > 1 && family.iter().any(|sample| sample.asked.weight.is_some())
@@ -207,7 +217,7 @@ pub(super) fn families(samples: &[CgroupSample]) -> Vec<Vec<&CgroupSample>> {
     families.into_values().filter(is_weighted).collect()
 }
 
-/// A cgroup with what it used and what it would have used had it not waited, in seconds.
+/// A cgroup with what it used and what it would have used without waiting, in seconds.
 struct Contender<'a> {
     name: &'a str,
     weight: f64,
@@ -215,58 +225,59 @@ struct Contender<'a> {
     wanted: f64,
 }
 
-/// Shares CPU time out by weights, the way the kernel means to: who wants less than its part has
-/// what it wants, and the others share the rest. Judged are those that want more.
-pub(super) fn weights(
-    family: &[&CgroupSample],
-    samples: &[CgroupSample],
-    most: f64,
-) -> AssertResult {
+/// Measures by how many percent siblings lack the CPU time to which their weights entitle them.
+///
+/// CPU time is divided as the kernel intends to: a cgroup that wants less than its share gets what it
+/// wants, and the others divide the rest. Only those that want more are measured.
+pub(super) fn weights(family: &[&CgroupSample], samples: &[CgroupSample]) -> Vec<AssertDetail> {
     let kind = DetailKind::Weight;
     if let Some(other) = family.iter().find(|sample| !sample.weighs) {
-        let why = "has workers that are pinned, or no fair tasks, whom weights do not concern";
-        return unmeasured(kind, format!("{} {why}", other.name));
+        let why = "has workers that are pinned or not fair tasks, which weights do not control";
+        return vec![unmeasured(kind, format!("{} {why}", other.name))];
     }
-    // Who waits for a quota waits for what nobody else has.
+    // Waiting for a quota is not competition with siblings.
     let is_limited = |sample: &CgroupSample| {
-        let below = |other: &&CgroupSample| {
+        let is_within = |other: &&CgroupSample| {
             other.began_ns == sample.began_ns && is_in(&other.name, &sample.name)
         };
         let is_throttled = |other: &CgroupSample| {
             let (before, after) = (&other.before.cpu, &other.after.cpu);
             other.asked.quota.is_some() && after.nr_throttled > before.nr_throttled
         };
-        samples.iter().filter(below).any(is_throttled)
+        samples.iter().filter(is_within).any(is_throttled)
     };
     let contenders = family.iter().map(|sample| contender(sample, is_limited(sample)));
-    let contenders: Option<Vec<_>> = contenders.collect();
-    let Some(mut contenders) = contenders else { return went_back(kind) };
-    let part = loop {
+    let Some(mut contenders) = contenders.collect::<Option<Vec<_>>>() else {
+        return vec![went_back(kind)];
+    };
+    // Each iteration removes the satisfied ones, and what they left raises the share of the others.
+    let per_weight = loop {
         let weights: f64 = contenders.iter().map(|contender| contender.weight).sum();
         let used: f64 = contenders.iter().map(|contender| contender.used).sum();
-        let part = used / weights;
+        let per_weight = used / weights;
         let count = contenders.len();
-        contenders.retain(|contender| contender.wanted > part * contender.weight);
+        contenders.retain(|contender| contender.wanted > per_weight * contender.weight);
         if contenders.len() < 2 {
-            let why = "fewer than two of the siblings wanted more CPU time than was theirs";
-            return unmeasured(kind, why);
+            let why = "fewer than two of the siblings wanted more CPU time than their share";
+            return vec![unmeasured(kind, why)];
         }
         if contenders.len() == count {
-            break part;
+            break per_weight;
         }
     };
-    AssertResult::all_of(contenders.iter().map(|contender| {
-        let share = 100.0 * contender.used / (part * contender.weight);
-        let unit = " % of what its weight entitles it to";
-        hold(kind, share, Limit::Least(100.0 - most), unit)
-            .map_details(|detail| detail.cgroup(contender.name))
-    }))
+    let error = |contender: &Contender<'_>| {
+        let share = 100.0 * contender.used / (per_weight * contender.weight);
+        let detail = lower(kind, "weight_error", (100.0 - share).max(0.0), "%", 1);
+        let text = format!("used {share:.1} % of the CPU time to which its weight entitles it");
+        detail.because(&text).scope(Scope::of_cgroup(contender.name))
+    };
+    contenders.iter().map(error).collect()
 }
 
-/// `None` if the counters went back.
+/// Returns what a cgroup used and wanted; `None` if the counters went back.
 ///
-/// A worker's waiting is counted when it is over; what pressure has counted has gone on until now, but
-/// is no more than the window's length, however many waited.
+/// The waiting of a worker is counted when it is over. Pressure also counts waiting that goes on, but
+/// at most the length of the window however many tasks wait. So the larger one is used.
 fn contender(sample: &CgroupSample, is_limited: bool) -> Option<Contender<'_>> {
     let (before, after) = (&sample.before.cpu, &sample.after.cpu);
     let used = after.usage_usec.checked_sub(before.usage_usec)? as f64 / 1e6;
@@ -277,34 +288,39 @@ fn contender(sample: &CgroupSample, is_limited: bool) -> Option<Contender<'_>> {
     Some(Contender { name: &sample.name, weight, used, wanted: used + waited })
 }
 
-/// Whether a cgroup is another one or below it.
+/// Returns whether a cgroup is `other` or a descendant of it.
 pub(crate) fn is_in(cgroup: &str, other: &str) -> bool {
-    cgroup.strip_prefix(other).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    cgroup.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn went_back(kind: DetailKind) -> AssertResult {
-    unmeasured(kind, "the kernel's counters went back: it is not the same cgroup any more")
+fn went_back(kind: DetailKind) -> AssertDetail {
+    unmeasured(kind, "the kernel's counters went back: the cgroup was replaced by another one")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Assert;
-    use super::super::Outcome::{self, Fail, Inconclusive, Pass};
+pub(super) mod tests {
     use super::*;
     use crate::linux::cgroup::{CpuStat, Stall};
+    use crate::model::detail::Outcome::{self, Fail, Inconclusive, Pass};
 
     const WALL: Duration = Duration::from_secs(10);
-    const QUOTA: CpuQuota =
+    pub(in crate::guest::assert) const QUOTA: CpuQuota =
         CpuQuota { quota: Duration::from_millis(50), period: Duration::from_millis(100) };
 
     #[track_caller]
-    fn is(verdict: &AssertResult, outcome: Outcome, text: &str) {
+    fn is(details: Vec<AssertDetail>, most: f64, outcome: Outcome, text: &str) {
+        let limit = Some(Limit::AtMost(most));
+        let judged = details.into_iter().map(|detail| AssertResult::judge(detail, limit));
+        let verdict = AssertResult::all_of(judged);
         let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
         assert_eq!((verdict.outcome, &*texts.concat()), (outcome, text));
     }
 
-    /// A window of ten seconds.
-    fn window(before: CgroupStats, after: CgroupStats) -> CgroupSample {
+    /// Returns a window of ten seconds.
+    pub(in crate::guest::assert) fn window(
+        before: CgroupStats,
+        after: CgroupStats,
+    ) -> CgroupSample {
         CgroupSample {
             name: "cg".to_owned(),
             made_ns: 0,
@@ -318,18 +334,21 @@ mod tests {
         }
     }
 
-    fn cpu(usage_usec: u64, nr_periods: u64, nr_throttled: u64) -> CgroupStats {
+    pub(in crate::guest::assert) fn cpu(
+        usage_usec: u64,
+        nr_periods: u64,
+        nr_throttled: u64,
+    ) -> CgroupStats {
         let cpu = CpuStat { usage_usec, nr_periods, nr_throttled, ..CpuStat::default() };
         CgroupStats { cpu, ..CgroupStats::default() }
     }
 
     #[test]
-    fn oom_kills_are_those_that_were_expected() {
-        let killed = "no_oom_kill: 2 killed for want of memory, none, cgroup cg";
-        let missing = "no_oom_kill: none killed for want of memory, at least one was expected, \
-                       cgroup cg";
-        let uncounted =
-            "no_oom_kill: the kernel counts none without the memory controller, cgroup cg";
+    fn oom_kills_compares_with_what_is_expected() {
+        let killed = "no_oom_kill: 2 OOM kills (limit 0 OOM kills), cgroup cg";
+        let missing = "no_oom_kill: 0 OOM kills (minimum 1 OOM kills), cgroup cg";
+        let uncounted = "no_oom_kill: the kernel does not count OOM kills without the memory \
+                         controller, cgroup cg";
         for (expected, killed, outcome, text) in [
             (false, Some(0), Pass, ""),
             (false, Some(2), Fail, killed),
@@ -338,33 +357,38 @@ mod tests {
             (true, None, Inconclusive, uncounted),
             (false, None, Pass, ""),
         ] {
-            is(
-                &oom_kill(&OomKills { cgroup: Some("cg".to_owned()), expected, killed }),
-                outcome,
-                text,
-            );
+            let kills = OomKills { cgroup: Some("cg".to_owned()), expected, killed };
+            let verdict = oom_kills(&kills, true);
+            let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
+            assert_eq!((verdict.outcome, &*texts.concat()), (outcome, text));
+            assert!(oom_kills(&kills, false).is_pass());
         }
+        let elsewhere = OomKills { cgroup: None, expected: false, killed: Some(1) };
+        let text = "no_oom_kill: 1 OOM kills (limit 0 OOM kills): outside of the cgroups of the \
+                    scenario";
+        assert_eq!(oom_kills(&elsewhere, true).details[0].to_string(), text);
     }
 
     #[test]
-    fn throttling_is_a_part_of_the_periods() {
-        let text = "max_throttled_pct: 60 % of its periods, at most 59 % of its periods";
-        let none = "max_throttled_pct: it was runnable in no period";
+    fn throttled_is_a_part_of_the_periods() {
+        let text = "max_throttled_pct: 60 % of periods (limit 59 % of periods)";
+        let none = "max_throttled_pct: the cgroup was runnable in no period";
         for (before, after, most, outcome, text) in [
             (cpu(0, 100, 50), cpu(0, 200, 110), 60.0, Pass, ""),
             (cpu(0, 100, 50), cpu(0, 200, 110), 59.0, Fail, text),
             (cpu(0, 100, 50), cpu(0, 100, 50), 100.0, Inconclusive, none),
         ] {
-            is(&throttled(&window(before, after), most), outcome, text);
+            is(vec![throttled(&window(before, after))], most, outcome, text);
         }
     }
 
     #[test]
-    fn a_quota_is_neither_exceeded_nor_withheld() {
-        let much = "max_quota_error_pct: 5.06 s of CPU time, at most the quota's 5.05 s and 0 %";
-        let early = "max_quota_error_pct: 2 s of CPU time, at least the used-up quotas' 2.45 s and \
-                     10 %: throttled in 50 of 100 periods";
-        let idle = "max_quota_error_pct: it was runnable in no period";
+    fn quota_is_neither_exceeded_nor_withheld() {
+        let much = "max_quota_error_pct: 0.198 % (limit 0 %): used 5.060 s of CPU time, the quota \
+                    allows 5.050 s";
+        let early = "max_quota_error_pct: 18.37 % (limit 10 %): used 2.000 s of CPU time, but was \
+                     throttled in 50 of 100 periods, in which the quota allows 2.450 s";
+        let idle = "max_quota_error_pct: the cgroup was runnable in no period";
         let short = "max_quota_error_pct: the window is shorter than a period";
         for (after, wall, most, outcome, text) in [
             (cpu(5_050_000, 100, 100), WALL, 0.0, Pass, ""),
@@ -374,22 +398,20 @@ mod tests {
             (cpu(2_000_000, 100, 50), WALL, 20.0, Pass, ""),
             (cpu(2_000_000, 100, 0), WALL, 0.0, Pass, ""),
             (cpu(0, 0, 0), WALL, 0.0, Inconclusive, idle),
-            // The kernel has no quota for it, and counts no periods.
+            // The kernel enforces no quota, and counts no periods.
             (cpu(5_060_000, 0, 0), WALL, 0.0, Fail, much),
             (cpu(9, 1, 0), Duration::from_millis(99), 0.0, Inconclusive, short),
             (cpu(9, 1, 0), Duration::from_millis(100), 0.0, Pass, ""),
         ] {
             let sample = CgroupSample { wall, ..window(cpu(0, 0, 0), after) };
-            is(&quota(&sample, QUOTA, most), outcome, text);
+            is(vec![quota(&sample, QUOTA)], most, outcome, text);
         }
         let second = Duration::from_secs(1);
         let half = CpuQuota { quota: second / 2, period: second };
         let sample = CgroupSample { wall: second, ..window(cpu(0, 0, 0), cpu(1_000_000, 1, 0)) };
-        assert_eq!(quota(&sample, half, 0.0).outcome, Pass);
-        let back = quota(&window(cpu(2, 0, 0), cpu(1, 9, 0)), QUOTA, 5.0);
-        assert_eq!(back.outcome, Inconclusive);
-        let nan = quota(&window(cpu(0, 0, 0), cpu(1, 9, 0)), QUOTA, f64::NAN);
-        assert_eq!(nan.outcome, Inconclusive);
+        is(vec![quota(&sample, half)], 0.0, Pass, "");
+        let back = quota(&window(cpu(2, 0, 0), cpu(1, 9, 0)), QUOTA);
+        assert_eq!((back.measured, back.time_based), (None, true));
     }
 
     #[test]
@@ -399,10 +421,10 @@ mod tests {
             ..Pressure::default()
         };
         let stats = |io_pressure| CgroupStats { io_pressure, ..CgroupStats::default() };
-        let text = "max_io_pressure_pct: 10 % of the time, at most 9.5 % of the time";
-        let none = "max_io_pressure_pct: this kernel counts no pressure";
-        let back = "max_io_pressure_pct: the kernel's counters went back: it is not the same \
-                    cgroup any more";
+        let text = "max_io_pressure_pct: 10 % of the time (limit 9.5 % of the time)";
+        let none = "max_io_pressure_pct: this kernel does not count pressure";
+        let back = "max_io_pressure_pct: the kernel's counters went back: the cgroup was \
+                    replaced by another one";
         for (before, after, most, outcome, text) in [
             (Some(stall(5)), Some(stall(1_000_005)), 10.0, Pass, ""),
             (Some(stall(5)), Some(stall(1_000_005)), 9.5, Fail, text),
@@ -410,11 +432,16 @@ mod tests {
             (Some(stall(5)), Some(stall(4)), 9.5, Inconclusive, back),
         ] {
             let sample = window(stats(before), stats(after));
-            is(&pressure(&sample, DetailKind::IoPressure, IO, most), outcome, text);
+            is(vec![pressure(&sample, DetailKind::IoPressure, IO)], most, outcome, text);
         }
     }
 
-    fn sample(name: &str, weight: u32, used_ms: u64, waited_ms: u64) -> CgroupSample {
+    pub(in crate::guest::assert) fn sample(
+        name: &str,
+        weight: u32,
+        used_ms: u64,
+        waited_ms: u64,
+    ) -> CgroupSample {
         CgroupSample {
             name: name.to_owned(),
             asked: CgroupAsked { weight: Some(weight), ..CgroupAsked::default() },
@@ -428,11 +455,11 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_honoured_among_those_that_want_more() {
-        let text = "max_weight_error_pct: 80 % of what its weight entitles it to, \
-                    at least 90 % of what its weight entitles it to, cgroup a";
+    fn weights_measure_siblings_that_want_more() {
+        let text = "max_weight_error_pct: 20 % (limit 10 %), cgroup a: used 80.0 % of the CPU time to \
+                    which its weight entitles it";
         let content = "max_weight_error_pct: fewer than two of the siblings wanted more CPU time \
-                       than was theirs";
+                       than their share";
         let two = |a, b| vec![sample("a", 100, a, 7000), sample("b", 300, b, 3000)];
         let limited = |mut sample: CgroupSample| {
             sample.asked.quota = Some(QUOTA);
@@ -441,7 +468,7 @@ mod tests {
         };
         let below = |sample: CgroupSample| CgroupSample { name: "a/x".to_owned(), ..sample };
         let unfair = |sample: CgroupSample| CgroupSample { weighs: false, ..sample };
-        // It waits since before the window began, and so nothing of it is in what was counted as over.
+        // Its worker waited during the whole window: no waiting that was over has been counted.
         let starved = |mut sample: CgroupSample| {
             let some = Stall { total_usec: 10_000_000, ..Stall::default() };
             let pressure = Pressure { some, ..Pressure::default() };
@@ -449,10 +476,10 @@ mod tests {
             sample.after.cpu_pressure = Some(pressure);
             sample
         };
-        let nothing = "max_weight_error_pct: 0 % of what its weight entitles it to, \
-                       at least 90 % of what its weight entitles it to, cgroup a";
-        let concerns = "max_weight_error_pct: b has workers that are pinned, or no fair tasks, whom \
-                        weights do not concern";
+        let nothing = "max_weight_error_pct: 100 % (limit 10 %), cgroup a: used 0.0 % of the CPU time \
+                       to which its weight entitles it";
+        let concerns = "max_weight_error_pct: b has workers that are pinned or not fair tasks, which \
+                        weights do not control";
         let third = || vec![sample("c", 400, 2000, 0)];
         for (samples, most, outcome, text) in [
             (two(2500, 7500), 0.0, Pass, ""),
@@ -465,14 +492,14 @@ mod tests {
                 Inconclusive,
                 content,
             ),
-            // What it waited for was its quota.
+            // It waited for its quota.
             (
                 vec![limited(sample("a", 100, 2000, 7000)), sample("b", 300, 8000, 3000)],
                 10.0,
                 Inconclusive,
                 content,
             ),
-            // So did one below.
+            // A descendant waited for its quota.
             (
                 [two(2000, 8000), vec![below(limited(sample("", 1, 0, 0)))]].concat(),
                 10.0,
@@ -491,20 +518,20 @@ mod tests {
                 Inconclusive,
                 concerns,
             ),
-            // One without a weight has that of the kernel.
+            // Without a requested weight, the kernel's default applies.
             (vec![plain("a", 2000, 7000), sample("b", 300, 8000, 3000)], 10.0, Fail, text),
             (vec![sample("a", 100, 0, 0), sample("b", 300, 0, 0)], 10.0, Inconclusive, content),
-            // What a third one left is shared among the other two.
+            // The other two divide what a third one left.
             ([two(2000, 6000), third()].concat(), 0.0, Pass, ""),
             ([two(1600, 6400), third()].concat(), 10.0, Fail, text),
         ] {
             let family: Vec<_> = samples.iter().filter(|one| !one.name.contains('/')).collect();
-            is(&weights(&family, &samples, most), outcome, text);
+            is(weights(&family, &samples), most, outcome, text);
         }
     }
 
     #[test]
-    fn siblings_compete_on_the_same_cpus_at_the_same_time() {
+    fn families_compete_on_the_same_cpus_at_the_same_time() {
         let on = |name: &str, cpu| {
             let mut sample = plain(name, 0, 0);
             sample.asked.cpuset = vec![cpu];
@@ -523,114 +550,5 @@ mod tests {
         let names: Vec<Vec<_>> =
             families.iter().map(|family| family.iter().map(|s| &*s.name).collect()).collect();
         assert_eq!(names, [["a", "b"]]);
-    }
-
-    #[test]
-    fn a_cgroup_is_judged_by_what_was_asked_of_it() {
-        let mut sample = window(cpu(0, 0, 0), cpu(9_000_000, 100, 90));
-        let judge = |assert: Assert, sample: &CgroupSample| {
-            assert.judge_cgroups(std::slice::from_ref(sample), &[])
-        };
-        let assert = Assert::DEFAULT.max_throttled_pct(50.0).max_quota_error_pct(5.0);
-        assert_eq!(judge(assert, &sample).outcome, Inconclusive, "no quota was asked for");
-        sample.asked.quota = Some(QUOTA);
-        let verdict = judge(assert, &sample);
-        assert_eq!(verdict.outcome, Fail);
-        let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            texts,
-            [
-                "max_throttled_pct: 90 % of its periods, at most 50 % of its periods, cgroup cg, \
-             at 10.000 s",
-                "max_quota_error_pct: 9 s of CPU time, at most the quota's 5.05 s and 5 %, cgroup cg, \
-             at 10.000 s",
-            ]
-        );
-        assert!(verdict.details.iter().all(|detail| detail.time_based));
-        assert!(judge(Assert::DEFAULT, &sample).is_pass());
-        assert_eq!(judge(Assert::DEFAULT.max_cpu_pressure_pct(1.0), &sample).outcome, Inconclusive);
-        let killed = OomKills { cgroup: Some("cg".to_owned()), expected: false, killed: Some(1) };
-        let kills = std::slice::from_ref(&killed);
-        assert_eq!(Assert::DEFAULT.judge_cgroups(&[], kills).outcome, Fail);
-        assert!(Assert::DEFAULT.no_oom_kill(false).judge_cgroups(&[], kills).is_pass());
-    }
-
-    #[test]
-    fn a_quota_holds_over_all_windows_that_follow_each_other() {
-        // Each could begin and end in the middle of a period, and have 100 ms.
-        let window = |index: u64, used_ms: u64| CgroupSample {
-            asked: CgroupAsked { quota: Some(QUOTA), ..CgroupAsked::default() },
-            began_ns: index * 110_000_000,
-            wall: Duration::from_millis(110),
-            ..window(
-                cpu(index * 1000 * used_ms, index, 0),
-                cpu((index + 1) * 1000 * used_ms, index + 1, 0),
-            )
-        };
-        let judge = |samples: &[CgroupSample]| {
-            Assert::DEFAULT.max_quota_error_pct(0.0).judge_cgroups(samples, &[]).outcome
-        };
-        let all = |used_ms| (0..20).map(|index| window(index, used_ms)).collect::<Vec<_>>();
-        assert_eq!(judge(&all(100)), Fail);
-        assert_eq!(judge(&all(55)), Pass);
-        assert_eq!(joined(&all(55)).len(), 1);
-        // Another quota, another cgroup of that name, a window in which nobody worked in it.
-        let mut other = all(55);
-        other[5].asked.quota = None;
-        assert_eq!(joined(&other).len(), 3);
-        let mut other = all(55);
-        other[10..].iter_mut().for_each(|sample| sample.made_ns = 7);
-        assert_eq!(joined(&other).len(), 2);
-        let mut other = all(55);
-        other[5].name = "other".to_owned();
-        assert_eq!(joined(&other).len(), 3);
-    }
-
-    #[test]
-    fn a_bound_holds_in_each_window_in_which_it_can_be_measured() {
-        let pressed = |began_ns, total_usec: Option<u64>| {
-            let pressure = |total_usec| Pressure {
-                some: Stall { total_usec, ..Stall::default() },
-                ..Pressure::default()
-            };
-            let stats = |total_usec: Option<u64>| CgroupStats {
-                cpu_pressure: total_usec.map(pressure),
-                ..CgroupStats::default()
-            };
-            let window = window(stats(total_usec.map(|_| 0)), stats(total_usec));
-            CgroupSample { began_ns, ..window }
-        };
-        let short = CgroupSample { wall: Duration::from_millis(99), ..pressed(0, Some(99_000)) };
-        let other = CgroupSample { name: "other".to_owned(), ..pressed(0, None) };
-        let (good, bad) = (pressed(1, Some(4_000_000)), pressed(2, Some(6_000_000)));
-        let idle = pressed(3, None);
-        for (samples, outcome) in [
-            (vec![&good], Pass),
-            (vec![&good, &bad], Fail),
-            (vec![&bad, &idle, &short], Fail),
-            (vec![&idle, &good, &short], Pass),
-            (vec![&idle], Inconclusive),
-            (vec![&short], Inconclusive),
-            // What is measured of one proves nothing of another.
-            (vec![&good, &other], Inconclusive),
-        ] {
-            let samples: Vec<_> = samples.into_iter().cloned().collect();
-            let assert = Assert::DEFAULT.max_cpu_pressure_pct(50.0);
-            assert_eq!(assert.judge_cgroups(&samples, &[]).outcome, outcome, "{samples:?}");
-        }
-        let [a, b] = [sample("a", 100, 2000, 7000), sample("b", 300, 8000, 3000)];
-        let weights = |most: f64| Assert::DEFAULT.max_weight_error_pct(most);
-        let two = [a.clone(), b];
-        assert_eq!(weights(10.0).judge_cgroups(&two, &[]).outcome, Fail);
-        assert_eq!(weights(20.0).judge_cgroups(&two, &[]).outcome, Pass);
-        assert_eq!(
-            weights(20.0).judge_cgroups(std::slice::from_ref(&a), &[]).outcome,
-            Inconclusive
-        );
-        // Others prove nothing of one that has a weight and nobody to share with.
-        let apart = CgroupSample { name: "c".to_owned(), ..a };
-        let apart = CgroupSample { asked: CgroupAsked { cpuset: vec![7], ..apart.asked }, ..apart };
-        let three = [two[0].clone(), two[1].clone(), apart];
-        assert_eq!(weights(20.0).judge_cgroups(&three, &[]).outcome, Inconclusive);
     }
 }

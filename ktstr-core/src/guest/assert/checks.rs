@@ -1,41 +1,40 @@
-//! The bounds of a test, and how what was measured is held against them.
+//! The limits of a test, and how they are applied to what was measured.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cgroups::{self, CgroupSample, OomKills};
-use super::{AssertDetail, AssertResult, DetailKind, Outcome};
+use super::measure::{scope_of, too_short, unmeasured};
 use super::{stuck, workers};
-use crate::guest::workload::WorkerReport;
+use crate::model::detail::{AssertDetail, DetailKind, Outcome};
+use crate::model::measurement::{Limit, Scope};
+use crate::model::verdict::AssertResult;
+use crate::model::worker::WorkerReport;
 
-/// Shares and rates over less than this prove nothing: start and stop weigh too much, and a kernel
-/// of 250 Hz has seen 25 ticks.
-pub const MEASURABLE_AFTER: Duration = Duration::from_millis(100);
-
-/// What the checks of workers need to know beside the workers' reports.
+/// What the checks of workers need beside the workers' reports.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// A worker is called stuck if it made no iteration in this time, or in five times as long after
-    /// its first; longer if its weight and its competitors explain as much.
+    /// A worker counts as stuck if it completed no iteration in this time, or in five times as long after
+    /// its first; longer if its weight and its competitors explain that.
     pub stuck_after: Duration,
     /// The CPUs of each NUMA node; [`TestTopology::nodes`](crate::guest::topology::TestTopology::nodes).
     pub nodes: &'a [Vec<u32>],
 }
 
-/// Makes the struct, its default and a builder method per field of the one table below.
+// Generates the struct, its default and one builder method per field from the table below.
 macro_rules! checks {
     (
         switches { $($(#[$switch_doc:meta])* $switch:ident = $on:literal,)* }
         bounds { $($(#[$bound_doc:meta])* $bound:ident: $type:ty,)* }
     ) => {
-        /// What a test checks of its workers and cgroups, and by which bounds.
+        /// The checks of a test on its workers and cgroups, and their limits.
         ///
-        /// The attribute's keys of the same names fill it. A bound that is `None` is not checked;
-        /// one that is set and for which nothing could be measured makes the verdict inconclusive.
-        /// The checks that are on by default only note what they could not see.
+        /// The attribute's keys have the same names. A limit that is `None` is not judged; with one
+        /// that is set, a value that could not be measured makes the verdict inconclusive. The checks
+        /// that are on by default only add a note then.
         ///
-        /// A check is *time-based* if time that the host took from the guest's CPUs could explain
-        /// its failure; each says whether, and why.
+        /// A check is *time-based* if steal time could explain its failure; each documents whether it
+        /// is, and why.
         ///
         /// ```
         /// use ktstr_core::assert::Assert;
@@ -50,7 +49,7 @@ macro_rules! checks {
         }
 
         impl Assert {
-            /// What is checked if a test says nothing.
+            /// The checks of a test without any of the keys.
             pub const DEFAULT: Self = Self { $($switch: $on,)* $($bound: None,)* };
 
             $(
@@ -77,85 +76,83 @@ macro_rules! checks {
 
 checks! {
     switches {
-        /// A worker that made no iteration of its work loop fails the test, if it had
-        /// [`Surroundings::stuck_after`] for it; so does one that made none for five times as long
-        /// later on, or where a `memory.high` may slow it down. The time is longer for a worker whose
-        /// weight, quota and competitors leave it little of a CPU
-        /// ([`WorkerReport::fair_wait_bound`]), and the time in which the scenario had it frozen does not
-        /// count. A [`Custom`](crate::guest::workload::WorkType::Custom) worker whose iterations take longer
-        /// has to call [`turn`](crate::guest::workload::WorkerCtx::turn) more often, or the test to switch
-        /// this off.
-        /// If none of the workers made any, however short the time, nothing was shown: that is
-        /// inconclusive. Not time-based, but inconclusive if the host kept a vCPU from running for as
-        /// long as the worker was beyond its limit ([`AssertDetail::explained_by`]), unless the
-        /// worker was asleep, which steal time does not explain.
+        /// Fails the test if a worker completed no iteration in [`Surroundings::stuck_after`], or none for
+        /// five times as long later on, or where a `memory.high` may slow it down. The limit is longer
+        /// for a worker whose weight, quota and competitors leave it little of a CPU
+        /// ([`WorkerReport::fair_wait_bound`]), and time in which the scenario froze it does not count. A
+        /// [`Custom`](crate::guest::workload::WorkType::Custom) worker with longer iterations has to
+        /// call [`record_iteration`](crate::guest::workload::WorkerCtx::record_iteration) more often, or the test
+        /// has to disable this check.
+        ///
+        /// Inconclusive if no worker completed an iteration, however short the time. Not time-based,
+        /// but inconclusive if the steal time of a vCPU is as long as the worker was beyond its limit
+        /// ([`AssertDetail::explained_by`]), unless the worker was asleep.
         not_stuck = true,
-        /// A worker that was seen on a CPU outside of those that the cpusets asked for its cgroup,
-        /// and for those above, left it at that time fails the test. Not judged are times without a
-        /// cpuset, those in which one changes, and, until it is changed, those of one whose last
-        /// CPU was switched off. Not time-based: stolen time moves nobody.
+        /// Fails the test if a worker was observed on a CPU outside of the cpusets that were requested for
+        /// its cgroup and the ancestors at that time. Not judged: times without a cpuset or in which
+        /// one changes, and the time after the last CPU of a cpuset went offline, until the next
+        /// change. Not time-based: steal time migrates no task.
         isolation = true,
-        /// A process killed for want of memory fails the test, unless that was expected of its
-        /// cgroup; then it is a failure if none was. Not time-based: memory is no time.
+        /// Fails the test if the OOM killer killed a process, unless that is expected of its cgroup; then
+        /// fails if it killed none. Not time-based: memory does not depend on time.
         no_oom_kill = true,
-        /// Whether what is time-based counts where the guest's CPUs are emulated in software. There
-        /// it is reported and not judged if this is off.
+        /// Judges time-based checks on emulated CPUs as well. Otherwise their failures are notes there.
         judge_emulated_time = false,
     }
     bounds {
-        /// The most milliseconds between two turns of each worker's loop. Time-based: a vCPU that
-        /// the host does not run makes no turn.
+        /// The longest time between two iterations of each worker, in milliseconds. Time-based: a vCPU
+        /// that the host does not run completes no iteration.
         max_gap_ms: u32,
-        /// The most percentage points between the shares of a CPU, CPU time by wall time, that
-        /// workers of one spawn and role got. Others are not compared: weights, quotas and
-        /// kinds of work may give them different shares by intention. Time-based: a worker on a
-        /// vCPU that the host runs less gets less.
+        /// The largest difference between the shares of a CPU, CPU time by wall time, of workers of one
+        /// spawn and role, in percentage points. Others are not compared: weights, quotas and kinds of
+        /// work may intentionally give them different shares. Time-based: a worker on a vCPU that the
+        /// host runs less gets less.
         max_spread_pct: f64,
-        /// The highest coefficient of variation, standard deviation by mean, of work units per
-        /// second of CPU time among workers of one spawn and role, which do equal work.
-        /// The share of a CPU is the matter of `max_spread_pct`; this is what each made of its
-        /// share. Time-based: stolen time counts as the worker's.
+        /// The largest coefficient of variation, standard deviation by mean, of work units per second of
+        /// CPU time among workers of one spawn and role, which do equal work. `max_spread_pct` is about
+        /// the share of a CPU; this is about what each worker achieved with it. Time-based: steal time
+        /// counts as CPU time of the worker.
         max_throughput_cv: f64,
-        /// The least turns of each worker's loop per second of wall time. Time-based: a vCPU that
-        /// the host does not run makes no turn.
+        /// The lowest rate of iterations per second of wall time of each worker. Time-based: a vCPU that
+        /// the host does not run completes no iteration.
         min_iteration_rate: f64,
-        /// The least work units per second of CPU time of each worker: how fast it is while it
-        /// runs. Time-based: stolen time counts as the worker's.
+        /// The lowest rate of work units per second of CPU time of each worker: its speed while it runs.
+        /// Time-based: steal time counts as CPU time of the worker.
         min_work_rate: f64,
-        /// The most changes of CPU per turn of each worker's loop. Time-based: the balancer acts by
-        /// the clock, and turns are fewer where time is stolen.
+        /// The largest number of migrations per iteration of each worker. Time-based: the load balancer
+        /// acts periodically, and steal time reduces the number of iterations in a period.
         max_migration_ratio: f64,
-        /// The most nanoseconds that 99 % of each worker's wake-ups took, for workers that sleep;
+        /// The largest 99th percentile of the wake-up latency of each worker that sleeps, in nanoseconds,
         /// measured to 1/32 and rounded up. Inconclusive below
-        /// [`FEWEST_WAKES`](super::FEWEST_WAKES), so also for workers of a type that sleeps which
-        /// never woke. Time-based: a vCPU that the host does not run wakes nobody.
+        /// [`FEWEST_WAKES`](super::FEWEST_WAKES) wake-ups, and therefore for workers of a sleeping type
+        /// that never woke up. Time-based: a vCPU that the host does not run wakes no task.
         max_p99_wake_latency_ns: u64,
-        /// The highest coefficient of variation of each worker's wake-up latencies, as above.
+        /// The largest coefficient of variation of each worker's wake-up latencies, for the same workers.
         max_wake_latency_cv: f64,
-        /// The least part, 0 to 1, of each worker's pages that is on the NUMA nodes of the CPUs it
-        /// may run on, for workers that look. Not time-based: a page is where it was touched first.
+        /// The lowest part, 0 to 1, of each worker's pages on the NUMA nodes of the CPUs it may run on, for
+        /// work types that count them. Not time-based: a page is where it was touched first.
         min_page_locality: f64,
-        /// The most percent of its runnable periods in which a cgroup with a quota was throttled.
-        /// Time-based: stolen time counts against the quota.
+        /// The largest percentage of runnable periods in which a cgroup with a quota was throttled.
+        /// Time-based: steal time counts against the quota.
         max_throttled_pct: f64,
-        /// How many percent the CPU time of a cgroup with a quota may be off. It used too much if
-        /// it had more than its quota in every period of the window and one more, for parts at both
-        /// ends. It was throttled too early if it had less than its quota for every period in which
-        /// it was throttled, but one. Time-based: the tick that takes the CPU away may come late,
-        /// and so may the timer that refills, by periods that count as throttled.
+        /// The largest error of the CPU time of a cgroup with a quota, in percent. It used too much if it
+        /// had more than its quota for every period of the window and one more, because of the parts at
+        /// both ends. It was throttled too early if it had less than its quota for every period but
+        /// one in which it was throttled. Time-based: the tick that enforces the quota may be late, and
+        /// so may the timer that refills it, by periods that count as throttled.
         max_quota_error_pct: f64,
-        /// How many percent of what its `cpu.weight` entitles it to a cgroup may lack, among
-        /// siblings with the same cpuset. One that would not have used its part even without
-        /// waiting is satisfied, and what it left is shared among the others. Time-based: stolen
-        /// time counts as usage.
+        /// The largest part of the CPU time to which its `cpu.weight` entitles it that a cgroup may lack,
+        /// in percent, among siblings with the same cpuset. One that would not have used its share
+        /// even without waiting is satisfied, and the others divide the rest. Time-based: steal time
+        /// counts as usage.
         max_weight_error_pct: f64,
-        /// The most percent of the time in which a task of a cgroup waited for a CPU. From the
-        /// total of `cpu.pressure`, not the averages, whose windows are not the test's. Time-based:
-        /// queues grow on a vCPU that the host does not run.
+        /// The largest percentage of the time in which a task of a cgroup waited for a CPU, from the total
+        /// of `cpu.pressure`: the windows of its averages are not those of the test. Time-based: queues
+        /// grow on a vCPU that the host does not run.
         max_cpu_pressure_pct: f64,
-        /// As above, for memory. Time-based: reclaim takes longer on a CPU that is not run.
+        /// The same for `memory.pressure`. Time-based: steal time prolongs reclaim.
         max_memory_pressure_pct: f64,
-        /// As above, for input and output. Time-based: so does what completes a request.
+        /// The same for `io.pressure`. Time-based: steal time delays completions.
         max_io_pressure_pct: f64,
     }
 }
@@ -167,11 +164,11 @@ impl Default for Assert {
 }
 
 impl Assert {
-    /// Judges workers by what they did. A worker that ended before it was stopped fails the test,
-    /// unless it was killed where that was expected, and is not compared with others.
+    /// Judges workers by their reports. A worker that ended before it was stopped fails the test, unless
+    /// it was killed where that is expected, and is not compared with others.
     ///
-    /// To be called once, with all workers of a test: a bound is inconclusive if nothing of what
-    /// it is about was there.
+    /// Must be called once, with all workers of a test: a limit is inconclusive if there is nothing that
+    /// it applies to.
     pub fn judge_workers(
         &self,
         reports: &[WorkerReport],
@@ -179,272 +176,242 @@ impl Assert {
     ) -> AssertResult {
         let mut verdict = AssertResult::pass();
         for worker in reports {
-            verdict.absorb(of(worker, workers::died(worker)));
+            verdict.absorb(scoped(worker, workers::exited_early(worker)));
             if self.isolation && !worker.cpuset_periods.is_empty() {
-                verdict.absorb(of(worker, workers::isolation(worker)));
+                verdict.absorb(scoped(worker, workers::isolation(worker)));
             }
         }
         let alive: Vec<_> = reports.iter().filter(|worker| worker.ended.is_none()).collect();
         if self.not_stuck {
             for worker in &alive {
                 let judged = stuck::not_stuck(worker, surroundings.stuck_after);
-                verdict.absorb(of(worker, judged));
+                verdict.absorb(scoped(worker, judged));
             }
             if verdict.outcome != Outcome::Fail {
                 verdict.absorb(stuck::any_iteration(reports));
             }
         }
         verdict.absorb(self.judge_each(&alive, surroundings.nodes));
-        verdict.absorb(self.judge_groups(&alive));
+        verdict.absorb(self.judge_equal(&alive));
         self.emulated_or_not(verdict)
     }
 
-    /// The bounds that concern one worker.
+    /// Applies the limits that concern one worker.
     fn judge_each(&self, alive: &[&WorkerReport], nodes: &[Vec<u32>]) -> AssertResult {
+        use DetailKind as Kind;
         let mut verdict = AssertResult::pass();
-        let mut every =
-            |kind, applies: Applies<'_>, check: &dyn Fn(&WorkerReport) -> AssertResult| {
-                let concerned = alive.iter().filter(|worker| applies(worker));
-                let judged: Vec<_> = concerned.map(|worker| of(worker, check(worker))).collect();
-                verdict.absorb(or_unmeasured(kind, judged));
-            };
-        if let Some(most) = self.max_gap_ms {
-            let most = Duration::from_millis(most.into());
-            every(DetailKind::Gap, &|_| true, &|worker| workers::gap(worker, most));
-        }
-        if let Some(least) = self.min_iteration_rate {
-            let check = |worker: &_| workers::iteration_rate(worker, least);
-            every(DetailKind::IterationRate, &|_| true, &check);
-        }
-        if let Some(least) = self.min_work_rate {
-            every(DetailKind::WorkRate, &|_| true, &|worker| workers::work_rate(worker, least));
-        }
-        if let Some(most) = self.max_migration_ratio {
-            let check = |worker: &_| workers::migration_ratio(worker, most);
-            every(DetailKind::MigrationRatio, &|_| true, &check);
-        }
-        // Equal workers do the same work: if one of them sleeps, all do. Where none of any role has
-        // woken, it is not known which of them should have.
+        let mut every = |kind, limit, applies: Applies<'_>, measure: MeasureWorker<'_>| {
+            let concerned = alive.iter().filter(|worker| applies(worker));
+            let judged =
+                concerned.map(|worker| AssertResult::judge(of(worker, measure(worker)), limit));
+            verdict.absorb(all_or_unmeasured(kind, limit, judged.collect()));
+        };
+        // Equal workers do the same work: if one of them sleeps, all do. If no worker of any role has
+        // woken up, it is unknown which of them should have.
         let sleeps = |worker: &WorkerReport| {
             let has_woken = |other: &&WorkerReport| other.wake_latency_ns.count() > 0;
             let mut woken = alive.iter().copied().filter(has_woken);
             woken.clone().any(|other| workers::are_equal(worker, other))
                 || worker.measures_wakeups && !woken.any(|other| other.spawn == worker.spawn)
         };
-        if let Some(most) = self.max_p99_wake_latency_ns {
-            let check = |worker: &_| workers::p99_wake_latency(worker, most);
-            every(DetailKind::WakeLatency, &sleeps, &check);
-        }
-        if let Some(most) = self.max_wake_latency_cv {
-            let check = |worker: &_| workers::wake_latency_cv(worker, most);
-            every(DetailKind::WakeLatencyCv, &sleeps, &check);
-        }
-        if let Some(least) = self.min_page_locality {
-            let check = |worker: &_| workers::page_locality(worker, nodes, least);
-            every(DetailKind::PageLocality, &|worker| !worker.numa_pages.is_empty(), &check);
-        }
+        let has_pages = |worker: &WorkerReport| !worker.numa_pages.is_empty();
+        let locality = |worker: &_| workers::page_locality(worker, nodes);
+        let limit = at_most(self.max_gap_ms.map(f64::from));
+        every(Kind::Gap, limit, &|_| true, &|worker| workers::gap(worker, limit));
+        let limit = at_least(self.min_iteration_rate);
+        every(Kind::IterationRate, limit, &|_| true, &workers::iteration_rate);
+        let limit = at_least(self.min_work_rate);
+        every(Kind::WorkRate, limit, &|_| true, &workers::work_rate);
+        let limit = at_most(self.max_migration_ratio);
+        every(Kind::MigrationRatio, limit, &|_| true, &workers::migration_ratio);
+        let limit = at_most(self.max_p99_wake_latency_ns.map(|most| most as f64));
+        every(Kind::WakeLatency, limit, &sleeps, &workers::p99_wake_latency);
+        let limit = at_most(self.max_wake_latency_cv);
+        every(Kind::WakeLatencyCv, limit, &sleeps, &workers::wake_latency_cv);
+        let limit = at_least(self.min_page_locality);
+        every(Kind::PageLocality, limit, &has_pages, &locality);
         verdict
     }
 
-    /// The bounds that compare workers. One alone is nothing to compare.
-    fn judge_groups(&self, alive: &[&WorkerReport]) -> AssertResult {
-        let mut groups: BTreeMap<_, Vec<&WorkerReport>> = BTreeMap::new();
+    /// Applies the limits that compare workers of one spawn and role, of which there must be two.
+    fn judge_equal(&self, alive: &[&WorkerReport]) -> AssertResult {
+        let mut equal: BTreeMap<_, Vec<&WorkerReport>> = BTreeMap::new();
         for worker in alive {
-            groups.entry((worker.spawn, worker.role)).or_default().push(worker);
+            equal.entry((worker.spawn, worker.role)).or_default().push(worker);
         }
-        groups.retain(|_, group| group.len() > 1);
+        equal.retain(|_, workers| workers.len() > 1);
         let mut verdict = AssertResult::pass();
-        let mut every = |kind, check: &dyn Fn(&[&WorkerReport]) -> AssertResult| {
-            let judged = groups
-                .values()
-                .map(|group| check(group).map_details(|detail| detail.cgroup(&group[0].cgroup)));
-            verdict.absorb(or_unmeasured(kind, judged.collect()));
+        let mut every = |kind, limit, measure: &dyn Fn(&[&WorkerReport]) -> AssertDetail| {
+            let judged = equal.values().map(|workers| {
+                let scope = Scope::of_cgroup(&workers[0].cgroup);
+                AssertResult::judge(measure(workers).scope(scope), limit)
+            });
+            verdict.absorb(all_or_unmeasured(kind, limit, judged.collect()));
         };
-        if let Some(most) = self.max_spread_pct {
-            every(DetailKind::Spread, &|group| workers::spread(group, most));
-        }
-        if let Some(most) = self.max_throughput_cv {
-            every(DetailKind::ThroughputCv, &|group| workers::throughput_cv(group, most));
-        }
+        every(DetailKind::Spread, at_most(self.max_spread_pct), &workers::spread);
+        every(DetailKind::ThroughputCv, at_most(self.max_throughput_cv), &workers::throughput_cv);
         verdict
     }
 
-    /// Judges cgroups by what the kernel counted for them, and siblings by their weights. What does
-    /// not concern one, the bounds of a quota it does not have for instance, is passed over.
+    /// Judges cgroups by what the kernel counted for them, and siblings by their weights. A limit does
+    /// not apply to a cgroup that it does not concern, such as one without a quota.
     ///
-    /// A bound holds in each window; that of a quota over all of those that follow each other. It is
-    /// inconclusive for a cgroup if it could be measured in none
-    /// of its windows, and for the test if no cgroup is concerned; so this is to be called once, with
-    /// all there is.
+    /// A limit holds in each window; that of a quota over consecutive windows. It is inconclusive for a
+    /// cgroup if it could be measured in none of the windows, and for the test if it concerns no
+    /// cgroup. So this must be called once, with all samples.
     pub fn judge_cgroups(&self, samples: &[CgroupSample], kills: &[OomKills]) -> AssertResult {
         let mut verdict = AssertResult::pass();
-        if self.no_oom_kill {
-            kills.iter().for_each(|kills| verdict.absorb(cgroups::oom_kill(kills)));
+        for kills in kills {
+            verdict.absorb(cgroups::oom_kills(kills, self.no_oom_kill));
         }
         let joined = cgroups::joined(samples);
-        let each = |kind, samples: &[CgroupSample], check: Check<'_>| {
+        let each = |kind, limit, samples: &[CgroupSample], measure: MeasureCgroup<'_>| {
             let judged = samples.iter().filter_map(|sample| {
-                let judged = check(sample)?.map_details(|detail| detail.cgroup(&sample.name));
-                Some((&*sample.name, in_window(kind, sample, judged)))
+                let detail = measure(sample)?.scope(Scope::of_cgroup(&sample.name));
+                Some((&*sample.name, in_window(sample, vec![detail], limit)))
             });
-            over_windows(kind, judged)
+            over_windows(kind, limit, judged)
         };
-        if let Some(most) = self.max_throttled_pct {
-            verdict.absorb(each(DetailKind::Throttled, &joined, &|sample| {
-                sample.asked.quota.map(|_| cgroups::throttled(sample, most))
-            }));
-        }
-        if let Some(most) = self.max_quota_error_pct {
-            verdict.absorb(each(DetailKind::Quota, &joined, &|sample| {
-                sample.asked.quota.map(|quota| cgroups::quota(sample, quota, most))
-            }));
-        }
-        for (kind, bound, part) in [
+        verdict.absorb(each(
+            DetailKind::Throttled,
+            at_most(self.max_throttled_pct),
+            &joined,
+            &|sample| sample.asked.quota.map(|_| cgroups::throttled(sample)),
+        ));
+        verdict.absorb(each(
+            DetailKind::Quota,
+            at_most(self.max_quota_error_pct),
+            &joined,
+            &|sample| sample.asked.quota.map(|quota| cgroups::quota(sample, quota)),
+        ));
+        for (kind, most, part) in [
             (DetailKind::CpuPressure, self.max_cpu_pressure_pct, cgroups::CPU),
             (DetailKind::MemoryPressure, self.max_memory_pressure_pct, cgroups::MEMORY),
             (DetailKind::IoPressure, self.max_io_pressure_pct, cgroups::IO),
         ] {
-            if let Some(most) = bound {
-                let check = |sample: &_| Some(cgroups::pressure(sample, kind, part, most));
-                verdict.absorb(each(kind, samples, &check));
-            }
+            let measure = |sample: &_| Some(cgroups::pressure(sample, kind, part));
+            verdict.absorb(each(kind, at_most(most), samples, &measure));
         }
-        if let Some(most) = self.max_weight_error_pct {
-            let kind = DetailKind::Weight;
-            let families = cgroups::families(samples);
-            let judged = families.iter().map(|family| {
-                let names: Vec<_> = family.iter().map(|sample| &*sample.name).collect();
-                (names, in_window(kind, family[0], cgroups::weights(family, samples, most)))
-            });
-            let in_family =
-                |name: &str| families.iter().flatten().any(|sample| sample.name == name);
-            let alone = samples
-                .iter()
-                .filter(|sample| sample.asked.weight.is_some() && !in_family(&sample.name));
-            let alone = alone.map(|sample| {
-                let why = "it has no sibling on the same CPUs to share them with";
-                let judged = unmeasured(kind, why).map_details(|d| d.cgroup(&sample.name));
-                (vec![&*sample.name], in_window(kind, sample, judged))
-            });
-            verdict.absorb(over_windows(kind, judged.chain(alone)));
-        }
+        verdict.absorb(self.judge_weights(samples));
         self.emulated_or_not(verdict)
     }
 
-    /// What is time-based counts on an emulated CPU as well if these bounds say so.
+    /// Applies the limit of weights to families of siblings, and to cgroups with a weight but no sibling.
+    fn judge_weights(&self, samples: &[CgroupSample]) -> AssertResult {
+        let (kind, limit) = (DetailKind::Weight, at_most(self.max_weight_error_pct));
+        let families = cgroups::families(samples);
+        let judged = families.iter().map(|family| {
+            let names: Vec<_> = family.iter().map(|sample| &*sample.name).collect();
+            (names, in_window(family[0], cgroups::weights(family, samples), limit))
+        });
+        let in_family = |name: &str| families.iter().flatten().any(|sample| sample.name == name);
+        let alone = samples
+            .iter()
+            .filter(|sample| sample.asked.weight.is_some() && !in_family(&sample.name));
+        let alone = alone.map(|sample| {
+            let why = "the cgroup has no sibling that competes for the same CPUs";
+            let detail = unmeasured(kind, why).scope(Scope::of_cgroup(&sample.name));
+            (vec![&*sample.name], in_window(sample, vec![detail], limit))
+        });
+        over_windows(kind, limit, judged.chain(alone))
+    }
+
+    /// Marks details as judged on emulated CPUs if the test requests that.
     fn emulated_or_not(&self, verdict: AssertResult) -> AssertResult {
         let judge_emulated = self.judge_emulated_time;
         verdict.map_details(|detail| AssertDetail { judge_emulated, ..detail })
     }
 }
 
-/// What a check said of a window. All such checks are about time, of which little proves nothing.
-fn in_window(kind: DetailKind, sample: &CgroupSample, judged: AssertResult) -> AssertResult {
-    let judged = match sample.wall < MEASURABLE_AFTER {
-        true => unmeasured(kind, too_short(sample.wall))
-            .map_details(|detail| detail.cgroup(&sample.name)),
-        false => judged,
-    };
-    let ended_ns = sample.began_ns + sample.wall.as_nanos() as u64;
-    judged.map_details(|detail| detail.at_ns(ended_ns).time_based())
+type Applies<'a> = &'a dyn Fn(&WorkerReport) -> bool;
+
+type MeasureWorker<'a> = &'a dyn Fn(&WorkerReport) -> AssertDetail;
+
+type MeasureCgroup<'a> = &'a dyn Fn(&CgroupSample) -> Option<AssertDetail>;
+
+fn at_most(most: Option<f64>) -> Option<Limit> {
+    most.map(Limit::AtMost)
 }
 
-/// What a check said of each window of whom it concerns. Windows in which it could not be measured
-/// are passed over if there is another of the same in which it could.
+fn at_least(least: Option<f64>) -> Option<Limit> {
+    least.map(Limit::AtLeast)
+}
+
+/// Judges what was measured in a window. A window that is too short proves nothing.
+fn in_window(
+    sample: &CgroupSample,
+    measured: Vec<AssertDetail>,
+    limit: Option<Limit>,
+) -> AssertResult {
+    let ended_ns = sample.began_ns + sample.wall.as_nanos() as u64;
+    AssertResult::all_of(measured.into_iter().map(|detail| {
+        let detail = match too_short(sample.wall) {
+            Some(why) => unmeasured(detail.kind, why).scope(Scope::of_cgroup(&sample.name)),
+            None => detail,
+        };
+        AssertResult::judge(detail.at_ns(ended_ns), limit)
+    }))
+}
+
+/// Merges the verdicts of all windows. Windows without a measurement are skipped if another one of the
+/// same key has one.
 fn over_windows<K: Ord>(
     kind: DetailKind,
+    limit: Option<Limit>,
     judged: impl Iterator<Item = (K, AssertResult)>,
 ) -> AssertResult {
     let mut windows: BTreeMap<K, Vec<AssertResult>> = BTreeMap::new();
-    judged.for_each(|(whose, judged)| windows.entry(whose).or_default().push(judged));
+    judged.for_each(|(key, judged)| windows.entry(key).or_default().push(judged));
     let is_measured = |judged: &AssertResult| judged.outcome != Outcome::Inconclusive;
     for windows in windows.values_mut() {
         if windows.iter().any(is_measured) {
             windows.retain(is_measured);
         }
     }
-    or_unmeasured(kind, windows.into_values().flatten().collect())
+    all_or_unmeasured(kind, limit, windows.into_values().flatten().collect())
 }
 
-/// Why nothing can be said of `wall`.
-pub(super) fn too_short(wall: Duration) -> String {
-    format!("{wall:?} is too short, {MEASURABLE_AFTER:?} is not")
-}
-
-type Check<'a> = &'a dyn Fn(&CgroupSample) -> Option<AssertResult>;
-
-type Applies<'a> = &'a dyn Fn(&WorkerReport) -> bool;
-
-/// What a check said of whatever it is about; inconclusive if that was nothing.
-fn or_unmeasured(kind: DetailKind, judged: Vec<AssertResult>) -> AssertResult {
-    if judged.is_empty() {
-        let detail = AssertDetail::new(kind, "there was nothing that it could be measured on");
-        return AssertResult::inconclusive(detail);
+/// Merges verdicts; without any, a limit is inconclusive.
+fn all_or_unmeasured(
+    kind: DetailKind,
+    limit: Option<Limit>,
+    judged: Vec<AssertResult>,
+) -> AssertResult {
+    match judged.is_empty() {
+        true => AssertResult::judge(unmeasured(kind, "the limit applies to nothing here"), limit),
+        false => AssertResult::all_of(judged),
     }
-    AssertResult::all_of(judged)
 }
 
-/// The verdict, with its details saying whose it is, where and until when that was measured.
-fn of(worker: &WorkerReport, verdict: AssertResult) -> AssertResult {
-    let who = format!("{} ({})", worker.pid, worker.comm);
+/// Returns the verdict with its details about `worker`.
+fn scoped(worker: &WorkerReport, verdict: AssertResult) -> AssertResult {
+    verdict.map_details(|detail| of(worker, detail))
+}
+
+/// Returns the detail about `worker`, with its CPU and time as far as they are known.
+fn of(worker: &WorkerReport, detail: AssertDetail) -> AssertDetail {
     let only_cpu = match worker.cpus_used[..] {
         [cpu] => Some(cpu),
         _ => None,
     };
-    verdict.map_details(|detail| AssertDetail {
+    AssertDetail {
         cpu: detail.cpu.or(only_cpu),
         at_ns: detail.at_ns.or(Some(worker.until_ns)),
-        ..detail.worker(&who).cgroup(&worker.cgroup)
-    })
-}
-
-/// A value and what it is held against.
-pub(super) enum Limit {
-    Most(f64),
-    Least(f64),
-}
-
-/// Holds a number of `unit` against a limit. Not a number is inconclusive, on either side.
-pub(super) fn hold(kind: DetailKind, value: f64, limit: Limit, unit: &str) -> AssertResult {
-    let (word, bound) = match limit {
-        Limit::Most(bound) => ("at most", bound),
-        Limit::Least(bound) => ("at least", bound),
-    };
-    let limit_text = format!("{word} {bound}{unit}");
-    let detail =
-        || AssertDetail::measured(kind, format!("{}{unit}", shown(value, bound)), limit_text);
-    match (value.partial_cmp(&bound), limit) {
-        (None, _) => AssertResult::inconclusive(detail().because("that is no number")),
-        (Some(order), Limit::Most(_)) if order.is_gt() => AssertResult::fail(detail()),
-        (Some(order), Limit::Least(_)) if order.is_lt() => AssertResult::fail(detail()),
-        _ => AssertResult::pass(),
+        ..detail.scope(scope_of(worker))
     }
-}
-
-/// Four digits, or all where four would hide the difference from `bound`.
-pub(crate) fn shown(value: f64, bound: f64) -> String {
-    if value == 0.0 || !value.is_finite() {
-        return value.to_string();
-    }
-    let scale = 10_f64.powi(3 - value.abs().log10().floor() as i32);
-    let rounded =
-        if value.abs() < 1000.0 { (value * scale).round() / scale } else { value.round() };
-    // Below what floats hold in full, there are no four digits to round to.
-    if rounded == bound || !rounded.is_finite() { value.to_string() } else { rounded.to_string() }
-}
-
-/// The verdict of a check that could not measure `kind`: why.
-pub(super) fn unmeasured(kind: DetailKind, why: impl Into<String>) -> AssertResult {
-    AssertResult::inconclusive(AssertDetail::new(kind, why))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::cgroups::tests::{QUOTA, cpu, sample, window};
+    use super::super::cgroups::{CgroupAsked, joined};
     use super::super::workers::tests::{latencies, spin};
     use super::*;
-    use crate::guest::workload::WorkerEnd;
+    use crate::linux::cgroup::{CgroupStats, Pressure, Stall};
+    use crate::model::detail::Outcome::{Fail, Inconclusive, Pass};
     use crate::model::exit::ExitKind;
+    use crate::model::measurement::Measurement;
+    use crate::model::worker::WorkerEnd;
 
     fn judge(assert: Assert, reports: &[WorkerReport]) -> AssertResult {
         let stuck_after = Duration::from_secs(5);
@@ -453,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_made_in_a_static() {
+    fn assert_can_be_built_in_a_static() {
         static ASSERT: Assert = Assert::DEFAULT.not_stuck(false).max_gap_ms(50).max_spread_pct(5.5);
         assert!(!ASSERT.not_stuck && ASSERT.isolation);
         assert_eq!((ASSERT.max_gap_ms, ASSERT.max_spread_pct), (Some(50), Some(5.5)));
@@ -461,49 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_held_against_their_limit() {
-        for (value, limit, outcome, text) in [
-            (2.0, Limit::Most(2.0), Outcome::Pass, ""),
-            (2.000_01, Limit::Most(2.0), Outcome::Fail, "claim: 2.00001 %, at most 2 %"),
-            (12_345.6, Limit::Most(2.0), Outcome::Fail, "claim: 12346 %, at most 2 %"),
-            (1.0, Limit::Least(1.0), Outcome::Pass, ""),
-            (0.123_456, Limit::Least(0.5), Outcome::Fail, "claim: 0.1235 %, at least 0.5 %"),
-            (0.0, Limit::Least(0.5), Outcome::Fail, "claim: 0 %, at least 0.5 %"),
-            (
-                f64::NAN,
-                Limit::Least(0.5),
-                Outcome::Inconclusive,
-                "claim: NaN %, at least 0.5 %: that is no number",
-            ),
-            (
-                1.0,
-                Limit::Most(f64::NAN),
-                Outcome::Inconclusive,
-                "claim: 1 %, at most NaN %: that is no number",
-            ),
-        ] {
-            let verdict = hold(DetailKind::Claim, value, limit, " %");
-            let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
-            assert_eq!((verdict.outcome, texts.concat()), (outcome, text.to_owned()));
-        }
-    }
-
-    #[test]
-    fn what_is_shown_is_near_and_never_the_bound_by_rounding() {
-        for (value, bound, text) in [
-            (50.000_4, 1.0, "50"),
-            (50.000_4, 50.0, "50.0004"),
-            (999.96, 1.0, "1000"),
-            (0.000_123_44, 1.0, "0.0001234"),
-            (-2.5, 1.0, "-2.5"),
-        ] {
-            assert_eq!(shown(value, bound), text);
-        }
-        assert_eq!(shown(5e-324, 1.0).parse(), Ok(5e-324));
-    }
-
-    #[test]
-    fn bounds_that_want_it_are_judged_on_emulated_cpus_as_well() {
+    fn judge_emulated_time_keeps_failures_on_emulated_cpus() {
         let bound = Assert::DEFAULT.max_gap_ms(1);
         for (assert, outcome) in
             [(bound, Outcome::Pass), (bound.judge_emulated_time(true), Outcome::Fail)]
@@ -515,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_asked_for_is_checked() {
+    fn judge_workers_judges_set_limits_only() {
         let idle = WorkerReport { iterations: 0, ..spin() };
         for (assert, outcome) in [
             (Assert::DEFAULT, Outcome::Fail),
@@ -530,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_on_nothing_is_inconclusive() {
+    fn judge_is_inconclusive_if_a_limit_applies_to_nothing() {
         let none = Assert::DEFAULT;
         for assert in [
             none.max_gap_ms(1),
@@ -560,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_sleep_or_stands_alone_is_passed_over() {
+    fn judge_workers_skips_workers_that_a_limit_does_not_concern() {
         let sleeper = WorkerReport { spawn: 1, wake_latency_ns: latencies(100, 5), ..spin() };
         let elsewhere = WorkerReport { spawn: 2, ..spin() };
         let mute = WorkerReport { pid: 9, spawn: 1, ..spin() };
@@ -590,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_told_of_and_not_compared() {
+    fn judge_workers_does_not_compare_workers_that_ended() {
         let dead = WorkerReport {
             ended: Some(ended(ExitKind::Exited(1))),
             iterations: 0,
@@ -601,13 +526,15 @@ mod tests {
         let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts,
-            ["worker died: exit status 1, to run until it is stopped, worker 7 (spin), \
-                 cgroup cg_0, at 12.000 s"]
+            [
+                "worker exited early: exit status 1 (expected to run until stopped), worker 7 (spin), \
+              cgroup cg_0, at 12.000 s"
+            ]
         );
     }
 
     #[test]
-    fn who_was_to_be_killed_may_die_so_and_not_otherwise() {
+    fn judge_workers_accepts_expected_kills_only() {
         let killed = ended(ExitKind::Signaled(libc::SIGKILL));
         for (oom_kill_expected, end, outcome) in [
             (true, killed, Outcome::Pass),
@@ -625,9 +552,33 @@ mod tests {
     }
 
     #[test]
-    fn only_who_was_confined_can_have_escaped() {
+    fn judge_measures_without_limits() {
+        let names = |verdict: AssertResult| -> Vec<_> {
+            assert!(verdict.is_pass());
+            let named = |measured: Measurement| (measured.name, measured.scope);
+            verdict.measurements.into_iter().map(named).collect()
+        };
+        let sleeper = WorkerReport { wake_latency_ns: latencies(100, 5), ..spin() };
+        let workers = names(judge(Assert::DEFAULT, &[sleeper, spin()]));
+        let (comm, cgroup) = ("spin".to_owned(), "cg_0".to_owned());
+        let scope = Scope::Worker { pid: 7, comm, cgroup };
+        for name in ["gap", "iteration_rate", "work_rate", "migration_ratio", "p99_wake_latency"] {
+            assert!(workers.contains(&(name.to_owned(), scope.clone())), "{workers:?}");
+        }
+        assert!(workers.contains(&("spread".to_owned(), Scope::of_cgroup("cg_0"))));
+        let mut limited = sample("cg", 100, 2000, 0);
+        limited.asked.quota = Some(QUOTA);
+        limited.after.cpu.nr_periods = 100;
+        let cgroups = names(Assert::DEFAULT.judge_cgroups(&[limited], &[]));
+        let scope = Scope::of_cgroup("cg");
+        let want = ["throttled", "quota_error"].map(|name| (name.to_owned(), scope.clone()));
+        assert_eq!(cgroups, want);
+    }
+
+    #[test]
+    fn isolation_concerns_confined_workers_only() {
         let to = |cpuset: [u32; 2]| {
-            vec![crate::guest::workload::CpusetPeriod {
+            vec![crate::model::worker::CpusetPeriod {
                 cpuset: cpuset.to_vec(),
                 cpus_used: vec![1, 2],
             }]
@@ -645,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn no_turn_of_anybody_shows_nothing() {
+    fn not_stuck_is_inconclusive_without_any_iteration() {
         let short = Duration::from_millis(100);
         let idle = || WorkerReport { iterations: 0, active: short, ..spin() };
         let killed = WorkerReport {
@@ -668,12 +619,12 @@ mod tests {
             });
         }
         let text = judge(none, &[idle()]).details[0].to_string();
-        assert_eq!(text, "not_stuck: no worker made an iteration: nothing was shown");
+        assert_eq!(text, "not_stuck: no worker completed an iteration");
     }
 
     #[test]
-    fn who_was_frozen_is_not_blamed_for_it() {
-        let always = crate::guest::workload::FrozenPeriod { from_ns: 0, until_ns: u64::MAX };
+    fn judge_workers_does_not_count_frozen_time() {
+        let always = crate::model::worker::FrozenPeriod { from_ns: 0, until_ns: u64::MAX };
         let frozen = WorkerReport { frozen_periods: vec![always], ..spin() };
         let still = WorkerReport { iterations: 0, ..frozen.clone() };
         assert_eq!(judge(Assert::DEFAULT, &[spin(), still.clone()]).outcome, Outcome::Pass);
@@ -681,5 +632,113 @@ mod tests {
         assert_eq!(judge(Assert::DEFAULT, &[thawed]).outcome, Outcome::Fail);
         let verdict = judge(Assert::DEFAULT.max_gap_ms(1), &[frozen]);
         assert_eq!(verdict.outcome, Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn judge_cgroups_applies_requested_quotas() {
+        let mut sample = window(cpu(0, 0, 0), cpu(9_000_000, 100, 90));
+        let judge = |assert: Assert, sample: &CgroupSample| {
+            assert.judge_cgroups(std::slice::from_ref(sample), &[])
+        };
+        let assert = Assert::DEFAULT.max_throttled_pct(50.0).max_quota_error_pct(5.0);
+        assert_eq!(judge(assert, &sample).outcome, Inconclusive, "no quota was requested");
+        sample.asked.quota = Some(QUOTA);
+        let verdict = judge(assert, &sample);
+        assert_eq!(verdict.outcome, Fail);
+        let texts: Vec<_> = verdict.details.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "max_throttled_pct: 90 % of periods (limit 50 % of periods), cgroup cg, at 10.000 s",
+                "max_quota_error_pct: 78.22 % (limit 5 %), cgroup cg, at 10.000 s: used 9.000 s of CPU \
+                 time, the quota allows 5.050 s",
+            ]
+        );
+        assert!(verdict.details.iter().all(|detail| detail.time_based));
+        assert!(judge(Assert::DEFAULT, &sample).is_pass());
+        assert_eq!(judge(Assert::DEFAULT.max_cpu_pressure_pct(1.0), &sample).outcome, Inconclusive);
+        let killed = OomKills { cgroup: Some("cg".to_owned()), expected: false, killed: Some(1) };
+        let kills = std::slice::from_ref(&killed);
+        assert_eq!(Assert::DEFAULT.judge_cgroups(&[], kills).outcome, Fail);
+        assert!(Assert::DEFAULT.no_oom_kill(false).judge_cgroups(&[], kills).is_pass());
+    }
+
+    #[test]
+    fn judge_cgroups_joins_consecutive_windows_of_a_quota() {
+        // Each window could begin and end in the middle of a period, and have 100 ms.
+        let window = |index: u64, used_ms: u64| CgroupSample {
+            asked: CgroupAsked { quota: Some(QUOTA), ..CgroupAsked::default() },
+            began_ns: index * 110_000_000,
+            wall: Duration::from_millis(110),
+            ..window(
+                cpu(index * 1000 * used_ms, index, 0),
+                cpu((index + 1) * 1000 * used_ms, index + 1, 0),
+            )
+        };
+        let judge = |samples: &[CgroupSample]| {
+            Assert::DEFAULT.max_quota_error_pct(0.0).judge_cgroups(samples, &[]).outcome
+        };
+        let all = |used_ms| (0..20).map(|index| window(index, used_ms)).collect::<Vec<_>>();
+        assert_eq!(judge(&all(100)), Fail);
+        assert_eq!(judge(&all(55)), Pass);
+        assert_eq!(joined(&all(55)).len(), 1);
+        // Another quota, another cgroup of that name, a window without workers.
+        let mut other = all(55);
+        other[5].asked.quota = None;
+        assert_eq!(joined(&other).len(), 3);
+        let mut other = all(55);
+        other[10..].iter_mut().for_each(|sample| sample.made_ns = 7);
+        assert_eq!(joined(&other).len(), 2);
+        let mut other = all(55);
+        other[5].name = "other".to_owned();
+        assert_eq!(joined(&other).len(), 3);
+    }
+
+    #[test]
+    fn judge_cgroups_applies_limits_in_each_measurable_window() {
+        let pressed = |began_ns, total_usec: Option<u64>| {
+            let pressure = |total_usec| Pressure {
+                some: Stall { total_usec, ..Stall::default() },
+                ..Pressure::default()
+            };
+            let stats = |total_usec: Option<u64>| CgroupStats {
+                cpu_pressure: total_usec.map(pressure),
+                ..CgroupStats::default()
+            };
+            let window = window(stats(total_usec.map(|_| 0)), stats(total_usec));
+            CgroupSample { began_ns, ..window }
+        };
+        let short = CgroupSample { wall: Duration::from_millis(99), ..pressed(0, Some(99_000)) };
+        let other = CgroupSample { name: "other".to_owned(), ..pressed(0, None) };
+        let (good, bad) = (pressed(1, Some(4_000_000)), pressed(2, Some(6_000_000)));
+        let idle = pressed(3, None);
+        for (samples, outcome) in [
+            (vec![&good], Pass),
+            (vec![&good, &bad], Fail),
+            (vec![&bad, &idle, &short], Fail),
+            (vec![&idle, &good, &short], Pass),
+            (vec![&idle], Inconclusive),
+            (vec![&short], Inconclusive),
+            // Measurements of one cgroup prove nothing about another.
+            (vec![&good, &other], Inconclusive),
+        ] {
+            let samples: Vec<_> = samples.into_iter().cloned().collect();
+            let assert = Assert::DEFAULT.max_cpu_pressure_pct(50.0);
+            assert_eq!(assert.judge_cgroups(&samples, &[]).outcome, outcome, "{samples:?}");
+        }
+        let [a, b] = [sample("a", 100, 2000, 7000), sample("b", 300, 8000, 3000)];
+        let weights = |most: f64| Assert::DEFAULT.max_weight_error_pct(most);
+        let two = [a.clone(), b];
+        assert_eq!(weights(10.0).judge_cgroups(&two, &[]).outcome, Fail);
+        assert_eq!(weights(20.0).judge_cgroups(&two, &[]).outcome, Pass);
+        assert_eq!(
+            weights(20.0).judge_cgroups(std::slice::from_ref(&a), &[]).outcome,
+            Inconclusive
+        );
+        // Others prove nothing about one that has a weight but no sibling to compete with.
+        let apart = CgroupSample { name: "c".to_owned(), ..a };
+        let apart = CgroupSample { asked: CgroupAsked { cpuset: vec![7], ..apart.asked }, ..apart };
+        let three = [two[0].clone(), two[1].clone(), apart];
+        assert_eq!(weights(20.0).judge_cgroups(&three, &[]).outcome, Inconclusive);
     }
 }

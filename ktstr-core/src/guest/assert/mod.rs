@@ -1,21 +1,23 @@
-//! Verdicts: what a test concluded, and why.
+//! Checks: compare what workers and cgroups did with the limits of a test.
 //!
-//! [`AssertResult`] is a verdict with its reasons, each an [`AssertDetail`]. [`Assert`] holds the
-//! bounds that a test sets and judges what was measured by them; [`claim!`](crate::claim) does it
-//! for a test's own numbers. Every check is a function of what was measured and nothing else.
+//! [`Assert`] holds the limits of a test; [`claim!`](crate::claim) judges a test's own numbers. A check
+//! measures first, as a [`Measurement`], and then judges the value if there is a [`Limit`]. The result
+//! is an [`AssertResult`]: a verdict with its reasons, each an [`AssertDetail`], and all measurements.
+//! Every check is a pure function of what was measured.
 
 mod cgroups;
 mod checks;
 mod claim;
+mod measure;
 mod stuck;
 mod workers;
 
 pub(crate) use cgroups::is_in;
 pub use cgroups::{CgroupAsked, CgroupSample, CpuQuota, OomKills};
-pub(crate) use checks::shown;
-pub use checks::{Assert, MEASURABLE_AFTER, Surroundings};
+pub use checks::{Assert, Surroundings};
 pub use claim::{Claim, Measure};
-pub use workers::FEWEST_WAKES;
+pub use measure::{FEWEST_WAKES, MEASURABLE_AFTER};
 
 pub use crate::model::detail::{AssertDetail, DetailKind, Outcome};
+pub use crate::model::measurement::{Better, Limit, Measurement, Scope};
 pub use crate::model::verdict::{AssertResult, Note};

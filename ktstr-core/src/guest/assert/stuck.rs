@@ -1,23 +1,25 @@
-//! `not_stuck`: whether workers make iterations, judged by what each could have had.
+//! `not_stuck`: whether workers complete iterations, given the CPU time that each could get.
 //!
-//! A worker that made none has had a certain time. The guest's scheduler may explain a part of it: the
-//! scenario froze the worker, its weight or quota is small, `memory.high` slows it down. Of what is left,
-//! the host may explain a part: steal time, which only the host sees. The detail carries how much steal
-//! time that takes, and becomes inconclusive if there was as much. See docs/decisions/0007-stuck-workers.md.
+//! A worker without an iteration has had a certain time. The guest may explain a part of it: the
+//! scenario froze the worker, its weight or quota is small, `memory.high` slows it down. The host may
+//! explain a part of the rest by steal time, which only the host sees. The detail therefore carries how
+//! much steal time explains it, and becomes inconclusive if there was as much. See
+//! docs/decisions/0007-stuck-workers.md.
 
 use std::time::Duration;
 
-use super::checks::unmeasured;
-use super::workers::less_frozen;
-use super::{AssertDetail, AssertResult, DetailKind};
-use crate::guest::workload::{IterationGap, WorkerReport};
+use super::measure::{lower, unmeasured};
+use crate::model::detail::{AssertDetail, DetailKind};
+use crate::model::measurement::Limit;
+use crate::model::verdict::AssertResult;
+use crate::model::worker::{IterationGap, WorkerReport};
 
-/// The factor on the limit for a worker that has made an iteration, because the next one may take
-/// longer, by its type; and for one that the kernel may slow down as it takes memory.
+/// The factor on the limit for a worker that has completed an iteration, because the next one may take
+/// longer, depending on its type; and for one that the kernel may throttle when it allocates memory.
 const LATER: u32 = 5;
 
-/// Fails if the worker made no iteration in `stuck_after`, or for five times as long later on. Less than
-/// that is noted: it proves nothing, for nor against.
+/// Fails if the worker completed no iteration in `stuck_after`, or for five times as long later on.
+/// Adds a note if it completed none in a shorter time, which proves nothing.
 pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertResult {
     let limit = stuck_after.max(worker.fair_wait_bound);
     let later = limit.saturating_mul(LATER);
@@ -28,60 +30,57 @@ pub(super) fn not_stuck(worker: &WorkerReport, stuck_after: Duration) -> AssertR
     }
 }
 
-/// Judges a worker that made no iteration.
+/// Judges a worker that completed no iteration.
 fn idle(worker: &WorkerReport, limit: Duration) -> AssertResult {
     let frozen = worker.frozen_within(worker.active, worker.active_until_ns);
     let had = worker.active.saturating_sub(frozen);
     if had >= limit {
-        let measured = format!("no iteration in {had:.1?}");
-        return AssertResult::fail(stuck(worker, &measured, had, limit, frozen));
+        return AssertResult::fail(stuck(worker, had, limit, frozen));
     }
     let mut verdict = AssertResult::pass();
-    let beside = if frozen.is_zero() { "" } else { "beside being frozen, " };
+    let frozen = match frozen.is_zero() {
+        true => String::new(),
+        false => format!(", not counting {frozen:.1?} while frozen"),
+    };
     verdict.note(format!(
-        "{worker} made no iteration in {had:.1?}, {beside}too short to call it stuck (limit {limit:.1?}): \
-         {}",
+        "{worker} completed no iteration in {had:.1?}{frozen}: too short to judge (limit {limit:.1?}); {}",
         time_spent(worker)
     ));
     verdict
 }
 
-/// Judges the longest time without an iteration of a worker that made some.
+/// Judges the longest time without an iteration of a worker that completed some.
 fn stalled(worker: &WorkerReport, gap: IterationGap, limit: Duration) -> AssertResult {
     let frozen = worker.frozen_within(gap.length, gap.at_ns);
     let had = gap.length.saturating_sub(frozen);
     if had >= limit {
-        let measured = format!("no iteration for {had:.1?}");
-        let detail = stuck(worker, &measured, had, limit, frozen);
+        let detail = stuck(worker, had, limit, frozen);
         return AssertResult::fail(detail.cpu(gap.cpu).at_ns(gap.at_ns));
     }
     let mut verdict = AssertResult::pass();
     if gap.length >= limit {
-        verdict.note(format!("{worker} was frozen for {frozen:.1?}: it may have stalled unseen"));
+        verdict.note(format!("{worker} was frozen for {frozen:.1?}, which may hide a stall"));
     }
     verdict
 }
 
-/// Inconclusive if no worker made an iteration: workers that did nothing have shown nothing. Unless one
-/// has ended, which is something.
+/// Returns the reason for an inconclusive verdict if no worker completed an iteration, because workers
+/// that did nothing prove nothing. A worker that has ended is judged by that instead.
 pub(super) fn any_iteration(reports: &[WorkerReport]) -> AssertResult {
-    let shows = |worker: &WorkerReport| worker.iterations > 0 || worker.ended.is_some();
-    if reports.is_empty() || reports.iter().any(shows) {
+    let proves = |worker: &WorkerReport| worker.iterations > 0 || worker.ended.is_some();
+    if reports.is_empty() || reports.iter().any(proves) {
         return AssertResult::pass();
     }
-    unmeasured(DetailKind::WorkerStuck, "no worker made an iteration: nothing was shown")
+    AssertResult::inconclusive(unmeasured(
+        DetailKind::WorkerStuck,
+        "no worker completed an iteration",
+    ))
 }
 
-/// Returns the detail about a worker that had `had` without an iteration, beside `frozen`.
-fn stuck(
-    worker: &WorkerReport,
-    measured: &str,
-    had: Duration,
-    limit: Duration,
-    frozen: Duration,
-) -> AssertDetail {
-    let bound = format!("at least one in {limit:.1?}");
-    let detail = AssertDetail::measured(DetailKind::WorkerStuck, measured, bound);
+/// Returns the detail about a worker that had `had` without an iteration, not counting `frozen`.
+fn stuck(worker: &WorkerReport, had: Duration, limit: Duration, frozen: Duration) -> AssertDetail {
+    let detail = lower(DetailKind::WorkerStuck, "stall", had.as_secs_f64(), "s", 1);
+    let detail = detail.limit(Limit::AtMost(limit.as_secs_f64())).because("no iteration completed");
     let detail = less_frozen(detail.because(&time_spent(worker)), frozen);
     match asleep(worker, had) {
         // Steal time does not keep a task asleep.
@@ -90,26 +89,34 @@ fn stuck(
     }
 }
 
+/// Adds that the time in which a worker was frozen is left out of what was measured.
+pub(super) fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
+    match frozen.is_zero() {
+        true => detail,
+        false => detail.because(&format!("not counting {frozen:.1?} while frozen")),
+    }
+}
+
 /// Returns how long the worker was asleep, at least, in a part of its time that is `had` long.
 fn asleep(worker: &WorkerReport, had: Duration) -> Duration {
     had.saturating_sub(worker.cpu + worker.run_delay)
 }
 
-/// `CPU time 12.3ms, runnable without a CPU 4.9s`.
+/// Formats `CPU time 12.3ms, runnable without a CPU 4.9s`.
 fn time_spent(worker: &WorkerReport) -> String {
     format!("CPU time {:.1?}, runnable without a CPU {:.1?}", worker.cpu, worker.run_delay)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome::{self, Fail, Pass};
     use super::super::workers::tests::{ms, spin};
     use super::*;
-    use crate::guest::workload::FrozenPeriod;
+    use crate::model::detail::Outcome::{self, Fail, Pass};
+    use crate::model::worker::FrozenPeriod;
 
     const LIMIT: Duration = Duration::from_secs(5);
 
-    /// A worker that made no iteration in `active` milliseconds, of which it was asleep for all.
+    /// Returns a worker that slept through `active` milliseconds without an iteration.
     fn asleep(active: u64) -> WorkerReport {
         WorkerReport {
             iterations: 0,
@@ -121,23 +128,23 @@ mod tests {
         }
     }
 
-    /// One that was runnable all the time.
+    /// Returns a worker that was runnable all the time.
     fn starved(active: u64) -> WorkerReport {
         WorkerReport { run_delay: ms(active), ..asleep(active) }
     }
 
-    /// One that ran all the time.
+    /// Returns a worker that ran all the time.
     fn busy(active: u64) -> WorkerReport {
         WorkerReport { cpu: ms(active), ..asleep(active) }
     }
 
-    /// One that made iterations, but for this long.
+    /// Returns a worker that made iterations with one gap of `length` milliseconds.
     fn stalled(length: u64) -> WorkerReport {
         let gap = IterationGap { length: ms(length), ..spin().longest_gap.unwrap() };
         WorkerReport { longest_gap: Some(gap), cpu: ms(1000), active: ms(60_000), ..spin() }
     }
 
-    /// FrozenPeriod from the first until the second, in milliseconds before the end of its work.
+    /// Returns the worker frozen between two times, in milliseconds before the end of its work.
     fn frozen(worker: WorkerReport, from: u64, until: u64) -> WorkerReport {
         let at = |before| worker.active_until_ns - before * 1_000_000;
         WorkerReport {
@@ -155,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_stuck_from_the_limit_on() {
+    fn not_stuck_fails_from_the_limit_on() {
         for (worker, outcome, notes) in [
             (spin(), Pass, 0),
             (asleep(4999), Pass, 1),
@@ -172,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_follows_what_the_worker_may_have_to_wait_for() {
+    fn not_stuck_extends_the_limit_by_expected_waiting() {
         let fair_wait_bound = |worker, wait| WorkerReport { fair_wait_bound: ms(wait), ..worker };
         let slowed = |worker| WorkerReport { is_memory_throttled: true, ..worker };
         for (worker, outcome, notes) in [
@@ -190,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn time_to_end_after_the_stop_does_not_count() {
+    fn not_stuck_ignores_the_time_after_the_stop() {
         let slow_to_die = WorkerReport { wall: ms(10_000), run_delay: ms(9999), ..asleep(500) };
         judged(&slow_to_die, Pass, 1);
     }
 
     #[test]
-    fn steal_time_explains_what_is_beyond_the_limit_unless_the_worker_was_asleep() {
+    fn stuck_is_explained_by_steal_time_unless_asleep() {
         let needs_others = |worker| WorkerReport { needs_others: true, ..worker };
         let cpu = |worker, cpu| WorkerReport { cpu: ms(cpu), ..worker };
         for (worker, explained_by) in [
@@ -217,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_time_in_which_it_was_frozen_is_excused() {
+    fn not_stuck_subtracts_frozen_time_only() {
         for (worker, outcome) in [
             (frozen(asleep(10_000), 10_000, 0), Pass),
             (frozen(asleep(10_000), 12_000, 4999), Pass),
@@ -233,22 +240,22 @@ mod tests {
     }
 
     #[test]
-    fn details_show_the_numbers() {
+    fn stuck_details_show_the_numbers() {
         let text = |worker: &WorkerReport| judged(worker, Fail, 0)[0].to_string();
         assert_eq!(
             text(&frozen(starved(10_000), 2000, 1000)),
-            "not_stuck: no iteration in 9.0s, at least one in 5.0s: CPU time 0.0ns, runnable without a \
-             CPU 10.0s; 1.0s more, in which it was frozen, do not count"
+            "not_stuck: 9 s (limit 5 s): no iteration completed; CPU time 0.0ns, runnable without a CPU \
+             10.0s; not counting 1.0s while frozen"
         );
         assert_eq!(
             text(&stalled(25_000)),
-            "not_stuck: no iteration for 25.0s, at least one in 25.0s, CPU 1, at 3.214 s: CPU time 1.0s, \
+            "not_stuck: 25 s (limit 25 s), CPU 1, at 3.214 s: no iteration completed; CPU time 1.0s, \
              runnable without a CPU 0.0ns"
         );
         let note = not_stuck(&starved(1200), LIMIT).notes[0].to_string();
         assert_eq!(
             note,
-            "worker 7 (spin) in cg_0 made no iteration in 1.2s, too short to call it stuck (limit 5.0s): \
+            "worker 7 (spin) in cg_0 completed no iteration in 1.2s: too short to judge (limit 5.0s); \
              CPU time 0.0ns, runnable without a CPU 1.2s"
         );
     }

@@ -1,4 +1,4 @@
-//! Numbers read from what a program did and said.
+//! Numbers that are read from the output of a program.
 
 use std::fmt;
 
@@ -6,20 +6,21 @@ use anyhow::{Context, Result, bail, ensure};
 use regex_lite::Regex;
 use serde_json::Value;
 
-use super::{Output, PayloadEnd, short};
+use super::end::PayloadEnd;
+use super::output::{Output, short};
 
-/// A number to be read from a run.
+/// A number to read from a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metric {
-    /// Its name, by which checks refer to it.
+    /// The name by which checks refer to it.
     pub name: &'static str,
-    /// Where it is read.
+    /// Where it is found.
     pub source: MetricSource,
-    /// Whether time that the host took from the guest's CPUs could explain a bad value.
+    /// Whether steal time could explain a bad value.
     pub time_based: bool,
 }
 
-/// Where a metric is read.
+/// Where a metric is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MetricSource {
@@ -32,60 +33,61 @@ pub enum MetricSource {
 }
 
 impl Metric {
-    /// The exit status; a program that was killed has none.
+    /// Creates a metric that is the exit status; a program that was killed has none.
     pub const fn exit_code(name: &'static str) -> Self {
         Self { name, source: MetricSource::ExitCode, time_based: false }
     }
 
-    /// The number at `pointer` (`/thread/0/max`) in the JSON document on standard output.
+    /// Creates a metric from the number at `pointer` (`/thread/0/max`) in the JSON document on standard
+    /// output.
     ///
-    /// If standard output holds other lines as well, the document is the first object or array that
-    /// begins at the start of a line, spaces aside, and is whole.
+    /// If there are other lines on standard output, the document is the first complete object or array
+    /// that begins at the start of a line, ignoring spaces.
     ///
     /// Source: RFC 6901, JSON Pointer.
     pub const fn json(name: &'static str, pointer: &'static str) -> Self {
         Self { name, source: MetricSource::Json(pointer), time_based: false }
     }
 
-    /// The number that the only group of the regular expression `pattern` holds, where that matches
-    /// first: in standard output, else in standard error.
+    /// Creates a metric from the only group of the regular expression `pattern`, at its first match in
+    /// standard output, or else in standard error.
     ///
-    /// `^` and `$` are the ends of all of it, with `(?m)` those of lines. The syntax is that of the
-    /// crate `regex-lite`.
+    /// `^` and `$` match the ends of the whole text, with `(?m)` those of lines. The syntax is that of
+    /// the crate `regex-lite`.
     pub const fn regex(name: &'static str, pattern: &'static str) -> Self {
         Self { name, source: MetricSource::Regex(pattern), time_based: false }
     }
 
-    /// Says that time which the host took could explain a bad value. Where the CPUs are emulated in
-    /// software, a check of it that fails is a note, unless the test says `judge_emulated_time`.
+    /// Marks the metric as something that steal time could worsen. On emulated CPUs, a failed check of
+    /// it is a note, unless the test sets `judge_emulated_time`.
     pub const fn time_based(self) -> Self {
         Self { time_based: true, ..self }
     }
 
     pub(super) fn validate(&self) -> Result<()> {
-        ensure!(!self.name.is_empty(), "it has no name");
+        ensure!(!self.name.is_empty(), "the metric has no name");
         match self.source {
             MetricSource::ExitCode => {}
             MetricSource::Json(pointer) => {
                 ensure!(
                     pointer.is_empty() || pointer.starts_with('/'),
-                    "`{pointer}` is no JSON pointer: one begins with `/`"
+                    "invalid JSON pointer `{pointer}`: it must begin with `/`"
                 );
                 let mut escapes = pointer.split('~').skip(1);
                 let known = escapes.all(|rest| rest.starts_with(['0', '1']));
-                ensure!(known, "`{pointer}` is no JSON pointer: its escapes are `~0` and `~1`");
+                ensure!(known, "invalid JSON pointer `{pointer}`: the escapes are `~0` and `~1`");
             }
             MetricSource::Regex(pattern) => drop(compile(pattern)?),
         }
         Ok(())
     }
 
-    /// Reads it from a run that has ended.
+    /// Reads the metric from a run that has ended.
     pub(super) fn read(&self, end: &PayloadEnd, stdout: &Output, stderr: &Output) -> MetricValue {
         let read = match self.source {
             MetricSource::ExitCode => match end {
                 PayloadEnd::Exited(code) => Ok(MetricValue::Number(f64::from(*code))),
-                end => Err(format!("there is no exit status: {end}")),
+                end => Err(format!("no exit status: {end}")),
             },
             MetricSource::Json(pointer) => from_json(pointer, stdout),
             MetricSource::Regex(pattern) => {
@@ -96,37 +98,38 @@ impl Metric {
         read.unwrap_or_else(|mut why| {
             let dropped = stdout.dropped + stderr.dropped;
             if dropped > 0 && self.source != MetricSource::ExitCode {
-                why += &format!("; the first {dropped} bytes of what it printed were not kept");
+                why += &format!("; the first {dropped} bytes of its output were not kept");
             }
             MetricValue::Missing(why)
         })
     }
 }
 
-/// What was found of a metric.
+/// The value of a metric, as far as it was found.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MetricValue {
     /// Its value, which is finite.
     Number(f64),
-    /// What was in its place, which is no number.
+    /// A text in its place that is not a number.
     Text(String),
     /// Nothing: why.
     Missing(String),
 }
 
-/// `0.123`, `"n/a", which is no number`, or why it is missing.
+/// Writes `0.123`, `not a number: "n/a"`, or why it is missing.
 impl fmt::Display for MetricValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Number(number) => write!(f, "{number}"),
-            Self::Text(text) => write!(f, "{text:?}, which is no number"),
+            Self::Text(text) => write!(f, "not a number: {text:?}"),
             Self::Missing(why) => f.write_str(why),
         }
     }
 }
 
 fn compile(pattern: &str) -> Result<Regex> {
-    let regex = Regex::new(pattern).with_context(|| format!("cannot read `{pattern}`"))?;
+    let regex =
+        Regex::new(pattern).with_context(|| format!("invalid regular expression `{pattern}`"))?;
     match regex.captures_len() - 1 {
         1 => Ok(regex),
         0 => bail!("`{pattern}` has no group: put parentheses around the number"),
@@ -138,7 +141,7 @@ fn from_text(pattern: &str, outputs: [&str; 2]) -> Result<MetricValue, String> {
     let regex = compile(pattern).map_err(|error| format!("{error:#}"))?;
     let found = outputs.into_iter().find_map(|text| regex.captures(text));
     let found = found.ok_or_else(|| format!("nothing matches `{pattern}`"))?;
-    // A group of a branch that was not taken.
+    // The group may be part of an alternative that did not match.
     let group = found.get(1).ok_or_else(|| format!("the group of `{pattern}` matches nothing"))?;
     let number = group.as_str().trim().parse::<f64>().ok().filter(|number| number.is_finite());
     Ok(number.map_or_else(|| MetricValue::Text(short(group.as_str())), MetricValue::Number))
@@ -153,13 +156,13 @@ fn from_json(pointer: &str, output: &Output) -> Result<MetricValue, String> {
     Ok(number.map_or_else(|| MetricValue::Text(short(&value.to_string())), MetricValue::Number))
 }
 
-/// The first JSON object or array that begins and ends on lines of its own; else all of the text,
-/// which may be a bare number. One of which the beginning or the end is missing is none, nor is
-/// anything that is in it.
+/// Returns the first JSON object or array that begins and ends on its own lines, or else all of the
+/// text, which may be a bare number. An incomplete document is an error: its inner objects are not the
+/// document.
 fn document(output: &Output) -> Result<Value, String> {
     let text = &*output.text;
     if output.dropped > 0 {
-        return Err("standard output does not begin with its beginning".to_owned());
+        return Err("the beginning of standard output was not kept".to_owned());
     }
     let mut at = 0;
     for line in text.split_inclusive('\n') {
@@ -172,14 +175,14 @@ fn document(output: &Output) -> Result<Value, String> {
                 Some(Err(error)) if error.is_eof() => {
                     return Err("the JSON document is cut off".to_owned());
                 }
-                // It only looks like one: `[info] ...`, `[1] ...`.
+                // Not JSON: `[info] ...`, `[1] ...`.
                 _ => {}
             }
         }
         at += line.len();
     }
-    let none = |_| "standard output holds no JSON document".to_owned();
-    serde_json::from_str(text).map_err(none)
+    let missing = |_| "no JSON document on standard output".to_owned();
+    serde_json::from_str(text).map_err(missing)
 }
 
 #[cfg(test)]
@@ -202,15 +205,15 @@ mod tests {
     }
 
     #[test]
-    fn a_regular_expression_finds_its_group() {
+    fn regex_reads_its_group() {
         let time = Metric::regex("m", r"Time: (\S*)");
         for (stdout, want) in [
             ("Running\nTime: 0.125\n", Ok(0.125)),
             ("Time: -3e2\nTime: 4", Ok(-300.0)),
-            ("Time: n/a", Err("\"n/a\", which is no number")),
-            ("Time: inf", Err("\"inf\", which is no number")),
-            ("Time: NaN", Err("\"NaN\", which is no number")),
-            ("Time: ", Err("\"\", which is no number")),
+            ("Time: n/a", Err("not a number: \"n/a\"")),
+            ("Time: inf", Err("not a number: \"inf\"")),
+            ("Time: NaN", Err("not a number: \"NaN\"")),
+            ("Time: ", Err("not a number: \"\"")),
             ("", Err(r"nothing matches `Time: (\S*)`")),
         ] {
             is(time, stdout, want);
@@ -219,18 +222,18 @@ mod tests {
     }
 
     #[test]
-    fn standard_output_comes_before_standard_error() {
+    fn read_prefers_standard_output() {
         let metric = Metric::regex("m", "n=([0-9]+)");
         assert_eq!(read(metric, "n=1", "n=2"), MetricValue::Number(1.0));
         assert_eq!(read(metric, "", "n=2"), MetricValue::Number(2.0));
         assert_eq!(
             read(Metric::json("m", "/a"), "", "{\"a\":1}").to_string(),
-            "standard output holds no JSON document"
+            "no JSON document on standard output"
         );
     }
 
     #[test]
-    fn a_pointer_leads_into_the_document() {
+    fn json_reads_the_number_at_the_pointer() {
         let text = "# Policy: fifo\n[info] starts\n  {\"thread\": {\"0\": {\"max\": 17, \"a/b~\": 2}},\n\
                     \"list\": [1, 2.5], \"name\": \"x\", \"none\": null}\ntrailing {\n";
         for (pointer, want) in [
@@ -238,19 +241,19 @@ mod tests {
             ("/thread/0/a~1b~0", Ok(2.0)),
             ("/list/1", Ok(2.5)),
             ("/list/2", Err("the JSON document has nothing at `/list/2`")),
-            ("/name", Err("\"\\\"x\\\"\", which is no number")),
-            ("/none", Err("\"null\", which is no number")),
-            ("/thread", Err("\"{\\\"0\\\":{\\\"a/b~\\\":2,\\\"max\\\":17}}\", which is no number")),
+            ("/name", Err("not a number: \"\\\"x\\\"\"")),
+            ("/none", Err("not a number: \"null\"")),
+            ("/thread", Err("not a number: \"{\\\"0\\\":{\\\"a/b~\\\":2,\\\"max\\\":17}}\"")),
         ] {
             is(Metric::json("m", pointer), text, want);
         }
         is(Metric::json("m", ""), " 12.5 \n", Ok(12.5));
-        is(Metric::json("m", ""), "{ broken", Err("standard output holds no JSON document"));
+        is(Metric::json("m", ""), "{ broken", Err("no JSON document on standard output"));
         is(Metric::json("m", "/max"), "[1] worker started\n{} {}\n{\"max\": 99}", Ok(99.0));
     }
 
     #[test]
-    fn what_is_in_a_document_that_is_not_whole_is_none() {
+    fn json_ignores_incomplete_documents() {
         let document = "{\"runs\": [\n  {\"max\": 1},\n  {\"max\": 2}\n], \"max\": 99}";
         is(Metric::json("m", "/max"), document, Ok(99.0));
         let cut = document.trim_end_matches('}');
@@ -259,13 +262,13 @@ mod tests {
         let read = Metric::json("m", "/max").read(&PayloadEnd::Exited(0), &tail, &tail);
         assert_eq!(
             read.to_string(),
-            "standard output does not begin with its beginning; \
-             the first 20 bytes of what it printed were not kept"
+            "the beginning of standard output was not kept; \
+             the first 20 bytes of its output were not kept"
         );
     }
 
     #[test]
-    fn numbers_are_read_from_whole_lines() {
+    fn regex_reads_complete_lines_only() {
         let metric = Metric::regex("m", "([0-9]+) us");
         let cut = Output { text: "500 us\n7 us\n80 u".to_owned(), dropped: 1 };
         let none = Output::default();
@@ -278,20 +281,20 @@ mod tests {
     }
 
     #[test]
-    fn only_a_program_that_exits_has_an_exit_status() {
+    fn exit_code_is_missing_after_a_signal() {
         let metric = Metric::exit_code("m");
         is(metric, "", Ok(3.0));
         let output = Output { text: String::new(), dropped: 9 };
-        let killed = PayloadEnd::Died("signal 9 (SIGKILL)".to_owned());
+        let killed = PayloadEnd::Signaled(libc::SIGKILL);
         let value = metric.read(&killed, &output, &output).to_string();
-        assert_eq!(value, "there is no exit status: signal 9 (SIGKILL)");
+        assert_eq!(value, "no exit status: signal 9 (SIGKILL)");
     }
 
     #[test]
-    fn what_was_dropped_may_have_held_it() {
+    fn read_reports_dropped_output() {
         let output = |dropped| Output { text: String::new(), dropped };
         let metric = Metric::regex("m", "(a)");
         let value = metric.read(&PayloadEnd::Exited(0), &output(5), &output(2)).to_string();
-        assert!(value.ends_with("; the first 7 bytes of what it printed were not kept"), "{value}");
+        assert!(value.ends_with("; the first 7 bytes of its output were not kept"), "{value}");
     }
 }

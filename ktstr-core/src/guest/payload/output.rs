@@ -1,4 +1,4 @@
-//! What a program prints.
+//! The output of a program.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,28 +10,28 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// How many bytes of each stream are kept: the last 256 KiB.
+/// The number of bytes that are kept of each stream: the last 256 KiB.
 pub const OUTPUT_KEPT: usize = 256 << 10;
 
-/// What is read from one pipe at a time: as much as one holds, unless it was enlarged.
+/// The number of bytes to read from a pipe at a time: the default capacity of a pipe.
 const CHUNK: usize = 64 << 10;
 
-/// The most that is taken from a stream after the end of the program: what a pipe can hold at most
-/// without privilege. Who was left running may write for ever.
+/// The largest number of bytes to read from a stream after the end of the program: the largest capacity
+/// of a pipe without privilege. A descendant that is still running may write without end.
 const REST: usize = 1 << 20;
 
-/// What a program printed on one of its streams.
+/// The output of a program on one of its streams.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Output {
-    /// The last of it, at most [`OUTPUT_KEPT`] bytes. What is no UTF-8 is replaced.
+    /// The end of the output, at most [`OUTPUT_KEPT`] bytes. Invalid UTF-8 is replaced.
     pub text: String,
-    /// How many bytes there were before that.
+    /// The number of bytes before that, which were not kept.
     pub dropped: u64,
 }
 
 impl Output {
-    /// The lines that are whole: the first is not if what was before it was not kept, the last may not
-    /// be if the program did not end by itself.
+    /// Returns the complete lines. The first one is incomplete if output was dropped; the last one may
+    /// be if the output is not `is_whole`, because the program was stopped.
     pub(super) fn lines(&self, is_whole: bool) -> &str {
         let text = match (self.dropped, self.text.find('\n')) {
             (0, _) => &*self.text,
@@ -46,7 +46,16 @@ impl Output {
     }
 }
 
-/// What a program has printed until its end, and when that was.
+/// Cuts a text after 80 characters, for a message.
+pub(super) fn short(text: &str) -> String {
+    const MOST: usize = 80;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The output of a program until its end, and when that was.
 #[derive(Debug)]
 pub(super) struct Collected {
     pub(super) outputs: [Output; 2],
@@ -73,14 +82,13 @@ impl Tail {
     }
 }
 
-/// Reads a program's two streams on a thread of its own until the program has ended.
+/// Starts a thread that reads the two streams of a program until the program has ended.
 ///
-/// Pipes and not files: a program may open `/proc/self/fd/1` again, and would then write over what
-/// a file holds.
+/// The streams are pipes because a program that opens `/proc/self/fd/1` again would overwrite a file.
 ///
 /// # Errors
 ///
-/// If there can be no such thread.
+/// If the thread cannot be started.
 pub(super) fn collect(
     pipes: [OwnedFd; 2],
     pidfd: OwnedFd,
@@ -104,7 +112,7 @@ fn read(pipes: [OwnedFd; 2], pidfd: &OwnedFd) -> io::Result<Collected> {
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        // Looked at before the pipes: what it wrote before its end is there by then.
+        // Checked before the pipes are read, so that they contain everything written before the end.
         let has_ended = !fds[0].revents().is_empty();
         let ended = Instant::now();
         for (pipe, tail) in pipes.iter_mut().zip(&mut tails) {
@@ -133,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_it_is_kept_and_the_rest_counted() {
+    fn tail_keeps_the_end_and_counts_the_rest() {
         let mut tail = Tail::default();
         tail.push(b"abc");
         tail.push(&vec![b'x'; OUTPUT_KEPT - 1]);
@@ -143,7 +151,7 @@ mod tests {
         assert!(output.text.starts_with("cx"));
     }
     #[test]
-    fn lines_are_whole() {
+    fn lines_drops_incomplete_lines() {
         for (text, dropped, is_whole, want) in [
             ("a\nb", 0, true, "a\nb"),
             ("a\nb", 0, false, "a\n"),

@@ -626,7 +626,7 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
     ] {
         let verdict = kills(below, above, expected);
         assert_eq!(verdict.outcome, outcome, "{below} {above} {expected}: {verdict:?}");
-        let told: Vec<_> = verdict.details.iter().map(|detail| detail.cgroup.as_deref()).collect();
+        let told: Vec<_> = verdict.details.iter().map(|detail| detail.scope.cgroup()).collect();
         assert_eq!(told, whose.map(Some).into_iter().collect::<Vec<_>>());
     }
 }

@@ -134,7 +134,7 @@ pub struct ScenarioEvent {
 }
 
 /// How a run ended, as PID 1 saw it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum End {
     /// The body returned a verdict.
     Verdict(AssertResult),

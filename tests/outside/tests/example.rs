@@ -3,7 +3,7 @@
 use ktstr::prelude::*;
 
 #[ktstr_test(llcs = 2, cores = 2, memory_mib = 512, duration_s = 4, max_gap_ms = 200)]
-fn two_groups_change_places(ctx: &Ctx) -> Result<AssertResult> {
+fn swapped_cpusets_stay_fair(ctx: &Ctx) -> Result<AssertResult> {
     let web = CgroupDef::named("web").cpuset(CpusetSpec::llc(0)).workers_pct(1.0).comm("web");
     let batch = CgroupDef::named("batch").cpuset(CpusetSpec::llc(1)).cpu_weight(50);
     let batch = batch.workers(4).comm("batch").work_type(WorkType::Bursty);

@@ -1,6 +1,6 @@
 //! Finds the error messages of the guest kernel in its console.
 
-use ktstr_core::guest::agent::COMPLAINT;
+use ktstr_core::model::pid1::FAILURE_PREFIX;
 use ktstr_core::result::{KernelEvent, KernelEventKind};
 
 /// Texts of kernel messages, and their meaning. The first match counts.
@@ -71,7 +71,7 @@ pub(super) fn init_succeeded(console: &str) -> bool {
 /// Returns why PID 1 could not become ready, if the console shows it.
 pub(super) fn init_failure(console: &str) -> Option<String> {
     for line in console.lines() {
-        if let Some((_, why)) = line.split_once(COMPLAINT) {
+        if let Some((_, why)) = line.split_once(FAILURE_PREFIX) {
             return Some(why.trim().to_owned());
         }
         // The message of the dynamic loader. PID 1 exits after it, and the kernel panics.
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn init_failure_finds_the_reason() {
         for (console, why) in [
-            ("ktstr-init: PID 1 gives up: no cgroup2\n", "no cgroup2"),
+            ("ktstr-init: PID 1 failed: no cgroup2\n", "no cgroup2"),
             (
                 "/init: error while loading shared libraries: libz.so: none\n[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007f00\n",
                 "libz.so",

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use ktstr_core::guest::agent;
 use ktstr_core::machine::{self, MachineSpec, Topology};
+use ktstr_core::model::pid1;
 use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts, Timing};
 use ktstr_core::registry;
 use ktstr_core::result::{InitFailure, RunEnd};
@@ -216,7 +216,7 @@ fn cmdline(request: &MachineRequest<'_>, spec: &MachineSpec, pti_disabled: bool)
         words.push("pti=off".to_owned());
     }
     // The kernel passes unknown parameters to PID 1 as environment variables.
-    words.push(format!("{}=1", agent::ENV));
+    words.push(format!("{}=1", pid1::ENV));
     words.push(format!("LD_LIBRARY_PATH={}", initramfs::LIBRARIES));
     words.push("PATH=/bin:/sbin:/usr/bin:/usr/sbin".to_owned());
     words.extend(min_stack(request.env, spec.memory_mib)?);

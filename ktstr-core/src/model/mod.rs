@@ -5,6 +5,7 @@ pub mod exit;
 pub mod histogram;
 pub mod machine;
 pub mod measurement;
+pub mod pid1;
 pub mod record;
 pub mod result;
 pub mod snapshot;

@@ -10,7 +10,7 @@
 //! (system calls); elf(5).
 
 use anyhow::{Result, ensure};
-use ktstr_core::guest::agent::COMPLAINT;
+use ktstr_core::model::pid1::FAILURE_PREFIX;
 
 /// The address of the segment, the default of linkers for static programs.
 const BASE: u64 = 0x40_0000;
@@ -102,7 +102,7 @@ const MESSAGE_LEN: usize = 69;
 ///
 /// If an argument contains a NUL, or the file would need addresses of more than 32 bits.
 pub(super) fn build(program: &str, arguments: &[String]) -> Result<Vec<u8>> {
-    let message = format!("{COMPLAINT}cannot execute {program}: errno ");
+    let message = format!("{FAILURE_PREFIX}cannot execute {program}: errno ");
     let mut file = vec![0; HEADERS];
     file.extend_from_slice(&CODE);
     let end = |file: &Vec<u8>| BASE + file.len() as u64;
@@ -212,7 +212,7 @@ mod tests {
     fn launcher_names_a_program_that_cannot_be_executed() {
         for (program, errno) in [("/nothing/here", 2), ("/dev/null", 13)] {
             let output = run(program, &[]);
-            let want = format!("{COMPLAINT}cannot execute {program}: errno {errno}\n");
+            let want = format!("{FAILURE_PREFIX}cannot execute {program}: errno {errno}\n");
             assert_eq!(String::from_utf8(output.stderr).unwrap(), want);
             assert_eq!(output.status.code(), Some(1));
         }

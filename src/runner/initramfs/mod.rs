@@ -19,8 +19,8 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use ktstr_core::guest::agent;
 use ktstr_core::linux::sync::lock;
+use ktstr_core::model::pid1;
 
 use crate::provision::{self, Cache, Kernel, tool};
 use crate::this_program;
@@ -183,10 +183,10 @@ impl Initramfs<'_> {
         let mut archive = cpio::Archive::new(writer);
         archive.device("/dev/console", 0o600, 5, 1)?;
         archive.device("/dev/null", 0o666, 1, 3)?;
-        archive.file("/init", 0o755, &launcher::build(agent::PROGRAM, self.arguments)?)?;
+        archive.file("/init", 0o755, &launcher::build(pid1::PROGRAM, self.arguments)?)?;
         let init = read(self.init)?;
         archive.file(
-            agent::PROGRAM,
+            pid1::PROGRAM,
             0o755,
             &elf::strip_debug(&init)
                 .with_context(|| format!("cannot strip {}", self.init.display()))?,
@@ -227,10 +227,10 @@ impl Initramfs<'_> {
         let modules = [&MODULES, &*self.contents.modules].concat();
         let modules = provision::modules_for(self.kernel, &modules)?;
         for (index, module) in modules.iter().enumerate() {
-            let name = format!("{}/{index:03}-{}.ko", agent::MODULES, module.name);
+            let name = format!("{}/{index:03}-{}.ko", pid1::MODULES, module.name);
             archive.file(&name, 0o644, &module.bytes)?;
         }
-        archive.file(agent::END_MARK, 0o644, b"")?;
+        archive.file(pid1::END_MARK, 0o644, b"")?;
         archive.finish()
     }
 }

@@ -10,7 +10,7 @@ mod watchdog;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ktstr_core::guest::agent::COMPLAINT;
+use ktstr_core::model::pid1::FAILURE_PREFIX;
 use ktstr_core::result::{ExitKind, GuestExit, InitFailure, RunEnd, RunPhase, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{Decoder, Encoder, End, Hello, Order, Report, ScenarioEvent, Stream};
@@ -427,7 +427,7 @@ impl Session {
         let phase = self.watchdog.phase();
         let console = self.collector.console();
         // PID 1 states why it gave up, before the body or beside it.
-        if (phase != RunPhase::Body || console.contains(COMPLAINT))
+        if (phase != RunPhase::Body || console.contains(FAILURE_PREFIX))
             && let Some(why) = console::init_failure(&console)
         {
             return RunEnd::InitFailed(InitFailure::Reported(why));

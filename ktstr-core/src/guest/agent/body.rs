@@ -11,7 +11,8 @@ use std::thread;
 
 use anyhow::{Context, Result};
 
-use super::child::{Child, output_pipe, set_nonblocking};
+use super::child::Child;
+use super::pipe::{output_pipe, set_nonblocking};
 use super::{profile, system};
 use crate::guest::chain;
 use crate::guest::registry::TestEntry;

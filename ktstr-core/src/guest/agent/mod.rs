@@ -10,6 +10,7 @@ mod child;
 mod mounts;
 mod outbox;
 mod output;
+mod pipe;
 mod port;
 mod profile;
 mod serve;
@@ -27,21 +28,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::linux::sys;
-
-/// Set in the environment of PID 1, by the kernel's command line.
-pub const ENV: &str = "KTSTR_GUEST";
-
-/// The test binary, or whatever else is PID 1. The kernel runs `/init`, which executes it.
-pub const PROGRAM: &str = "/ktstr/program";
-
-/// The last file of the initramfs: without it, the archive was cut short.
-pub const END_MARK: &str = "/ktstr/end";
-
-/// The folder of the kernel modules to load, in the order of their names.
-pub const MODULES: &str = "/ktstr/modules";
-
-/// What PID 1 writes to the console before the reason why it gives up.
-pub const COMPLAINT: &str = "ktstr-init: PID 1 gives up: ";
+use crate::model::pid1::{END_MARK, ENV, FAILURE_PREFIX, MODULES};
 
 /// Whether this process is PID 1 of a guest that the runner booted.
 pub fn is_init() -> bool {
@@ -53,8 +40,8 @@ pub fn init() -> ! {
     let began_ns = sys::since_boot_ns();
     match catch_unwind(AssertUnwindSafe(|| serve(began_ns))) {
         Ok(Ok(never)) => match never {},
-        Ok(Err(error)) => eprintln!("{COMPLAINT}{error:#}"),
-        Err(_) => eprintln!("{COMPLAINT}PID 1 panicked, see above"),
+        Ok(Err(error)) => eprintln!("{FAILURE_PREFIX}{error:#}"),
+        Err(_) => eprintln!("{FAILURE_PREFIX}PID 1 panicked, see above"),
     }
     rustix::fs::sync();
     loop {

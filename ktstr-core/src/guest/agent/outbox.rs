@@ -59,7 +59,7 @@ impl Outbox {
 mod tests {
     use std::io::Read;
 
-    use super::super::child::set_nonblocking;
+    use super::super::pipe::set_nonblocking;
     use super::*;
 
     #[test]

@@ -15,7 +15,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-use super::child::set_nonblocking;
+use super::pipe::set_nonblocking;
 use crate::linux::sys;
 use crate::model::wire::{Payload, Report, Stream};
 
@@ -224,7 +224,7 @@ fn clear(event: &OwnedFd) {
 mod tests {
     use std::io::Write;
 
-    use super::super::child::output_pipe;
+    use super::super::pipe::output_pipe;
     use super::*;
     use crate::model::wire::{Decoder, Encoder};
 

@@ -16,6 +16,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
+use crate::model::pid1::MODULES;
+
 const PORTS: &str = "/sys/class/virtio-ports";
 
 /// How long a driver may take to find its device. It takes milliseconds where nothing is wrong.
@@ -53,7 +55,7 @@ pub(super) fn open(name: &str) -> Result<File> {
                 "no virtio-console port is called {name}, there are {:?}; this kernel needs \
                  CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_PCI, built in or as modules in {}",
                 names(),
-                super::MODULES
+                MODULES
             );
         }
         let timeout = left.try_into().context("twenty seconds fit a timespec")?;

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::child::{Child, Taken, take};
+use super::child::Child;
 use super::outbox::Outbox;
+use super::pipe::{Taken, take};
 use super::{body, profile, shell, truth};
 use crate::guest::registry;
 use crate::linux::sys::{self, since_boot_ns};

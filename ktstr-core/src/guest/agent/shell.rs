@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, WaitIdStatus, kill_process};
 use rustix::termios::Winsize;
 
-use super::child::{Child, set_nonblocking};
+use super::child::Child;
+use super::pipe::set_nonblocking;
 use super::{system, truth};
 use crate::linux::sys;
 use crate::model::wire::{End, Order, ShellOrder, Stream};

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use rustix::thread::CpuSet;
+
 use crate::guest::topology::TestTopology;
 
 /// The CPUs of all workers of a spec, said by intent.
@@ -66,6 +68,11 @@ impl AffinityIntent {
         };
         if cpus.is_empty() { Err(format!("{self:?} has no CPU")) } else { Ok(Some(cpus)) }
     }
+}
+
+/// Returns the CPUs of a set, sorted.
+pub(super) fn cpu_list(set: CpuSet) -> Vec<u32> {
+    (0..CpuSet::MAX_CPU as u32).filter(|cpu| set.is_set(*cpu as usize)).collect()
 }
 
 /// The first two SMT threads of each core that has two among `usable`.

@@ -10,9 +10,9 @@ use rustix::thread::clock_nanosleep_absolute;
 use rustix::time::{ClockId, Timespec};
 
 use super::burst::Bursts;
+use super::page::Page;
 use super::resources::Resources;
 use super::telemetry::Telemetry;
-use super::worker::Page;
 use crate::linux::sys::{Shared, since_boot_ns};
 
 /// A worker, as its own work loop sees it.

@@ -12,8 +12,9 @@ use rustix::time::Timespec;
 
 use super::affinity::sibling_pairs;
 use super::burst::Bursts;
+use super::page::Page;
 use super::resources::Resources;
-use super::worker::{Page, Treatment, Worker};
+use super::worker::{Treatment, Worker};
 use super::{AffinityIntent, SchedPolicy, WorkSpec, WorkType};
 use crate::guest::topology::TestTopology;
 use crate::linux::sys::Shared;
@@ -50,7 +51,11 @@ impl Workers {
                 .collect::<io::Result<Vec<_>>>()
                 .context("cannot share memory with the workers")?
                 .into();
-            let resources = Resources::new(&spec.work_type);
+            let resources = match spec.work_type {
+                WorkType::PipeIo => Resources::pipes(),
+                WorkType::EpollStorm => Resources::events(),
+                _ => Ok(Resources::None),
+            };
             let resources = Arc::new(resources.context("cannot open what the workers share")?);
             for index in 0..size {
                 let treatment = places.treatment(spec, group, index);

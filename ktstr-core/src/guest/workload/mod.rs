@@ -14,6 +14,7 @@ mod context;
 mod group;
 mod histogram;
 mod memory;
+mod page;
 mod policy;
 mod resources;
 mod schedstat;

@@ -6,8 +6,6 @@ use std::os::fd::OwnedFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::WorkType;
-
 /// How many event descriptors an EpollStorm has.
 const EVENTS: usize = 16;
 
@@ -34,15 +32,13 @@ impl Pipe {
 }
 
 impl Resources {
-    pub(super) fn new(work: &WorkType) -> io::Result<Self> {
-        Ok(match work {
-            WorkType::PipeIo => Self::Pipes([Pipe::new()?, Pipe::new()?]),
-            WorkType::EpollStorm => {
-                let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-                let events = (0..EVENTS).map(|_| Ok(eventfd(0, flags)?));
-                Self::Events(events.collect::<io::Result<_>>()?)
-            }
-            _ => Self::None,
-        })
+    pub(super) fn pipes() -> io::Result<Self> {
+        Ok(Self::Pipes([Pipe::new()?, Pipe::new()?]))
+    }
+
+    pub(super) fn events() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let events = (0..EVENTS).map(|_| Ok(eventfd(0, flags)?));
+        Ok(Self::Events(events.collect::<io::Result<_>>()?))
     }
 }

@@ -1,7 +1,6 @@
 //! A group of equal workers, as a test asks for it.
 
 use std::fmt;
-use std::time::Duration;
 
 use super::{AffinityIntent, MemoryPolicy, SchedPolicy, WorkType, policy};
 
@@ -143,11 +142,10 @@ impl fmt::Display for WorkSpec {
     }
 }
 
-/// Shorter phases of a sequence would be over before their load has begun.
-pub(super) const SHORTEST_PHASE: Duration = Duration::from_millis(1);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

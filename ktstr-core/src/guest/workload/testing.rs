@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use super::worker::list;
+use super::affinity::cpu_list;
 use super::{WorkSpec, WorkType, Worker, WorkerEnd, WorkerReport, Workers};
 use crate::guest::topology::TestTopology;
 
@@ -74,7 +74,7 @@ pub(super) fn wait_for_end(worker: &Worker) -> WorkerEnd {
 }
 
 pub(super) fn own_cpus() -> BTreeSet<u32> {
-    list(rustix::thread::sched_getaffinity(None).unwrap()).into_iter().collect()
+    cpu_list(rustix::thread::sched_getaffinity(None).unwrap()).into_iter().collect()
 }
 
 /// A number of `/proc/PID/stat`, counted as proc_pid_stat(5) does.

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::spec::SHORTEST_PHASE;
 use super::{SchedPolicy, WorkerCtx};
+
+/// Shorter phases of a sequence would be over before their load has begun.
+const SHORTEST_PHASE: Duration = Duration::from_millis(1);
 
 /// What a worker does with its CPU.
 ///

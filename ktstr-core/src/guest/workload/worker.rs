@@ -6,7 +6,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,31 +16,13 @@ use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, WaitId, WaitIdOptions};
 use rustix::thread::{CpuSet, futex};
 use rustix::time::Timespec;
 
+use super::affinity::cpu_list;
+use super::page::{PREPARING, Page, RELEASED, UNFIT, WAITING};
 use super::resources::Resources;
 use super::schedstat::Schedstat;
-use super::sync::Desk;
-use super::telemetry::{MAX_EPOCHS, Telemetry};
+use super::telemetry::MAX_EPOCHS;
 use super::{CpusetPeriod, SchedPolicy, WorkSpec, WorkerCtx, WorkerEnd, WorkerReport, types};
 use crate::linux::sys::{self, Shared, since_boot_ns};
-
-/// What a worker shares with its parent and its group.
-#[derive(Debug, Default)]
-pub(super) struct Page {
-    /// One of the four below; a futex.
-    state: AtomicU32,
-    /// What failed, as an index into `STEPS`, and its error number; 0 for no error.
-    failed_step: AtomicU32,
-    errno: AtomicI32,
-    pub(super) pid: AtomicI32,
-    pub(super) telemetry: Telemetry,
-    pub(super) desk: Desk,
-}
-
-const PREPARING: u32 = 0;
-const WAITING: u32 = 1;
-const RELEASED: u32 = 2;
-/// It ends without having been ready.
-const UNFIT: u32 = 3;
 
 /// The steps of a worker that may fail. They are told by number, through shared memory.
 const STEPS: [&str; 4] = [
@@ -374,7 +356,9 @@ impl Worker {
     fn allowed_cpus(&self) -> Vec<u32> {
         match &self.stopped {
             Some(stopped) => stopped.allowed_cpus.clone(),
-            None => rustix::thread::sched_getaffinity(Some(self.pid)).map(list).unwrap_or_default(),
+            None => {
+                rustix::thread::sched_getaffinity(Some(self.pid)).map(cpu_list).unwrap_or_default()
+            }
         }
     }
 
@@ -420,25 +404,6 @@ impl Drop for Worker {
         while !self.given_up && poll(&mut end, Some(&within)) == Err(Errno::INTR) {}
         let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
-}
-
-impl Page {
-    fn change_state(&self, state: u32) {
-        self.state.store(state, Ordering::Release);
-        // It fails for an address that is no futex, which this one is.
-        let _ = futex::wake(&self.state, futex::Flags::empty(), 1);
-    }
-
-    /// The worker's end by an error.
-    fn fail(&self, error: &io::Error) -> i32 {
-        self.errno.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
-        1
-    }
-}
-
-/// The CPUs of a set, sorted.
-pub(super) fn list(set: CpuSet) -> Vec<u32> {
-    (0..CpuSet::MAX_CPU as u32).filter(|cpu| set.is_set(*cpu as usize)).collect()
 }
 
 /// In the worker: all that only it can do for itself.
@@ -490,6 +455,8 @@ fn live(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicI32;
+
     use super::*;
     use crate::guest::topology::TestTopology;
     use crate::guest::workload::testing::{Running, own_cpus, proc_number, wait_for_end};

@@ -6,12 +6,12 @@ use rustix::io::Errno;
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::guest::workload::worker::list;
+use crate::guest::workload::affinity::cpu_list;
 use crate::guest::workload::{SchedPolicy, WorkerCtx};
 
 pub(super) fn affinity_churn(ctx: &WorkerCtx) -> io::Result<()> {
     let all = sched_getaffinity(None)?;
-    let cpus = list(all);
+    let cpus = cpu_list(all);
     for cpu in cpus.iter().cycle() {
         let mut one = CpuSet::new();
         one.set(*cpu as usize);

@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 
-use ktstr_core::wire::{Decoder, Encoder, Order, Report};
+use ktstr_core::wire::{Decoder, Encoder, Request, GuestMessage};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -15,8 +15,8 @@ fuzz_target!(|data: &[u8]| {
     let stream = if pieces & 1 == 0 { framed(stream) } else { stream.to_vec() };
     let piece = usize::from(pieces >> 1) + 1;
     match side & 1 {
-        0 => read(&stream, piece, |decoder| decoder.next::<Report>()),
-        _ => read(&stream, piece, |decoder| decoder.next::<Order>()),
+        0 => read(&stream, piece, |decoder| decoder.next::<GuestMessage>()),
+        _ => read(&stream, piece, |decoder| decoder.next::<Request>()),
     }
 });
 
@@ -90,13 +90,13 @@ trait Sendable {
     fn send(&self, encoder: &mut Encoder) -> Vec<u8>;
 }
 
-impl Sendable for Report {
+impl Sendable for GuestMessage {
     fn send(&self, encoder: &mut Encoder) -> Vec<u8> {
         encoder.encode(self).expect("it fitted into a frame")
     }
 }
 
-impl Sendable for Order {
+impl Sendable for Request {
     fn send(&self, encoder: &mut Encoder) -> Vec<u8> {
         encoder.encode(self).expect("it fitted into a frame")
     }

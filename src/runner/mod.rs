@@ -31,7 +31,7 @@ use ktstr_core::record::{Hook, HookError, RunRecord, VmResult};
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::topology::TestTopology;
-use ktstr_core::wire::{self, Order, RunOrder};
+use ktstr_core::wire::{self, Request, RunRequest};
 
 use crate::notice::notice;
 use crate::provision::cache::Cache;
@@ -108,14 +108,14 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
         nests: false,
     })?;
     let test = record.test.clone();
-    let order = RunOrder { test, machine: prepared.spec.clone(), env };
+    let request = RunRequest { test, machine: prepared.spec.clone(), env };
     let duration = Some(entry.duration + entry.settle);
     let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
     record.machine = Some(prepared.machine()?);
     artifacts::save(record);
     let prepare = began.elapsed();
     let mut echo = Echo::default();
-    let outcome = prepared.run(Order::Run(order), limits, &mut |live| {
+    let outcome = prepared.run(Request::Run(request), limits, &mut |live| {
         if let Live::Output(_, bytes) = live {
             echo.print(bytes);
         }
@@ -147,10 +147,10 @@ fn fill_on_host(entry: &TestEntry, record: &mut RunRecord) -> Result<()> {
     let began = Instant::now();
     let topology = TestTopology::read()?;
     let received = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
-    let end = agent::run_body(entry, &topology, &|report| match report {
-        wire::Report::Event(event) => received.borrow_mut().0.push(event),
-        wire::Report::Capture(capture) => received.borrow_mut().1.push(capture),
-        wire::Report::Snapshot(snapshot) => received.borrow_mut().2.push(snapshot),
+    let end = agent::run_body(entry, &topology, &|message| match message {
+        wire::GuestMessage::Event(event) => received.borrow_mut().0.push(event),
+        wire::GuestMessage::Capture(capture) => received.borrow_mut().1.push(capture),
+        wire::GuestMessage::Snapshot(snapshot) => received.borrow_mut().2.push(snapshot),
         _ => {}
     });
     record.end = session::end_of_body(end);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ktstr_core::machine::{Llcs, MachineSpec, Topology};
 pub use ktstr_core::wire::Stream;
-use ktstr_core::wire::{Order, ShellOrder};
+use ktstr_core::wire::{Request, ShellRequest};
 
 use super::initramfs::{GuestFiles, MODULES};
 use super::shell::{self, Userland};
@@ -83,7 +83,7 @@ impl Outer {
         })?;
         let own = [("KTSTR_CACHE_DIR".to_owned(), CACHE.to_owned())];
         let env = own.iter().chain(env).map(|(name, value)| (name.into(), value.into()));
-        let order = Order::Shell(ShellOrder {
+        let request = Request::Shell(ShellRequest {
             argv: argv.to_vec(),
             env: env.collect(),
             terminal: None,
@@ -93,7 +93,7 @@ impl Outer {
         notice(&format!("booting a machine with KVM, {} MiB ...", prepared.spec.memory_mib));
         let mut supervisor = Supervisor { started: None, timeout, on_output, error: None };
         let limits = RunLimits { duration: None, watchdog: shell::WATCHDOG };
-        let outcome = prepared.run(order, limits, &mut |live| supervisor.handle(began, &live));
+        let outcome = prepared.run(request, limits, &mut |live| supervisor.handle(began, &live));
         match supervisor.error {
             Some(error) => Err(error),
             None => shell::status(&outcome?).context("the machine with KVM failed"),
@@ -130,7 +130,7 @@ struct Supervisor<'a> {
 }
 
 impl Supervisor<'_> {
-    fn handle(&mut self, booting_since: Instant, live: &Live<'_>) -> Option<Order> {
+    fn handle(&mut self, booting_since: Instant, live: &Live<'_>) -> Option<Request> {
         let is_first = self.started.is_none();
         let started = *self.started.get_or_insert_with(Instant::now);
         if is_first {
@@ -140,8 +140,8 @@ impl Supervisor<'_> {
             self.error = self.pass_on(started, live).err();
         }
         match self.error {
-            Some(_) => Some(Order::Kill),
-            None => is_first.then(|| Order::Input(Vec::new())),
+            Some(_) => Some(Request::Kill),
+            None => is_first.then(|| Request::Input(Vec::new())),
         }
     }
 
@@ -198,7 +198,7 @@ mod tests {
             on_output: &mut |_, _| Ok(()),
             error: None,
         };
-        assert_eq!(supervisor.handle(Instant::now(), &Live::Idle), Some(Order::Kill));
+        assert_eq!(supervisor.handle(Instant::now(), &Live::Idle), Some(Request::Kill));
         let error = supervisor.error.unwrap().to_string();
         assert!(error.contains("program timed out after 0ns"), "{error}");
     }

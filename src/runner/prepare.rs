@@ -10,7 +10,7 @@ use ktstr_core::model::pid1;
 use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts, Timing};
 use ktstr_core::registry;
 use ktstr_core::result::{InitFailure, RunEnd};
-use ktstr_core::wire::{self, Order};
+use ktstr_core::wire::{self, Request};
 use ktstr_vmm::VmConfig;
 
 use super::host_cpus::HostCpus;
@@ -108,7 +108,7 @@ impl Prepared {
         })
     }
 
-    /// Boots the machine and has it carry out `order`.
+    /// Boots the machine and has it carry out `request`.
     ///
     /// Before a test, it waits until CPUs of the host are free for the guest's. A shell does not
     /// take any: it may stay open for hours.
@@ -118,15 +118,15 @@ impl Prepared {
     /// If the CPUs of the host cannot be waited for.
     pub(crate) fn run(
         &self,
-        order: Order,
+        request: Request,
         limits: RunLimits,
-        live: &mut dyn FnMut(Live<'_>) -> Option<Order>,
+        live: &mut dyn FnMut(Live<'_>) -> Option<Request>,
     ) -> Result<session::RunOutcome> {
-        let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(order, Order::Run(_)));
+        let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(request, Request::Run(_)));
         let nr_cpus = self.spec.topology.nr_cpus();
         let taken = host_cpus.map(|host_cpus| host_cpus.take(nr_cpus)).transpose()?;
         tracing::debug!("boot {:?}", self.config);
-        let mut outcome = session::run(&*self.choice.engine, &self.config, order, limits, live);
+        let mut outcome = session::run(&*self.choice.engine, &self.config, request, limits, live);
         outcome.timings.queue = taken.and_then(|taken| taken.waited);
         if let RunEnd::InitFailed(why) = &mut outcome.end
             && console::init_succeeded(&outcome.console)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use ktstr_core::machine::MachineSpec;
-use ktstr_core::wire::{Order, ShellOrder, Stream};
+use ktstr_core::wire::{Request, ShellRequest, Stream};
 
 use super::session::RunOutcome;
 use super::{Live, MachineRequest, Prepared, Program, RunLimits, environment};
@@ -62,11 +62,11 @@ impl Shell {
         notice(&format!("booting {}, {} MiB ...", spec.topology, spec.memory_mib));
         let limits = RunLimits { duration: None, watchdog: WATCHDOG };
         let mut streams = Streams { size, ..Streams::default() };
-        let order = self.order(env, spec.clone(), size);
-        let outcome = prepared.run(Order::Shell(order), limits, &mut |live| {
+        let request = self.request(env, spec.clone(), size);
+        let outcome = prepared.run(Request::Shell(request), limits, &mut |live| {
             streams.handle(&live).unwrap_or_else(|error| {
                 streams.error.get_or_insert(error);
-                Some(Order::Kill)
+                Some(Request::Kill)
             })
         });
         // Leave raw mode before anything else is printed.
@@ -77,12 +77,12 @@ impl Shell {
         status(&outcome?)
     }
 
-    fn order(
+    fn request(
         &self,
         env: Vec<(OsString, OsString)>,
         machine: MachineSpec,
         terminal: Option<(u16, u16)>,
-    ) -> ShellOrder {
+    ) -> ShellRequest {
         let command = self.command.iter().flat_map(|command| ["-c", command]);
         let mut env = env;
         env.extend([("SHELL", "/bin/sh"), ("PS1", "ktstr# ")].map(|(n, v)| (n.into(), v.into())));
@@ -90,7 +90,7 @@ impl Shell {
             let term = std::env::var_os("TERM").unwrap_or_else(|| "linux".into());
             env.push(("TERM".into(), term));
         }
-        ShellOrder {
+        ShellRequest {
             argv: ["/bin/sh"].into_iter().chain(command).map(str::to_owned).collect(),
             env,
             terminal,
@@ -120,7 +120,7 @@ struct Streams {
 
 impl Streams {
     /// Prints output of the guest, and returns input for it.
-    fn handle(&mut self, live: &Live<'_>) -> Result<Option<Order>> {
+    fn handle(&mut self, live: &Live<'_>) -> Result<Option<Request>> {
         if self.error.is_some() {
             return Ok(None);
         }
@@ -139,7 +139,7 @@ impl Streams {
             let size = terminal::size()?;
             if size != known {
                 self.size = Some(size);
-                return Ok(Some(Order::Resize(size.0, size.1)));
+                return Ok(Some(Request::Resize(size.0, size.1)));
             }
         }
         let input = self.input.as_ref().map_or(Err(TryRecvError::Empty), Receiver::try_recv);
@@ -147,9 +147,9 @@ impl Streams {
             Ok(bytes) if self.size.is_some() && bytes.contains(&LEAVE) => {
                 // The prompt of the guest is on this line.
                 print(Stream::Stderr, b"\r\n").context("failed to end the line")?;
-                Some(Order::Kill)
+                Some(Request::Kill)
             }
-            Ok(bytes) => Some(Order::Input(bytes)),
+            Ok(bytes) => Some(Request::Input(bytes)),
             Err(_) => None,
         })
     }
@@ -197,17 +197,17 @@ mod tests {
 
     #[test]
     fn order_passes_a_command_as_one_argument() {
-        let order = shell(Some("exit 7")).order(Vec::new(), MachineSpec::DEFAULT, None);
-        assert_eq!(order.argv, ["/bin/sh", "-c", "exit 7"]);
-        assert_eq!((order.terminal, order.machine), (None, MachineSpec::DEFAULT));
-        assert!(order.env.iter().all(|(name, _)| name != "TERM"));
+        let request = shell(Some("exit 7")).request(Vec::new(), MachineSpec::DEFAULT, None);
+        assert_eq!(request.argv, ["/bin/sh", "-c", "exit 7"]);
+        assert_eq!((request.terminal, request.machine), (None, MachineSpec::DEFAULT));
+        assert!(request.env.iter().all(|(name, _)| name != "TERM"));
     }
 
     #[test]
     fn order_requests_a_terminal_for_a_prompt() {
-        let order = shell(None).order(Vec::new(), MachineSpec::DEFAULT, Some((24, 80)));
-        assert_eq!((order.argv, order.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
-        assert!(order.env.iter().any(|(name, _)| name == "TERM"));
+        let request = shell(None).request(Vec::new(), MachineSpec::DEFAULT, Some((24, 80)));
+        assert_eq!((request.argv, request.terminal), (vec!["/bin/sh".to_owned()], Some((24, 80))));
+        assert!(request.env.iter().any(|(name, _)| name == "TERM"));
     }
 
     #[test]
@@ -225,9 +225,9 @@ mod tests {
         let mut other = prepared.spec.clone();
         other.topology.llcs = Llcs::even(2, 2);
         other.memory_mib += 64;
-        let order = Order::Shell(shell.order(Vec::new(), other, None));
+        let request = Request::Shell(shell.request(Vec::new(), other, None));
         let limits = RunLimits { duration: None, watchdog: WATCHDOG };
-        let outcome = prepared.run(order, limits, &mut |_| None).unwrap();
+        let outcome = prepared.run(request, limits, &mut |_| None).unwrap();
         let RunEnd::WrongTopology(differences) = outcome.end else { panic!("{:?}", outcome.end) };
         for what in ["online CPUs", "last-level caches", "cores", "memory"] {
             assert!(differences.iter().any(|line| line.starts_with(what)), "{differences:?}");

@@ -11,7 +11,7 @@ use ktstr_core::machine::Llcs;
 use ktstr_core::record::{Hook, HookError, RunRecord};
 use ktstr_core::registry::{self, TestEntry};
 use ktstr_core::result::{ClockSpan, GuestExit, RunPhase};
-use ktstr_core::wire::{Order, RunOrder};
+use ktstr_core::wire::{Request, RunRequest};
 
 use super::initramfs::GuestFiles;
 use super::{MachineRequest, Prepared, Program, RunLimits};
@@ -89,8 +89,8 @@ fn run(prepared: &Prepared, path: &str) -> RunEnd {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
     let limits = RunLimits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
-    let order = RunOrder { test, machine: prepared.spec.clone(), env: Vec::new() };
-    prepared.run(Order::Run(order), limits, &mut |_| None).unwrap().end
+    let request = RunRequest { test, machine: prepared.spec.clone(), env: Vec::new() };
+    prepared.run(Request::Run(request), limits, &mut |_| None).unwrap().end
 }
 
 fn init_failure(end: RunEnd) -> String {

@@ -13,7 +13,9 @@ use anyhow::Result;
 use ktstr_core::model::pid1::FAILURE_PREFIX;
 use ktstr_core::result::{ExitKind, GuestExit, InitFailure, RunEnd, RunPhase, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
-use ktstr_core::wire::{Decoder, Encoder, End, Hello, Order, Report, ScenarioEvent, Stream};
+use ktstr_core::wire::{
+    Decoder, Encoder, End, GuestMessage, Hello, Request, ScenarioEvent, Stream,
+};
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 
 use super::clocks::Clocks;
@@ -37,7 +39,7 @@ const MAX_PENDING: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct RunOutcome {
     pub(crate) end: RunEnd,
-    /// The exit status of a program run by [`Order::Shell`].
+    /// The exit status of a program run by [`Request::Shell`].
     pub(crate) shell_status: Option<u8>,
     pub(crate) console: String,
     pub(crate) log: String,
@@ -61,13 +63,13 @@ pub(crate) enum Live<'a> {
 }
 
 /// Called with the output of the body as it arrives; returns input for the body.
-type OnLive<'a> = &'a mut dyn FnMut(Live<'_>) -> Option<Order>;
+type OnLive<'a> = &'a mut dyn FnMut(Live<'_>) -> Option<Request>;
 
 /// Boots `config` on `engine`, sends `request`, and returns how the run ended.
 pub(crate) fn run(
     engine: &dyn Engine,
     config: &VmConfig,
-    request: Order,
+    request: Request,
     limits: RunLimits,
     live: OnLive<'_>,
 ) -> RunOutcome {
@@ -101,7 +103,7 @@ fn engine_failed(error: &ktstr_vmm::Error) -> RunEnd {
 /// The event loop of a run.
 struct Session {
     /// Until the guest is ready for it.
-    request: Option<Order>,
+    request: Option<Request>,
     decoder: Decoder,
     encoder: Encoder,
     clocks: Clocks,
@@ -113,7 +115,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(request: Order, limits: RunLimits, now: Instant) -> Self {
+    fn new(request: Request, limits: RunLimits, now: Instant) -> Self {
         Self {
             request: Some(request),
             decoder: Decoder::default(),
@@ -264,26 +266,28 @@ impl Session {
         {
             match message {
                 // Steps of the protocol, in this order.
-                Report::Hello(hello) => self.start_request(vm, &hello)?,
-                Report::BodyStarted { at_ns } => self.start_body(vm, at_ns)?,
-                Report::Heartbeat { at_ns } => {
+                GuestMessage::Hello(hello) => self.start_request(vm, &hello)?,
+                GuestMessage::BodyStarted { at_ns } => self.start_body(vm, at_ns)?,
+                GuestMessage::Heartbeat { at_ns } => {
                     self.clocks.check_uptime(at_ns)?;
                     let host = self.watchdog.phase_time(Instant::now());
                     self.clocks.check_body(at_ns, host)?;
                 }
-                Report::End(end) => {
+                GuestMessage::End(end) => {
                     tracing::debug!("end received: {end:?}");
                     return Ok(Some(end));
                 }
-                Report::Log { stream, bytes } => self.handle_output(vm, stream, &bytes, live)?,
+                GuestMessage::Log { stream, bytes } => {
+                    self.handle_output(vm, stream, &bytes, live)?
+                }
                 // Facts that are only kept.
-                Report::Event(event) => self.collector.add_event(event, Instant::now())?,
-                Report::Capture(capture) => self.collector.add_capture(capture)?,
-                Report::Snapshot(snapshot) => self.collector.add_snapshot(snapshot)?,
-                Report::Panic { message } => self.collector.add_panic(message),
-                Report::File { kind, length } => self.collector.announce_file(kind, length),
+                GuestMessage::Event(event) => self.collector.add_event(event, Instant::now())?,
+                GuestMessage::Capture(capture) => self.collector.add_capture(capture)?,
+                GuestMessage::Snapshot(snapshot) => self.collector.add_snapshot(snapshot)?,
+                GuestMessage::Panic { message } => self.collector.add_panic(message),
+                GuestMessage::File { kind, length } => self.collector.announce_file(kind, length),
                 // Pieces are valid only after the end; see `receive_file`.
-                Report::FilePiece(_) => {}
+                GuestMessage::FilePiece(_) => {}
             }
         }
         Ok(None)
@@ -303,7 +307,7 @@ impl Session {
         tracing::debug!("hello of Linux {} after {boot:?}; send the request", hello.release);
         let request = self.request.take();
         // A shell does not report when its program starts.
-        if matches!(request, Some(Order::Shell(_))) {
+        if matches!(request, Some(Request::Shell(_))) {
             self.watchdog.enter(RunPhase::Body, now);
         }
         self.send(vm, request)
@@ -334,7 +338,7 @@ impl Session {
         self.send(vm, input)
     }
 
-    fn send(&mut self, vm: &mut dyn Vm, request: Option<Order>) -> Result<(), RunEnd> {
+    fn send(&mut self, vm: &mut dyn Vm, request: Option<Request>) -> Result<(), RunEnd> {
         let Some(request) = request else { return Ok(()) };
         let frame =
             self.encoder.encode(&request).map_err(|error| RunEnd::WireBroken(error.to_string()))?;
@@ -348,7 +352,7 @@ impl Session {
         while self.collector.expects_file() {
             // First what is already decoded, then new bytes.
             match self.decoder.next() {
-                Ok(Some(Report::FilePiece(piece))) => {
+                Ok(Some(GuestMessage::FilePiece(piece))) => {
                     self.collector.add_file_piece(&piece);
                     continue;
                 }

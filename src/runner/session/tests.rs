@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use ktstr_core::assert::AssertResult;
 use ktstr_core::machine::MachineSpec;
 use ktstr_core::result::ClockSpan;
-use ktstr_core::wire::{FileKind, RunOrder};
+use ktstr_core::wire::{FileKind, RunRequest};
 use ktstr_vmm::Error;
 
 use super::*;
@@ -15,8 +15,8 @@ enum Scene {
     Console(&'static str),
     /// The console shows a line after so long.
     LateLine(Duration),
-    Reports(Vec<Report>),
-    Damaged(Report),
+    Reports(Vec<GuestMessage>),
+    Damaged(GuestMessage),
     /// Neither machine nor runner get to run for so long.
     HeldUp(Duration),
     Exit(ExitReason),
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Script {
 
 impl Vm for Script {
     fn next_event(&mut self, deadline: Instant) -> Result<Event, Error> {
-        let mut port = |reports: &[Report]| {
+        let mut port = |reports: &[GuestMessage]| {
             let frames = reports.iter().map(|report| self.encoder.encode(report).unwrap());
             Event::Port { port: 0, bytes: frames.flatten().collect() }
         };
@@ -131,24 +131,24 @@ fn play(scenes: impl Into<VecDeque<Scene>>) -> RunOutcome {
         memory_mib: 256,
         ports: vec!["wire".to_owned()],
     };
-    let order =
-        RunOrder { test: "test".to_owned(), machine: MachineSpec::DEFAULT, env: Vec::new() };
+    let request =
+        RunRequest { test: "test".to_owned(), machine: MachineSpec::DEFAULT, env: Vec::new() };
     let second = Duration::from_secs(1);
     let limits = RunLimits { duration: Some(second), watchdog: second };
     let engine = Theatre(std::sync::Mutex::new(Some(script)));
-    run(&engine, &config, Order::Run(order), limits, &mut |_| None)
+    run(&engine, &config, Request::Run(request), limits, &mut |_| None)
 }
 
-fn hello() -> Report {
-    Report::Hello(Hello { release: "6.12".to_owned(), init_ns: 1, ready_ns: 2 })
+fn hello() -> GuestMessage {
+    GuestMessage::Hello(Hello { release: "6.12".to_owned(), init_ns: 1, ready_ns: 2 })
 }
 
 fn started() -> Scene {
-    Scene::Reports(vec![hello(), Report::BodyStarted { at_ns: 3 }])
+    Scene::Reports(vec![hello(), GuestMessage::BodyStarted { at_ns: 3 }])
 }
 
-fn pass() -> Report {
-    Report::End(End::Verdict(AssertResult::pass()))
+fn pass() -> GuestMessage {
+    GuestMessage::End(End::Verdict(AssertResult::pass()))
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_whole_stream_is_a_verdict() {
 fn the_time_after_the_last_event_is_that_of_a_verdict() {
     let event = || {
         let (phase, what) = ("step 0".to_owned(), "hold for 1ms".to_owned());
-        Scene::Reports(vec![Report::Event(ScenarioEvent { at_ns: 4, phase, what })])
+        Scene::Reports(vec![GuestMessage::Event(ScenarioEvent { at_ns: 4, phase, what })])
     };
     let held_up = || Scene::HeldUp(Duration::from_millis(20));
     let verdict = || Scene::Reports(vec![pass()]);
@@ -220,7 +220,7 @@ fn silence_and_overrun_are_told_apart() {
     let hung = play([started()]).end;
     assert!(matches!(hung, RunEnd::GuestHung { .. }), "{hung:?}");
     let beats = (0..40).flat_map(|at_ns| {
-        let beat = Scene::Reports(vec![Report::Heartbeat { at_ns }]);
+        let beat = Scene::Reports(vec![GuestMessage::Heartbeat { at_ns }]);
         [Scene::HeldUp(Duration::from_millis(100)), beat]
     });
     let overran = play(std::iter::once(started()).chain(beats).collect::<VecDeque<_>>()).end;
@@ -241,9 +241,9 @@ fn a_runner_that_was_held_up_does_not_blame_the_guest() {
 fn a_guest_that_is_older_than_its_machine_has_a_wrong_clock() {
     let hour_ns = 3_600_000_000_000;
     let late_hello =
-        Report::Hello(Hello { release: "6.12".to_owned(), init_ns: 1, ready_ns: hour_ns });
-    let body = Report::BodyStarted { at_ns: hour_ns };
-    let beat = Report::Heartbeat { at_ns: hour_ns };
+        GuestMessage::Hello(Hello { release: "6.12".to_owned(), init_ns: 1, ready_ns: hour_ns });
+    let body = GuestMessage::BodyStarted { at_ns: hour_ns };
+    let beat = GuestMessage::Heartbeat { at_ns: hour_ns };
     for scenes in [
         [Scene::Reports(vec![late_hello]), Scene::Reports(vec![pass()])],
         [Scene::Reports(vec![hello(), body]), Scene::Reports(vec![pass()])],
@@ -261,7 +261,7 @@ fn a_guest_that_is_older_than_its_machine_has_a_wrong_clock() {
 fn captures_cannot_fill_the_runner() {
     let event = |at_ns| {
         let what = "x".repeat(1 << 19);
-        Report::Event(ScenarioEvent { at_ns, phase: "step 0".to_owned(), what })
+        GuestMessage::Event(ScenarioEvent { at_ns, phase: "step 0".to_owned(), what })
     };
     let flood = (0..200).map(|at_ns| Scene::Reports(vec![event(at_ns)]));
     let end = play(std::iter::once(started()).chain(flood).collect::<VecDeque<_>>()).end;
@@ -270,8 +270,8 @@ fn captures_cannot_fill_the_runner() {
 
 #[test]
 fn file_that_follows_the_end_is_received_and_changes_no_verdict() {
-    let announced = |length| Report::File { kind: FileKind::Profile, length };
-    let piece = |text: &str| Report::FilePiece(text.into());
+    let announced = |length| GuestMessage::File { kind: FileKind::Profile, length };
+    let piece = |text: &str| GuestMessage::FilePiece(text.into());
     let end = || vec![announced(5), pass(), piece("abc")];
     let gone = || Scene::Exit(ExitReason::Reset);
     for (scenes, bytes, is_complete) in [
@@ -292,10 +292,10 @@ fn file_that_follows_the_end_is_received_and_changes_no_verdict() {
 
 #[test]
 fn console_does_not_extend_the_wait_for_a_file() {
-    let end = vec![Report::File { kind: FileKind::Profile, length: 1 }, pass()];
+    let end = vec![GuestMessage::File { kind: FileKind::Profile, length: 1 }, pass()];
     // For longer than any scaled watchdog.
     let lines = (0..120).map(|_| Scene::LateLine(Duration::from_millis(100)));
-    let file = Scene::Reports(vec![Report::FilePiece(b"a".to_vec())]);
+    let file = Scene::Reports(vec![GuestMessage::FilePiece(b"a".to_vec())]);
     let scenes = [started(), Scene::Reports(end)].into_iter().chain(lines).chain([file]);
     let outcome = play(scenes.collect::<VecDeque<_>>());
     assert_eq!(outcome.end, RunEnd::Verdict(AssertResult::pass()));

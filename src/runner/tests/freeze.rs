@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ktstr::prelude::*;
 use ktstr_core::machine::MachineSpec;
-use ktstr_core::wire::{Decoder, Encoder, Order, Report, RunOrder};
+use ktstr_core::wire::{Decoder, Encoder, GuestMessage, Request, RunRequest};
 use ktstr_vmm::btf::Btf;
 use ktstr_vmm::paging::read_virtual;
 use ktstr_vmm::{Event, Registers, Vm};
@@ -110,14 +110,17 @@ impl Guest {
         self.decoder.push(bytes);
         while let Some(report) = self.decoder.next().unwrap() {
             match report {
-                Report::Hello(_) => {
+                GuestMessage::Hello(_) => {
                     let test = super::test_name(concat!(module_path!(), "::ticking"));
                     let env = vec![(GOES_ON.into(), "1".into())];
-                    let order = Order::Run(RunOrder { test, machine: self.spec.clone(), env });
-                    self.vm.send(0, &self.encoder.encode(&order).unwrap()).unwrap();
+                    let request =
+                        Request::Run(RunRequest { test, machine: self.spec.clone(), env });
+                    self.vm.send(0, &self.encoder.encode(&request).unwrap()).unwrap();
                 }
-                Report::Log { bytes, .. } => self.text += std::str::from_utf8(&bytes).unwrap(),
-                Report::End(end) => panic!("{end:?}"),
+                GuestMessage::Log { bytes, .. } => {
+                    self.text += std::str::from_utf8(&bytes).unwrap()
+                }
+                GuestMessage::End(end) => panic!("{end:?}"),
                 _ => {}
             }
         }

@@ -20,15 +20,15 @@ use crate::guest::scenario::{Ctx, CtxParams};
 use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::CgroupManager;
 use crate::model::verdict::cut;
-use crate::model::wire::{Decoder, Encoder, End, Report};
+use crate::model::wire::{Decoder, Encoder, End, GuestMessage};
 
 /// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.
 ///
 /// Source: pipe(7), PIPE_BUF.
 const PANIC_MESSAGE: usize = 4096;
 
-/// Starts the process that runs the body of `entry` with `env` set. Its last report is
-/// [`Report::End`].
+/// Starts the process that runs the body of `entry` with `env` set. Its last message is
+/// [`GuestMessage::End`].
 ///
 /// The body is the only thread of its process. It is the copy of a thread that is started for it, as
 /// libtest starts one: named after the test and with a stack of `RUST_MIN_STACK` bytes, so that a
@@ -67,28 +67,28 @@ fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) ->
         }
         report_panics(panic_writer);
         crate::guest::logging::init();
-        report_run(entry, topo, theirs);
+        run_and_send(entry, topo, theirs);
         0
     })?;
     ours.set_nonblocking(true).context("cannot set socket flags")?;
-    child.reports = Some((ours, Decoder::default()));
+    child.messages = Some((ours, Decoder::default()));
     child.panics = Some(panics);
     Ok(child)
 }
 
-fn report_run(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
+fn run_and_send(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     let link = RefCell::new((link, Encoder::default()));
     let body = rustix::process::getpid();
-    let report = |report: Report| {
+    let send_message = |message: GuestMessage| {
         // What the body forks inherits the link, and would number its frames anew.
         if rustix::process::getpid() == body {
-            send(&mut link.borrow_mut(), &report);
+            send(&mut link.borrow_mut(), &message);
         }
     };
-    let end = run(entry, topo, &report);
+    let end = run(entry, topo, &send_message);
     // A body that printed its last words without a line break still wants them seen.
     let _ = std::io::stdout().flush();
-    report(Report::End(shortened(end)));
+    send_message(GuestMessage::End(shortened(end)));
     if rustix::process::getpid() == body {
         profile::write();
     }
@@ -105,8 +105,8 @@ fn shortened(mut end: End) -> End {
     end
 }
 
-/// Runs a body in this process to its end, whatever that is, and tells `report` what it does.
-pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> End {
+/// Runs a body in this process to its end, whatever that is, and passes its messages to `send`.
+pub fn run(entry: &TestEntry, topo: &TestTopology, send: &dyn Fn(GuestMessage)) -> End {
     let cgroups = match CgroupManager::for_test(entry.workload_root_cgroup) {
         Ok(cgroups) if entry.host_only => cgroups,
         Ok(cgroups) => cgroups.running_first(),
@@ -122,7 +122,7 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> E
         payloads: entry.payloads,
         is_on_host: entry.host_only,
     };
-    let ctx = Ctx::new(&cgroups, topo, params, report);
+    let ctx = Ctx::new(&cgroups, topo, params, send);
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
         Ok(Ok(verdict)) => End::Verdict(verdict),
         Ok(Err(error)) => End::Error(chain::describe(&error)),
@@ -130,15 +130,15 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, report: &dyn Fn(Report)) -> E
     }
 }
 
-/// A report that cannot be sent must not pass for one that was: the body ends then, without a
+/// A message that cannot be sent must not pass for one that was: the body ends then, without a
 /// verdict, and says why on its standard error.
-fn send((link, encoder): &mut (UnixStream, Encoder), report: &Report) {
+fn send((link, encoder): &mut (UnixStream, Encoder), message: &GuestMessage) {
     let sent = encoder
-        .encode(report)
+        .encode(message)
         .map_err(anyhow::Error::from)
         .and_then(|frame| Ok(link.write_all(&frame)?));
     if let Err(error) = sent {
-        eprintln!("ktstr: cannot send a report to PID 1: {error:#}");
+        eprintln!("ktstr: cannot send a message to PID 1: {error:#}");
         std::process::exit(1);
     }
 }
@@ -174,6 +174,6 @@ mod tests {
     #[test]
     fn shortened_fits_the_longest_error_into_a_frame() {
         let error = shortened(End::Error("x".repeat(2 << 20)));
-        Encoder::default().encode(&Report::End(error)).unwrap();
+        Encoder::default().encode(&GuestMessage::End(error)).unwrap();
     }
 }

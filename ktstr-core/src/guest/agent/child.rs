@@ -29,8 +29,8 @@ pub(super) struct Child {
     pub(super) output: Output,
     /// Whether it has ended: there is nothing to wait for then but its output.
     pub(super) has_ended: bool,
-    /// Where a body sends its reports.
-    pub(super) reports: Option<(UnixStream, Decoder)>,
+    /// The socket to which a body sends its messages.
+    pub(super) messages: Option<(UnixStream, Decoder)>,
     /// Where a body says that it panics.
     pub(super) panics: Option<OwnedFd>,
 }
@@ -71,7 +71,7 @@ impl Child {
             input_ends: false,
             output: Output::start(outputs)?,
             has_ended: false,
-            reports: None,
+            messages: None,
             panics: None,
         })
     }
@@ -87,7 +87,7 @@ impl Child {
         }
         if listen {
             fds.push(PollFd::from_borrowed_fd(self.output.ready(), PollFlags::IN));
-            fds.extend(self.reports.iter().map(|(link, _)| PollFd::new(link, PollFlags::IN)));
+            fds.extend(self.messages.iter().map(|(link, _)| PollFd::new(link, PollFlags::IN)));
             fds.extend(self.panics.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         }
         fds

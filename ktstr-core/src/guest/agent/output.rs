@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::pipe::set_nonblocking;
 use crate::linux::sys;
-use crate::model::wire::{Payload, Report, Stream};
+use crate::model::wire::{GuestMessage, Payload, Stream};
 
 /// The most that one read takes: what a pipe holds unless it was made larger.
 const CHUNK: usize = 1 << 16;
@@ -178,9 +178,9 @@ impl Shared {
             Err(_) => return Some(0),
         }
         let count = buffer.len();
-        let log = Report::Log { stream, bytes: std::mem::take(buffer) };
+        let log = GuestMessage::Log { stream, bytes: std::mem::take(buffer) };
         let payload = Payload::encode(&log).expect("a chunk is far smaller than a frame");
-        if let Report::Log { bytes, .. } = log {
+        if let GuestMessage::Log { bytes, .. } = log {
             *buffer = bytes;
         }
         self.wait_for_room();
@@ -238,8 +238,12 @@ mod tests {
                 decoder.push(&encoder.seal(payload));
                 frames += 1;
                 match decoder.next().unwrap() {
-                    Some(Report::Log { stream: Stream::Stdout, bytes }) => stdout.extend(bytes),
-                    Some(Report::Log { stream: Stream::Stderr, bytes }) => stderr.extend(bytes),
+                    Some(GuestMessage::Log { stream: Stream::Stdout, bytes }) => {
+                        stdout.extend(bytes)
+                    }
+                    Some(GuestMessage::Log { stream: Stream::Stderr, bytes }) => {
+                        stderr.extend(bytes)
+                    }
                     other => panic!("{other:?}"),
                 }
             }

@@ -1,4 +1,4 @@
-//! PID 1's loop: between the wire to the host and the one child that carries out the order.
+//! PID 1's loop: between the wire to the host and the one child that carries out the request.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -16,7 +16,7 @@ use super::{body, profile, shell, truth};
 use crate::guest::registry;
 use crate::linux::sys::{self, since_boot_ns};
 use crate::model::wire::{
-    Decoder, Encoder, End, FileKind, Hello, Order, Payload, Report, RunOrder,
+    Decoder, Encoder, End, FileKind, GuestMessage, Hello, Payload, Request, RunRequest,
 };
 
 /// How often PID 1 says that it lives.
@@ -30,7 +30,7 @@ const CHUNK: usize = 1 << 16;
 
 pub(super) struct Agent {
     port: File,
-    orders: Decoder,
+    requests: Decoder,
     encoder: Encoder,
     queue: Outbox,
     /// Where reads go.
@@ -45,7 +45,7 @@ impl Agent {
     pub(super) fn new(port: File) -> Result<Self> {
         Ok(Self {
             port,
-            orders: Decoder::default(),
+            requests: Decoder::default(),
             encoder: Encoder::default(),
             queue: Outbox::default(),
             buffer: vec![0; CHUNK].into(),
@@ -55,12 +55,16 @@ impl Agent {
         })
     }
 
-    /// Says hello, carries out one order, reports its end, and waits for the machine to be ended.
+    /// Says hello, carries out one request, reports its end, and waits for the machine to be ended.
     pub(super) fn serve(mut self, began_ns: u64) -> Result<Infallible> {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        self.tell(&Report::Hello(Hello { release, init_ns: began_ns, ready_ns: since_boot_ns() }))?;
-        let order = self.wait_for_order()?;
-        let end = match self.start(order)? {
+        self.tell(&GuestMessage::Hello(Hello {
+            release,
+            init_ns: began_ns,
+            ready_ns: since_boot_ns(),
+        }))?;
+        let request = self.wait_for_request()?;
+        let end = match self.start(request)? {
             Ok(child) => self.watch(child)?,
             Err(end) => end,
         };
@@ -69,9 +73,9 @@ impl Agent {
             None
         });
         if let Some((_, length)) = profile {
-            self.tell(&Report::File { kind: FileKind::Profile, length })?;
+            self.tell(&GuestMessage::File { kind: FileKind::Profile, length })?;
         }
-        self.tell(&Report::End(end))?;
+        self.tell(&GuestMessage::End(end))?;
         // First the verdict, which must not depend on whether the file can be read.
         self.drain_queue(0)?;
         if let Some((file, _)) = profile {
@@ -91,7 +95,7 @@ impl Agent {
             if count == 0 {
                 return Ok(());
             }
-            self.tell(&Report::FilePiece(self.buffer[..count].to_vec()))?;
+            self.tell(&GuestMessage::FilePiece(self.buffer[..count].to_vec()))?;
             self.drain_queue(QUEUE)?;
         }
     }
@@ -106,48 +110,50 @@ impl Agent {
         Ok(())
     }
 
-    fn wait_for_order(&mut self) -> Result<Order> {
+    fn wait_for_request(&mut self) -> Result<Request> {
         loop {
             self.turn(&mut None)?;
-            if let Some(order) = self.orders.next().context("the host's order is damaged")? {
-                return Ok(order);
+            if let Some(request) = self.requests.next().context("the host's request is damaged")? {
+                return Ok(request);
             }
         }
     }
 
-    /// Starts what the order asks for, or says why not.
-    fn start(&mut self, order: Order) -> Result<Result<Child, End>> {
-        match order {
-            Order::Run(order) => self.start_body(order),
-            Order::Shell(order) => shell::start(&order),
-            Order::Input(_) | Order::Resize(..) | Order::Kill => {
+    /// Starts what the request asks for, or says why not.
+    fn start(&mut self, request: Request) -> Result<Result<Child, End>> {
+        match request {
+            Request::Run(request) => self.start_body(request),
+            Request::Shell(request) => shell::start(&request),
+            Request::Input(_) | Request::Resize(..) | Request::Kill => {
                 bail!("the host addressed a program before it named one")
             }
         }
     }
 
-    fn start_body(&mut self, order: RunOrder) -> Result<Result<Child, End>> {
-        let Some(entry) = registry::find(&order.test) else {
-            let (test, known) = (&order.test, registry::names());
+    fn start_body(&mut self, request: RunRequest) -> Result<Result<Child, End>> {
+        let Some(entry) = registry::find(&request.test) else {
+            let (test, known) = (&request.test, registry::names());
             let why = format!("unknown test `{test}`; this binary has {known:?}");
             return Ok(Err(End::Refused(why)));
         };
-        let topology = match truth::check(&order.machine)? {
+        let topology = match truth::check(&request.machine)? {
             Ok(topology) => topology,
             Err(end) => return Ok(Err(end)),
         };
-        self.tell(&Report::BodyStarted { at_ns: since_boot_ns() })?;
-        body::start(entry, topology, order.env).map(Ok)
+        self.tell(&GuestMessage::BodyStarted { at_ns: since_boot_ns() })?;
+        body::start(entry, topology, request.env).map(Ok)
     }
 
     /// Passes on what the child says until it has ended, and judges how it did.
     fn watch(&mut self, child: Child) -> Result<End> {
-        let is_body = child.reports.is_some();
+        let is_body = child.messages.is_some();
         let mut child = Some(child);
         let status = loop {
             self.turn(&mut child)?;
-            while let Some(order) = self.orders.next().context("the host's order is damaged")? {
-                shell::attend(child.as_mut().expect("stays until it has ended"), &order)?;
+            while let Some(request) =
+                self.requests.next().context("the host's request is damaged")?
+            {
+                shell::attend(child.as_mut().expect("stays until it has ended"), &request)?;
             }
             let ended = child.as_ref().expect("stays until it has ended").ended();
             if let Some(status) = ended.context("cannot ask for the child's status")? {
@@ -168,8 +174,8 @@ impl Agent {
     fn drain(&mut self, child: &mut Option<Child>) -> Result<()> {
         let ended = child.as_mut().expect("stays until it has ended");
         ended.has_ended = true;
-        // Only the body itself sends reports, so these come to an end.
-        while self.receive_reports(ended)? {}
+        // Only the body itself sends messages, so these come to an end.
+        while self.receive_messages(ended)? {}
         // The verdict counts more than the order of what is left to do.
         if let Err(error) = ended.output.finish() {
             eprintln!("ktstr-init: {error:#}");
@@ -184,9 +190,9 @@ impl Agent {
     fn turn(&mut self, child: &mut Option<Child>) -> Result<()> {
         self.beat(child.as_ref())?;
         // Input for a program that does not read it stays with the host.
-        let take_orders = child.as_ref().is_none_or(|child| child.input.len() < QUEUE);
+        let take_requests = child.as_ref().is_none_or(|child| child.input.len() < QUEUE);
         let mut port = PollFlags::empty();
-        port.set(PollFlags::IN, take_orders);
+        port.set(PollFlags::IN, take_requests);
         port.set(PollFlags::OUT, !self.queue.is_empty());
         let mut fds = vec![PollFd::new(&self.port, port)];
         let listen = self.queue.len() < QUEUE;
@@ -197,12 +203,12 @@ impl Agent {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno).context("cannot wait for the wire"),
         }
-        if take_orders {
-            self.take_orders()?;
+        if take_requests {
+            self.take_requests()?;
         }
         if let Some(child) = child {
             if listen {
-                self.receive_reports(child)?;
+                self.receive_messages(child)?;
                 self.receive_output(child)?;
             }
             child.feed();
@@ -219,15 +225,15 @@ impl Agent {
         sys::reap_orphans(child.map(|child| child.pid)).context("cannot reap orphans")?;
         // A host that does not read needs no further sign of life.
         if self.queue.is_empty() {
-            self.tell(&Report::Heartbeat { at_ns: since_boot_ns() })?;
+            self.tell(&GuestMessage::Heartbeat { at_ns: since_boot_ns() })?;
         }
         Ok(())
     }
 
-    fn take_orders(&mut self) -> Result<()> {
+    fn take_requests(&mut self) -> Result<()> {
         match rustix::io::read(&self.port, &mut *self.buffer) {
             // Nothing: the host's end is not connected yet, or no longer.
-            Ok(count) => self.orders.push(&self.buffer[..count]),
+            Ok(count) => self.requests.push(&self.buffer[..count]),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(errno) => return Err(errno).context("cannot read the wire"),
         }
@@ -245,7 +251,7 @@ impl Agent {
     /// Takes what a body says of itself, once per channel. False if that was nothing.
     ///
     /// A channel at its end is dropped: to wait for it would be to spin.
-    fn receive_reports(&mut self, child: &mut Child) -> Result<bool> {
+    fn receive_messages(&mut self, child: &mut Child) -> Result<bool> {
         let mut any = false;
         match child.panics.as_ref().map(|pipe| take(pipe, &mut self.buffer)) {
             Some(Taken::Bytes(count)) => {
@@ -253,27 +259,27 @@ impl Agent {
                 let text = String::from_utf8_lossy(&self.buffer[..count]).into_owned();
                 for message in text.split('\0').filter(|message| !message.is_empty()) {
                     self.panic = Some(message.to_owned());
-                    self.tell(&Report::Panic { message: message.to_owned() })?;
+                    self.tell(&GuestMessage::Panic { message: message.to_owned() })?;
                 }
             }
             Some(Taken::End) => child.panics = None,
             Some(Taken::Nothing) | None => {}
         }
-        let Some((link, decoder)) = &mut child.reports else { return Ok(any) };
+        let Some((link, decoder)) = &mut child.messages else { return Ok(any) };
         match take(&*link, &mut self.buffer) {
             Taken::Bytes(count) => decoder.push(&self.buffer[..count]),
             Taken::Nothing => return Ok(any),
             Taken::End => {
-                child.reports = None;
+                child.messages = None;
                 return Ok(any);
             }
         }
         loop {
             match decoder.next_with_payload() {
-                Ok(Some((Report::End(end), _))) => self.end = self.end.take().or(Some(end)),
+                Ok(Some((GuestMessage::End(end), _))) => self.end = self.end.take().or(Some(end)),
                 // Decoded only to see that the host can decode it, too.
                 Ok(Some((
-                    Report::Event(_) | Report::Capture(_) | Report::Snapshot(_),
+                    GuestMessage::Event(_) | GuestMessage::Capture(_) | GuestMessage::Snapshot(_),
                     payload,
                 ))) => self.send(payload)?,
                 Ok(None) => return Ok(true),
@@ -287,12 +293,12 @@ impl Agent {
     /// Closes the channel of a body and takes its verdict away. True: something was received.
     fn distrust(&mut self, child: &mut Child, why: &str) -> bool {
         self.end = Some(End::ProtocolViolation(why.to_owned()));
-        child.reports = None;
+        child.messages = None;
         true
     }
 
-    fn tell(&mut self, report: &Report) -> Result<()> {
-        self.send(Payload::encode(report).context("cannot encode a report")?)
+    fn tell(&mut self, message: &GuestMessage) -> Result<()> {
+        self.send(Payload::encode(message).context("cannot encode a message")?)
     }
 
     fn send(&mut self, payload: Payload) -> Result<()> {

@@ -12,30 +12,30 @@ use super::child::Child;
 use super::pipe::set_nonblocking;
 use super::{system, truth};
 use crate::linux::sys;
-use crate::model::wire::{End, Order, ShellOrder, Stream};
+use crate::model::wire::{End, Request, ShellRequest, Stream};
 
 /// Starts the program if the machine is the one that was asked for.
-pub(super) fn start(order: &ShellOrder) -> Result<Result<Child, End>> {
-    if let Err(end) = truth::check(&order.machine)? {
+pub(super) fn start(request: &ShellRequest) -> Result<Result<Child, End>> {
+    if let Err(end) = truth::check(&request.machine)? {
         return Ok(Err(end));
     }
-    Ok(spawn(order).map_err(|error| End::Refused(format!("{error:#}"))))
+    Ok(spawn(request).map_err(|error| End::Refused(format!("{error:#}"))))
 }
 
 /// Starts the program, leader of a session of its own.
-fn spawn(order: &ShellOrder) -> Result<Child> {
-    ensure!(!order.argv.is_empty(), "no program was named");
-    match order.terminal {
-        Some((rows, columns)) => spawn_on_terminal(order, rows, columns),
-        None => spawn_on_pipes(order),
+fn spawn(request: &ShellRequest) -> Result<Child> {
+    ensure!(!request.argv.is_empty(), "no program was named");
+    match request.terminal {
+        Some((rows, columns)) => spawn_on_terminal(request, rows, columns),
+        None => spawn_on_pipes(request),
     }
 }
 
-fn spawn_on_pipes(order: &ShellOrder) -> Result<Child> {
+fn spawn_on_pipes(request: &ShellRequest) -> Result<Child> {
     let (stdin, writer) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     let mut child = Child::fork(|| match rustix::stdio::dup2_stdin(&stdin) {
-        Ok(()) => exec(order),
+        Ok(()) => exec(request),
         Err(_) => 1,
     })?;
     set_nonblocking(&writer)?;
@@ -43,7 +43,7 @@ fn spawn_on_pipes(order: &ShellOrder) -> Result<Child> {
     Ok(child)
 }
 
-fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Child> {
+fn spawn_on_terminal(request: &ShellRequest, rows: u16, columns: u16) -> Result<Child> {
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -57,7 +57,7 @@ fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Chil
             && rustix::stdio::dup2_stdin(&theirs).is_ok()
             && rustix::stdio::dup2_stdout(&theirs).is_ok()
             && rustix::stdio::dup2_stderr(&theirs).is_ok();
-        if wired { exec(order) } else { 1 }
+        if wired { exec(request) } else { 1 }
     };
     // SAFETY: PID 1 has no other thread here but libtest's at most, which only waits.
     let pid = unsafe { sys::fork(child) }.context("cannot fork")?;
@@ -67,30 +67,30 @@ fn spawn_on_terminal(order: &ShellOrder, rows: u16, columns: u16) -> Result<Chil
 }
 
 /// Becomes the program. Returns only if that fails, with the status a shell gives then.
-fn exec(order: &ShellOrder) -> i32 {
-    let (program, arguments) = order.argv.split_first().expect("checked by spawn");
+fn exec(request: &ShellRequest) -> i32 {
+    let (program, arguments) = request.argv.split_first().expect("checked by spawn");
     let mut command = Command::new(program);
-    command.args(arguments).envs(system::VARIABLES).envs(order.env.iter().cloned());
+    command.args(arguments).envs(system::VARIABLES).envs(request.env.iter().cloned());
     let error = command.exec();
     eprintln!("{program}: {error}");
     if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 }
 }
 
 /// Does to the program what the host asks for while it runs.
-pub(super) fn attend(child: &mut Child, order: &Order) -> Result<()> {
-    match order {
-        Order::Input(bytes) => feed(child, bytes),
+pub(super) fn attend(child: &mut Child, request: &Request) -> Result<()> {
+    match request {
+        Request::Input(bytes) => feed(child, bytes),
         // Without a terminal there is nothing to resize.
-        Order::Resize(rows, columns) => {
+        Request::Resize(rows, columns) => {
             if let Some(terminal) = child.stdin.as_ref().filter(|fd| rustix::termios::isatty(fd)) {
                 resize(terminal, *rows, *columns)?;
             }
         }
         // It is not reaped before its end is reported, so the number is its own.
-        Order::Kill => {
+        Request::Kill => {
             kill_process(child.pid, Signal::KILL).context("cannot kill the program")?;
         }
-        Order::Run(_) | Order::Shell(_) => bail!("the host sent a second order"),
+        Request::Run(_) | Request::Shell(_) => bail!("the host sent a second request"),
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::report::PayloadReport;
 use super::running::Running;
 use crate::linux::cgroup::CgroupOps;
 use crate::linux::sys::since_boot_ns;
-use crate::model::wire::{Report, ScenarioEvent};
+use crate::model::wire::{GuestMessage, ScenarioEvent};
 
 /// A run that [`Ctx::payload`](crate::guest::scenario::Ctx::payload) prepares and [`run`](Self::run)
 /// executes.
@@ -20,7 +20,7 @@ pub struct PayloadCall<'a> {
     cgroups: &'a dyn CgroupOps,
     /// The programs in the guest.
     payloads: &'static [&'static Payload],
-    report: &'a dyn Fn(Report),
+    send: &'a dyn Fn(GuestMessage),
     run: PayloadRun,
     cgroup: Option<String>,
     timeout: Option<Duration>,
@@ -30,10 +30,10 @@ impl<'a> PayloadCall<'a> {
     pub(crate) fn new(
         cgroups: &'a dyn CgroupOps,
         payloads: &'static [&'static Payload],
-        report: &'a dyn Fn(Report),
+        send: &'a dyn Fn(GuestMessage),
         run: PayloadRun,
     ) -> Self {
-        Self { cgroups, payloads, report, run, cgroup: None, timeout: None }
+        Self { cgroups, payloads, send, run, cgroup: None, timeout: None }
     }
 
     /// Appends arguments to those of every run.
@@ -59,7 +59,7 @@ impl<'a> PayloadCall<'a> {
     /// If the cgroup or the program does not exist, the program cannot be started, or it times out, in
     /// which case it has been killed. A failed check is not an error, but part of the report's verdict.
     pub fn run(self) -> Result<PayloadReport> {
-        let Self { cgroups, payloads, report: send, run, cgroup, timeout } = self;
+        let Self { cgroups, payloads, send, run, cgroup, timeout } = self;
         let what = cgroup.as_ref().map_or_else(String::new, |cgroup| format!(" in {cgroup}"));
         let what = format!("run {run}{what}");
         send_event(send, what.clone());
@@ -92,9 +92,9 @@ impl fmt::Debug for PayloadCall<'_> {
     }
 }
 
-fn send_event(send: &dyn Fn(Report), what: String) {
+fn send_event(send: &dyn Fn(GuestMessage), what: String) {
     let phase = "body".to_owned();
-    send(Report::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));
+    send(GuestMessage::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));
 }
 
 /// Fails if the cgroup does not exist, with a list of those that do.

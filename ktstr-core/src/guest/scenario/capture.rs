@@ -9,7 +9,7 @@ use crate::guest::snapshot::{
     self, Capture, CgroupProcsSnapshot, CgroupSnapshot, ProcIdentity, Snapshot,
 };
 use crate::linux::sys::since_boot_ns;
-use crate::model::wire::{MAX_PAYLOAD, Report};
+use crate::model::wire::{GuestMessage, MAX_PAYLOAD};
 
 /// The limit of a snapshot in bytes: a frame of the wire, less some room for its other fields.
 const MAX_SNAPSHOT: usize = MAX_PAYLOAD - 64;
@@ -26,7 +26,7 @@ impl Scenario<'_> {
             pids,
             at_ns: since_boot_ns(),
         };
-        (self.ctx.report)(Report::Capture(capture.clone()));
+        (self.ctx.send)(GuestMessage::Capture(capture.clone()));
         snapshot::collect(Capture::CgroupProcs(capture));
         Ok(())
     }
@@ -63,7 +63,7 @@ impl Scenario<'_> {
             snapshot.cgroups.len(),
             snapshot.workers.len()
         );
-        (self.ctx.report)(Report::Snapshot(snapshot.clone()));
+        (self.ctx.send)(GuestMessage::Snapshot(snapshot.clone()));
         snapshot::collect(Capture::Snapshot(snapshot));
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::guest::assert::Assert;
 use crate::guest::payload::{Payload, PayloadCall, PayloadRun};
 use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::CgroupOps;
-use crate::model::wire::Report;
+use crate::model::wire::GuestMessage;
 
 /// The context of a test body: the machine, the cgroups and the test's parameters.
 pub struct Ctx<'a> {
@@ -34,8 +34,8 @@ pub struct Ctx<'a> {
     pub(crate) payloads: &'static [&'static Payload],
     /// The body runs on the host, without a virtual machine.
     pub(crate) is_on_host: bool,
-    /// Sends a report to the host at once.
-    pub(crate) report: &'a dyn Fn(Report),
+    /// Sends a message to the host at once.
+    pub(crate) send: &'a dyn Fn(GuestMessage),
 }
 
 /// The parameters of a test that its context holds, from the attribute's keys.
@@ -57,7 +57,7 @@ impl<'a> Ctx<'a> {
         cgroups: &'a dyn CgroupOps,
         topo: &'a TestTopology,
         params: CtxParams<'a>,
-        report: &'a dyn Fn(Report),
+        send: &'a dyn Fn(GuestMessage),
     ) -> Self {
         let CtxParams {
             test_name,
@@ -78,7 +78,7 @@ impl<'a> Ctx<'a> {
             test_name,
             payloads,
             is_on_host,
-            report,
+            send,
         }
     }
 
@@ -98,7 +98,7 @@ impl<'a> Ctx<'a> {
     /// Prepares a run of a program: `ctx.payload(&HACKBENCH).in_cgroup("cg").run()?` starts it and
     /// waits until it ends.
     pub fn payload(&self, payload: impl Into<PayloadRun>) -> PayloadCall<'_> {
-        PayloadCall::new(self.cgroups, self.payloads, self.report, payload.into())
+        PayloadCall::new(self.cgroups, self.payloads, self.send, payload.into())
     }
 
     /// Returns the CPUs that a cpuset stands for on this machine.

@@ -14,7 +14,7 @@ use crate::guest::assert::{CgroupSample, is_in};
 use crate::guest::payload::PayloadReport;
 use crate::guest::workload::WorkerReport;
 use crate::linux::sys::since_boot_ns;
-use crate::model::wire::{Report, ScenarioEvent};
+use crate::model::wire::{GuestMessage, ScenarioEvent};
 
 /// A scenario while it runs: what it has to undo, and what it has measured.
 pub(super) struct Scenario<'a> {
@@ -86,7 +86,7 @@ impl<'a> Scenario<'a> {
     pub(super) fn send_event(&self, what: String) {
         let phase = self.layers.phase().to_owned();
         tracing::info!("{phase}: {what}");
-        (self.ctx.report)(Report::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));
+        (self.ctx.send)(GuestMessage::Event(ScenarioEvent { at_ns: since_boot_ns(), phase, what }));
     }
 }
 

@@ -17,7 +17,7 @@ use crate::guest::workload::{AffinityIntent, WorkSpec};
 use crate::linux::cgroup::{
     CgroupOps, CgroupStats, Controller, MemoryEvents, MemoryStats, RecordingCgroups,
 };
-use crate::model::wire::{Report, ScenarioEvent};
+use crate::model::wire::{GuestMessage, ScenarioEvent};
 
 /// A test that is to last so long, in which nobody needs to have worked: its holds are short or
 /// none.
@@ -353,7 +353,7 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
 fn setup_comes_before_operations_and_those_before_the_hold() {
     let events = Mutex::new(Vec::new());
     let report = |report| {
-        if let Report::Event(event) = report {
+        if let GuestMessage::Event(event) = report {
             events.lock().unwrap().push(format!("{}: {}", event.phase, event.what));
         }
     };
@@ -608,7 +608,7 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
         let def = if expect_below { def.expect_oom_kill() } else { def };
         let backdrop = Backdrop::new().push_cgroup(def);
         let report = |report| {
-            if matches!(report, Report::Event(ScenarioEvent { what, .. }) if what.starts_with("hold"))
+            if matches!(report, GuestMessage::Event(ScenarioEvent { what, .. }) if what.starts_with("hold"))
             {
                 killing("a/b", below);
                 killing("a", above);

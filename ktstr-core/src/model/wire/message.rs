@@ -9,37 +9,37 @@ use crate::model::machine::MachineSpec;
 use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::verdict::AssertResult;
 
-/// From the host to the guest.
+/// A message from the host to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Order {
+pub enum Request {
     /// Run one test of the binary.
-    Run(RunOrder),
-    /// Run a program, its output in [`Report::Log`].
-    Shell(ShellOrder),
-    /// Input for the program of [`Order::Shell`]; nothing means that there will be no more.
+    Run(RunRequest),
+    /// Run a program and send its output in [`GuestMessage::Log`].
+    Shell(ShellRequest),
+    /// Input for the program of [`Request::Shell`]; no bytes are the end of the input.
     Input(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// The terminal of the program of [`Order::Shell`] now has these rows and columns.
+    /// The terminal of the program of [`Request::Shell`] now has these rows and columns.
     Resize(u16, u16),
-    /// Kill the program of [`Order::Shell`].
+    /// Kill the program of [`Request::Shell`].
     Kill,
 }
 
-/// Which program to run.
+/// A program to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShellOrder {
+pub struct ShellRequest {
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// Variables to set for it.
     pub env: Vec<(OsString, OsString)>,
-    /// Rows and columns of the terminal it gets; `None` gives it pipes.
+    /// Rows and columns of its terminal; `None` gives it pipes.
     pub terminal: Option<(u16, u16)>,
     /// The machine that the guest is expected to be; on any other, nothing is run.
     pub machine: MachineSpec,
 }
 
-/// Which test to run, and what the guest cannot know by itself.
+/// A test to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunOrder {
+pub struct RunRequest {
     /// The test, as libtest names it.
     pub test: String,
     /// The machine that the guest is expected to be; on any other, the body is not run.
@@ -48,61 +48,61 @@ pub struct RunOrder {
     pub env: Vec<(OsString, OsString)>,
 }
 
-/// From the guest to the host.
+/// A message from the guest to the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Report {
-    /// PID 1 is up and takes orders.
+pub enum GuestMessage {
+    /// PID 1 is ready for a request.
     Hello(Hello),
-    /// The machine is what the test asked for; its body starts now.
+    /// The machine is the requested one; the body starts now.
     BodyStarted {
         /// Nanoseconds since the guest booted.
         at_ns: u64,
     },
-    /// PID 1 lives.
+    /// PID 1 is alive.
     Heartbeat {
         /// Nanoseconds since the guest booted.
         at_ns: u64,
     },
-    /// Something the body, or what it started, wrote.
+    /// Output of the body or of its descendants.
     Log {
-        /// Where it wrote.
+        /// The stream that was written to.
         stream: Stream,
-        /// What it wrote; lines may be split anywhere.
+        /// The bytes that were written; lines may be split anywhere.
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// A step of the scenario.
+    /// An operation of the scenario.
     Event(ScenarioEvent),
-    /// A capture, sent as it was taken.
+    /// A capture, sent when it was taken.
     Capture(CgroupProcsSnapshot),
-    /// A snapshot, sent as it was taken.
+    /// A snapshot, sent when it was taken.
     Snapshot(Snapshot),
-    /// The body panicked. It may still catch the panic and end well.
+    /// The body panicked. It may still catch the panic and return.
     Panic {
-        /// Message and place, as the panic hook was told.
+        /// Message and location, as the panic hook received them.
         message: String,
     },
-    /// A file will follow [`Report::End`], in pieces.
+    /// A file will follow [`GuestMessage::End`], in pieces.
     File {
-        /// What it is.
+        /// Its purpose.
         kind: FileKind,
         /// Its length in bytes.
         length: u64,
     },
-    /// The run is over. Nothing follows but the file that was announced.
+    /// The run is over. Nothing follows except the file that was announced.
     End(End),
     /// The next piece of the file that was announced.
     FilePiece(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
-/// What a file of the guest is to the host.
+/// The purpose of a file that the guest sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
     /// The profile of an instrumented body, as LLVM's runtime writes it.
     Profile,
 }
 
-/// Which of its streams a process wrote to.
+/// An output stream of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// Standard output.
@@ -116,45 +116,45 @@ pub enum Stream {
 pub struct Hello {
     /// `uname -r`.
     pub release: String,
-    /// When PID 1's own code began, in nanoseconds since the guest booted.
+    /// When the code of PID 1 began, in nanoseconds since the guest booted.
     pub init_ns: u64,
-    /// When it was ready, in nanoseconds since the guest booted.
+    /// When PID 1 was ready, in nanoseconds since the guest booted.
     pub ready_ns: u64,
 }
 
-/// Something the scenario did.
+/// An operation of the scenario.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScenarioEvent {
     /// Nanoseconds since the guest booted.
     pub at_ns: u64,
-    /// Where in the scenario: `backdrop`, or `step 2`.
+    /// The phase of the scenario: `backdrop`, or `step 2`.
     pub phase: String,
-    /// What was done, or began.
+    /// The operation that was done, or began.
     pub what: String,
 }
 
-/// How a run ended, as PID 1 saw it.
+/// How a run ended, as seen by PID 1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum End {
     /// The body returned a verdict.
     Verdict(AssertResult),
     /// The body returned an error: the chain of its causes.
     Error(String),
-    /// The body panicked: message and place.
+    /// The body panicked: message and location.
     Panicked(String),
     /// The body's process ended without a verdict.
     Exited {
         /// How it ended.
         kind: ExitKind,
-        /// Message and place of its last panic, which it may have caught long before.
+        /// Message and location of its last panic, which it may have caught long before.
         last_panic: Option<String>,
     },
-    /// The body's process sent PID 1 something other than the messages of a body: what.
+    /// The body's process sent PID 1 a message that a body must not send: which.
     ProtocolViolation(String),
-    /// The machine is not what the test asked for; the body did not run. One line per difference.
+    /// The machine is not the requested one; the body did not run. One line per difference.
     WrongTopology(Vec<String>),
-    /// The guest cannot carry out the order: why.
+    /// The guest cannot carry out the request: the reason.
     Refused(String),
-    /// The program of [`Order::Shell`] ended with this status, as a shell reports it.
+    /// The program of [`Request::Shell`] ended with this status, as a shell shows it.
     ShellExited(u8),
 }

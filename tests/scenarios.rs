@@ -1,10 +1,11 @@
-//! The canned scenarios, each in a guest of its own, and all of them on odd machines.
+//! The canned scenarios, each in a guest of its own, and all of them on unusual machines; snapshots and
+//! hotplug in scenarios.
 
 use ktstr::prelude::*;
 use ktstr::scenarios;
 
-/// Expects that the verdict is conclusive in the guest. From there on, `allow_inconclusive` lets only
-/// those failures pass that the host explains by its steal time: the claims here are about the guest.
+/// Fails if the verdict is inconclusive in the guest. So `allow_inconclusive` of these tests excuses only the
+/// failures that the host explains by steal time.
 fn conclusive(verdict: AssertResult) -> Result<AssertResult> {
     let is_open =
         |detail: &AssertDetail| detail.outcome == Outcome::Inconclusive && !detail.time_based;
@@ -12,16 +13,16 @@ fn conclusive(verdict: AssertResult) -> Result<AssertResult> {
     Ok(verdict)
 }
 
-/// The part of a vCPU's time from which on a worker without an iteration is the host's matter.
+/// The steal time, as a part of a vCPU's time, above which a worker without an iteration is not a failure.
 const BUSY: f64 = 0.3;
 
-/// Expects that every worker has worked. A worker that did not is only noted where the time is too short
-/// to call it stuck, but it is long enough on these machines, unless the host keeps them from running.
+/// Fails if a worker made no iteration. The verdict only notes such a worker if the time is too short to call
+/// it stuck, but it is long enough on these machines unless steal time is high.
 fn all_worked(result: &VmResult) -> Result<()> {
     let RunEnd::Verdict(verdict) = &result.end else { return Ok(()) };
     let notes = verdict.notes.iter().map(ToString::to_string);
     let idle: Vec<_> = notes.filter(|note| note.contains("completed no iteration")).collect();
-    // The kernel may hold those of `memory_pressure` in `pages` up all the time.
+    // The kernel may throttle the workers of `memory_pressure` in `pages` all the time.
     let idle: Vec<_> = idle.iter().filter(|note| !note.contains(" in pages ")).collect();
     let stolen = result.stolen.iter().copied().fold(0.0, f64::max);
     ensure!(idle.is_empty() || stolen >= BUSY, "steal time {stolen}: {idle:?}");
@@ -89,8 +90,8 @@ fn hotplug(ctx: &Ctx) -> Result<AssertResult> {
     conclusive(scenarios::hotplug(ctx)?)
 }
 
-/// Expects that a bound which only holds without pressure does not hold in these cgroups. Returns the
-/// verdict without these failures.
+/// Fails unless limits that only hold without pressure are exceeded in these cgroups. Returns the verdict
+/// without these failures.
 fn presses(mut verdict: AssertResult, wanted: &[(&str, DetailKind)]) -> Result<AssertResult> {
     let is_pressure = |detail: &AssertDetail| {
         detail.outcome == Outcome::Fail && wanted.iter().any(|(_, kind)| *kind == detail.kind)
@@ -128,7 +129,7 @@ const FOR_TWO_CPUS: [(&str, Scenario); 3] = [
     ("hotplug", scenarios::hotplug),
 ];
 
-/// Runs scenarios with a wanted outcome, and returns their verdicts merged.
+/// Runs scenarios, fails if one has another outcome than `wanted`, and returns their merged verdicts.
 fn play(ctx: &Ctx, scenarios: &[(&str, Scenario)], wanted: Outcome) -> Result<AssertResult> {
     let mut all = AssertResult::pass();
     for (name, scenario) in scenarios {
@@ -140,48 +141,51 @@ fn play(ctx: &Ctx, scenarios: &[(&str, Scenario)], wanted: Outcome) -> Result<As
 }
 
 #[ktstr_test(cores = 1, duration_s = 1, allow_inconclusive, post_vm = all_worked)]
-fn one_cpu_is_enough_or_a_reason_to_skip(ctx: &Ctx) -> Result<AssertResult> {
+fn scenarios_run_or_skip_on_one_cpu(ctx: &Ctx) -> Result<AssertResult> {
     let verdict = play(ctx, &FOR_ANY_MACHINE, Outcome::Pass)?;
     let _ = play(ctx, &FOR_TWO_CPUS, Outcome::Skip)?;
     let skip = scenarios::hotplug(ctx)?;
     let reason = skip.details[0].to_string();
-    ensure!(reason.contains("it takes 2 CPUs, the machine has 1 CPU (0)"), "{reason}");
+    ensure!(
+        reason.contains("too few CPUs: the machine has 1 CPU (0) (minimum 2 CPUs)"),
+        "{reason}"
+    );
     Ok(verdict)
 }
 
-/// Caches of one and of two cores, and nothing that can be halved.
+/// Caches of one and of two cores, so that halves differ.
 #[ktstr_test(numa_nodes = 2, cores = [1, 2], duration_s = 1, allow_inconclusive, post_vm = all_worked)]
-fn uneven_machines_fit_as_well(ctx: &Ctx) -> Result<AssertResult> {
+fn scenarios_adapt_to_uneven_machines(ctx: &Ctx) -> Result<AssertResult> {
     ensure!(ctx.topo.cpus.len() == 3 && ctx.topo.llcs.len() == 2, "{}", ctx.topo);
     let verdict = play(ctx, &FOR_ANY_MACHINE, Outcome::Pass)?;
     let verdict = verdict.merge(play(ctx, &FOR_TWO_CPUS, Outcome::Pass)?);
     let after = ktstr::topology::TestTopology::read()?;
-    ensure!(after == *ctx.topo, "the machine is not as it was: {after}");
+    ensure!(after == *ctx.topo, "the machine was not restored: {after}");
     Ok(verdict)
 }
 
-/// The cgroups and the workers of the moment, in the body and on the host.
-#[ktstr_test(cores = 2, duration_s = 1, post_vm = ensure_the_snapshots_arrived)]
-fn snapshots_show_what_there_is(ctx: &Ctx) -> Result<AssertResult> {
+/// In the body and on the host.
+#[ktstr_test(cores = 2, duration_s = 1, post_vm = check_snapshots_of_result)]
+fn snapshots_contain_cgroups_and_workers(ctx: &Ctx) -> Result<AssertResult> {
     let bridge = SnapshotBridge::default();
     let _guard = bridge.clone().set_thread_local();
     let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("a").workers(2).pids_max(9));
     let begun = Step::new([Op::capture_snapshot("begun")], ctx.settled_hold(0.5));
-    let beside = Step::new([], HoldSpec::fixed(std::time::Duration::ZERO))
+    let stopped = Step::new([], HoldSpec::fixed(std::time::Duration::ZERO))
         .with_defs([CgroupDef::named("b/c")])
         .with_op(Op::stop_cgroup("a"))
         .with_op(Op::capture_snapshot("stopped"));
-    let verdict = execute_scenario(ctx, backdrop, [begun, beside])?;
-    ensure_snapshots(&bridge.drain_snapshots())?;
+    let verdict = execute_scenario(ctx, backdrop, [begun, stopped])?;
+    check_snapshots(&bridge.drain_snapshots())?;
     Ok(verdict)
 }
 
-fn ensure_the_snapshots_arrived(result: &VmResult) -> Result<()> {
-    ensure_snapshots(&result.snapshots)
+fn check_snapshots_of_result(result: &VmResult) -> Result<()> {
+    check_snapshots(&result.snapshots)
 }
 
-fn ensure_snapshots(snapshots: &[Snapshot]) -> Result<()> {
-    let [begun, stopped] = snapshots else { bail!("two were taken: {snapshots:?}") };
+fn check_snapshots(snapshots: &[Snapshot]) -> Result<()> {
+    let [begun, stopped] = snapshots else { bail!("expected two snapshots: {snapshots:?}") };
     ensure!((&*begun.name, &*stopped.name) == ("begun", "stopped"));
     ensure!(begun.at_ns < stopped.at_ns);
     let [a] = &begun.cgroups[..] else { bail!("{begun:?}") };
@@ -189,22 +193,22 @@ fn ensure_snapshots(snapshots: &[Snapshot]) -> Result<()> {
     ensure!(a.stats.pids.is_some_and(|pids| pids.current == 2), "{a:?}");
     let pids: Vec<_> = a.procs.iter().map(|one| one.pid).collect();
     ensure!(begun.workers.len() == 2 && begun.workers.iter().all(|one| pids.contains(&one.pid)));
-    let names: Vec<_> = stopped.cgroups.iter().map(|group| &*group.cgroup).collect();
+    let names: Vec<_> = stopped.cgroups.iter().map(|cgroup| &*cgroup.cgroup).collect();
     ensure!(names == ["a", "b", "b/c"] && stopped.workers.is_empty(), "{stopped:?}");
-    // Half a second and what it settled in, of two CPUs that had little else to do.
+    // Half a second and the settle time, on two CPUs that had little else to run.
     let used = stopped.cgroups[0].stats.cpu.usage_usec - a.stats.cpu.usage_usec;
     ensure!(used > 100_000, "{used} us");
     Ok(())
 }
 
-/// Whichever step switched it, a CPU is as before when that step is over.
+/// The end of a step restores the state that a CPU had when the step began.
 #[ktstr_test(cores = 2, duration_s = 1)]
-fn each_step_switches_its_cpus_back(ctx: &Ctx) -> Result<AssertResult> {
+fn hotplug_is_undone_at_the_end_of_its_step(ctx: &Ctx) -> Result<AssertResult> {
     let online = || std::fs::read_to_string("/sys/devices/system/cpu/cpu1/online");
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let sees = std::sync::Arc::clone(&seen);
     let bridge = SnapshotBridge::default().on_cgroup_procs(move |_| {
-        sees.lock().expect("no panic").push(online().expect("CPU 1 can be switched"));
+        sees.lock().expect("no panic").push(online().expect("CPU 1 can be offlined"));
     });
     let _guard = bridge.set_thread_local();
     let capture = || Op::capture_cgroup_procs("now", "cg");

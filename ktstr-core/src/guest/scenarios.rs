@@ -1,9 +1,8 @@
-//! Canned scenarios: loads that schedulers are known to stumble over, one function each.
+//! Canned scenarios: loads that are known to be difficult for schedulers, one function each.
 //!
-//! Each is written in the words of [`scenario`](crate::guest::scenario) alone and can serve as a pattern.
-//! It fits whatever machine it finds, lasts as long as [`Ctx::duration`] says, and is held against
-//! the keys of the test's attribute, as [`execute_scenario`] is. What a machine cannot do is a skip
-//! with the reason.
+//! Each uses only the public items of [`scenario`](crate::guest::scenario) and can serve as a pattern.
+//! It adapts to the machine, lasts for [`Ctx::duration`], and is judged by the keys of the test's
+//! attribute, as [`execute_scenario`] is. On a machine that cannot run it, it is skipped with the reason.
 //!
 //! ```no_run
 //! use ktstr_core::assert::AssertResult;
@@ -25,11 +24,11 @@ use crate::guest::scenario::ops::{Backdrop, HoldSpec, Op, Step};
 use crate::guest::scenario::{CgroupDef, CpusetSpec, Ctx, execute_defs, execute_scenario};
 use crate::guest::workload::{AffinityIntent, WorkSpec, WorkType};
 
-/// Two cgroups on separate halves of the CPUs, one on a machine of one CPU, with one spinning worker
-/// per CPU.
+/// Runs one spinning worker per CPU in two cgroups on separate halves of the CPUs; in one cgroup on a
+/// machine with one CPU.
 ///
-/// Pressure: none beyond full CPUs. Everybody has a place, and a scheduler that moves anybody or
-/// makes anybody wait does so without need.
+/// Pressure: full CPUs. There is a CPU for each worker, so a scheduler need not migrate any of them or make
+/// them wait.
 ///
 /// # Errors
 ///
@@ -38,10 +37,10 @@ pub fn steady(ctx: &Ctx<'_>) -> Result<AssertResult> {
     execute_defs(ctx, halves(ctx).into_iter().map(|def| def.workers_pct(1.0)))
 }
 
-/// One cgroup per last-level cache, with one worker per CPU that goes through more memory than a
-/// core's own caches hold.
+/// Runs one worker per CPU in one cgroup per last-level cache. A worker accesses more memory than a core's
+/// own caches hold.
 ///
-/// Pressure: on the caches. Whoever is moved pays for it, and nobody has to be.
+/// Pressure: caches. A migration costs a worker its cached data, and none is necessary.
 ///
 /// # Errors
 ///
@@ -57,16 +56,16 @@ pub fn steady_llc(ctx: &Ctx<'_>) -> Result<AssertResult> {
     )
 }
 
-/// As [`steady`], with four workers per CPU: two that spin, one that gives its CPU back all the
-/// time, and one that comes and goes.
+/// Runs the cgroups of [`steady`] with four workers per CPU: two that spin, one that yields all the time,
+/// and one that works in bursts.
 ///
-/// Pressure: on the run queues. There is always somebody to pick, and somebody who waits.
+/// Pressure: run queues. There is always a task to pick, and another one that waits.
 ///
 /// # Errors
 ///
 /// As for [`execute_scenario`].
 pub fn oversubscribed(ctx: &Ctx<'_>) -> Result<AssertResult> {
-    let groups = halves(ctx).into_iter().map(|def| {
+    let defs = halves(ctx).into_iter().map(|def| {
         let of = |work_type, comm| WorkSpec::default().work_type(work_type).comm(comm);
         def.workers_pct(1.0)
             .work(of(WorkType::SpinWait, "spin_0"))
@@ -74,14 +73,14 @@ pub fn oversubscribed(ctx: &Ctx<'_>) -> Result<AssertResult> {
             .work(of(WorkType::YieldHeavy, "yield"))
             .work(of(WorkType::Bursty, "bursty"))
     });
-    execute_defs(ctx, groups)
+    execute_defs(ctx, defs)
 }
 
-/// Two cgroups with one spinning worker per CPU of theirs; every quarter of the time the second one
-/// is given all CPUs, or goes back to its half.
+/// Runs spinning workers in two cgroups on separate halves of the CPUs. Every quarter of the time, the
+/// cpuset of the second cgroup changes between all CPUs and its half.
 ///
-/// Pressure: on the way from a cpuset to where tasks are. They have to leave the first half's CPUs
-/// at once, and should use them again when they may. Skipped on one CPU.
+/// Pressure: cpuset changes. Tasks have to leave the first half's CPUs at once when they may not use them
+/// any more, and should use them again when they may. Skipped on one CPU.
 ///
 /// # Errors
 ///
@@ -92,7 +91,7 @@ pub fn cpuset_resize(ctx: &Ctx<'_>) -> Result<AssertResult> {
     }
     let fixed = CgroupDef::named("fixed").cpuset(CpusetSpec::disjoint(0, 2)).workers_pct(1.0);
     let resized = CgroupDef::named("resized").cpuset(CpusetSpec::disjoint(1, 2));
-    // Each has a CPU of its own once there is room.
+    // With all CPUs in the cpuset, there is one for each worker.
     let resized = resized.workers(nr_cpus(ctx));
     let backdrop = Backdrop::new().push_cgroup(fixed).push_cgroup(resized);
     let sizes = [CpusetSpec::disjoint(0, 1), CpusetSpec::disjoint(1, 2)];
@@ -101,10 +100,10 @@ pub fn cpuset_resize(ctx: &Ctx<'_>) -> Result<AssertResult> {
     execute_scenario(ctx, backdrop, steps.collect::<Vec<_>>())
 }
 
-/// One spinning worker per CPU, and every quarter of a second three cgroups with a worker each that
-/// are made and removed beside them.
+/// Runs one spinning worker per CPU, and creates and removes three more cgroups with one worker each every
+/// quarter of a second.
 ///
-/// Pressure: on the making and removal of groups, and on the first placement of their tasks.
+/// Pressure: creation and removal of cgroups, and the first placement of their tasks.
 ///
 /// # Errors
 ///
@@ -121,11 +120,11 @@ pub fn cgroup_churn(ctx: &Ctx<'_>) -> Result<AssertResult> {
     execute_scenario(ctx, backdrop, vec![step; count])
 }
 
-/// One spinning worker per CPU, all of which are pinned to one CPU, to some, to those below one
-/// last-level cache, and to none in particular, a quarter of the time each.
+/// Runs one spinning worker per CPU and changes the affinity of all of them every quarter of the time: to
+/// one CPU, to a random subset, to the CPUs of one last-level cache, to all CPUs.
 ///
-/// Pressure: on the way from an affinity to where tasks are; between, all wait for one CPU while the
-/// others idle, as they must. Skipped on one CPU.
+/// Pressure: affinity changes. While all are pinned to one CPU, the others have to stay idle. Skipped on
+/// one CPU.
 ///
 /// # Errors
 ///
@@ -145,24 +144,24 @@ pub fn affinity_change(ctx: &Ctx<'_>) -> Result<AssertResult> {
     execute_scenario(ctx, backdrop, steps)
 }
 
-/// As [`steady`], and one spinning worker per CPU outside, in a group without a cpuset.
+/// Runs the cgroups of [`steady`] and one more spinning worker per CPU in a cgroup without a cpuset.
 ///
-/// Pressure: from neighbours who may go anywhere on tasks which may not; the scheduler can give way
-/// with the one, not with the other.
+/// Pressure: tasks without a cpuset compete with tasks that are confined to one. The scheduler can migrate
+/// only the former freely.
 ///
 /// # Errors
 ///
 /// As for [`execute_scenario`].
 pub fn host_contention(ctx: &Ctx<'_>) -> Result<AssertResult> {
     let outside = CgroupDef::named("outside").comm("outside");
-    let groups = halves(ctx).into_iter().chain([outside]);
-    execute_defs(ctx, groups.map(|def| def.workers_pct(1.0)))
+    let defs = halves(ctx).into_iter().chain([outside]);
+    execute_defs(ctx, defs.map(|def| def.workers_pct(1.0)))
 }
 
-/// Cgroups without cpusets whose workers compute, sleep, page, talk through pipes and futexes, and
-/// give their CPU back.
+/// Runs workers that compute, sleep, fault pages, use pipes and futexes, and yield, in cgroups without
+/// cpusets.
 ///
-/// Pressure: on the choice between tasks that want opposite things: long slices, and short waits.
+/// Pressure: tasks with opposite needs, long time slices and short wake-up latencies.
 ///
 /// # Errors
 ///
@@ -183,11 +182,11 @@ pub fn mixed_workloads(ctx: &Ctx<'_>) -> Result<AssertResult> {
     )
 }
 
-/// Groups in groups, three deep, within the first half of the CPUs: `outer/left`, and
-/// `outer/right/heavy` and `outer/right/light`, which weigh 300 and 100. Each has a spinning worker
+/// Runs spinning workers in nested cgroups on the first half of the CPUs: in `outer/left`, and in
+/// `outer/right/heavy` and `outer/right/light`, whose weights are 300 and 100. Each cgroup has one worker
 /// per CPU of the half.
 ///
-/// Pressure: on shares that depend on other shares, and on cpusets that come from above.
+/// Pressure: shares that depend on the parent's share, and inherited cpusets.
 ///
 /// # Errors
 ///
@@ -208,11 +207,10 @@ pub fn nested(ctx: &Ctx<'_>) -> Result<AssertResult> {
     )
 }
 
-/// One spinning worker per CPU in each of three cgroups: one may use a tenth of all CPU time, one a
-/// third, one has no limit.
+/// Runs one spinning worker per CPU in each of three cgroups: the first may use a tenth of all CPU time,
+/// the second a third, the third all of it.
 ///
-/// Pressure: on throttling. Tasks that may not run any more have to stand back and to be let in
-/// again, every tenth of a second, while others take their place.
+/// Pressure: throttling. Tasks are throttled and unthrottled every tenth of a second while others run on.
 ///
 /// # Errors
 ///
@@ -230,36 +228,36 @@ pub fn cpu_quota(ctx: &Ctx<'_>) -> Result<AssertResult> {
     )
 }
 
-/// One worker per CPU that takes memory page by page and gives it back, in a group whose
-/// `memory.high` is a little less than they take and whose `memory.max` is far away; and one
-/// spinning worker per CPU beside them.
+/// Runs one worker per CPU that allocates memory page by page and frees it, in a cgroup with a
+/// `memory.high` slightly below their demand and a `memory.max` far above it; and one spinning worker per
+/// CPU in another cgroup.
 ///
-/// Pressure: on memory. The kernel reclaims, and slows the takers down in their page faults; nobody
-/// is killed, and those beside them should not notice.
+/// Pressure: memory. The kernel reclaims memory and throttles the workers of the first cgroup in their page
+/// faults. It kills none of them, and the other cgroup should not be affected.
 ///
 /// # Errors
 ///
 /// As for [`execute_scenario`].
 pub fn memory_pressure(ctx: &Ctx<'_>) -> Result<AssertResult> {
-    // What a worker of `PageFaultChurn` takes; its own pages come on top of it.
-    const TAKEN: u64 = 1 << 20;
+    // The memory that a worker of `PageFaultChurn` allocates, in addition to its own pages.
+    const ALLOCATED: u64 = 1 << 20;
     let workers = nr_cpus(ctx);
     let pages = CgroupDef::named("pages").work_type(WorkType::PageFaultChurn).workers(workers);
-    let limit = u64::from(workers) * TAKEN;
+    let limit = u64::from(workers) * ALLOCATED;
     execute_defs(
         ctx,
         [
             pages.memory_high(limit).memory_max(8 * limit + (64 << 20)),
-            CgroupDef::named("beside").workers(workers),
+            CgroupDef::named("spinning").workers(workers),
         ],
     )
 }
 
-/// One spinning worker per CPU in a group without a cpuset; the last CPU is off for the first and
-/// the third quarter of the time.
+/// Runs one spinning worker per CPU in a cgroup without a cpuset. The last CPU is offline during the first
+/// and the third quarter of the time.
 ///
-/// Pressure: on the way off a CPU that goes, and back to it. Skipped on one CPU, and where the last
-/// one cannot be switched.
+/// Pressure: tasks have to leave a CPU that goes offline, and should use it again when it is online. Skipped
+/// on one CPU, and if the last CPU cannot be offlined.
 ///
 /// # Errors
 ///
@@ -271,14 +269,16 @@ pub fn hotplug(ctx: &Ctx<'_>) -> Result<AssertResult> {
     let last = ctx.topo.cpus[ctx.topo.cpus.len() - 1];
     let switch = format!("/sys/devices/system/cpu/cpu{last}/online");
     if !Path::new(&switch).exists() {
-        return Ok(AssertResult::skip(format!("CPU {last} cannot be switched: no {switch}")));
+        return Ok(AssertResult::skip(format!(
+            "CPU {last} cannot be offlined: {switch} does not exist"
+        )));
     }
     let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("everywhere").workers_pct(1.0));
     let steps = [false, true, false, true];
     execute_scenario(ctx, backdrop, steps.map(|online| quarter(Op::hotplug_cpu(last, online))))
 }
 
-/// `cg_0` and `cg_1`, each on its half of the CPUs; of one CPU there is one half.
+/// Returns `cg_0` and `cg_1`, each on its half of the CPUs; only `cg_0` on one CPU.
 fn halves(ctx: &Ctx<'_>) -> Vec<CgroupDef> {
     let of = nr_halves(ctx);
     let half =
@@ -294,12 +294,13 @@ fn nr_cpus(ctx: &Ctx<'_>) -> u32 {
     ctx.topo.cpus.len() as u32
 }
 
-/// A quarter of the test's duration with `op` done.
+/// Returns a step that carries out `op` and holds for a quarter of the test's duration.
 fn quarter(op: Op) -> Step {
     Step::new([op], HoldSpec::frac(0.25))
 }
 
 fn unless_two_cpus(ctx: &Ctx<'_>) -> Option<AssertResult> {
-    (ctx.topo.cpus.len() < 2)
-        .then(|| AssertResult::skip(format!("it takes 2 CPUs, the machine has {}", ctx.topo)))
+    (ctx.topo.cpus.len() < 2).then(|| {
+        AssertResult::skip(format!("too few CPUs: the machine has {} (minimum 2 CPUs)", ctx.topo))
+    })
 }

@@ -22,7 +22,7 @@ impl Scenario<'_> {
         self.apply(op).with_context(|| format!("{}: failed to {op}", self.layers.phase()))
     }
 
-    /// Carries out an operation that is part of another one, whose error names the phase.
+    /// Carries out an operation that is part of another one. An error names the operation only.
     fn carry_out_part(&mut self, op: &Op) -> Result<()> {
         self.send_event(op.to_string());
         self.apply(op).with_context(|| format!("failed to {op}"))

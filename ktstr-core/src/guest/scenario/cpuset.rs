@@ -1,4 +1,4 @@
-//! CPUs by what they are in the machine, so that one scenario fits many.
+//! Cpusets by their place in the topology, so that a scenario fits any machine.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::guest::topology::TestTopology;
 
-/// CPUs of the machine. Which they are is found out when the scenario runs.
+/// CPUs of the machine, resolved when the scenario runs.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum CpusetSpec {
@@ -26,58 +26,64 @@ pub enum CpusetSpec {
 }
 
 impl CpusetSpec {
-    /// The CPUs below the last-level cache `index`, counted by their first CPU.
+    /// Selects the CPUs of the last-level cache `index`, in the order of their first CPU.
     pub fn llc(index: usize) -> Self {
         Self::Llc(index)
     }
 
-    /// The CPUs of the NUMA node `index`, counted by their first CPU.
+    /// Selects the CPUs of the NUMA node `index`, in the order of their first CPU.
     pub fn numa(index: usize) -> Self {
         Self::Numa(index)
     }
 
-    /// The CPUs from `first` to `last`, both included, as the kernel writes `first-last`.
+    /// Selects the CPUs from `first` to `last`, both included, as the kernel writes `first-last`.
     pub fn range(first: usize, last: usize) -> Self {
         Self::Range(first, last)
     }
 
-    /// Part `index` of all CPUs dealt out, in order, to `of` parts; the first parts have one more
-    /// if it does not come out even.
+    /// Selects part `index` of all CPUs divided, in order, into `of` parts. The first parts have one CPU
+    /// more if they cannot be equal.
     pub fn disjoint(index: usize, of: usize) -> Self {
         Self::Disjoint(index, of)
     }
 
-    /// As [`disjoint`](Self::disjoint), and the first `frac` (0.0 to 1.0, rounded up) of the next
-    /// part's CPUs, after the last part those of the first.
+    /// Selects the CPUs of [`disjoint`](Self::disjoint) and the first `frac` (0.0 to 1.0, rounded up) of
+    /// the next part; the first part follows the last one.
     pub fn overlap(index: usize, of: usize, frac: f64) -> Self {
         Self::Overlap(index, of, frac)
     }
 
-    /// These CPUs.
+    /// Selects these CPUs.
     pub fn exact(cpus: impl IntoIterator<Item = usize>) -> Self {
         Self::Exact(cpus.into_iter().collect())
     }
 
-    /// The CPUs on this machine; never none.
+    /// Returns the CPUs on this machine; at least one.
     ///
     /// # Errors
     ///
-    /// If the machine has no such CPUs; the error names what it has.
+    /// If the machine does not have these CPUs; the error names those that it has.
     pub fn resolve(&self, topo: &TestTopology) -> Result<BTreeSet<usize>> {
         let wide = |cpus: &[u32]| cpus.iter().map(|cpu| *cpu as usize).collect::<Vec<_>>();
-        let group = |groups: &[Vec<u32>], index: usize| groups.get(index).map(|cpus| wide(cpus));
+        let nth = |sets: &[Vec<u32>], index: usize| sets.get(index).map(|cpus| wide(cpus));
         let found = match self {
-            Self::Llc(index) => group(&topo.llcs, *index),
-            Self::Numa(index) => group(&topo.nodes, *index),
+            Self::Llc(index) => nth(&topo.llcs, *index),
+            Self::Numa(index) => nth(&topo.nodes, *index),
             Self::Range(first, last) => {
-                ensure!(first <= last, "cpuset {self}: {first} comes after {last}");
-                // Not collected before it is known to be there: it may be of any length.
+                ensure!(
+                    first <= last,
+                    "cpuset {self}: first CPU {first} is greater than last CPU {last}"
+                );
+                // Checked before it is collected: the range may be huge.
                 let highest = topo.cpus.last().map_or(0, |cpu| *cpu as usize);
                 (*last <= highest).then(|| (*first..=*last).collect())
             }
             Self::Disjoint(index, of) => self.part(topo, *index, *of).map(wide),
             Self::Overlap(index, of, frac) => {
-                ensure!((0.0..=1.0).contains(frac), "cpuset {self}: {frac} is no part of another");
+                ensure!(
+                    (0.0..=1.0).contains(frac),
+                    "cpuset {self}: invalid overlap {frac} (0 to 1)"
+                );
                 let own = self.part(topo, *index, *of);
                 let next = index.checked_add(1).and_then(|next| next.checked_rem(*of));
                 let next = next.and_then(|next| self.part(topo, next, *of));
@@ -89,7 +95,7 @@ impl CpusetSpec {
             Self::Exact(cpus) => Some(cpus.iter().copied().collect()),
         };
         match found {
-            Some(cpus) if cpus.is_empty() => bail!("cpuset {self} holds no CPU"),
+            Some(cpus) if cpus.is_empty() => bail!("cpuset {self} is empty"),
             Some(cpus) if cpus.iter().all(|cpu| wide(&topo.cpus).contains(cpu)) => {
                 Ok(cpus.into_iter().collect())
             }
@@ -99,7 +105,7 @@ impl CpusetSpec {
 
     fn part<'t>(&self, topo: &'t TestTopology, index: usize, of: usize) -> Option<&'t [u32]> {
         let count = topo.cpus.len();
-        // More parts than CPUs: some would have none.
+        // With more parts than CPUs, some would be empty.
         if index >= of || of > count {
             return None;
         }
@@ -128,7 +134,7 @@ impl fmt::Display for CpusetSpec {
 mod tests {
     use super::*;
 
-    /// Two nodes with two last-level caches each: 3, 1, 1 and 2 CPUs.
+    /// Returns a machine with two nodes of two last-level caches each, with 3, 1, 1 and 2 CPUs.
     fn machine() -> TestTopology {
         TestTopology {
             cpus: (0..7).collect(),
@@ -139,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_finds_its_cpus() {
+    fn resolve_returns_the_cpus_of_each_kind() {
         for (spec, text, cpus) in [
             (CpusetSpec::llc(3), "llc 3", vec![5, 6]),
             (CpusetSpec::numa(0), "node 0", vec![0, 1, 2, 3]),
@@ -160,20 +166,20 @@ mod tests {
     }
 
     #[test]
-    fn what_the_machine_has_not_got_is_told_with_what_it_has() {
+    fn resolve_rejects_cpus_that_the_machine_does_not_have() {
         for (spec, why) in [
             (CpusetSpec::llc(4), "cpuset llc 4 is out of range: the machine has 7 CPUs (0-6)"),
             (CpusetSpec::numa(2), "is out of range"),
             (CpusetSpec::range(5, 7), "is out of range"),
-            (CpusetSpec::range(4, 2), "4 comes after 2"),
+            (CpusetSpec::range(4, 2), "first CPU 4 is greater than last CPU 2"),
             (CpusetSpec::disjoint(2, 2), "is out of range"),
             (CpusetSpec::disjoint(0, 8), "is out of range"),
             (CpusetSpec::disjoint(0, 0), "is out of range"),
             (CpusetSpec::overlap(0, 0, 0.5), "is out of range"),
             (CpusetSpec::overlap(usize::MAX, 2, 0.5), "is out of range"),
-            (CpusetSpec::overlap(0, 2, 1.5), "1.5 is no part"),
-            (CpusetSpec::overlap(0, 2, f64::NAN), "NaN is no part"),
-            (CpusetSpec::exact([]), "holds no CPU"),
+            (CpusetSpec::overlap(0, 2, 1.5), "invalid overlap 1.5 (0 to 1)"),
+            (CpusetSpec::overlap(0, 2, f64::NAN), "invalid overlap NaN (0 to 1)"),
+            (CpusetSpec::exact([]), "is empty"),
             (CpusetSpec::exact([7]), "is out of range"),
         ] {
             let error = spec.resolve(&machine()).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! A cgroup with what is set in it and what works in it, in one word.
+//! The definition of a cgroup: its name, knobs, workers and programs.
 
 use std::collections::BTreeSet;
 
@@ -10,20 +10,20 @@ use crate::guest::payload::PayloadRun;
 use crate::guest::topology::TestTopology;
 use crate::guest::workload::{AffinityIntent, MemoryPolicy, SchedPolicy, WorkSpec, WorkType};
 
-/// The period of `cpu.max` for [`CgroupDef::cpu_quota_pct`], the kernel's default.
+/// The period of `cpu.max` for [`CgroupDef::cpu_quota_pct`]: the kernel's default.
 const PERIOD_US: u64 = 100_000;
 
-/// A cgroup, its knobs and its workers. Without workers it is there for others to use.
+/// A cgroup, its knobs, workers and programs. One without workers can be used by operations.
 #[derive(Debug, Clone, PartialEq)]
-#[must_use = "a definition does nothing before a step or an operation has it"]
+#[must_use = "a definition does nothing until a step or an operation uses it"]
 pub struct CgroupDef {
     pub(crate) name: String,
     pub(crate) knobs: Vec<CgroupKnob>,
     workers: Option<u32>,
     workers_pct: Option<f64>,
-    /// The number of workers if neither of the two is set; without it, there are none.
+    /// The number of workers if neither of the two is set; `None` for none.
     default_workers: Option<u32>,
-    /// What the definition's own methods say of its workers, once one has.
+    /// The workers of the definition's own methods, once one has been called.
     own: Option<WorkSpec>,
     works: Vec<WorkSpec>,
     pub(crate) payloads: Vec<PayloadRun>,
@@ -31,7 +31,7 @@ pub struct CgroupDef {
 }
 
 impl CgroupDef {
-    /// A cgroup without knobs and workers. `name` may be nested: `a/b`.
+    /// Defines a cgroup without knobs and workers. `name` may be nested: `a/b`.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -46,42 +46,41 @@ impl CgroupDef {
         }
     }
 
-    /// Sets how many workers there are if neither [`workers`](Self::workers) nor
-    /// [`workers_pct`](Self::workers_pct) does.
+    /// Sets the number of workers for a definition without [`workers`](Self::workers) and
+    /// [`workers_pct`](Self::workers_pct).
     pub(super) fn default_workers(mut self, workers: u32) -> Self {
         self.default_workers = Some(workers);
         self
     }
 
-    /// Sets how many workers there are of each kind that does not set a number itself. If not set:
-    /// 1, or `workers_per_cgroup` of them in a cgroup of
-    /// [`Ctx::cgroup_def`](super::Ctx::cgroup_def).
+    /// Sets the number of workers of each kind that does not set its own. The default is 1, or
+    /// `workers_per_cgroup` in a cgroup of [`Ctx::cgroup_def`](crate::guest::scenario::Ctx::cgroup_def).
     pub fn workers(mut self, workers: u32) -> Self {
         self.workers = Some(workers);
         self
     }
 
-    /// Sets how many workers there are as a part of the group's CPUs, rounded up: 0.5 is one for
-    /// every two, 2.0 are two for each. Without a cpuset all CPUs of the machine count.
+    /// Sets the number of workers as a multiple of the cgroup's CPUs, rounded up: 0.5 is one for two
+    /// CPUs, 2.0 is two for each. Without a cpuset all CPUs of the machine count.
     pub fn workers_pct(mut self, part: f64) -> Self {
         self.workers_pct = Some(part);
         self
     }
 
-    /// Adds workers of a kind of their own; can be said several times.
+    /// Adds workers of another kind. Can be called several times.
     pub fn work(mut self, work: WorkSpec) -> Self {
         self.works.push(work);
         self
     }
 
-    /// Adds a program that is started in the group after its workers; can be said several times, with
-    /// a name for each ([`Payload::named`](crate::guest::payload::Payload::named)) if it is the same one.
+    /// Adds a program that is started in the cgroup after its workers. Can be called several times; runs of
+    /// the same program need names ([`Payload::named`](crate::guest::payload::Payload::named)).
     pub fn workload(mut self, payload: impl Into<PayloadRun>) -> Self {
         self.payloads.push(payload.into());
         self
     }
 
-    /// Sets what the group's workers do.
+    /// Sets the work type of the cgroup's workers.
     pub fn work_type(self, work_type: WorkType) -> Self {
         self.with_own(|work| work.work_type(work_type))
     }
@@ -97,7 +96,7 @@ impl CgroupDef {
         self.with_own(|work| work.policy(policy))
     }
 
-    /// Sets on which of the group's CPUs the workers may run.
+    /// Sets the CPUs of the cgroup on which the workers may run.
     pub fn affinity(self, affinity: AffinityIntent) -> Self {
         self.with_own(|work| work.affinity(affinity))
     }
@@ -112,18 +111,18 @@ impl CgroupDef {
         self.with_own(|work| work.uid(uid))
     }
 
-    /// Sets the workers' group, which is then their only one.
+    /// Sets the workers' group id; they have no supplementary groups then.
     pub fn gid(self, gid: u32) -> Self {
         self.with_own(|work| work.gid(gid))
     }
 
-    /// Sets from which NUMA nodes the workers get their memory.
+    /// Sets the NUMA memory policy of the workers.
     pub fn mem_policy(self, policy: MemoryPolicy) -> Self {
         self.with_own(|work| work.memory_policy(policy))
     }
 
-    /// Says that a process of the group is to be killed for want of memory: the test fails if none
-    /// is. If it is a worker, the scenario goes on without it.
+    /// Expects that the OOM killer kills a process of the cgroup: the test fails if it kills none. If the
+    /// process is a worker, the scenario continues without it.
     pub fn expect_oom_kill(mut self) -> Self {
         self.oom_kill_expected = true;
         self
@@ -134,107 +133,107 @@ impl CgroupDef {
         self
     }
 
-    /// Sets a knob. Of one that is set twice, the last value counts.
+    /// Sets a knob. If it is set twice, the last value counts.
     pub fn knob(mut self, knob: CgroupKnob) -> Self {
         self.knobs.push(knob);
         self
     }
 
-    /// Sets the group's CPUs.
+    /// Sets the cgroup's CPUs.
     pub fn cpuset(self, cpus: CpusetSpec) -> Self {
         self.knob(CgroupKnob::Cpuset(Some(cpus)))
     }
 
-    /// Sets the group's memory nodes.
+    /// Sets the cgroup's memory nodes.
     pub fn cpuset_mems(self, nodes: impl IntoIterator<Item = usize>) -> Self {
         self.knob(CgroupKnob::CpusetMems(nodes.into_iter().collect()))
     }
 
-    /// Puts the group on a NUMA node: its CPUs and its memory.
+    /// Confines the cgroup to the CPUs and the memory of a NUMA node.
     pub fn numa_node(self, node: usize) -> Self {
         self.cpuset(CpusetSpec::numa(node)).cpuset_mems([node])
     }
 
-    /// Limits the group to `quota_us` microseconds of CPU time in each `period_us`.
+    /// Limits the cgroup to `quota_us` microseconds of CPU time in each period of `period_us`.
     pub fn cpu_quota(self, quota_us: u64, period_us: u64) -> Self {
         self.knob(CgroupKnob::CpuMax(Some(quota_us), period_us))
     }
 
-    /// Limits the group to so many percent of one CPU: 50 is half of one, 200 is two.
+    /// Limits the cgroup to a percentage of one CPU: 50 is half a CPU, 200 is two CPUs.
     pub fn cpu_quota_pct(self, percent: u32) -> Self {
         self.cpu_quota(u64::from(percent) * PERIOD_US / 100, PERIOD_US)
     }
 
-    /// Takes the limit of CPU time away.
+    /// Removes the limit of CPU time.
     pub fn cpu_quota_unlimited(self) -> Self {
         self.knob(CgroupKnob::CpuMax(None, PERIOD_US))
     }
 
-    /// Sets the group's share of CPU time, 1 to 10,000; the kernel's default is 100.
+    /// Sets the cgroup's weight for CPU time, 1 to 10,000; the kernel's default is 100.
     pub fn cpu_weight(self, weight: u32) -> Self {
         self.knob(CgroupKnob::CpuWeight(weight))
     }
 
-    /// Limits the group's memory, in bytes: beyond, processes are killed.
+    /// Limits the cgroup's memory, in bytes. Above the limit, the OOM killer kills processes.
     pub fn memory_max(self, bytes: u64) -> Self {
         self.knob(CgroupKnob::MemoryMax(Some(bytes)))
     }
 
-    /// Takes the limit of memory away.
+    /// Removes the limit of memory.
     pub fn memory_max_unlimited(self) -> Self {
         self.knob(CgroupKnob::MemoryMax(None))
     }
 
-    /// Limits the group's memory, in bytes: beyond, processes are slowed down and reclaim.
+    /// Limits the cgroup's memory, in bytes. Above the limit, processes are throttled and reclaim memory.
     pub fn memory_high(self, bytes: u64) -> Self {
         self.knob(CgroupKnob::MemoryHigh(Some(bytes)))
     }
 
-    /// Takes the upper bound of memory away.
+    /// Removes the limit above which processes are throttled.
     pub fn memory_high_unlimited(self) -> Self {
         self.knob(CgroupKnob::MemoryHigh(None))
     }
 
-    /// Protects so many bytes of the group's memory from being reclaimed for others.
+    /// Protects this much of the cgroup's memory, in bytes, from being reclaimed for other cgroups.
     pub fn memory_low(self, bytes: u64) -> Self {
         self.knob(CgroupKnob::MemoryLow(Some(bytes)))
     }
 
-    /// Takes the protection of memory away.
+    /// Removes the protection of memory.
     pub fn memory_low_unlimited(self) -> Self {
         self.knob(CgroupKnob::MemoryLow(None))
     }
 
-    /// Limits the group's swap, in bytes.
+    /// Limits the cgroup's swap, in bytes.
     pub fn memory_swap_max(self, bytes: u64) -> Self {
         self.knob(CgroupKnob::MemorySwapMax(Some(bytes)))
     }
 
-    /// Takes the limit of swap away.
+    /// Removes the limit of swap.
     pub fn memory_swap_max_unlimited(self) -> Self {
         self.knob(CgroupKnob::MemorySwapMax(None))
     }
 
-    /// Sets the group's share of I/O, 1 to 10,000; the kernel's default is 100.
+    /// Sets the cgroup's weight for I/O, 1 to 10,000; the kernel's default is 100.
     pub fn io_weight(self, weight: u32) -> Self {
         self.knob(CgroupKnob::IoWeight(weight))
     }
 
-    /// Limits the group's processes and threads.
+    /// Limits the number of processes and threads in the cgroup.
     pub fn pids_max(self, max: u64) -> Self {
         self.knob(CgroupKnob::PidsMax(Some(max)))
     }
 
-    /// Takes the limit of processes away.
+    /// Removes the limit of processes.
     pub fn pids_max_unlimited(self) -> Self {
         self.knob(CgroupKnob::PidsMax(None))
     }
 
-    /// The group's workers on this machine, each kind with its count.
+    /// Returns the workers for this machine, each kind with its count.
     pub(crate) fn works(&self, topo: &TestTopology) -> Result<Vec<WorkSpec>> {
         let count = self.count(topo)?;
-        let said = count.is_some().then(WorkSpec::default);
-        let own = self.own.clone().or(said.filter(|_| self.works.is_empty()));
+        let default = count.is_some().then(WorkSpec::default);
+        let own = self.own.clone().or(default.filter(|_| self.works.is_empty()));
         let works = own.into_iter().chain(self.works.iter().cloned());
         Ok(works.map(|work| work.or_workers(count.unwrap_or(1))).collect())
     }
@@ -247,7 +246,7 @@ impl CgroupDef {
             (None, Some(part)) => {
                 ensure!(
                     part > 0.0 && part.is_finite(),
-                    "cgroup {}: {part} is no part of its CPUs",
+                    "cgroup {}: invalid workers_pct {part} (greater than 0 and finite)",
                     self.name
                 );
                 Ok(Some((self.cpus(topo)?.len() as f64 * part).ceil() as u32))
@@ -256,7 +255,7 @@ impl CgroupDef {
         }
     }
 
-    /// The CPUs the group has by its definition.
+    /// Returns the CPUs of the cgroup by its definition.
     pub(crate) fn cpus(&self, topo: &TestTopology) -> Result<BTreeSet<usize>> {
         let cpuset = self.knobs.iter().rev().find_map(|knob| match knob {
             CgroupKnob::Cpuset(cpus) => Some(cpus.as_ref()),
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_counted_by_what_the_definition_says() {
+    fn works_counts_the_workers_of_each_kind() {
         let def = || CgroupDef::named("cg");
         let spec = WorkSpec::default;
         for (def, want) in [
@@ -310,18 +309,18 @@ mod tests {
             (def().default_workers(9).workers_pct(0.5), vec![3]),
             (def().default_workers(3).work(spec().workers(5)).work(spec()), vec![5, 3]),
         ] {
-            let told = format!("{def:?}");
-            assert_eq!(counts(def), want, "{told}");
+            let shown = format!("{def:?}");
+            assert_eq!(counts(def), want, "{shown}");
         }
     }
 
     #[test]
-    fn contradictions_are_refused() {
+    fn works_rejects_contradictions() {
         let def = || CgroupDef::named("cg");
         for (def, why) in [
             (def().workers(1).workers_pct(0.5), "workers and workers_pct are both set"),
-            (def().workers_pct(0.0), "0 is no part"),
-            (def().workers_pct(f64::NAN), "NaN is no part"),
+            (def().workers_pct(0.0), "invalid workers_pct 0 "),
+            (def().workers_pct(f64::NAN), "invalid workers_pct NaN "),
             (def().workers_pct(1.0).cpuset(CpusetSpec::llc(2)), "llc 2 is out of range"),
         ] {
             let error = format!("{:#}", def.works(&machine()).unwrap_err());
@@ -330,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_its_cpus_and_its_memory() {
+    fn numa_node_sets_cpus_and_memory_nodes() {
         let machine = TestTopology { nodes: vec![vec![0, 1], vec![2, 3, 4, 5]], ..machine() };
         let def = CgroupDef::named("cg").numa_node(1);
         assert_eq!(def.cpus(&machine).unwrap(), [2, 3, 4, 5].into());
@@ -338,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_cpuset_counts() {
+    fn cpus_are_those_of_the_last_cpuset() {
         let def = CgroupDef::named("cg").cpuset(CpusetSpec::llc(0)).cpuset(CpusetSpec::llc(1));
         assert_eq!(def.cpus(&machine()).unwrap(), [4, 5].into());
         assert_eq!(def.knob(CgroupKnob::Cpuset(None)).cpus(&machine()).unwrap().len(), 6);

@@ -131,7 +131,7 @@ pub(super) fn play_for_reports(
     Ok(std::mem::take(&mut scenario.workers))
 }
 
-/// Returns the controllers whose knobs a scenario sets.
+/// Returns the controllers of all knobs that a scenario sets.
 fn controllers(backdrop: &Backdrop, steps: &[Step]) -> BTreeSet<Controller> {
     let defs = backdrop.setup.defs.iter().chain(steps.iter().flat_map(|step| &step.setup.defs));
     let of_defs = defs.flat_map(|def| &def.knobs).map(CgroupKnob::controller);

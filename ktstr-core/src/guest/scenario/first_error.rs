@@ -4,8 +4,8 @@ use anyhow::{Error, Result};
 
 /// Collects the results of actions that do not depend on each other's success, as in a teardown.
 ///
-/// Unlike a chain of `Result::and`, which looks like an `and_then` that skips the rest, it says what it is
-/// for: every action is carried out, the first error is returned, later ones are logged.
+/// All actions are carried out; the first error is returned and later ones are logged. A chain of
+/// `Result::and` does the same, but looks like `and_then`, which would skip the rest after an error.
 #[derive(Debug, Default)]
 #[must_use = "an error that is not returned is lost"]
 pub(super) struct FirstError(Option<Error>);

@@ -1,4 +1,4 @@
-//! Knobs of cgroups, as scenarios name them.
+//! Knobs of cgroups.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,15 +9,15 @@ use super::cpuset::CpusetSpec;
 use crate::guest::topology::TestTopology;
 use crate::linux::cgroup::{CgroupOps, Controller, format_list};
 
-/// One knob of a cgroup and what it is set to; `None` is no limit.
+/// One knob of a cgroup and its value; `None` removes the limit.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum CgroupKnob {
-    /// `cpuset.cpus`; `None` inherits those of the group above.
+    /// `cpuset.cpus`; `None` inherits the CPUs of the parent.
     Cpuset(Option<CpusetSpec>),
-    /// `cpuset.mems`; the empty set inherits those of the group above.
+    /// `cpuset.mems`; the empty set inherits the nodes of the parent.
     CpusetMems(BTreeSet<usize>),
-    /// `cpu.max`: so many microseconds of CPU time in each period of so many.
+    /// `cpu.max`: the quota and the period, in microseconds.
     CpuMax(Option<u64>, u64),
     /// `cpu.weight`, 1 to 10,000.
     CpuWeight(u32),
@@ -25,7 +25,7 @@ pub enum CgroupKnob {
     MemoryMax(Option<u64>),
     /// `memory.high`, in bytes.
     MemoryHigh(Option<u64>),
-    /// `memory.low`, in bytes; `None` is no protection.
+    /// `memory.low`, in bytes; `None` removes the protection.
     MemoryLow(Option<u64>),
     /// `memory.swap.max`, in bytes.
     MemorySwapMax(Option<u64>),
@@ -36,7 +36,7 @@ pub enum CgroupKnob {
 }
 
 impl CgroupKnob {
-    /// The controller whose knob it is.
+    /// Returns the controller to which it belongs.
     pub(crate) fn controller(&self) -> Controller {
         match self {
             Self::Cpuset(_) | Self::CpusetMems(_) => Controller::Cpuset,
@@ -50,7 +50,7 @@ impl CgroupKnob {
         }
     }
 
-    /// Sets it.
+    /// Writes it to a cgroup.
     pub(crate) fn apply(
         &self,
         cgroups: &dyn CgroupOps,
@@ -80,9 +80,9 @@ impl fmt::Display for CgroupKnob {
         let limit = |value: &Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
         match self {
             Self::Cpuset(Some(cpus)) => write!(f, "cpuset.cpus {cpus}"),
-            Self::Cpuset(None) => write!(f, "cpuset.cpus of the group above"),
+            Self::Cpuset(None) => write!(f, "cpuset.cpus of the parent"),
             Self::CpusetMems(nodes) if nodes.is_empty() => {
-                write!(f, "cpuset.mems of the group above")
+                write!(f, "cpuset.mems of the parent")
             }
             Self::CpusetMems(nodes) => write!(f, "cpuset.mems {}", format_list(nodes)),
             Self::CpuMax(quota_us, period_us) => {

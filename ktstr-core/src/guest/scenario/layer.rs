@@ -60,7 +60,7 @@ impl Layers {
         self.0.len().saturating_sub(1)
     }
 
-    /// Returns the name of the innermost layer's phase; empty if there is no layer.
+    /// Returns the name of the innermost layer's phase; empty without a layer.
     pub(super) fn phase(&self) -> &str {
         self.0.last().map_or("", |layer| &layer.phase)
     }

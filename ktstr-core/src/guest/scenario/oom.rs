@@ -1,4 +1,4 @@
-//! Which cgroup the OOM killer's victims belong to.
+//! Attributes OOM kills to cgroups.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::guest::assert::{OomKills, is_in};
 /// Counts OOM kills by cgroup.
 ///
 /// The kernel's counter of a cgroup (`memory.events`, `oom_kill`) includes its descendants, also those that
-/// have been removed. The ledger subtracts these, so that a kill is held against one cgroup only.
+/// have been removed. The ledger subtracts these, so that each kill is counted for one cgroup only.
 #[derive(Debug, Default)]
 pub(super) struct OomLedger {
     /// The cgroups that exist.

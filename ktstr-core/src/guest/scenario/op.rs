@@ -144,13 +144,13 @@ impl Op {
         Self::UnfreezeCgroup { cgroup: cgroup.into() }
     }
 
-    /// Captures the processes of a cgroup under `tag`, for the body and for the host.
+    /// Captures the processes of a cgroup under `tag`. The body and the host get the capture.
     pub fn capture_cgroup_procs(tag: impl Into<String>, cgroup: impl Into<String>) -> Self {
         Self::CaptureCgroupProcs { tag: tag.into(), cgroup: cgroup.into() }
     }
 
     /// Captures the members and counters of all cgroups of the scenario and the reports of all workers
-    /// under `name`, for the body and for the host.
+    /// under `name`. The body and the host get the snapshot.
     pub fn capture_snapshot(name: impl Into<String>) -> Self {
         Self::CaptureSnapshot { name: name.into() }
     }
@@ -178,7 +178,7 @@ impl Op {
         Self::KillPayload { name: name.into() }
     }
 
-    /// Returns the controllers whose knobs it sets.
+    /// Returns the controllers of the knobs that it sets.
     pub(crate) fn controllers(&self) -> Vec<Controller> {
         match self {
             Self::AddCgroupDef { def } => def.knobs.iter().map(CgroupKnob::controller).collect(),

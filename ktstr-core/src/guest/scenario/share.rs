@@ -1,9 +1,9 @@
-//! How long a fair scheduler may keep each worker waiting.
+//! Bounds of the time that a fair scheduler may keep each worker waiting.
 //!
 //! Weights are divided level by level, as the fair class does with its group entities (Linux 6.12,
 //! scheduler/sched-design-CFS.rst and admin-guide/cgroup-v2.rst, "CPU"). Where the controller `cpu` is not
-//! enabled there are no levels, and all tasks compete directly. The result is an upper bound: all workers
-//! that could compete for one CPU are taken to do so, all the time.
+//! enabled, the hierarchy is flat and all tasks compete directly. The result is an upper bound: it assumes that
+//! all workers that could compete for one CPU do so all the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -12,28 +12,28 @@ use std::time::Duration;
 use super::state::Scenario;
 use crate::guest::assert::CpuQuota;
 
-/// The CPU time that every worker has to be given before it can be called stuck: a few slices of the
-/// fair class, and ticks of the slowest kernel (100 Hz).
+/// The CPU time that a worker must have had the chance to get before it can be called stuck: a few slices of
+/// the fair class, or two ticks of the slowest kernel (100 Hz).
 const OWED: Duration = Duration::from_millis(20);
 
 /// The weight of a task of nice 0 (Linux 6.12, kernel/sched/core.c, `sched_prio_to_weight`).
 const NICE_0: f64 = 1024.0;
-/// `cpu.weight` of a cgroup for which none was asked.
+/// The kernel's default of `cpu.weight`.
 const DEFAULT_CPU_WEIGHT: u32 = 100;
-/// The part that realtime tasks leave to fair ones (`sched_rt_runtime_us`, or the fair server).
+/// The part of CPU time that realtime tasks leave to fair tasks (`sched_rt_runtime_us`, or the fair server).
 const LEFT_BY_REALTIME: f64 = 0.05;
-/// A program may have any number of tasks. It counts as this many of nice 0 in its own cgroup.
+/// The assumed number of tasks of a payload, each of nice 0 in the payload's own cgroup.
 const TASKS_OF_PAYLOAD: u32 = 64;
 
-/// A worker or a payload that wants CPU time.
+/// A worker or a payload that competes for CPU time.
 #[derive(Debug, Clone)]
 struct Competitor {
     cgroup: String,
-    /// The least and the greatest weight it has; `None` for a realtime or deadline task.
+    /// The least and the greatest weight of the task; `None` for a realtime or deadline task.
     weights: Option<RangeInclusive<u32>>,
 }
 
-/// What decides how a cgroup competes with its siblings.
+/// The knobs by which a cgroup competes with its siblings.
 #[derive(Debug, Clone, Copy, Default)]
 struct CpuKnobs {
     weight: Option<u32>,
@@ -70,7 +70,8 @@ fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Du
     let weight_of = |cgroup: &str| {
         NICE_0 * f64::from(knobs_of(cgroup).weight.unwrap_or(DEFAULT_CPU_WEIGHT)) / 100.0
     };
-    // The weights that compete directly in each cgroup, of tasks and of child cgroups.
+    // Step 1: in each cgroup, the total weight of the tasks and child cgroups that compete there, and the
+    // number of tasks in it and its descendants. A child cgroup counts once if it has any task.
     let mut totals: BTreeMap<&str, f64> = BTreeMap::new();
     let mut tasks: BTreeMap<&str, f64> = BTreeMap::new();
     let mut seen = BTreeSet::new();
@@ -84,20 +85,24 @@ fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Du
             }
         }
     }
-    // A knob of the controller `cpu` means that it is enabled. Without one, it may be or not.
+    // Step 2: what applies to all. A knob of the controller `cpu` proves that it is enabled. Without one, it may be enabled or not.
     let has_levels = knobs.values().any(|knobs| knobs.weight.is_some() || knobs.quota.is_some());
     let fair = competitors.iter().filter_map(|competitor| competitor.weights.as_ref());
     let total: f64 = fair.map(|weights| f64::from(*weights.end())).sum();
     let has_realtime = competitors.iter().any(|competitor| competitor.weights.is_none());
     let left = if has_realtime { LEFT_BY_REALTIME } else { 1.0 };
+    // Step 3: the part of one CPU that a competitor gets if all others have their greatest weight.
     let share = |competitor: &Competitor| {
+        // Realtime and deadline tasks do not wait for fair ones.
         let Some(weights) = &competitor.weights else { return 1.0 };
         let (least, most) = (f64::from(*weights.start()), f64::from(*weights.end()));
         let among = |total: f64| left * least / (total - most + least);
+        // Its part of its cgroup, times the part of each cgroup in its parent.
         let by_level = with_ancestors(&competitor.cgroup)
             .map(|cgroup| weight_of(cgroup) / totals[parent(cgroup)])
             .fold(among(totals[&*competitor.cgroup]), |share, of_level| share * of_level);
         let by_weight = if has_levels { by_level } else { by_level.min(among(total)) };
+        // A quota is divided among all tasks below it.
         let by_quota = with_ancestors(&competitor.cgroup).filter_map(|cgroup| {
             let CpuQuota { quota, period } = knobs_of(cgroup).quota?;
             Some(quota.div_duration_f64(period) / tasks[cgroup])
@@ -110,13 +115,13 @@ fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Du
     competitors.iter().map(|competitor| wait(share(competitor))).collect()
 }
 
-/// `a/b/c`, `a/b` and `a`.
+/// Returns the cgroup and its ancestors, innermost first: `a/b/c`, `a/b` and `a`.
 fn with_ancestors(cgroup: &str) -> impl Iterator<Item = &str> {
     let first = (!cgroup.is_empty()).then_some(cgroup);
     std::iter::successors(first, |cgroup| Some(parent(cgroup)).filter(|cgroup| !cgroup.is_empty()))
 }
 
-/// Returns the cgroup of which this one is a child; the empty name for the workload root.
+/// Returns the parent of a cgroup; the empty name for the workload root.
 fn parent(cgroup: &str) -> &str {
     cgroup.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
@@ -145,18 +150,18 @@ mod tests {
         CpuKnobs { weight: None, quota: Some(CpuQuota { quota: ms(percent), period: ms(100) }) }
     }
 
-    /// The wait of the first competitor.
+    /// Checks the wait of the first competitor.
     #[track_caller]
     fn waits_for(competitors: &[Competitor], knobs: &[(&str, CpuKnobs)], wanted_ms: f64) {
         let first = waits(competitors, &knobs.iter().copied().collect())[0].as_secs_f64() * 1e3;
-        assert!((first / wanted_ms - 1.0).abs() < 0.01, "{first} ms, not {wanted_ms} ms");
+        assert!((first / wanted_ms - 1.0).abs() < 0.01, "{first} ms (expected {wanted_ms} ms)");
     }
 
     #[test]
     fn waits_grow_with_the_competitors_weights() {
         waits_for(&tasks(&[("cg", 1024, 1)]), &[], 20.0);
         waits_for(&tasks(&[("cg", 1024, 33)]), &[], 33.0 * 20.0);
-        // SCHED_IDLE beside two busy tasks.
+        // A SCHED_IDLE task with two busy ones.
         waits_for(&tasks(&[("cg", 3, 1), ("cg", 1024, 2)]), &[], 20.0 * 2051.0 / 3.0);
         // Realtime tasks leave a twentieth, and wait for no fair task.
         waits_for(&tasks(&[("cg", 1024, 1), ("cg", 0, 1)]), &[], 20.0 * 20.0);
@@ -169,7 +174,7 @@ mod tests {
         waits_for(&two, &[("a", weight(1)), ("b", weight(10_000))], 20.0 * 10_001.0);
         let nested = tasks(&[("a/b", 1024, 2), ("a/c", 1024, 1), ("d", 1024, 5)]);
         waits_for(&nested, &[("d", weight(100))], 20.0 * 2.0 * 2.0 * 2.0);
-        // A task beside a child cgroup, in the workload root.
+        // A task that competes with a child cgroup in the workload root.
         let beside_child = tasks(&[("", 1024, 1), ("a", 1024, 7)]);
         waits_for(&beside_child, &[("a", weight(100))], 20.0 * 2.0);
         // The number of tasks in another cgroup does not matter.

@@ -90,8 +90,8 @@ impl Step {
     }
 
     /// Adds a program that is started in a cgroup before the operations, once even if these are
-    /// repeated. It is killed at the end of the hold if it still runs; [`Op::wait_payload`] waits until it
-    /// ends by itself.
+    /// repeated. It is killed at the end of the hold if it still runs; [`Op::wait_payload`] waits for
+    /// its end instead.
     pub fn with_payload(
         mut self,
         payload: impl Into<PayloadRun>,

@@ -1,4 +1,4 @@
-//! Scenarios on cgroups that are only recorded; their workers are real.
+//! Tests of scenarios on recorded cgroups with real workers.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -19,11 +19,9 @@ use crate::linux::cgroup::{
 };
 use crate::model::wire::{GuestMessage, ScenarioEvent};
 
-/// A test that is to last so long, in which nobody needs to have worked: its holds are short or
-/// none.
+/// Returns the parameters of a test with a duration, without the check for stuck workers: holds are short.
 fn lasting(duration: Duration) -> CtxParams<'static> {
     let assert = Assert::DEFAULT.not_stuck(false);
-    // Others may be killed for want of memory on this host.
     let settle = Duration::from_millis(20);
     CtxParams {
         test_name: "test",
@@ -32,6 +30,7 @@ fn lasting(duration: Duration) -> CtxParams<'static> {
         workers_per_cgroup: 2,
         assert,
         payloads: &[],
+        // On this host, processes of others may be OOM-killed.
         is_on_host: true,
     }
 }
@@ -52,7 +51,7 @@ fn spawn_in(cgroup: &str) -> Op {
 }
 
 #[test]
-fn a_scenario_takes_down_what_it_made_the_last_first() {
+fn execute_scenario_removes_cgroups_in_reverse_order() {
     let cgroups = RecordingCgroups::new();
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("a")).push_op(Op::add_cgroup("b"));
     let verdict = play(&cgroups, backdrop, vec![Op::add_cgroup("c"), spawn_in("a")]).unwrap();
@@ -73,20 +72,20 @@ fn a_scenario_takes_down_what_it_made_the_last_first() {
 }
 
 #[test]
-fn a_worker_that_cannot_be_placed_fails_the_scenario_and_is_gone() {
+fn spawn_that_cannot_place_workers_fails_and_leaves_none() {
     let cgroups = RecordingCgroups::new();
     cgroups.fail("place_task_during_handshake", "a", libc::EBUSY);
     let error = play(&cgroups, Backdrop::new().push_op(Op::add_cgroup("a")), vec![spawn_in("a")]);
     let error = format!("{:#}", error.unwrap_err());
     assert!(error.starts_with("step 0: failed to spawn 2 x "), "{error}");
     assert!(error.contains("EBUSY (Device or resource busy)"), "{error}");
-    assert_eq!(cgroups.groups(), [""; 0], "what was made is removed all the same");
+    assert_eq!(cgroups.groups(), [""; 0], "cgroups are removed after an error, too");
     let placed: i32 = cgroups.calls()[1].value.parse().unwrap();
-    assert!(!std::path::Path::new(&format!("/proc/{placed}")).exists(), "nobody works elsewhere");
+    assert!(!std::path::Path::new(&format!("/proc/{placed}")).exists(), "the worker was killed");
 }
 
 #[test]
-fn the_first_error_counts_and_teardown_goes_on() {
+fn execute_scenario_returns_the_first_error_of_its_teardown() {
     let cgroups = RecordingCgroups::new();
     cgroups.fail("remove_cgroup", "b", libc::EBUSY);
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("a")).push_op(Op::add_cgroup("b"));
@@ -97,7 +96,7 @@ fn the_first_error_counts_and_teardown_goes_on() {
     assert_eq!(cgroups.groups(), ["b"]);
 }
 
-/// A directory with switches for CPUs 1 and 2, which are online.
+/// Returns a directory like sysfs's with CPUs 1 and 2, which are online.
 fn cpu_directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     for cpu in ["cpu1", "cpu2"] {
@@ -107,8 +106,8 @@ fn cpu_directory() -> tempfile::TempDir {
     directory
 }
 
-/// Fails the undoing of one resource of each kind that can fail, and returns the error and the cgroups
-/// whose removal was tried.
+/// Ends a layer with cgroups, workers and CPUs. The teardown fails for CPU 2 if `cpu`, and for some cgroups.
+/// Returns the error and the cgroups that the teardown tried to remove.
 fn end_layer_failing(cpu: bool, cgroups_failing: &[&str]) -> (String, Vec<String>) {
     let (cgroups, topology, cpus) = (RecordingCgroups::new(), machine(), cpu_directory());
     let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
@@ -133,7 +132,7 @@ fn end_layer_failing(cpu: bool, cgroups_failing: &[&str]) -> (String, Vec<String
     cgroups_failing.iter().for_each(|cgroup| cgroups.fail("remove_cgroup", cgroup, libc::EBUSY));
     let ended = scenario.end_layer();
     assert!(scenario.layers.is_empty());
-    assert_eq!(scenario.workers.len(), 2, "both were stopped and reported");
+    assert_eq!(scenario.workers.len(), 2, "both workers were stopped and reported");
     assert_eq!(online("cpu1").unwrap(), "1");
     assert!(cpu || online("cpu2").unwrap() == "1");
     (
@@ -211,7 +210,7 @@ fn machine() -> TestTopology {
     }
 }
 
-/// Plays on a machine of four CPUs; returns what came of it and the calls: `operation cgroup value`.
+/// Executes a scenario on a machine of four CPUs; returns the result and the calls: `operation cgroup value`.
 fn play_on_four(
     cgroups: &RecordingCgroups,
     backdrop: Backdrop,
@@ -220,17 +219,17 @@ fn play_on_four(
     let topology = machine();
     let ctx = Ctx::new(cgroups, &topology, lasting(Duration::from_millis(10)), &|_| ());
     let played = execute_scenario(&ctx, backdrop, steps);
-    let told = |call: crate::linux::cgroup::Call| {
+    let shown = |call: crate::linux::cgroup::Call| {
         format!("{} {} {}", call.operation, call.cgroup, call.value)
     };
-    let calls = cgroups.calls().into_iter().map(told);
+    let calls = cgroups.calls().into_iter().map(shown);
     (played, calls.map(|call| call.trim_end().to_owned()).collect())
 }
 
 const NOW: HoldSpec = HoldSpec::Fixed(Duration::ZERO);
 
 #[test]
-fn every_operation_makes_its_calls_in_its_order() {
+fn operations_make_their_calls_in_order() {
     let ab = || {
         Backdrop::new()
             .push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
@@ -258,20 +257,20 @@ fn every_operation_makes_its_calls_in_its_order() {
         (Op::unfreeze_cgroup("a"), vec!["set_freeze a false"]),
     ] {
         let cgroups = RecordingCgroups::new();
-        let told = op.to_string();
+        let op_text = op.to_string();
         let (played, made) = play_on_four(&cgroups, ab(), vec![Step::new([op], NOW)]);
-        assert_eq!(played.unwrap().outcome, Outcome::Inconclusive, "nobody worked");
+        assert_eq!(played.unwrap().outcome, Outcome::Inconclusive, "no worker worked");
         let calls: Vec<_> =
             calls.into_iter().chain(tail).map(|call| call.replace("\\n", "\n")).collect();
         let calls: Vec<_> = calls.iter().map(|call| call.trim_end()).collect();
-        assert_eq!(made[5..], calls, "{told}");
+        assert_eq!(made[5..], calls, "{op_text}");
         assert!(made[0].starts_with("setup  ") && made[0].contains("cpuset"), "{made:?}");
         assert_eq!(cgroups.groups(), [""; 0]);
     }
 }
 
 #[test]
-fn the_controllers_of_all_knobs_are_enabled_once_and_first() {
+fn execute_scenario_enables_all_controllers_once_and_first() {
     let cgroups = RecordingCgroups::new();
     let backdrop = Backdrop::new().push_cgroup(CgroupDef::named("a").io_weight(50));
     let steps = vec![
@@ -290,7 +289,7 @@ fn the_controllers_of_all_knobs_are_enabled_once_and_first() {
 const LOAD: Payload = Payload::new("load");
 
 #[test]
-fn a_group_nobody_made_is_answered_with_those_there_are() {
+fn operations_report_what_they_cannot_find() {
     for op in [
         Op::remove_cgroup("typo"),
         Op::stop_cgroup("typo"),
@@ -306,16 +305,16 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         Op::run_payload(&LOAD, "typo"),
     ] {
         let cgroups = RecordingCgroups::new();
-        let told = op.to_string();
+        let op_text = op.to_string();
         let backdrop =
             Backdrop::new().push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)));
         let (played, calls) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
         let error = format!("{:#}", played.unwrap_err());
         assert!(
             error.contains("unknown cgroup `typo`; this scenario created: a"),
-            "{told}: {error}"
+            "{op_text}: {error}"
         );
-        assert!(!calls.iter().any(|call| call.contains("typo")), "{told}: {calls:?}");
+        assert!(!calls.iter().any(|call| call.contains("typo")), "{op_text}: {calls:?}");
     }
     for (op, why) in [
         (Op::capture_cgroup_procs("", "a"), "needs a tag"),
@@ -338,19 +337,19 @@ fn a_group_nobody_made_is_answered_with_those_there_are() {
         (Op::run_payload(&Payload::new(""), "a"), "the program has no name"),
     ] {
         let cgroups = RecordingCgroups::new();
-        let told = op.to_string();
+        let op_text = op.to_string();
         let backdrop = Backdrop::new()
             .push_cgroup(CgroupDef::named("a").cpuset(CpusetSpec::llc(0)))
             .push_cgroup(CgroupDef::named("b"));
         let (played, _) = play_on_four(&cgroups, backdrop, vec![Step::new([op], NOW)]);
         let error = format!("{:#}", played.unwrap_err());
-        assert!(error.contains(why), "{told}: {error}");
-        assert_eq!(cgroups.groups(), [""; 0], "{told}");
+        assert!(error.contains(why), "{op_text}: {error}");
+        assert_eq!(cgroups.groups(), [""; 0], "{op_text}");
     }
 }
 
 #[test]
-fn setup_comes_before_operations_and_those_before_the_hold() {
+fn step_plays_setup_operations_and_hold_in_order() {
     let events = Mutex::new(Vec::new());
     let report = |report| {
         if let GuestMessage::Event(event) = report {
@@ -367,7 +366,7 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
     assert_eq!(execute_steps(&ctx, [step, next, last]).unwrap().outcome, Outcome::Inconclusive);
     let mut events = events.into_inner().unwrap();
     let frozen = events.iter().filter(|event| *event == "step 0: freeze a").count();
-    // How often, the machine decides.
+    // The number depends on the speed of the machine.
     assert!((2..=10).contains(&frozen), "{events:?}");
     events.dedup();
     assert_eq!(
@@ -385,7 +384,7 @@ fn setup_comes_before_operations_and_those_before_the_hold() {
 }
 
 #[test]
-fn what_a_step_made_is_gone_when_the_next_begins() {
+fn step_is_undone_before_the_next_begins() {
     let cgroups = RecordingCgroups::new();
     let again = || Step::with_defs([CgroupDef::named("a").workers(1)], NOW);
     let (played, calls) = play_on_four(&cgroups, Backdrop::new(), vec![again(), again()]);
@@ -395,7 +394,7 @@ fn what_a_step_made_is_gone_when_the_next_begins() {
     assert_eq!(kinds, [once, once].concat());
 }
 
-/// Reports of a scenario on a machine of four CPUs, whose workers really run on this one.
+/// Returns the worker reports of a scenario on a machine of four CPUs; the workers run on this one.
 fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::guest::workload::WorkerReport> {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
     cgroups.setup(&Controller::ALL.into()).unwrap();
@@ -404,7 +403,7 @@ fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::guest::workloa
 }
 
 #[test]
-fn a_memory_high_slows_down_who_is_below_it() {
+fn memory_high_marks_workers_below_it_as_throttled() {
     let spawn = || Op::spawn(SpawnPlacement::cgroup("a/b"), WorkSpec::default());
     let high = |bytes| Op::set_knob("a", CgroupKnob::MemoryHigh(bytes));
     let elsewhere = || [Op::add_cgroup("c"), Op::set_knob("c", CgroupKnob::MemoryHigh(Some(1)))];
@@ -419,11 +418,11 @@ fn a_memory_high_slows_down_who_is_below_it() {
     ] {
         let made = [Op::add_cgroup("a"), Op::add_cgroup("a/b")].into_iter();
         let ops: Vec<_> = made.chain(before).chain([spawn()]).chain(after).collect();
-        let told = format!("{ops:?}");
+        let op_text = format!("{ops:?}");
         let [report] = &reports_of(Backdrop::new(), vec![Step::new(ops, NOW)])[..] else {
-            panic!("{told}")
+            panic!("{op_text}")
         };
-        assert_eq!(report.is_memory_throttled, is_memory_throttled, "{told}");
+        assert_eq!(report.is_memory_throttled, is_memory_throttled, "{op_text}");
     }
 }
 
@@ -432,7 +431,7 @@ fn cpusets(report: &crate::guest::workload::WorkerReport) -> Vec<&[u32]> {
 }
 
 #[test]
-fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
+fn worker_reports_list_the_cpusets_that_confined_them() {
     let set = |cpus: CpusetSpec| Op::set_cpuset("a", cpus);
     let (zero, one) = (|| CpusetSpec::llc(0), || CpusetSpec::llc(1));
     let a = || CgroupDef::named("a");
@@ -456,7 +455,12 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
         ("none before", a(), vec![spawn("a"), set(one())], vec![&[2, 3]]),
         ("none after", a().cpuset(zero()), vec![spawn("a"), Op::clear_cpuset("a")], vec![&[0, 1]]),
         ("none", a(), vec![spawn("a"), Op::clear_cpuset("a")], vec![]),
-        ("of above", a().cpuset(zero()), vec![Op::add_cgroup("a/b"), spawn("a/b")], vec![&[0, 1]]),
+        (
+            "of the parent",
+            a().cpuset(zero()),
+            vec![Op::add_cgroup("a/b"), spawn("a/b")],
+            vec![&[0, 1]],
+        ),
         (
             "of both",
             a().cpuset(CpusetSpec::range(0, 2)),
@@ -467,7 +471,7 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
             vec![&[1, 2]],
         ),
         (
-            "of above, if its own has none of them",
+            "of the parent, if its own has none of them",
             a().cpuset(zero()),
             vec![
                 Op::add_cgroup_def(CgroupDef::named("a/b").cpuset(one())),
@@ -495,7 +499,7 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
         let [report] = &reports[..] else { panic!("{why}: {reports:?}") };
         assert_eq!(cpusets(report), cpuset, "{why}");
     }
-    // One name in two steps is two groups.
+    // The same name in two steps means two cgroups.
     let step = |cpus| Step::new([spawn("a")], NOW).with_defs([a().cpuset(cpus)]);
     let reports = reports_of(Backdrop::new(), vec![step(zero()), step(one())]);
     let cpusets: Vec<_> = reports.iter().flat_map(cpusets).collect();
@@ -504,17 +508,17 @@ fn a_worker_is_held_to_the_cpusets_it_had_and_to_no_others() {
 }
 
 #[test]
-fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
+fn worker_reports_list_the_periods_in_which_they_were_frozen() {
     let freeze = |cgroup| Op::freeze_cgroup(cgroup);
     let thaw = |cgroup| Op::unfreeze_cgroup(cgroup);
     let spawn = |cgroup| Op::spawn(SpawnPlacement::cgroup(cgroup), WorkSpec::default());
     let to = |to| Op::move_all_tasks("a/c", to);
     let place = || vec![spawn("a/c")];
-    // How many times it was frozen, and whether it was in the end.
+    // The number of freezes, and whether the last one lasts.
     for (why, ops, times, is_open) in [
         ("never", place(), 0, false),
-        ("of above, thawed", [place(), vec![freeze("a"), thaw("a")]].concat(), 1, false),
-        ("of above, left", [place(), vec![freeze("a")]].concat(), 1, true),
+        ("by its parent, thawed", [place(), vec![freeze("a"), thaw("a")]].concat(), 1, false),
+        ("by its parent, to the end", [place(), vec![freeze("a")]].concat(), 1, true),
         ("twice", [place(), vec![freeze("a"), thaw("a"), freeze("a/c")]].concat(), 2, true),
         (
             "by two",
@@ -547,7 +551,7 @@ fn a_worker_is_frozen_for_as_long_as_any_of_its_groups_is() {
 }
 
 #[test]
-fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
+fn reconfine_unconfines_workers_during_a_change_and_after_its_failure() {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
     cgroups.setup(&Controller::ALL.into()).unwrap();
     let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
@@ -574,12 +578,12 @@ fn nobody_is_held_to_a_cpuset_while_it_is_changed_nor_after_that_has_failed() {
 }
 
 #[test]
-fn what_failed_before_an_error_is_told_with_it() {
+fn execute_scenario_adds_failed_checks_to_an_error() {
     fn leave(_: &crate::guest::workload::WorkerCtx) {}
     let cgroups = RecordingCgroups::new();
     let leaving = WorkSpec::default().work_type(crate::guest::workload::WorkType::Custom(leave));
     let ops = [Op::add_cgroup("a"), Op::spawn(SpawnPlacement::cgroup("a"), leaving)];
-    // Which its death ends.
+    // The worker's early exit ends the hold.
     let steps = vec![Step::new(ops, HoldSpec::fixed(Duration::from_secs(60)))];
     cgroups.fail("remove_cgroup", "a", libc::EBUSY);
     let (played, _) = play_on_four(&cgroups, Backdrop::new(), steps);
@@ -594,7 +598,7 @@ fn what_failed_before_an_error_is_told_with_it() {
 }
 
 #[test]
-fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
+fn oom_kills_of_a_cgroup_are_not_counted_for_its_parent() {
     let cgroups = RecordingCgroups::new();
     let killing = |cgroup: &str, oom_kill| {
         let events = MemoryEvents { oom_kill, ..MemoryEvents::default() };
@@ -602,37 +606,37 @@ fn what_was_killed_in_a_group_is_not_held_against_the_one_above() {
         cgroups.set_stats(cgroup, CgroupStats { memory, ..CgroupStats::default() }).unwrap();
     };
     let topology = machine();
-    let kills = |below: u64, above: u64, expect_below: bool| {
-        // The one above is made on the way.
+    let kills = |child: u64, parent: u64, is_expected: bool| {
+        // The parent is created with it.
         let def = CgroupDef::named("a/b").workers(1);
-        let def = if expect_below { def.expect_oom_kill() } else { def };
+        let def = if is_expected { def.expect_oom_kill() } else { def };
         let backdrop = Backdrop::new().push_cgroup(def);
         let report = |report| {
             if matches!(report, GuestMessage::Event(ScenarioEvent { what, .. }) if what.starts_with("hold"))
             {
-                killing("a/b", below);
-                killing("a", above);
+                killing("a/b", child);
+                killing("a", parent);
             }
         };
         let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(10)), &report);
         execute_scenario(&ctx, backdrop, [Step::new([], HoldSpec::FULL)]).unwrap()
     };
-    for (below, above, expected, outcome, whose) in [
+    for (child, parent, expected, outcome, cgroup) in [
         (0, 0, false, Outcome::Pass, None),
         (2, 2, true, Outcome::Pass, None),
         (2, 3, true, Outcome::Fail, Some("a")),
         (2, 2, false, Outcome::Fail, Some("a/b")),
         (0, 0, true, Outcome::Fail, Some("a/b")),
     ] {
-        let verdict = kills(below, above, expected);
-        assert_eq!(verdict.outcome, outcome, "{below} {above} {expected}: {verdict:?}");
-        let told: Vec<_> = verdict.details.iter().map(|detail| detail.scope.cgroup()).collect();
-        assert_eq!(told, whose.map(Some).into_iter().collect::<Vec<_>>());
+        let verdict = kills(child, parent, expected);
+        assert_eq!(verdict.outcome, outcome, "{child} {parent} {expected}: {verdict:?}");
+        let cgroups: Vec<_> = verdict.details.iter().map(|detail| detail.scope.cgroup()).collect();
+        assert_eq!(cgroups, cgroup.map(Some).into_iter().collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn add_cgroup_names_what_is_wrong_with_the_name() {
+fn add_cgroup_rejects_invalid_names() {
     for (name, reason) in [
         ("../x", "`..` would leave the parent"),
         ("a/../x", "`..` would leave the parent"),
@@ -651,7 +655,7 @@ fn add_cgroup_names_what_is_wrong_with_the_name() {
 }
 
 #[test]
-fn a_panic_in_the_middle_leaves_nothing() {
+fn scenario_is_torn_down_after_a_panic() {
     let cgroups = RecordingCgroups::new();
     let bridge = crate::guest::snapshot::SnapshotBridge::default();
     let bridge = bridge.on_cgroup_procs(|_| panic!("in a callback"));
@@ -665,7 +669,7 @@ fn a_panic_in_the_middle_leaves_nothing() {
 }
 
 #[test]
-fn a_group_that_would_not_go_is_tried_again_at_the_end() {
+fn cgroup_whose_removal_failed_is_removed_at_the_end() {
     let cgroups = RecordingCgroups::new();
     cgroups.fail("remove_cgroup", "a", libc::EBUSY);
     let ops = [Op::add_cgroup("a"), Op::remove_cgroup("a")];
@@ -675,7 +679,7 @@ fn a_group_that_would_not_go_is_tried_again_at_the_end() {
 }
 
 #[test]
-fn a_group_above_that_cannot_be_looked_at_is_not_made_and_left() {
+fn add_cgroup_fails_if_an_ancestor_cannot_be_read() {
     let cgroups = RecordingCgroups::new();
     cgroups.fail("read_procs", "a", libc::EBUSY);
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("a/c"));
@@ -685,7 +689,7 @@ fn a_group_above_that_cannot_be_looked_at_is_not_made_and_left() {
 }
 
 #[test]
-fn a_group_that_could_not_be_removed_yet_is_taken_down_later() {
+fn cgroup_with_children_is_removed_after_them() {
     let cgroups = RecordingCgroups::new();
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("a/c"));
     let steps = vec![Step::new([Op::remove_cgroup("a")], NOW)];
@@ -715,10 +719,9 @@ fn any_op() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever operations in whatever order, and whichever call fails: no group and no worker is
-    /// left but the group whose very removal failed.
+    /// Any operations in any order, whichever call fails, leave no cgroup and no worker.
     #[test]
-    fn nothing_is_left_of_any_scenario(
+    fn any_scenario_is_torn_down_completely(
         backdrop in prop::collection::vec(any_op(), 0..3),
         steps in prop::collection::vec(prop::collection::vec(any_op(), 0..4), 0..3),
         failure in prop::option::of((
@@ -740,7 +743,7 @@ proptest! {
         let placed = cgroups.calls().into_iter();
         for call in placed.filter(|call| call.operation == "place_task_during_handshake") {
             let worker = std::path::PathBuf::from(format!("/proc/{}", call.value));
-            prop_assert!(!worker.exists(), "{:?} is left", worker);
+            prop_assert!(!worker.exists(), "{:?} was left running", worker);
         }
     }
 }

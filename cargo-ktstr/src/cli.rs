@@ -1,4 +1,4 @@
-//! The command line as clap reads it.
+//! The command line.
 
 use std::ffi::OsString;
 
@@ -8,7 +8,7 @@ use ktstr::machine::{Llcs, MachineSpec, Topology};
 use ktstr::provision::KernelSpec;
 use ktstr::runner::shell::Shell;
 
-/// Runs Rust tests inside their own virtual machines.
+/// Run Rust tests inside their own virtual machines
 #[derive(Debug, Parser)]
 #[command(name = "cargo-ktstr", bin_name = "cargo ktstr", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -18,37 +18,37 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Tells whether tests can run here, and how to mend what is missing
+    /// Check whether tests can run on this machine and suggest fixes
     Doctor,
-    /// Lists and fetches the kernels that tests boot
+    /// List and fetch the kernels that tests boot
     Kernel {
         #[command(subcommand)]
         command: KernelCommand,
     },
-    /// Runs `cargo test` or `cargo nextest run` on a chosen kernel and engine
+    /// Run `cargo test` or `cargo nextest run` with a given kernel and engine
     Test(TestArgs),
-    /// Opens a prompt inside a machine
+    /// Open a shell inside a virtual machine
     Shell(ShellArgs),
-    /// Runs a sample test, after fetching what it needs
+    /// Run a sample test; fetches the kernel and QEMU it needs
     Demo,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KernelCommand {
-    /// Shows the known kernels and what the cache has of them
+    /// List the known kernels and which of them are cached
     List,
-    /// Fetches kernels into the cache
+    /// Fetch kernels into the cache
     Fetch {
-        /// Which ones, such as `debian:sid`; the default kernel if none is named
+        /// The kernels, such as `debian:sid` [default: the default kernel]
         #[arg(value_name = "SPEC", value_parser = parse_spec)]
         specs: Vec<KernelSpec>,
-        /// Get the newest version even if the cache has one
+        /// Fetch the newest version even if one is cached
         #[arg(long)]
         refresh: bool,
     },
-    /// Prints the path of the file to boot, fetching the kernel if need be
+    /// Print the path of the file to boot; fetches the kernel if it is not cached
     Path {
-        /// Which one: a name of `kernel list`, `host`, or a path; else `KTSTR_KERNEL` decides
+        /// A name from `kernel list`, `host`, or a path [default: `KTSTR_KERNEL`, or the default kernel]
         #[arg(value_name = "SPEC", value_parser = parse_spec)]
         spec: Option<KernelSpec>,
     },
@@ -56,16 +56,16 @@ pub(crate) enum KernelCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// The kernel of tests that name none: of `kernel list`, `host`, or a path
+    /// The kernel of tests that do not name one: a name from `kernel list`, `host`, or a path
     #[arg(long, value_name = "SPEC", value_parser = parse_spec)]
     pub(crate) kernel: Option<KernelSpec>,
-    /// What runs the machines
+    /// The engine that runs the machines
     #[arg(long, value_enum)]
     pub(crate) engine: Option<EngineName>,
     /// Run `cargo nextest run` instead of `cargo test`
     #[arg(long)]
     pub(crate) nextest: bool,
-    /// Everything else goes to Cargo as it is: `cargo ktstr test -p mine -- --nocapture`
+    /// All other arguments are passed to Cargo: `cargo ktstr test -p mine -- --nocapture`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     pub(crate) args: Vec<OsString>,
 }
@@ -73,7 +73,7 @@ pub(crate) struct TestArgs {
 /// The values of `KTSTR_ENGINE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineName {
-    /// The best that works here
+    /// KVM if it is usable, else QEMU
     Auto,
     /// Hardware virtualization
     Kvm,
@@ -96,10 +96,10 @@ pub(crate) struct ShellArgs {
     /// NUMA nodes
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=64))]
     numa_nodes: u32,
-    /// Last-level caches over all nodes [default: 1, or as many as `--cores` lists]
+    /// Last-level caches of all nodes [default: 1, or the number of values of `--cores`]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=255))]
     llcs: Option<u32>,
-    /// Cores below each last-level cache: one number for all, or a list as in `4,2`
+    /// Cores of each last-level cache: one number for all, or a list such as `4,2`
     #[arg(long, value_name = "N,...", default_value = "2", value_delimiter = ',', value_parser = value_parser!(u32).range(1..=255))]
     cores: Vec<u32>,
     /// SMT threads of each core
@@ -108,16 +108,16 @@ pub(crate) struct ShellArgs {
     /// Memory in MiB
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = value_parser!(u32).range(64..=1_048_576))]
     memory_mib: u32,
-    /// The kernel: of `kernel list`, `host`, or a path
+    /// The kernel: a name from `kernel list`, `host`, or a path
     #[arg(long, value_name = "SPEC", value_parser = parse_spec)]
     kernel: Option<KernelSpec>,
-    /// Run this by `sh -c` without a terminal, and exit with its status
+    /// Run this command with `sh -c` without a terminal, and exit with its status
     #[arg(long, value_name = "CMD", allow_hyphen_values = true)]
     exec: Option<String>,
 }
 
 impl ShellArgs {
-    /// What is to be run, if the numbers fit together.
+    /// Returns the shell to run, if the numbers are consistent.
     pub(crate) fn shell(self) -> Result<Shell> {
         let Self { numa_nodes, llcs, cores, threads, .. } = self;
         let (llcs, cores) = match (llcs, &cores[..]) {
@@ -131,7 +131,7 @@ impl ShellArgs {
         );
         ensure!(
             llcs.is_multiple_of(numa_nodes),
-            "--llcs {llcs} is not a multiple of --numa-nodes {numa_nodes}: each node has as many; \
+            "--llcs {llcs} is not a multiple of --numa-nodes {numa_nodes}: all nodes have the same number; \
              --llcs {} fits",
             llcs.next_multiple_of(numa_nodes)
         );
@@ -163,7 +163,7 @@ fn parse_spec(text: &str) -> Result<KernelSpec, ktstr::provision::SpecError> {
     text.parse()
 }
 
-/// Drops the `ktstr` that Cargo puts before the arguments of `cargo ktstr`.
+/// Removes the `ktstr` that Cargo inserts before the arguments of `cargo ktstr`.
 pub(crate) fn without_subcommand_name(
     args: impl IntoIterator<Item = OsString>,
 ) -> impl Iterator<Item = OsString> {
@@ -188,12 +188,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn cli_definition_passes_the_checks_of_clap() {
         <Cli as clap::CommandFactory>::command().debug_assert();
     }
 
     #[test]
-    fn the_name_of_the_subcommand_is_optional() {
+    fn parse_accepts_the_name_of_the_subcommand_once() {
         for line in ["cargo-ktstr ktstr doctor", "cargo-ktstr doctor"] {
             assert!(matches!(parse(line), Ok(Command::Doctor)), "{line}");
         }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn cargo_gets_every_argument_that_is_not_ours() {
+    fn test_args_keep_the_arguments_of_cargo() {
         for (line, kernel, args) in [
             ("test", None, vec![]),
             ("test --kernel host --release", Some("host"), vec!["--release"]),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_have_the_names_of_the_variable() {
+    fn engine_names_are_the_values_of_ktstr_engine() {
         for engine in EngineName::value_variants() {
             let name = engine.to_possible_value().unwrap();
             assert_eq!(name.get_name(), engine.as_str());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_gets_the_machine_of_its_options() {
+    fn shell_args_describe_the_machine() {
         let found =
             shell("cargo-ktstr shell --numa-nodes 2 --llcs 4 --cores 3 --threads 2").unwrap();
         assert_eq!(found.machine.topology.to_string(), "2n4l3c2t");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_that_cannot_be_are_refused() {
+    fn shell_args_refuse_impossible_machines() {
         for (options, why) in [
             ("--numa-nodes 2 --llcs 3", "--llcs 4 fits"),
             ("--llcs 16 --cores 16", "at most 255"),

@@ -1,4 +1,4 @@
-//! `cargo ktstr demo`: a test like the README's, on a machine where nothing was prepared.
+//! `cargo ktstr demo`: a test like that of the README, which needs no preparation.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use ktstr::__private::{Llcs, MachineSpec, TESTS, TestEntry, Topology, linkme};
 use ktstr::prelude::*;
 
-/// What `#[ktstr_test(llcs = 2, cores = 2, duration_s = 2, post_vm = show)]` writes, for a program
-/// that has a `main` of its own.
+/// The expansion of `#[ktstr_test(llcs = 2, cores = 2, duration_s = 2, post_vm = show)]` for a
+/// program with its own `main`.
 #[linkme::distributed_slice(TESTS)]
 #[linkme(crate = linkme)]
 static DEMO: TestEntry = TestEntry {
@@ -23,10 +23,10 @@ static DEMO: TestEntry = TestEntry {
     ..TestEntry::DEFAULT
 };
 
-/// Runs the test and prints its report, which on success goes to standard output.
+/// Runs the test and prints its report: to standard output if it passes, else to standard error.
 pub(crate) fn run() -> ExitCode {
-    eprintln!("ktstr: a machine with 2 last-level caches of 2 cores each boots, and starts two");
-    eprintln!("ktstr: workers in a cgroup; kernel and QEMU are fetched if they are not here yet");
+    eprintln!("ktstr: booting a machine with 2 last-level caches of 2 cores each, which starts 2");
+    eprintln!("ktstr: workers in a cgroup; the kernel and QEMU are fetched if they are not cached");
     match ktstr::runner::run_without_libtest(&DEMO, "cargo ktstr demo") {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -50,15 +50,15 @@ fn two_workers_land_in_their_cgroup(ctx: &Ctx) -> Result<AssertResult> {
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("cg_target"));
     let verdict = execute_scenario(ctx, backdrop, vec![step])?;
     let captures = bridge.drain_cgroup_procs();
-    ensure!(captures.len() == 1, "one capture was taken, {} arrived", captures.len());
-    ensure!(captures[0].pids.len() == 2, "two workers were spawned: {:?}", captures[0]);
+    ensure!(captures.len() == 1, "expected 1 capture, got {}", captures.len());
+    ensure!(captures[0].pids.len() == 2, "expected 2 workers: {:?}", captures[0]);
     Ok(verdict)
 }
 
-/// Prints on the host what was captured in the guest.
+/// Prints the captures on the host.
 fn show(result: &VmResult) -> Result<()> {
     for CgroupProcsSnapshot { tag, cgroup, procs, .. } in &result.captures {
-        println!("capture `{tag}`: the cgroup {cgroup} holds {} processes", procs.len());
+        println!("capture `{tag}`: cgroup {cgroup} has {} processes", procs.len());
         for process in procs {
             println!("  {} ({})", process.pid, process.comm);
         }

@@ -1,4 +1,4 @@
-//! `cargo ktstr kernel`: what the cache has, and how to fill it.
+//! `cargo ktstr kernel`: lists the kernels and fetches them into the cache.
 
 use std::path::PathBuf;
 
@@ -66,7 +66,7 @@ fn path(cache: &Cache, spec: Option<KernelSpec>) -> Result<PathBuf> {
 }
 
 fn no_kernel(spec: &KernelSpec) -> String {
-    format!("no kernel `{spec}`")
+    format!("cannot find kernel `{spec}`")
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_cache_lists_every_kernel() {
+    fn list_of_an_empty_cache_has_every_kernel() {
         let dir = tempfile::tempdir().unwrap();
         let text = list(&kernel::list(&Cache::at(dir.path())).unwrap());
         let lines: Vec<_> = text.lines().collect();

@@ -1,4 +1,4 @@
-//! `cargo ktstr`: looks after what tests need, and opens a prompt inside a machine.
+//! `cargo ktstr`: checks this machine, fetches kernels, runs tests, and opens a shell in a guest.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use clap::Parser;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    // The guest's PID 1 is this very program: `shell` and `demo` boot it.
+    // `shell` and `demo` boot this program as PID 1 of their guest.
     ktstr::runner::init_if_guest();
     let cli = Cli::parse_from(cli::without_subcommand_name(std::env::args_os()));
     match run(cli.command) {

@@ -1,6 +1,6 @@
 //! Columns of text.
 
-/// Sets `rows` in columns as wide as their widest cell, two spaces apart.
+/// Formats `rows` in columns as wide as their widest cell, two spaces apart.
 pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn table_aligns_its_columns() {
         let rows = [["SPEC", "SIZE", "NOTE"], ["debian:sid", "4 MB", "é"], ["host", "", ""]];
         let rows = rows.map(|row| row.map(str::to_owned));
         assert_eq!(table(&rows), "SPEC        SIZE  NOTE\ndebian:sid  4 MB  é\nhost\n");

@@ -1,4 +1,4 @@
-//! `cargo ktstr test`: Cargo's own test command on a chosen kernel and engine.
+//! `cargo ktstr test`: runs Cargo's test command with a given kernel and engine.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -9,7 +9,7 @@ use ktstr::provision::{Cache, KernelSpec, kernel};
 
 use crate::cli::TestArgs;
 
-/// Becomes Cargo, whose status is then ours. Returns only why that failed.
+/// Replaces this process by Cargo. Returns only if that fails.
 pub(crate) fn run(args: &TestArgs) -> Error {
     match prepare(args) {
         Ok(mut command) => {
@@ -24,9 +24,9 @@ fn prepare(args: &TestArgs) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(cargo_arguments(args.nextest, &args.args));
     if let Some(spec) = &args.kernel {
-        // Found, or fetched, once and before anything is built, not by each test.
+        // Once, before Cargo builds anything, instead of in each test.
         kernel::resolve_spec(&Cache::from_env()?, spec)
-            .with_context(|| format!("no kernel `{spec}`"))?;
+            .with_context(|| format!("cannot find kernel `{spec}`"))?;
         command.env("KTSTR_KERNEL", value(spec)?);
     }
     if let Some(engine) = args.engine {
@@ -40,11 +40,12 @@ fn cargo_arguments(nextest: bool, args: &[OsString]) -> Vec<&OsStr> {
     command.iter().map(OsStr::new).chain(args.iter().map(OsString::as_os_str)).collect()
 }
 
-/// The value of `KTSTR_KERNEL`. Tests run in the folder of their package, so a path is absolute.
+/// Returns the value of `KTSTR_KERNEL`. A path is absolute, because tests run in the directory of
+/// their package.
 fn value(spec: &KernelSpec) -> Result<OsString> {
     Ok(match spec {
         KernelSpec::Path(path) => {
-            std::path::absolute(path).context("there is no current folder")?.into_os_string()
+            std::path::absolute(path).context("cannot find the working directory")?.into_os_string()
         }
         KernelSpec::Known(_) | KernelSpec::Host => spec.to_string().into(),
     })
@@ -55,14 +56,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargo_is_called_as_by_hand() {
+    fn cargo_arguments_are_passed_unchanged() {
         let args: Vec<OsString> = ["-p", "x", "--", "-q"].map(OsString::from).into();
         assert_eq!(cargo_arguments(false, &args), ["test", "-p", "x", "--", "-q"]);
         assert_eq!(cargo_arguments(true, &args[..2]), ["nextest", "run", "-p", "x"]);
     }
 
     #[test]
-    fn a_path_holds_in_every_folder() {
+    fn value_of_a_path_is_absolute() {
         let here = std::env::current_dir().unwrap();
         let spec = "./bzImage".parse().unwrap();
         assert_eq!(value(&spec).unwrap(), here.join("bzImage"));

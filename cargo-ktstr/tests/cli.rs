@@ -1,4 +1,4 @@
-//! The command line as people call it. What boots a machine fetches kernel and QEMU if need be.
+//! The command line. Tests that boot a machine fetch the kernel and QEMU if they are not cached.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -19,7 +19,7 @@ fn output(command: &mut Command) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn path_prints_the_path_alone() {
+fn kernel_path_prints_only_the_path() {
     let (status, stdout, stderr) = output(&mut ktstr(&["kernel", "path"]));
     assert_eq!(status, Some(0), "{stderr}");
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
@@ -27,9 +27,9 @@ fn path_prints_the_path_alone() {
 }
 
 #[test]
-fn a_wrong_spec_lists_the_known_ones() {
+fn unknown_spec_lists_the_known_ones() {
     for args in [["kernel", "path", "nonsense"], ["test", "--kernel", "nonsense"]] {
-        // A Cargo that would say so if it were run.
+        // This Cargo would print its arguments if it were run.
         let (status, stdout, stderr) = output(ktstr(&args).env("CARGO", "/bin/echo"));
         assert_eq!((status, stdout.as_str()), (Some(2), ""), "{args:?}");
         for known in ["debian:bookworm", "debian:trixie", "debian:sid", "host"] {
@@ -39,34 +39,34 @@ fn a_wrong_spec_lists_the_known_ones() {
 }
 
 #[test]
-fn a_kernel_that_is_not_there_is_told_before_cargo_runs() {
+fn test_refuses_a_missing_kernel_before_cargo_runs() {
     let mut command = ktstr(&["test", "--kernel", "/nonexistent/bzImage"]);
     let (status, stdout, stderr) = output(command.env("CARGO", "/bin/echo"));
     assert_eq!((status, stdout.as_str()), (Some(1), ""));
-    assert!(stderr.starts_with("error: no kernel `/nonexistent/bzImage`: "), "{stderr}");
+    assert!(stderr.starts_with("error: cannot find kernel `/nonexistent/bzImage`: "), "{stderr}");
 }
 
 #[test]
-fn cargo_gets_the_arguments_the_variables_and_the_last_word() {
+fn test_passes_arguments_and_variables_and_returns_the_status_of_cargo() {
     let dir = tempfile::tempdir().unwrap();
     let cargo = dir.path().join("cargo");
-    // Written by another process: one that a parallel test forks may hold a file of ours open, and
-    // such a file cannot be run.
+    // Written by another process: a child of a parallel test may still have a file of this process
+    // open for writing, and such a file cannot be executed.
     let script = r#"printf '#!/bin/sh\necho "$*; $KTSTR_KERNEL; $KTSTR_ENGINE"\nexit 9\n' > "$0"
                     chmod +x "$0""#;
     assert!(Command::new("sh").args(["-c", script]).arg(&cargo).status().unwrap().success());
-    for (args, said) in [
+    for (args, printed) in [
         (&["test", "-p", "x", "--", "-q"][..], "test -p x -- -q; ; \n"),
         (&["test", "--nextest", "--engine", "qemu"], "nextest run; ; qemu\n"),
         (&["test", "--kernel", "debian:trixie", "-v"], "test -v; debian:trixie; \n"),
     ] {
         let (status, stdout, stderr) = output(ktstr(args).env("CARGO", &cargo));
-        assert_eq!((status, stdout.as_str()), (Some(9), said), "{stderr}");
+        assert_eq!((status, stdout.as_str()), (Some(9), printed), "{stderr}");
     }
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_makes_the_doctor_fail() {
+fn doctor_fails_if_the_cache_cannot_be_written() {
     let (status, stdout, _) = output(ktstr(&["doctor"]).env("KTSTR_CACHE_DIR", "/proc/ktstr"));
     assert_eq!(status, Some(1), "{stdout}");
     assert!(stdout.contains("\nproblem  cache "), "{stdout}");
@@ -74,20 +74,20 @@ fn a_cache_that_cannot_be_written_makes_the_doctor_fail() {
 }
 
 #[test]
-fn a_host_that_runs_tests_satisfies_the_doctor() {
+fn doctor_passes_on_a_host_that_runs_tests() {
     let (status, stdout, stderr) = output(&mut ktstr(&["doctor"]));
     assert_eq!(status, Some(0), "{stdout}{stderr}");
-    assert!(stdout.ends_with("tests can run here\n"), "{stdout}");
+    assert!(stdout.ends_with("tests can run on this machine\n"), "{stdout}");
 }
 
 #[test]
-fn a_command_gives_its_status() {
+fn shell_returns_the_status_of_its_command() {
     let (status, stdout, stderr) = output(&mut ktstr(&["shell", "--exec", "exit 7"]));
     assert_eq!((status, stdout.as_str()), (Some(7), ""), "{stderr}");
 }
 
 #[test]
-fn a_command_has_the_machine_asked_for_and_both_streams() {
+fn shell_has_the_requested_machine_and_both_streams() {
     let line = "nproc; echo aside >&2; cat";
     let mut command = ktstr(&["shell", "--llcs", "2", "--cores", "1", "--exec", line]);
     let dir = tempfile::tempdir().unwrap();
@@ -100,18 +100,18 @@ fn a_command_has_the_machine_asked_for_and_both_streams() {
 }
 
 #[test]
-fn a_guest_that_dies_shows_its_last_words() {
+fn shell_shows_the_console_of_a_guest_that_panics() {
     let (status, stdout, stderr) =
         output(&mut ktstr(&["shell", "--exec", "echo c > /proc/sysrq-trigger; sleep 60"]));
     assert_eq!((status, stdout.as_str()), (Some(1), ""), "{stderr}");
-    assert!(stderr.contains("error: the guest's kernel panicked: sysrq"), "{stderr}");
+    assert!(stderr.contains("error: guest kernel panicked: sysrq"), "{stderr}");
     assert!(stderr.contains("  console   the last 12 of "), "{stderr}");
 }
 
 #[test]
-fn the_demo_passes_and_shows_what_it_saw() {
+fn demo_passes_and_shows_its_capture() {
     let (status, stdout, stderr) = output(&mut ktstr(&["demo"]));
     assert_eq!(status, Some(0), "{stdout}{stderr}");
     assert!(stdout.contains("PASS demo::two_workers_land_in_their_cgroup"), "{stdout}");
-    assert!(stdout.contains("cg_target holds 2 processes"), "{stdout}");
+    assert!(stdout.contains("cg_target has 2 processes"), "{stdout}");
 }

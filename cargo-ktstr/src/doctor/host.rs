@@ -1,4 +1,4 @@
-//! What the host is: KVM, memory, cgroups, the cache's folder, the tools that fetch.
+//! Checks the host: KVM, memory, cgroups, the cache directory, the tools for fetching.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -8,18 +8,18 @@ use ktstr::runner::probe;
 
 use super::{Finding, Mark};
 
-/// The least for a guest of the default size and its engine, and what lets some run side by side.
+/// The memory for one guest of the default size with its engine, and for some at a time.
 const NEEDED_MIB: u64 = 512;
 const COMFORTABLE_MIB: u64 = 2048;
 
-/// What `#[ktstr_test(host_only)]` scenarios use of the host's cgroups.
+/// The controllers of the host's cgroups that scenarios of `#[ktstr_test(host_only)]` use.
 const CONTROLLERS: [&str; 3] = ["cpu", "cpuset", "memory"];
 
 pub(super) fn kvm() -> Finding {
     match probe::kvm() {
         Ok(facts) => {
             let module = facts.module.as_deref().unwrap_or("built into the kernel");
-            Finding::new(Mark::Ok, "KVM", format!("{module}, at the speed of hardware"))
+            Finding::new(Mark::Ok, "KVM", format!("{module}; guests run at native speed"))
         }
         Err(why) => Finding::new(Mark::Note, "KVM", format!("not used: {why}")),
     }
@@ -35,16 +35,16 @@ fn judge_memory(meminfo: &str) -> Finding {
         kib.trim().parse::<u64>().ok()
     });
     let Some(kib) = available else {
-        return Finding::new(Mark::Note, "memory", "/proc/meminfo does not tell what is available");
+        return Finding::new(Mark::Note, "memory", "/proc/meminfo has no MemAvailable");
     };
     let mib = kib / 1024;
-    let text = format!("{mib} MiB available, a guest has 256 MiB unless its test asks for more");
+    let text = format!("{mib} MiB available; a guest has 256 MiB by default");
     match mib {
         ..NEEDED_MIB => Finding::new(Mark::Problem, "memory", text)
-            .mend("ps -eo rss,pid,comm --sort=-rss | head  # and end what you can spare"),
+            .fix("ps -eo rss,pid,comm --sort=-rss | head  # stop processes you do not need"),
         NEEDED_MIB..COMFORTABLE_MIB => {
             Finding::new(Mark::Note, "memory", format!("{text}; run few tests at a time"))
-                .mend("cargo test -- --test-threads=1")
+                .fix("cargo test -- --test-threads=1")
         }
         _ => Finding::new(Mark::Ok, "memory", text),
     }
@@ -55,22 +55,22 @@ pub(super) fn cache(cache: &Cache) -> Finding {
     let used = megabytes(disk_usage(root));
     match cache.write("tmp/doctor", b"") {
         Ok(()) => {
-            // The next doctor writes it again if it cannot be removed.
+            // A file that cannot be removed does no harm: the next check overwrites it.
             let _ = fs::remove_file(cache.entry("tmp/doctor"));
             Finding::new(Mark::Ok, "cache", format!("{}, {used}", root.display()))
         }
         Err(error) => Finding::new(Mark::Problem, "cache", format!("{error:#}"))
-            .mend("export KTSTR_CACHE_DIR=/a/folder/of/yours"),
+            .fix("export KTSTR_CACHE_DIR=/path/to/directory"),
     }
 }
 
 pub(super) fn tools(tools: &Result<(), String>) -> Finding {
     match tools {
         Ok(()) => {
-            Finding::new(Mark::Ok, "fetching", "apt-get, dpkg-deb and Debian's keys are here")
+            Finding::new(Mark::Ok, "fetching", "apt-get, dpkg-deb and Debian's keys are installed")
         }
         Err(why) => {
-            Finding::new(Mark::Note, "fetching", format!("no kernel or QEMU can be fetched: {why}"))
+            Finding::new(Mark::Note, "fetching", format!("cannot fetch kernels and QEMU: {why}"))
         }
     }
 }
@@ -80,10 +80,10 @@ pub(super) fn cgroups() -> Finding {
         Ok(mountinfo) => mountinfo,
         Err(error) => return cgroup_note(&format!("/proc/self/mountinfo: {error}")),
     };
-    // Any mount point may have a name that is not UTF-8.
+    // The name of any mount point may not be UTF-8.
     let mountinfo = String::from_utf8_lossy(&mountinfo);
     let Some(mount) = cgroup2_mount(&mountinfo) else {
-        return cgroup_note("no cgroup2 is mounted").mend("mount -t cgroup2 none /sys/fs/cgroup");
+        return cgroup_note("cgroup2 is not mounted").fix("mount -t cgroup2 none /sys/fs/cgroup");
     };
     let mount = Path::new(mount);
     let controllers = match fs::read_to_string(mount.join("cgroup.controllers")) {
@@ -92,10 +92,10 @@ pub(super) fn cgroups() -> Finding {
     };
     let missing = missing(&controllers);
     if !missing.is_empty() {
-        let where_ = mount.display();
-        return cgroup_note(&format!("cgroup2 at {where_} lacks {}", missing.join(", ")));
+        let (mount, missing) = (mount.display(), missing.join(", "));
+        return cgroup_note(&format!("cgroup2 at {mount} has no controllers {missing}"));
     }
-    // Opening for writing changes nothing and tells whether groups can be made and filled.
+    // Opening the file for writing changes nothing and fails where cgroups cannot be created.
     match OpenOptions::new().write(true).open(mount.join("cgroup.procs")) {
         Ok(_) => Finding::new(
             Mark::Ok,
@@ -107,7 +107,7 @@ pub(super) fn cgroups() -> Finding {
 }
 
 fn cgroup_note(what: &str) -> Finding {
-    Finding::new(Mark::Note, "cgroups", format!("{what}; matters to `host_only` tests alone"))
+    Finding::new(Mark::Note, "cgroups", format!("{what}; affects `host_only` tests only"))
 }
 
 /// The first cgroup2 mount. Source: proc_pid_mountinfo(5).
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_judged_by_what_is_available() {
+    fn judge_memory_uses_the_available_memory() {
         for (kib, mark) in
             [(24_000_000, Mark::Ok), (1_000_000, Mark::Note), (300_000, Mark::Problem)]
         {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cgroup2_mount_is_found_beside_version_1() {
+    fn cgroup2_mount_is_found_among_those_of_version_1() {
         let mountinfo = "25 1 0:22 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                          31 25 0:26 / /sys/fs/cgroup/unified rw shared:4 - cgroup2 cgroup2 rw\n";
         assert_eq!(cgroup2_mount(mountinfo), Some("/sys/fs/cgroup/unified"));
@@ -148,19 +148,19 @@ mod tests {
     }
 
     #[test]
-    fn missing_controllers_are_named() {
+    fn missing_lists_controllers() {
         assert_eq!(missing("cpuset cpu io memory hugetlb pids\n"), [""; 0]);
         assert_eq!(missing("cpuset io"), ["cpu", "memory"]);
     }
 
     #[test]
-    fn a_cache_that_cannot_be_written_is_a_problem() {
+    fn cache_that_cannot_be_written_is_a_problem() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let finding = cache(&Cache::at(file.join("cache")));
         assert_eq!(finding.mark, Mark::Problem);
-        assert_eq!(finding.command.as_deref(), Some("export KTSTR_CACHE_DIR=/a/folder/of/yours"));
+        assert_eq!(finding.command.as_deref(), Some("export KTSTR_CACHE_DIR=/path/to/directory"));
         assert_eq!(cache(&Cache::at(dir.path().join("cache"))).mark, Mark::Ok);
     }
 }

@@ -1,6 +1,6 @@
-//! `cargo ktstr doctor`: whether tests can run here, and what to type if not.
+//! `cargo ktstr doctor`: checks whether tests can run on this machine and suggests fixes.
 //!
-//! Looks only: nothing is fetched, and what tests would fetch by themselves is no problem.
+//! It fetches nothing. A missing file that tests fetch by themselves is not a problem.
 
 mod host;
 mod needs;
@@ -11,23 +11,23 @@ use anyhow::Result;
 use ktstr::__private::Style;
 use ktstr::provision::{self, Cache};
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Ok,
-    /// Worth knowing; tests run all the same.
+    /// Tests run in spite of it.
     Note,
     /// Tests cannot run.
     Problem,
 }
 
-/// One line of the answer.
+/// The result of one check.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     mark: Mark,
     subject: &'static str,
     text: String,
-    /// What to type to mend it.
+    /// The command that fixes it.
     command: Option<String>,
 }
 
@@ -36,12 +36,12 @@ impl Finding {
         Self { mark, subject, text: text.into(), command: None }
     }
 
-    fn mend(self, command: impl Into<String>) -> Self {
+    fn fix(self, command: impl Into<String>) -> Self {
         Self { command: Some(command.into()), ..self }
     }
 }
 
-/// Prints what was found. Succeeds if tests can run, if need be after they have fetched something.
+/// Prints the findings. Succeeds if tests can run, even if they have to fetch something first.
 pub(crate) fn run() -> Result<ExitCode> {
     let cache = Cache::from_env()?;
     let tools = provision::require_tools().map_err(|error| format!("{error:#}"));
@@ -72,9 +72,9 @@ fn render(findings: &[Finding], style: Style) -> String {
     }
     let problems = findings.iter().filter(|finding| finding.mark == Mark::Problem).count();
     text.push_str(&match problems {
-        0 => style.good("tests can run here"),
-        1 => style.bad("tests cannot run before the problem is mended"),
-        many => style.bad(&format!("tests cannot run before the {many} problems are mended")),
+        0 => style.good("tests can run on this machine"),
+        1 => style.bad("tests cannot run until the problem is fixed"),
+        many => style.bad(&format!("tests cannot run until the {many} problems are fixed")),
     });
     text.push('\n');
     text
@@ -85,14 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_shows_its_command_and_counts() {
-        let mut findings = vec![Finding::new(Mark::Note, "KVM", "there is none")];
+    fn render_shows_the_command_of_a_problem() {
+        let mut findings = vec![Finding::new(Mark::Note, "KVM", "not usable")];
         let text = render(&findings, Style::PLAIN);
-        assert_eq!(text, "note     KVM       there is none\ntests can run here\n");
-        findings.push(Finding::new(Mark::Problem, "memory", "too little").mend("free it"));
+        assert_eq!(text, "note     KVM       not usable\ntests can run on this machine\n");
+        findings.push(Finding::new(Mark::Problem, "memory", "too little").fix("free it"));
         let text = render(&findings, Style::PLAIN);
         assert!(text.contains("\nproblem  memory    too little\n"), "{text}");
         assert!(text.contains("\n                   run: free it\n"), "{text}");
-        assert!(text.ends_with("tests cannot run before the problem is mended\n"), "{text}");
+        assert!(text.ends_with("tests cannot run until the problem is fixed\n"), "{text}");
     }
 }

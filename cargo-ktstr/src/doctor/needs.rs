@@ -1,4 +1,4 @@
-//! What tests need and may have to fetch: an engine, a kernel.
+//! Checks the engine and the kernel, which tests may have to fetch.
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -8,10 +8,10 @@ use ktstr::runner::probe;
 use super::{Finding, Mark};
 use crate::cli::EngineName;
 
-/// Whether the tools that fetch are here, or which is missing.
+/// Whether the tools for fetching are installed, or which of them is missing.
 type Tools = Result<(), String>;
 
-/// QEMU, and the engine that tests get.
+/// Checks QEMU and the engine that tests use.
 pub(super) fn engines(cache: &Cache, tools: &Tools) -> Vec<Finding> {
     let found = qemu::find(cache);
     let wanted = std::env::var_os("KTSTR_ENGINE");
@@ -21,8 +21,8 @@ pub(super) fn engines(cache: &Cache, tools: &Tools) -> Vec<Finding> {
         Some("qemu") => true,
         _ => probe::kvm().is_err(),
     };
-    // Asking for the engine fetches a QEMU that is missing, if it can. Doctors do not.
-    let may_ask = !needs_qemu || !matches!(found, Ok(Err(_))) || tools.is_err();
+    // Selecting the engine fetches a missing QEMU if it can, which the doctor must not do.
+    let may_select = !needs_qemu || !matches!(found, Ok(Err(_))) || tools.is_err();
     let engine = match wanted {
         Some(name) if !is_engine(&name) => {
             let names = EngineName::value_variants().iter().map(|name| name.as_str());
@@ -30,16 +30,18 @@ pub(super) fn engines(cache: &Cache, tools: &Tools) -> Vec<Finding> {
             Finding::new(
                 Mark::Problem,
                 "engine",
-                format!("KTSTR_ENGINE={name} names no engine; there are {names}"),
+                format!("unknown engine KTSTR_ENGINE={name}; known: {names}"),
             )
-            .mend("unset KTSTR_ENGINE")
+            .fix("unset KTSTR_ENGINE")
         }
-        _ if !may_ask => Finding::new(Mark::Note, "engine", "chosen when QEMU is here"),
+        _ if !may_select => {
+            Finding::new(Mark::Note, "engine", "selected when QEMU has been fetched")
+        }
         _ => match ktstr::runner::engine() {
             Ok((engine, why)) => Finding::new(Mark::Ok, "engine", format!("{engine}: {why}")),
             Err(error) => {
                 let command = remedy(|name| std::env::var_os(name).is_some(), tools, has_program);
-                Finding::new(Mark::Problem, "engine", format!("{error:#}")).mend(command)
+                Finding::new(Mark::Problem, "engine", format!("{error:#}")).fix(command)
             }
         },
     };
@@ -50,7 +52,7 @@ fn is_engine(name: &str) -> bool {
     name.is_empty() || EngineName::from_str(name, false).is_ok()
 }
 
-/// What gets an engine where there is none.
+/// Returns the command that provides an engine.
 fn remedy(
     is_set: impl Fn(&str) -> bool,
     tools: &Tools,
@@ -77,28 +79,28 @@ fn remedy(
 
 fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+    std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
 fn judge_qemu(found: Result<Result<QemuProgram, String>>, tools: &Tools) -> Finding {
     match (found, tools) {
         (Ok(Ok(program)), _) => {
-            let mark = if program.note.contains("corrupt guests") { Mark::Note } else { Mark::Ok };
+            let mark = if program.is_known_good() { Mark::Ok } else { Mark::Note };
             Finding::new(mark, "QEMU", format!("{}: {}", program.version, program.note))
         }
         (Ok(Err(why)), Ok(())) => {
-            let text = format!("{why}; one is fetched when first needed");
-            Finding::new(Mark::Note, "QEMU", text).mend("cargo ktstr demo")
+            let text = format!("{why}; fetched when first needed");
+            Finding::new(Mark::Note, "QEMU", text).fix("cargo ktstr demo")
         }
-        // Whether that is a problem is for the engine to say.
+        // The finding of the engine shows whether that is a problem.
         (Ok(Err(why)), Err(_)) => {
-            Finding::new(Mark::Note, "QEMU", format!("{why}, and none can be fetched"))
+            Finding::new(Mark::Note, "QEMU", format!("{why}, and it cannot be fetched"))
         }
         (Err(error), _) => Finding::new(Mark::Note, "QEMU", format!("{error:#}")),
     }
 }
 
-/// The kernel that tests get, and all known ones.
+/// Checks the kernel that tests use, and all known ones.
 pub(super) fn kernels(cache: &Cache, tools: &Tools) -> Result<Vec<Finding>> {
     let known = kernel::list(cache)?;
     let wanted = std::env::var_os("KTSTR_KERNEL").filter(|text| !text.is_empty());
@@ -106,18 +108,18 @@ pub(super) fn kernels(cache: &Cache, tools: &Tools) -> Result<Vec<Finding>> {
         Ok(wanted) => wanted,
         Err(error) => {
             let finding = Finding::new(Mark::Problem, "kernel", format!("KTSTR_KERNEL: {error}"));
-            return Ok(vec![finding.mend("unset KTSTR_KERNEL")]);
+            return Ok(vec![finding.fix("unset KTSTR_KERNEL")]);
         }
     };
     let spec = wanted.clone().unwrap_or_else(KernelSpec::default_kernel);
-    let why = if wanted.is_some() { "KTSTR_KERNEL asks for it" } else { "the default" };
+    let why = if wanted.is_some() { "selected by KTSTR_KERNEL" } else { "the default" };
     let mut findings = vec![judge_wanted(cache, &spec, why, &known, tools)];
     let others = known.iter().filter(|status| KernelSpec::Known(status.known) != spec);
     findings.extend(others.map(judge_other));
     Ok(findings)
 }
 
-/// The kernel of tests that name none.
+/// Checks the kernel of tests that do not name one.
 fn judge_wanted(
     cache: &Cache,
     spec: &KernelSpec,
@@ -131,10 +133,11 @@ fn judge_wanted(
     if let Some(status) = known.iter().find(missing) {
         return not_cached(status, why, tools);
     }
-    match kernel::resolve_spec(cache, spec).with_context(|| format!("no kernel `{spec}`")) {
+    match kernel::resolve_spec(cache, spec).with_context(|| format!("cannot find kernel `{spec}`"))
+    {
         Ok(kernel) => Finding::new(Mark::Ok, "kernel", format!("{}; {why}", describe(&kernel))),
         Err(error) => {
-            Finding::new(Mark::Problem, "kernel", format!("{error:#}; {why}")).mend(match spec {
+            Finding::new(Mark::Problem, "kernel", format!("{error:#}; {why}")).fix(match spec {
                 KernelSpec::Known(known) => {
                     format!("cargo ktstr kernel fetch {} --refresh", known.name)
                 }
@@ -150,15 +153,15 @@ fn not_cached(status: &KernelStatus, why: &str, tools: &Tools) -> Finding {
         Ok(()) => Finding::new(
             Mark::Note,
             "kernel",
-            format!("{name} is not here yet; {why}, fetched when first needed"),
+            format!("{name} is not cached; {why}, fetched when first needed"),
         )
-        .mend(format!("cargo ktstr kernel fetch {name}")),
+        .fix(format!("cargo ktstr kernel fetch {name}")),
         Err(_) => Finding::new(
             Mark::Problem,
             "kernel",
-            format!("{name} is not here and cannot be fetched; {why}"),
+            format!("{name} is not cached and cannot be fetched; {why}"),
         )
-        .mend("export KTSTR_KERNEL=host  # or the path of a kernel"),
+        .fix("export KTSTR_KERNEL=host  # or the path of a kernel"),
     }
 }
 
@@ -168,9 +171,9 @@ fn judge_other(status: &KernelStatus) -> Finding {
         None => Finding::new(
             Mark::Note,
             "kernels",
-            format!("{} ({}) is not fetched", status.known.name, status.known.series),
+            format!("{} ({}) is not cached", status.known.name, status.known.series),
         )
-        .mend(format!("cargo ktstr kernel fetch {}", status.known.name)),
+        .fix(format!("cargo ktstr kernel fetch {}", status.known.name)),
     }
 }
 
@@ -185,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_is_a_problem_only_if_it_cannot_be_had() {
+    fn judge_wanted_accepts_a_kernel_that_can_be_fetched() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path());
         let known = kernel::list(&cache).unwrap();
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_remedy_is_the_nearest_one() {
+    fn remedy_fits_the_cause() {
         let lacking = Err("no keys".to_owned());
         for (set, tools, program, command) in [
             ("KTSTR_QEMU", &lacking, "apt-get", "unset KTSTR_QEMU"),
@@ -219,18 +222,18 @@ mod tests {
     }
 
     #[test]
-    fn qemu_is_told_where_it_stands() {
+    fn judge_qemu_shows_how_to_get_it() {
         let lacking = Err("no apt-get".to_owned());
         let absent = || Ok(Err("no qemu-system-x86_64 in PATH".to_owned()));
         let fetchable = judge_qemu(absent(), &Ok(()));
         assert_eq!(fetchable.command.as_deref(), Some("cargo ktstr demo"));
-        assert!(judge_qemu(absent(), &lacking).text.contains("none can be fetched"));
+        assert!(judge_qemu(absent(), &lacking).text.contains("it cannot be fetched"));
         let broken = judge_qemu(Err(anyhow!("does not run").context("KTSTR_QEMU")), &lacking);
         assert_eq!(broken.text, "KTSTR_QEMU: does not run");
     }
 
     #[test]
-    fn engine_names_are_those_of_the_variable() {
+    fn is_engine_accepts_the_values_of_ktstr_engine() {
         for (name, known) in [("", true), ("auto", true), ("qemu", true), ("xen", false)] {
             assert_eq!(is_engine(name), known, "{name}");
         }

@@ -1,4 +1,4 @@
-//! Every test of a binary runs under its own name, whatever the names of the others are.
+//! Every test of a binary runs under its own name, whatever the names of the other tests are.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,13 +10,13 @@ use ktstr::prelude::*;
 #[path = "identity/long_name.rs"]
 mod long_name;
 
-/// The first name of the registry.
-#[ktstr_test(cores = 1, ignore = "libtest runs it only if asked to")]
+/// Has the first name of the registry.
+#[ktstr_test(cores = 1, ignore = "libtest runs it only on request")]
 fn a_first_test_that_is_ignored(_: &Ctx) -> Result<AssertResult> {
-    bail!("run only if asked to")
+    bail!("runs only on request")
 }
 
-/// Of `à`, C3 A0, the kernel takes the second byte for a space on its command line.
+/// The kernel treats the second byte of `à`, C3 A0, as a space on its command line.
 #[ktstr_test(cores = 1)]
 fn a_voilà_un_test(_: &Ctx) -> Result<AssertResult> {
     has_name("a_voilà_un_test")
@@ -51,7 +51,7 @@ mod r#try {
     }
 }
 
-/// Passes if the thread is named so, as libtest names it.
+/// Passes if the thread has this name, which libtest gave it.
 fn has_name(name: &str) -> Result<AssertResult> {
     let thread = std::thread::current();
     ensure!(thread.name() == Some(name), "{thread:?}");
@@ -59,12 +59,12 @@ fn has_name(name: &str) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn body_has_no_other_tests_identity(_: &Ctx) -> Result<AssertResult> {
-    let name = "body_has_no_other_tests_identity";
+fn body_has_its_own_names(_: &Ctx) -> Result<AssertResult> {
+    let name = "body_has_its_own_names";
     let verdict = has_name(name)?;
     let comm = fs::read_to_string("/proc/self/comm")?;
     ensure!(comm.trim_end() == &name[..15], "{comm}");
-    // PID 1 is asked for all tests alike, so the inherited arguments name none in particular.
+    // PID 1 is started for all tests, so the inherited arguments list each of them.
     let arguments: Vec<_> = std::env::args().collect();
     for entry in TESTS {
         ensure!(arguments.contains(&entry.test_name()), "{arguments:?}");
@@ -84,9 +84,9 @@ fn current_exe_is_the_test_binary(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// PR_SET_PDEATHSIG is about the thread: its end would be taken for the end of PID 1.
+/// PR_SET_PDEATHSIG acts when the parent thread ends, not the parent process.
 #[ktstr_test(cores = 1)]
-fn thread_that_forked_the_body_stays(_: &Ctx) -> Result<AssertResult> {
+fn thread_that_forked_the_body_does_not_end(_: &Ctx) -> Result<AssertResult> {
     let comm = fs::read("/proc/self/comm")?;
     let mut parents = 0;
     for task in fs::read_dir("/proc/1/task")? {
@@ -96,13 +96,13 @@ fn thread_that_forked_the_body_stays(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-#[ktstr_test(cores = 1, expect_err, post_vm = overflow_names_its_test)]
+#[ktstr_test(cores = 1, expect_err, post_vm = log_names_the_test)]
 fn overflows_its_stack(_: &Ctx) -> Result<AssertResult> {
     ensure!(use_stack(usize::MAX) == 0);
     Ok(AssertResult::pass())
 }
 
-fn overflow_names_its_test(result: &VmResult) -> Result<()> {
+fn log_names_the_test(result: &VmResult) -> Result<()> {
     let log = &result.log;
     ensure!(log.contains("thread 'overflows_its_stack' "), "{log}");
     ensure!(log.contains(" has overflowed its stack"), "{log}");
@@ -158,7 +158,7 @@ fn min_stack_reaches_the_body_and_its_threads() -> Result<()> {
 }
 
 #[test]
-fn min_stack_that_no_guest_can_have_is_refused() -> Result<()> {
+fn min_stack_larger_than_the_guest_is_refused() -> Result<()> {
     let (output, text) = run("uses_much_stack", "1073741824")?;
     ensure!(!output.status.success(), "{text}");
     ensure!(text.contains("RUST_MIN_STACK is 1073741824 bytes, more than half"), "{text}");

@@ -1,4 +1,5 @@
-//! What libtest is told: each test below runs another of this binary and looks at its outcome.
+//! What libtest and its user get: each test below runs another one of this binary and checks its
+//! outcome.
 
 use std::process::{Command, Output};
 
@@ -38,7 +39,7 @@ fn fails_with_what_was_expected(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::fail(gap()))
 }
 
-/// Returns a detail that is not time-based, which a busy host would excuse.
+/// Returns a failed gap check that is not marked as time-based, so that steal time cannot excuse it.
 fn gap() -> AssertDetail {
     let (comm, cgroup) = ("spin".to_owned(), "cg_0".to_owned());
     let measured = Measurement::new("gap", 63.2, "ms");
@@ -56,17 +57,17 @@ fn fails_and_notes(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1, ignore = "fails on purpose")]
-fn cannot_tell(_: &Ctx) -> Result<AssertResult> {
-    cannot_tell_what()
+fn is_inconclusive(_: &Ctx) -> Result<AssertResult> {
+    inconclusive()
 }
 
-fn cannot_tell_what() -> Result<AssertResult> {
+fn inconclusive() -> Result<AssertResult> {
     Ok(AssertResult::inconclusive(AssertDetail::new(DetailKind::Other, "nothing was measured")))
 }
 
 #[ktstr_test(cores = 1, allow_inconclusive, ignore = "only shows how it is reported")]
-fn cannot_tell_and_may(_: &Ctx) -> Result<AssertResult> {
-    cannot_tell_what()
+fn is_inconclusive_and_may_be(_: &Ctx) -> Result<AssertResult> {
+    inconclusive()
 }
 
 #[ktstr_test(cores = 1, post_vm_unconditional = always_fails, ignore = "fails on purpose")]
@@ -106,18 +107,18 @@ fn outcome_of(test: &str) -> Result<(Output, String)> {
 fn fails_with(test: &str, texts: &[&str]) -> Result<()> {
     let (output, text) = outcome_of(test)?;
     ensure!(!output.status.success(), "{test} passed\n{text}");
-    for wanted in texts {
-        ensure!(text.contains(wanted), "{wanted:?} is missing in\n{text}");
+    for expected in texts {
+        ensure!(text.contains(expected), "{expected:?} is missing in\n{text}");
     }
     Ok(())
 }
 
 #[test]
-fn a_failed_post_vm_fails_the_test() -> Result<()> {
+fn post_vm_that_fails_fails_the_test() -> Result<()> {
     let report = "FAIL passes_but_post_vm_fails\n  post_vm: no capture arrived";
     let (output, text) = outcome_of("passes_but_post_vm_fails")?;
     ensure!(!output.status.success() && text.contains(report), "{text}");
-    // The command in the report does the same again.
+    // The command in the report runs the same test again.
     let rerun = text.lines().find_map(|line| line.trim().strip_prefix("rerun "));
     let rerun = rerun.with_context(|| format!("no command in\n{text}"))?;
     let output = Command::new("sh").args(["-c", rerun]).env("NO_COLOR", "1").output()?;
@@ -128,7 +129,7 @@ fn a_failed_post_vm_fails_the_test() -> Result<()> {
 }
 
 #[test]
-fn a_panic_in_post_vm_hides_nothing() -> Result<()> {
+fn post_vm_that_panics_keeps_the_report() -> Result<()> {
     fails_with(
         "fails_and_post_vm_panics",
         &[
@@ -140,12 +141,12 @@ fn a_panic_in_post_vm_hides_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_pass_under_expect_err_fails_the_test() -> Result<()> {
+fn expect_err_fails_a_test_that_passes() -> Result<()> {
     fails_with("passes_although_it_should_fail", &["(`expect_err`), but its verdict is pass"])
 }
 
 #[test]
-fn another_failure_than_the_expected_one_fails_the_test() -> Result<()> {
+fn expect_err_fails_a_test_with_another_failure() -> Result<()> {
     let heading = "the test is expected to fail with \"the disk is full\" (`expect_err`), but its failure is another one:\n";
     let report = format!(
         "FAIL fails_with_another_error\n  {heading}  test body returned an error: the disk is gone\n"
@@ -154,7 +155,7 @@ fn another_failure_than_the_expected_one_fails_the_test() -> Result<()> {
 }
 
 #[test]
-fn a_failed_check_comes_first_and_in_order() -> Result<()> {
+fn report_begins_with_the_failed_checks_in_order() -> Result<()> {
     let report = "FAIL fails_and_notes\n  fail: max_gap_ms: 63.2 ms (limit 50 ms), \
                   worker 77 (spin), cgroup cg_0, CPU 2, at 3.214 s\n  \
                   fail: claim: verdict.details.len() = 1 (minimum 2)\n";
@@ -163,21 +164,24 @@ fn a_failed_check_comes_first_and_in_order() -> Result<()> {
 }
 
 #[test]
-fn an_inconclusive_verdict_fails_the_test() -> Result<()> {
-    fails_with("cannot_tell", &["inconclusive: check: nothing was measured"])
+fn inconclusive_verdict_fails_the_test() -> Result<()> {
+    fails_with("is_inconclusive", &["inconclusive: check: nothing was measured"])
 }
 
 #[test]
-fn allowed_inconclusive_verdict_passes_and_is_shown() -> Result<()> {
-    let (output, text) = outcome_of("cannot_tell_and_may")?;
+fn allow_inconclusive_passes_and_shows_the_reason() -> Result<()> {
+    let (output, text) = outcome_of("is_inconclusive_and_may_be")?;
     ensure!(output.status.success(), "{text}");
     let reason = "inconclusive: check: nothing was measured";
-    ensure!(text.contains(&format!("ktstr: cannot_tell_and_may: passed; {reason}")), "{text}");
+    ensure!(
+        text.contains(&format!("ktstr: is_inconclusive_and_may_be: passed; {reason}")),
+        "{text}"
+    );
     Ok(())
 }
 
 #[test]
-fn unconditional_hook_fails_a_skip() -> Result<()> {
+fn post_vm_unconditional_fails_a_skip() -> Result<()> {
     fails_with(
         "skips_and_is_examined",
         &["FAIL skips_and_is_examined\n  post_vm_unconditional: no capture arrived\n"],
@@ -185,7 +189,7 @@ fn unconditional_hook_fails_a_skip() -> Result<()> {
 }
 
 #[test]
-fn a_skip_is_said_even_though_libtest_cannot() -> Result<()> {
+fn skip_is_shown_although_libtest_has_none() -> Result<()> {
     let (output, text) = outcome_of("skips")?;
     ensure!(output.status.success(), "{text}");
     ensure!(text.contains("ktstr: skips: SKIPPED: this kernel has no sched_ext"), "{text}");
@@ -193,7 +197,7 @@ fn a_skip_is_said_even_though_libtest_cannot() -> Result<()> {
 }
 
 #[test]
-fn log_and_backtrace_of_the_guest_are_shown() -> Result<()> {
+fn report_shows_log_and_backtrace_of_the_guest() -> Result<()> {
     fails_with(
         "panics_deep_down",
         &[

@@ -1,4 +1,4 @@
-//! A kernel on this machine, and what is known of it.
+//! The type of a kernel on this machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,33 +8,33 @@ use serde::{Deserialize, Serialize};
 use super::apt::Package;
 use super::spec::KernelSpec;
 
-/// A kernel on this machine, complete enough to boot.
+/// A kernel on this machine with everything that is needed to boot it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// What was asked for.
+    /// The request that it fulfils.
     pub spec: KernelSpec,
     /// The release, as `uname -r` prints it in the guest.
     pub version: String,
-    /// The file that was given or fetched.
+    /// The image that was given or fetched.
     pub image: PathBuf,
     /// The file to boot.
     pub boot: Boot,
-    /// The folder of its modules: `lib/modules/<version>`, or the tree they were built in.
+    /// The directory of its modules: `lib/modules/<version>`, or the tree in which they were built.
     pub modules: Option<PathBuf>,
-    /// The configuration it was built with.
+    /// The configuration with which it was built.
     pub config: Option<PathBuf>,
-    /// Where a fetched kernel came from.
+    /// The origin of a fetched kernel.
     pub provenance: Option<Provenance>,
 }
 
-/// What a VMM loads.
+/// The file that a VMM loads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Boot {
     /// The file.
     pub path: PathBuf,
     /// How to load it.
     pub format: BootFormat,
-    /// Why it is not an ELF file with a PVH entry, where it is not.
+    /// Why it is not an ELF file with a PVH entry, if it is not.
     pub note: Option<String>,
 }
 
@@ -47,24 +47,24 @@ pub enum BootFormat {
     BzImage,
 }
 
-/// Where a fetched kernel came from.
+/// The origin of a fetched kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// Seconds since 1970.
     pub fetched_at: u64,
     /// Host name of the mirror.
     pub mirror: String,
-    /// The packages, that of the image first.
+    /// The packages; the package of the image is the first.
     pub packages: Vec<Package>,
 }
 
 impl Kernel {
-    /// SHA-256 of the package the image came from, as apt verified it. Given files are not hashed.
+    /// Returns the SHA-256 of the package of the image, as apt verified it. Images of the user are not hashed.
     pub fn sha256(&self) -> Option<&str> {
         Some(&self.provenance.as_ref()?.packages.first()?.sha256)
     }
 
-    /// Whether `CONFIG_<option>` is built in, or `None` if the configuration is not known.
+    /// Returns whether `CONFIG_<option>` is built in, or `None` if the configuration is not known.
     pub fn has_option(&self, option: &str) -> Option<bool> {
         let config = fs::read_to_string(self.config.as_ref()?).ok()?;
         Some(config.lines().any(|line| {

@@ -1,9 +1,9 @@
-//! A folder of finished things: fetched kernels, unpacked images, QEMU, initramfs images.
+//! The cache directory: fetched kernels, unpacked images, QEMU, initramfs images.
 //!
-//! An entry is a file or a folder below the cache's root and never changes once it has its name:
-//! it is built in a private folder under `tmp/` and renamed into place, so a reader needs no lock
-//! and a killed builder leaves nothing but that folder. Builders of the same entry take turns by
-//! an exclusive lock on a file under `locks/`, which the kernel releases when its holder dies.
+//! An entry is a file or a directory below the root of the cache, and never changes once it exists: it is built in
+//! a private directory under `tmp/` and renamed. A reader therefore needs no lock, and a killed builder leaves only
+//! its private directory. Builders of one entry exclude each other by a lock on a file under `locks/`, which the
+//! kernel releases when the holder dies.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,13 +17,13 @@ use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat};
 
 use crate::notice::notice;
 
-/// The cache folder. Cheap to make: nothing is created before something is written.
+/// The cache directory. It is created by the first write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
     root: PathBuf,
 }
 
-/// Exclusive right to change one entry, until dropped.
+/// The lock on one entry, until dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Lock {
@@ -31,40 +31,40 @@ pub struct Lock {
 }
 
 impl Cache {
-    /// Finds the cache folder: `KTSTR_CACHE_DIR`, `$XDG_CACHE_HOME/ktstr` or `~/.cache/ktstr`.
+    /// Finds the cache directory: `KTSTR_CACHE_DIR`, `$XDG_CACHE_HOME/ktstr` or `~/.cache/ktstr`.
     ///
     /// # Errors
     ///
-    /// None of the three variables names a folder.
+    /// If none of the three variables names a directory.
     pub fn from_env() -> Result<Self> {
         let root = root_from(|name| env::var_os(name).filter(|value| !value.is_empty()))?;
         Ok(Self { root: std::path::absolute(root)? })
     }
 
-    /// Uses `root` as the cache folder.
+    /// Uses `root` as the cache directory.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// The folder everything is kept in.
+    /// Returns the cache directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path of the entry `name`, whether it exists or not.
+    /// Returns the path of the entry `name`, whether it exists or not.
     pub fn entry(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// Returns the entry `name`, calling `build` to make it if it is not there yet.
+    /// Returns the entry `name`; calls `build` to create it if it does not exist.
     ///
-    /// `name` is a relative path of plain characters. `build` gets the path to create a file or a
-    /// folder at; of all processes that ask at once, one builds and the others wait for it. A
-    /// finished entry costs one `stat` and takes no lock, so a read-only cache will do.
+    /// `name` is a relative path of plain characters. `build` receives the path at which to create a file or a
+    /// directory. If several processes call this at once, one builds and the others wait. A finished entry needs
+    /// one `stat` and no lock, so a read-only cache is sufficient.
     ///
     /// # Errors
     ///
-    /// Those of `build`, which leave no entry behind, and those of the file system.
+    /// The errors of `build`, after which the entry does not exist, and of the file system.
     pub fn build_once(
         &self,
         name: &str,
@@ -84,26 +84,25 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Fails if this process cannot add entries: the cache is another user's, or on a file system that
-    /// is mounted read-only.
+    /// Fails if this process cannot add entries: the cache belongs to another user, or its file system is mounted
+    /// read-only.
     ///
     /// # Errors
     ///
     /// Names the directory that cannot be written, and what to do.
     pub fn check_writable(&self) -> Result<()> {
-        let root = self.root.ancestors().find(|folder| exists(folder)).unwrap_or(&self.root);
+        let root = self.root.ancestors().find(|dir| exists(dir)).unwrap_or(&self.root);
         let parts = ["locks", "tmp"].map(|part| self.entry(part));
         let parts = parts.iter().map(PathBuf::as_path).filter(|part| exists(part));
-        for folder in std::iter::once(root).chain(parts) {
-            // With the rights of the effective user, as a write would be checked.
-            let checked =
-                accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        for dir in std::iter::once(root).chain(parts) {
+            // EACCESS: with the rights of the effective user, as a write would be checked.
+            let checked = accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
             checked.map_err(io::Error::from).with_context(|| {
                 format!(
-                    "the cache `{}` cannot be added to: no right to write to `{}`; have its owner \
-                     run the same once, or set KTSTR_CACHE_DIR to a directory of your own",
+                    "cannot add to the cache `{}`: no permission to write to `{}`; let its owner run \
+                     the same test once, or set KTSTR_CACHE_DIR to a directory of your own",
                     self.root.display(),
-                    folder.display()
+                    dir.display()
                 )
             })?;
         }
@@ -116,24 +115,27 @@ impl Cache {
     ///
     /// Names the cache and what to do.
     pub fn check_exec(&self) -> Result<()> {
-        let folder = self.root.ancestors().find(|folder| exists(folder)).unwrap_or(&self.root);
-        let mounted = rustix::fs::statvfs(folder);
+        let dir = self.root.ancestors().find(|dir| exists(dir)).unwrap_or(&self.root);
+        let mounted = rustix::fs::statvfs(dir);
         let is_noexec =
             mounted.is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::NOEXEC));
         ensure!(
             !is_noexec,
-            "no program can be run from the cache `{}`, its file system is mounted `noexec`; set \
-             KTSTR_CACHE_DIR to a directory on another one, or install the program",
+            "cannot execute programs in the cache `{}`: its file system is mounted `noexec`; set \
+             KTSTR_CACHE_DIR to a directory on another file system, or install the program",
             self.root.display()
         );
         Ok(())
     }
 
-    /// Takes the lock `name`, waiting for its holder after telling so.
+    /// Takes the lock `name`. Prints a message before waiting for its holder.
     pub fn lock(&self, name: &str) -> Result<Lock> {
         let path = self.entry("locks").join(flat(name)?);
         let mut file = self.open_lock(&path).with_context(|| {
-            format!("failed to open the lock `{}`; KTSTR_CACHE_DIR moves the cache", path.display())
+            format!(
+                "failed to open the lock `{}`; set KTSTR_CACHE_DIR to use another directory",
+                path.display()
+            )
         })?;
         let locked = match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
@@ -148,20 +150,20 @@ impl Cache {
             Ok(()) => Ok(()),
         };
         locked.with_context(|| format!("failed to lock `{}`", path.display()))?;
-        // The number is for the line above only; without it the lock is as good.
+        // The pid is only for the message above; the lock works without it.
         let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
         Ok(Lock { _file: file })
     }
 
-    /// Replaces the small file `name` as a whole.
+    /// Replaces the small file `name` atomically.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.entry(name);
         let write = || -> io::Result<()> {
-            let folder = path.parent().unwrap_or(&self.root);
-            fs::create_dir_all(folder)?;
-            // As any new file: the library's own default is a file that is readable for one user.
+            let dir = path.parent().unwrap_or(&self.root);
+            fs::create_dir_all(dir)?;
+            // As for any new file; tempfile's default is readable for one user only.
             let mode = Permissions::from_mode(0o666);
-            let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
+            let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(dir)?;
             file.write_all(bytes)?;
             file.persist(&path)?;
             Ok(())
@@ -176,14 +178,14 @@ impl Cache {
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
         let work = self.entry("tmp").join(flat);
-        // We hold the lock, so whatever lies here was left by a builder that was killed.
+        // Under the lock, anything here was left by a killed builder.
         remove(&work)?;
         fs::create_dir_all(&work)?;
-        // A fresh name inside: children of the killed builder may still be writing to the old one.
+        // A fresh name inside: children of the killed builder may still write to the old one.
         let scratch = tempfile::tempdir_in(&work)?;
         let unfinished = scratch.path().join(entry.file_name().context("an entry has a name")?);
         build(&unfinished)?;
-        ensure!(exists(&unfinished), "nothing was made at `{}`", unfinished.display());
+        ensure!(exists(&unfinished), "the build created nothing at `{}`", unfinished.display());
         fs::create_dir_all(entry.parent().unwrap_or(&self.root))?;
         fs::rename(&unfinished, entry)?;
         drop(scratch);
@@ -195,7 +197,7 @@ impl Cache {
         fs::create_dir_all(path.parent().unwrap_or(&self.root))?;
         let all = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         match all {
-            // Another user's: to lock it, it need not be written.
+            // The file of another user: locking needs no write access.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -209,7 +211,7 @@ impl Cache {
     }
 }
 
-/// Removes a file or a folder with all it holds, if it is there.
+/// Removes a file, or a directory with its content, if it exists.
 pub(super) fn remove(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
@@ -232,7 +234,7 @@ fn root_from(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let xdg = var("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     match xdg.or_else(|| var("HOME").map(|home| Path::new(&home).join(".cache"))) {
         Some(caches) => Ok(caches.join("ktstr")),
-        None => bail!("no folder to cache kernels in: neither KTSTR_CACHE_DIR nor HOME is set"),
+        None => bail!("no cache directory: neither KTSTR_CACHE_DIR nor HOME is set"),
     }
 }
 
@@ -240,7 +242,7 @@ fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// Makes one file name of an entry's name. `,` cannot be in a name, so two names never meet.
+/// Makes one file name from the name of an entry. Names cannot contain `,`, so the result is unique.
 fn flat(name: &str) -> Result<String> {
     let plain = |part: &str| {
         !matches!(part, "" | "." | "..")
@@ -250,7 +252,7 @@ fn flat(name: &str) -> Result<String> {
     Ok(name.replace('/', ","))
 }
 
-/// Names the holder of a lock by the pid that it wrote into the file.
+/// Describes the holder of a lock by the pid that it wrote into the file.
 fn holder(mut file: impl Read) -> String {
     let mut pid = String::new();
     match file.read_to_string(&mut pid) {
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn root_follows_the_variables() {
+    fn root_from_follows_the_variables() {
         for (ktstr, xdg, home, want) in [
             (Some("/k"), Some("/x"), Some("/h"), Some("/k")),
             (None, Some("/x"), Some("/h"), Some("/x/ktstr")),
@@ -307,19 +309,19 @@ mod tests {
     }
 
     #[test]
-    fn builds_files_and_folders_once() -> Result<()> {
+    fn build_once_builds_files_and_directories_once() -> Result<()> {
         let (_dir, cache) = cache()?;
         let file = cache.build_once("a/file", |path| Ok(fs::write(path, "first")?))?;
         cache.build_once("a/file", |_| bail!("built twice"))?;
         assert_eq!(fs::read_to_string(file)?, "first");
-        let folder = cache.build_once("folder", |path| Ok(fs::create_dir(path)?))?;
-        assert!(folder.is_dir());
+        let dir = cache.build_once("dir", |path| Ok(fs::create_dir(path)?))?;
+        assert!(dir.is_dir());
         assert_eq!(fs::read_dir(cache.entry("tmp"))?.count(), 0);
         Ok(())
     }
 
     #[test]
-    fn threads_build_an_entry_once() -> Result<()> {
+    fn build_once_excludes_other_threads() -> Result<()> {
         let (_dir, cache) = cache()?;
         let builds = AtomicUsize::new(0);
         let build = |path: &Path| {
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_build_leaves_nothing() -> Result<()> {
+    fn build_once_leaves_nothing_after_a_failure() -> Result<()> {
         let (_dir, cache) = cache()?;
         let failed = cache.build_once("entry", |path| {
             fs::write(path, "half")?;
@@ -355,30 +357,30 @@ mod tests {
     }
 
     #[test]
-    fn removes_what_a_killed_builder_left() -> Result<()> {
+    fn build_once_removes_remains_of_a_killed_builder() -> Result<()> {
         let (_dir, cache) = cache()?;
         let stale = cache.entry("tmp/kernels,one/.tmpAbC/one");
         let other = cache.entry("tmp/kernels,one.two/.tmpAbC/one.two");
-        for folder in [&stale, &other] {
-            fs::create_dir_all(folder)?;
+        for dir in [&stale, &other] {
+            fs::create_dir_all(dir)?;
         }
         let entry = cache.build_once("kernels/one", |path| Ok(fs::create_dir(path)?))?;
         assert!(entry.is_dir() && !stale.exists());
-        assert!(other.exists(), "another builder's folder was touched");
+        assert!(other.exists(), "the directory of another builder was removed");
         Ok(())
     }
 
     #[test]
-    fn refuses_names_that_leave_the_cache() {
+    fn build_once_refuses_names_outside_of_the_cache() {
         let cache = Cache::at("/nonexistent");
         for name in ["", "/etc", "a/../b", "a//b", "a,b", "a b"] {
             assert!(cache.build_once(name, |_| Ok(())).is_err(), "{name:?}");
         }
     }
 
-    /// tests/cache.rs has another user read what was written.
+    /// In tests/cache.rs, another user reads such files.
     #[test]
-    fn written_files_have_the_modes_of_any_new_file() -> Result<()> {
+    fn write_creates_files_with_the_default_mode() -> Result<()> {
         let (dir, cache) = cache()?;
         let mode =
             |path: &Path| Ok::<_, io::Error>(fs::metadata(path)?.permissions().mode() & 0o777);

@@ -1,4 +1,4 @@
-//! What of the cache a kernel needs where there is no network: in a machine of ours.
+//! Lists the cache files of a kernel, for machines without a network.
 
 use std::path::PathBuf;
 
@@ -10,36 +10,37 @@ use super::modules::modules_for;
 use super::spec::KernelSpec;
 use super::{debian, versions};
 
-/// Without these, nobody knows that a module is built in or missing.
+/// These lists distinguish built-in modules from missing ones.
 const LISTS: [&str; 2] = ["modules.builtin", "modules.order"];
 
 impl Kernel {
-    /// The files that make this kernel known to another cache, with all it takes to boot it with
-    /// `modules`: each one's path here, and its name below that cache's root.
+    /// Returns the files that another cache needs to boot this kernel with `modules`: path on this host, and name
+    /// below the root of that cache.
     ///
     /// # Errors
     ///
-    /// If it is not a kernel known by name, or lacks a module.
+    /// If the kernel is not known by name, or lacks a module.
     pub(crate) fn cached_files(
         &self,
         cache: &Cache,
         modules: &[&str],
     ) -> Result<Vec<(PathBuf, String)>> {
         let KernelSpec::Known(known) = self.spec else {
-            bail!("only kernels known by name can be taken into a machine, `{}` is not", self.spec)
+            bail!("only kernels known by name can be copied into a machine: `{}` is not", self.spec)
         };
-        let folder = self.image.parent().context("a cached image has a folder")?;
+        let dir = self.image.parent().context("a cached image has a parent directory")?;
         let mut files = vec![
-            debian::versions(cache, known).folder().join(versions::POINTER),
-            folder.join(debian::RECORD),
+            debian::versions(cache, known).dir().join(versions::POINTER),
+            dir.join(debian::RECORD),
             self.boot.path.clone(),
             self.image.clone(),
         ];
         files.extend(self.config.clone());
-        files.extend(self.modules.iter().flat_map(|folder| LISTS.map(|list| folder.join(list))));
+        files.extend(self.modules.iter().flat_map(|dir| LISTS.map(|list| dir.join(list))));
         files.extend(modules_for(self, modules)?.into_iter().map(|module| module.path));
         let named = |path: PathBuf| {
-            let name = path.strip_prefix(cache.root())?.to_str().context("it is no text")?;
+            let name =
+                path.strip_prefix(cache.root())?.to_str().context("the path is not UTF-8")?;
             Ok((path.clone(), name.to_owned()))
         };
         files.into_iter().map(named).collect()
@@ -55,9 +56,9 @@ mod tests {
     use crate::provision::kernel;
     use crate::provision::modules::tests::module;
 
-    const FOLDER: &str = "kernels-1/debian-trixie";
+    const DIRECTORY: &str = "kernels-1/debian-trixie";
 
-    /// A cache with one kernel, and what a machine has no use for.
+    /// Creates a cache with one kernel, and files that a machine does not need.
     fn fill(root: &Path) -> Result<()> {
         let record = br#"{"facts": {"release": "6.12", "format": "BzImage", "why_not_elf": null},
             "boot_len": 4, "provenance": {"fetched_at": 0, "mirror": "", "packages": []}}"#;
@@ -74,7 +75,7 @@ mod tests {
             (&format!("{drivers}/virtio_pci_dev.ko"), &module("")),
             (&format!("{drivers}/nbd.ko"), &module("")),
         ] {
-            let path = root.join(FOLDER).join(name);
+            let path = root.join(DIRECTORY).join(name);
             fs::create_dir_all(path.parent().unwrap())?;
             fs::write(path, bytes)?;
         }
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_carried_kernel_is_the_same_elsewhere() -> Result<()> {
+    fn cached_files_are_a_complete_kernel() -> Result<()> {
         let [here, there] = [tempfile::tempdir()?, tempfile::tempdir()?];
         fill(here.path())?;
         let cache = Cache::at(here.path());
@@ -94,19 +95,19 @@ mod tests {
         }
         let carried = kernel::resolve_spec(&Cache::at(there.path()), &kernel.spec)?;
         assert_eq!((&carried.version, &carried.provenance), (&kernel.version, &kernel.provenance));
-        assert_eq!(carried.boot.path, there.path().join(FOLDER).join("1/vmlinux"));
+        assert_eq!(carried.boot.path, there.path().join(DIRECTORY).join("1/vmlinux"));
         assert_eq!(carried.has_option("64BIT"), Some(true));
         let modules = modules_for(&carried, &["virtio_pci"])?;
         let names: Vec<_> = modules.iter().map(|module| module.name.as_str()).collect();
         assert_eq!(names, ["virtio_pci_dev", "virtio_pci"]);
         assert!(modules_for(&carried, &["nbd"]).is_err());
-        assert_eq!(carried.image, there.path().join(FOLDER).join("1/vmlinuz"));
+        assert_eq!(carried.image, there.path().join(DIRECTORY).join("1/vmlinuz"));
         assert!(carried.image.exists());
         Ok(())
     }
 
     #[test]
-    fn a_kernel_of_the_users_stays_here() -> Result<()> {
+    fn cached_files_refuses_kernels_of_the_user() -> Result<()> {
         let dir = tempfile::tempdir()?;
         fill(dir.path())?;
         let cache = Cache::at(dir.path());

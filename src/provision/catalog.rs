@@ -1,4 +1,4 @@
-//! The kernels that can be fetched by name: `kernels/kernels.toml`.
+//! The list of kernels that can be fetched by name: `kernels/kernels.toml`.
 
 use std::sync::LazyLock;
 
@@ -13,17 +13,17 @@ static CATALOG: LazyLock<Catalog> =
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownKernel {
-    /// What tests write: `debian:trixie`.
+    /// The name that tests use: `debian:trixie`.
     pub name: String,
     /// Suite of the Debian archive.
     pub suite: String,
     /// Package that depends on the newest image of the suite.
     pub metapackage: String,
-    /// Upstream series when this list was written; a rolling suite moves on.
+    /// Upstream series when this list was written; a rolling suite has newer ones later.
     pub series: String,
     /// Whether the package's configuration has `CONFIG_SCHED_CLASS_EXT`.
     pub sched_ext: bool,
-    /// What else to know when choosing, for people.
+    /// Further advice for users.
     pub note: String,
 }
 
@@ -34,23 +34,23 @@ struct Catalog {
     kernel: Vec<KnownKernel>,
 }
 
-/// All kernels with a name, in the order of the file.
+/// Returns all kernels with a name, in the order of the file.
 pub(super) fn all() -> &'static [KnownKernel] {
     &CATALOG.kernel
 }
 
-/// The kernel called `name`.
+/// Returns the kernel called `name`.
 pub(super) fn find(name: &str) -> Option<&'static KnownKernel> {
     all().iter().find(|known| known.name == name)
 }
 
-/// The kernel of tests that do not ask for one.
+/// Returns the kernel of tests without the key `kernel`.
 pub(super) fn default() -> &'static KnownKernel {
     find(&CATALOG.default).expect("kernels.toml is checked by a unit test")
 }
 
 impl KnownKernel {
-    /// Whether a test gets this kernel without asking for one.
+    /// Returns whether this is the kernel of tests without the key `kernel`.
     pub fn is_default(&self) -> bool {
         self.name == CATALOG.default
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn embedded_list_is_sound() {
+    fn catalog_is_consistent() {
         assert!(default().is_default());
         for known in all() {
             assert_eq!(find(&known.name), Some(known), "two kernels share a name");

@@ -1,6 +1,6 @@
-//! Fetching a kernel from the Debian archive into a folder of the cache.
+//! Fetches a kernel from the Debian archive into a directory of the cache.
 //!
-//! The folder `kernels-1/debian-trixie/<release>_<package version>` holds `vmlinuz`, `config`,
+//! The directory `kernels-1/debian-trixie/<release>_<package version>` holds `vmlinuz`, `config`,
 //! `lib/modules/<release>`, the unpacked `vmlinux` and the record `kernel.json`.
 
 use std::fs;
@@ -27,68 +27,68 @@ pub(super) const RECORD: &str = "kernel.json";
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     facts: Facts,
-    /// Length of the file to boot, which tells an entry that lost a power failure.
+    /// Length of the file to boot; it differs if the entry was damaged by a power failure.
     boot_len: u64,
     provenance: Provenance,
 }
 
-/// The versions of a kernel in the cache.
+/// Returns the versions of a kernel in the cache.
 pub(super) fn versions<'a>(cache: &'a Cache, known: &KnownKernel) -> Versions<'a> {
     Versions::new(cache, format!("{KIND}/{}", known.name.replace(':', "-")))
 }
 
-/// The cached kernel, if there is one.
+/// Returns the cached kernel, if there is one.
 pub(super) fn cached(cache: &Cache, known: &'static KnownKernel) -> Result<Option<Kernel>> {
-    versions(cache, known).current()?.map(|folder| load(known, &folder)).transpose()
+    versions(cache, known).current()?.map(|dir| load(known, &dir)).transpose()
 }
 
-/// Fetches the newest version and makes it current; what tests are using stays in place.
+/// Fetches the newest version and makes it current. The previous version stays for running tests.
 ///
-/// Without `refresh`, another process that was faster has done the work.
+/// Without `refresh`, returns the version that another process fetched in the meantime, if any.
 pub(super) fn fetch(cache: &Cache, known: &'static KnownKernel, refresh: bool) -> Result<Kernel> {
     let context = || {
         format!(
-            "failed to fetch the kernel {}; without a network or apt, give a kernel by path (in \
-             KTSTR_KERNEL, `host` for the running one) or bring a filled KTSTR_CACHE_DIR",
+            "failed to fetch the kernel {}; without a network or apt, set KTSTR_KERNEL to the path of \
+             a kernel or to `host`, or KTSTR_CACHE_DIR to a copy of a filled cache",
             known.name
         )
     };
-    // The lists' lock makes all fetchers of a suite take turns.
+    // The lock on the package lists excludes other fetchers of the suite.
     let mut suite = Suite::open(cache, &known.suite, refresh).with_context(context)?;
     if !refresh && let Some(kernel) = cached(cache, known)? {
         return Ok(kernel);
     }
-    let folder = suite
+    let dir = suite
         .with_fresh_lists(|suite| {
             let (release, packages) = find_packages(suite, known)?;
             let version = format!("{release}_{}", plain(&packages[0].version));
             let versions = versions(cache, known);
-            let folder = versions
-                .build(&version, |folder| build(suite, known, &release, &packages, folder))?;
+            let dir =
+                versions.build(&version, |dir| build(suite, known, &release, &packages, dir))?;
             versions.set_current(&version)?;
-            Ok(folder)
+            Ok(dir)
         })
         .with_context(context)?;
-    load(known, &folder)
+    load(known, &dir)
 }
 
-fn load(known: &'static KnownKernel, folder: &Path) -> Result<Kernel> {
+fn load(known: &'static KnownKernel, dir: &Path) -> Result<Kernel> {
     let record = || -> Result<Record> {
-        let record: Record = serde_json::from_slice(&fs::read(folder.join(RECORD))?)?;
-        let boot = record.facts.boot(&folder.join("vmlinuz"), &folder.join("vmlinux")).path;
+        let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD))?)?;
+        let boot = record.facts.boot(&dir.join("vmlinuz"), &dir.join("vmlinux")).path;
         let len = fs::metadata(&boot)?.len();
-        ensure!(len == record.boot_len, "`{}` has a wrong length", boot.display());
+        ensure!(len == record.boot_len, "`{}` has the wrong length", boot.display());
         Ok(record)
     };
     let record = record().with_context(|| {
-        format!("the cached kernel `{}` is damaged; remove that folder", folder.display())
+        format!("the cached kernel `{}` is damaged; remove that directory", dir.display())
     })?;
-    let image = folder.join("vmlinuz");
+    let image = dir.join("vmlinuz");
     Ok(Kernel {
         spec: KernelSpec::Known(known),
-        boot: record.facts.boot(&image, &folder.join("vmlinux")),
-        modules: Some(folder.join("lib/modules").join(&record.facts.release)),
-        config: Some(folder.join("config")),
+        boot: record.facts.boot(&image, &dir.join("vmlinux")),
+        modules: Some(dir.join("lib/modules").join(&record.facts.release)),
+        config: Some(dir.join("config")),
         version: record.facts.release,
         image,
         provenance: Some(record.provenance),
@@ -97,12 +97,12 @@ fn load(known: &'static KnownKernel, folder: &Path) -> Result<Kernel> {
 
 /// Follows the metapackage to the packages of one release, the image package first.
 ///
-/// Since 7.2 that one is empty and depends on linux-binary, linux-modules and linux-base packages
-/// of the same release.
+/// Since 7.2 the image package is empty and depends on linux-binary, linux-modules and linux-base packages of the
+/// same release.
 fn find_packages(suite: &Suite, known: &KnownKernel) -> Result<(String, Vec<Package>)> {
     let (_, depends) = suite.show(&known.metapackage)?;
     let release = release_of(&depends).with_context(|| {
-        format!("`{}` depends on no kernel image, only on {depends:?}", known.metapackage)
+        format!("`{}` does not depend on a kernel image, only on {depends:?}", known.metapackage)
     })?;
     let mut names = vec![format!("linux-image-{release}")];
     let mut packages = Vec::new();
@@ -127,7 +127,7 @@ fn release_of(depends: &[String]) -> Option<String> {
     releases.next().map(str::to_owned)
 }
 
-/// A version may hold characters that an entry's name may not.
+/// Replaces the characters of a version that the name of an entry must not contain.
 fn plain(version: &str) -> String {
     version.replace(|c: char| !c.is_ascii_alphanumeric() && !".+~-".contains(c), "_")
 }
@@ -137,7 +137,7 @@ fn build(
     known: &KnownKernel,
     release: &str,
     packages: &[Package],
-    folder: &Path,
+    dir: &Path,
 ) -> Result<()> {
     let started = Instant::now();
     let size = packages.iter().map(|package| package.size).sum();
@@ -148,40 +148,44 @@ fn build(
         megabytes(size),
         suite.host()
     ));
-    let root = folder.join("root");
+    let root = dir.join("root");
     fs::create_dir_all(&root)?;
     suite.unpack(packages, &root)?;
-    keep_parts(&root, release, folder)?;
-    let facts = image::inspect(&folder.join("vmlinuz"), &folder.join("vmlinux"))?;
-    ensure!(facts.release == release, "the image of {release} calls itself {}", facts.release);
-    let boot = facts.boot(&folder.join("vmlinuz"), &folder.join("vmlinux"));
+    keep_parts(&root, release, dir)?;
+    let facts = image::inspect(&dir.join("vmlinuz"), &dir.join("vmlinux"))?;
+    ensure!(
+        facts.release == release,
+        "the image of {release} contains the release {}",
+        facts.release
+    );
+    let boot = facts.boot(&dir.join("vmlinuz"), &dir.join("vmlinux"));
     let boot_len = fs::metadata(&boot.path)?.len();
     if let Some(why) = &boot.note {
-        notice(&format!("kernel {} boots by its compressed image: {why}", known.name));
+        notice(&format!("kernel {} boots from its compressed image: {why}", known.name));
     }
     let fetched_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mirror = suite.host().to_owned();
     let provenance = Provenance { fetched_at, mirror, packages: packages.to_vec() };
     let record = Record { facts, boot_len, provenance };
-    fs::write(folder.join(RECORD), serde_json::to_vec_pretty(&record)?)?;
+    fs::write(dir.join(RECORD), serde_json::to_vec_pretty(&record)?)?;
     notice(&format!("fetched kernel {} in {}", known.name, seconds(started.elapsed())));
     Ok(())
 }
 
-/// Moves image, config and modules out of the unpacked packages, and drops the rest.
-fn keep_parts(root: &Path, release: &str, folder: &Path) -> Result<()> {
-    // Merged /usr came to the packages with trixie; image and config moved with 7.2.
+/// Moves image, config and modules out of the unpacked packages, and removes the rest.
+fn keep_parts(root: &Path, release: &str, dir: &Path) -> Result<()> {
+    // The packages use merged /usr since trixie; image and config moved with 7.2.
     let modules = [format!("lib/modules/{release}"), format!("usr/lib/modules/{release}")];
     let [vmlinuz, config] = ["vmlinuz", "config"].map(|part| {
         let moved = modules.iter().map(|dir| format!("{dir}/{part}"));
         moved.chain([format!("boot/{part}-{release}")]).collect::<Vec<_>>()
     });
-    take("image", root, &vmlinuz, &folder.join("vmlinuz"))?;
-    take("config", root, &config, &folder.join("config"))?;
-    fs::create_dir_all(folder.join("lib/modules"))?;
-    let kept = folder.join("lib/modules").join(release);
+    take("image", root, &vmlinuz, &dir.join("vmlinuz"))?;
+    take("config", root, &config, &dir.join("config"))?;
+    fs::create_dir_all(dir.join("lib/modules"))?;
+    let kept = dir.join("lib/modules").join(release);
     take("modules", root, &modules, &kept)?;
-    ensure!(kept.join("kernel").is_dir(), "the packages of {release} hold no modules");
+    ensure!(kept.join("kernel").is_dir(), "the packages of {release} contain no modules");
     cache::remove(&kept.join("System.map"))?;
     cache::remove(root)
 }
@@ -190,7 +194,7 @@ fn take(what: &str, root: &Path, names: &[String], to: &Path) -> Result<()> {
     let found: Option<PathBuf> =
         names.iter().map(|name| root.join(name)).find(|path| path.exists());
     let found = found.with_context(|| {
-        format!("the unpacked packages hold no {what}: none of {}", names.join(", "))
+        format!("the unpacked packages contain no {what}: none of {}", names.join(", "))
     })?;
     fs::rename(&found, to).with_context(|| format!("failed to move `{}`", found.display()))
 }
@@ -200,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_release_in_the_metapackage() {
+    fn release_of_finds_the_image_package() {
         for (depends, want) in [
             (&["linux-image-6.12.107+deb13-cloud-amd64"][..], Some("6.12.107+deb13-cloud-amd64")),
             (&["linux-base-cloud-amd64", "linux-image-7.2.13-cloud"], Some("7.2.13-cloud")),
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_image_config_and_modules_of_both_layouts() -> Result<()> {
+    fn keep_parts_knows_both_layouts() -> Result<()> {
         let layouts = [
             ["boot/vmlinuz-6.1", "boot/config-6.1", "lib/modules/6.1/kernel/a.ko"],
             [

@@ -1,13 +1,13 @@
-//! The compressions kernels and modules come in, with a bound on what they may grow to.
+//! Decompresses kernels and modules, with a limit on the unpacked size.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// More than any kernel unpacks to; an image that wants more is damaged or hostile.
+/// More than the unpacked size of any kernel; a larger image is damaged or hostile.
 ///
-/// A fuzzer is to try many images, not to fill memory with one.
+/// Smaller for a fuzzer, which tries many images.
 pub(super) const LIMIT: usize = if cfg!(fuzzing) { 1 << 20 } else { 512 << 20 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,11 +19,11 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Recognises a format by the first bytes of the data.
+    /// Detects the format by the first bytes of the data.
     pub(super) fn of(data: &[u8]) -> Option<Self> {
         let magics: [(&[u8], Self); 4] = [
             (&[0x1f, 0x8b], Self::Gzip),
-            // The legacy frame, which `lz4 -l` writes and the kernel's build uses.
+            // The legacy frame of `lz4 -l`, which the kernel build uses.
             (&[0x02, 0x21, 0x4c, 0x18], Self::Lz4),
             (&[0xfd, b'7', b'z', b'X', b'Z', 0], Self::Xz),
             (&[0x28, 0xb5, 0x2f, 0xfd], Self::Zstd),
@@ -40,11 +40,11 @@ impl Format {
         }
     }
 
-    /// Unpacks `data`; what follows its end is ignored, except for LZ4, whose frame has no end.
+    /// Unpacks `data`. Bytes after its end are ignored, except for LZ4, whose frame has no end mark.
     ///
     /// # Errors
     ///
-    /// `FileTooLarge` if it unpacks to more than [`LIMIT`], else what the decoder says.
+    /// `FileTooLarge` if the result is larger than [`LIMIT`], or the error of the decoder.
     pub(super) fn unpack(self, data: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Gzip => read_bounded(flate2::read::GzDecoder::new(data)),
@@ -57,7 +57,7 @@ impl Format {
     }
 }
 
-/// The legacy frame: a magic number, then blocks of at most 8 MiB, each behind its packed length.
+/// Unpacks a legacy frame: a magic number, then blocks of at most 8 MiB, each after its packed length.
 ///
 /// Source: lz4_Frame_format.md 1.6.4 ("Legacy frame").
 fn unpack_lz4(data: &[u8]) -> io::Result<Vec<u8>> {
@@ -81,8 +81,8 @@ fn unpack_lz4(data: &[u8]) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// By the program: a library for it would be a sixth of what a user's tests have to build, and only
-/// the modules of some distributions come in this form.
+/// Unpacks by the program `xz`: a library would be a sixth of the build time of a user's tests, and only the modules
+/// of some distributions have this format.
 fn unpack_xz(data: &[u8]) -> io::Result<Vec<u8>> {
     let mut child = Command::new("xz")
         .args(["--decompress", "--stdout"])
@@ -91,32 +91,31 @@ fn unpack_xz(data: &[u8]) -> io::Result<Vec<u8>> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot run `xz`, of package xz-utils: {error}"))
+            io::Error::new(error.kind(), format!("failed to run `xz` (package xz-utils): {error}"))
         })?;
     let (mut stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let out = std::thread::scope(|scope| {
-        // An xz that has seen enough closes its end; its status tells whether that was right.
+        // A write error means that xz exited early; its status decides whether that is an error.
         scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(data)));
         stdout.map_or_else(|| Ok(Vec::new()), read_bounded)
     });
     let end = child.wait_with_output()?;
-    match end.status.success() {
-        true => out,
-        false => Err(out.err().unwrap_or_else(|| {
-            io::Error::other(String::from_utf8_lossy(&end.stderr).trim().to_owned())
-        })),
+    if end.status.success() {
+        return out;
     }
+    let stderr = || io::Error::other(String::from_utf8_lossy(&end.stderr).trim().to_owned());
+    Err(out.err().unwrap_or_else(stderr))
 }
 
-/// Reads a file that is no larger than any kernel or module.
+/// Reads a kernel or module file.
 ///
 /// # Errors
 ///
-/// `FileTooLarge` if it has more than [`LIMIT`] bytes, whatever of them are on disk.
+/// `FileTooLarge` if its length is over [`LIMIT`], even for a sparse file.
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     if file.metadata()?.len() > LIMIT as u64 {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 512 MiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 512 MiB"));
     }
     read_bounded(file)
 }
@@ -131,7 +130,7 @@ fn read_bounded(decoder: impl Read) -> io::Result<Vec<u8>> {
 }
 
 fn too_large() -> io::Error {
-    io::Error::new(io::ErrorKind::FileTooLarge, "unpacks to more than 512 MiB")
+    io::Error::new(io::ErrorKind::FileTooLarge, "unpacked size over 512 MiB")
 }
 
 #[cfg(test)]
@@ -139,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_of_lz4_follow_each_other() {
+    fn unpack_reads_all_blocks_of_lz4() {
         let mut packed = vec![0x02, 0x21, 0x4c, 0x18];
         for text in ["one ", "two"] {
             let block = lz4_flex::block::compress(text.as_bytes());
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn files_larger_than_any_kernel_are_not_read() {
+    fn read_file_refuses_large_files() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(LIMIT as u64 + 1).unwrap();
         assert_eq!(read_file(file.path()).unwrap_err().kind(), io::ErrorKind::FileTooLarge);

@@ -1,7 +1,7 @@
-//! What a kernel file given by path is: its release, and what to boot of it.
+//! Inspects a kernel image given by path: its release, and the file to boot.
 //!
-//! Answers are kept in the cache under the file's identity, so that an image is read and unpacked
-//! once. The two newest of a path stay, since a kernel developer rebuilds the same one all day.
+//! The results are cached under the identity of the file, so that an image is read and unpacked once. The two newest
+//! results of a path stay, because kernel developers rebuild the same image often.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,7 +24,7 @@ const KIND: &str = "images-1";
 const RECORD: &str = "image.json";
 const VMLINUX: &str = "vmlinux";
 
-/// What is remembered about an image.
+/// The cached facts of an image.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) release: String,
@@ -39,11 +39,11 @@ enum Format {
     Elf,
 }
 
-/// Reads `image`, and writes the vmlinux in it to `vmlinux` if it can be booted.
+/// Reads `image`, and writes the vmlinux inside to the path `vmlinux` if it can be booted.
 pub(super) fn inspect(image: &Path, vmlinux: &Path) -> Result<Facts> {
     let mut start = Vec::new();
     let mut open = || -> io::Result<File> {
-        // A pipe would be waited for, and a device may have no end.
+        // Reading a pipe would block, and a device may be endless.
         if !fs::metadata(image)?.is_file() {
             return Err(io::Error::other("not a regular file"));
         }
@@ -67,35 +67,35 @@ pub(super) fn inspect(image: &Path, vmlinux: &Path) -> Result<Facts> {
     })
 }
 
-/// Inspects a file of the user's, or recalls what was found when it was last seen.
+/// Inspects an image of the user, or returns the cached result for the same state of the file.
 pub(super) fn inspect_cached(cache: &Cache, image: &Path) -> Result<(Facts, Boot)> {
     let meta =
         fs::metadata(image).with_context(|| format!("kernel image `{}`", image.display()))?;
     let versions = Versions::new(cache, format!("{KIND}/{:016x}", hash(image)));
     let identity = identity(&meta);
-    let folder = match versions.find(&identity) {
-        Some(folder) => folder,
+    let dir = match versions.find(&identity) {
+        Some(dir) => dir,
         None => {
-            let folder = versions.build(&identity, |folder| {
-                fs::create_dir(folder)?;
-                let facts = inspect(image, &folder.join(VMLINUX))?;
-                Ok(fs::write(folder.join(RECORD), serde_json::to_vec_pretty(&facts)?)?)
+            let dir = versions.build(&identity, |dir| {
+                fs::create_dir(dir)?;
+                let facts = inspect(image, &dir.join(VMLINUX))?;
+                Ok(fs::write(dir.join(RECORD), serde_json::to_vec_pretty(&facts)?)?)
             })?;
             versions.set_current(&identity)?;
-            folder
+            dir
         }
     };
-    let record = folder.join(RECORD);
+    let record = dir.join(RECORD);
     let facts: Facts = fs::read(&record)
         .map_err(anyhow::Error::from)
         .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-        .with_context(|| format!("`{}` is damaged; remove its folder", record.display()))?;
-    let boot = facts.boot(image, &folder.join(VMLINUX));
+        .with_context(|| format!("`{}` is damaged; remove its directory", record.display()))?;
+    let boot = facts.boot(image, &dir.join(VMLINUX));
     Ok((facts, boot))
 }
 
 impl Facts {
-    /// What to boot, if the vmlinux of `image` was written to `vmlinux`.
+    /// Returns the file to boot, given that the vmlinux of `image` was written to `vmlinux`.
     pub(super) fn boot(&self, image: &Path, vmlinux: &Path) -> Boot {
         let (path, format) = match (self.format, &self.why_not_elf) {
             (Format::Elf, _) => (image, BootFormat::Elf),
@@ -106,7 +106,7 @@ impl Facts {
     }
 }
 
-/// Names one state of one file. The change time tells a file from a rebuilt one of equal size.
+/// Returns the identity of one state of a file. The change time distinguishes rebuilt files of equal size.
 pub(crate) fn identity(meta: &fs::Metadata) -> String {
     format!(
         "{:x}-{:x}-{:x}-{:x}.{:x}-{:x}.{:x}",
@@ -120,7 +120,7 @@ pub(crate) fn identity(meta: &fs::Metadata) -> String {
     )
 }
 
-/// Returns why there is no vmlinux to boot, if there is none.
+/// Writes the vmlinux of an image to `path`; returns the reason if it cannot be booted.
 fn unpack(image: &[u8], path: &Path) -> Result<Option<String>> {
     let elf = match vmlinux::from_bzimage(image) {
         Ok(elf) => elf,
@@ -134,14 +134,14 @@ fn unpack(image: &[u8], path: &Path) -> Result<Option<String>> {
 }
 
 fn inspect_elf(file: File) -> Result<Facts> {
-    // With debug information a vmlinux is half a gigabyte or more: read what is asked for.
+    // With debug information a vmlinux has half a gigabyte or more: read only the parts that are needed.
     let has_entry = vmlinux::has_pvh_entry(&ReadCache::new(&file));
     let why_not_elf =
-        (!has_entry).then(|| "it has no PVH entry (CONFIG_PVH), which QEMU asks for".to_owned());
+        (!has_entry).then(|| "it has no PVH entry (CONFIG_PVH), which QEMU requires".to_owned());
     io::Seek::rewind(&mut &file)?;
-    // What is loaded comes first, and debug information behind it.
+    // The loaded part is at the beginning, debug information at the end.
     let release = find_banner(file.take(LIMIT as u64))?
-        .context("there is no `Linux version` banner in this ELF file: not a kernel")?;
+        .context("not a kernel: this ELF file has no `Linux version` banner")?;
     Ok(Facts { release, format: Format::Elf, why_not_elf })
 }
 
@@ -156,7 +156,7 @@ fn find_banner(mut file: impl Read) -> io::Result<Option<String>> {
         while let Some(at) = find(rest, BANNER) {
             let text = &rest[at + BANNER.len()..];
             let end = text.iter().take(65).position(|byte| matches!(byte, b' ' | 0 | b'\n'));
-            // Format strings of the same words have a `%s` in place of the number.
+            // Format strings with the same text have a `%s` instead of the number.
             if let Some(release) = end.and_then(|end| std::str::from_utf8(&text[..end]).ok())
                 && release.starts_with(|first: char| first.is_ascii_digit())
             {
@@ -167,7 +167,7 @@ fn find_banner(mut file: impl Read) -> io::Result<Option<String>> {
         if read == 0 {
             return Ok(None);
         }
-        // A banner across the border is seen with the next megabyte.
+        // Keep the end, because a banner may continue in the next megabyte.
         window.drain(..window.len().saturating_sub(LONGEST));
     }
 }
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_release_behind_the_banner() {
+    fn find_banner_returns_the_release() {
         let far = [&vec![b'L'; (1 << 20) - 9], b"Linux version 6.1.0-50 (gcc)".as_slice()].concat();
         for (file, want) in [
             (&b"xxLinux version 6.12.107+deb13 (debian"[..], Some("6.12.107+deb13")),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn remembers_a_file_until_it_changes() -> Result<()> {
+    fn inspect_cached_detects_changed_files() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path().join("cache"));
         let image = dir.path().join("vmlinux");

@@ -12,7 +12,7 @@ use super::catalog::{self, KnownKernel};
 use super::spec::KernelSpec;
 use super::{debian, image, units};
 
-/// A kernel of the built-in list and what the cache has of it.
+/// A kernel of the built-in list, and its state in the cache.
 #[derive(Debug)]
 pub struct KernelStatus {
     /// The entry of the list.
@@ -21,31 +21,33 @@ pub struct KernelStatus {
     pub cached: Option<Kernel>,
     /// Bytes on disk, older versions included.
     pub disk_usage: u64,
-    /// Whether it has `CONFIG_SCHED_CLASS_EXT`: as cached, else as listed.
+    /// Whether it has `CONFIG_SCHED_CLASS_EXT`, by the cached configuration, or else by the list.
     pub sched_ext: bool,
 }
 
-/// Resolves the kernel of a test: `wanted` by its attribute, else by `KTSTR_KERNEL`, else the
-/// default one. A known kernel is fetched if the cache has none.
+/// Resolves the kernel of a test: `requested` by its attribute, else the one in `KTSTR_KERNEL`, else the default
+/// kernel. Fetches a known kernel that is not in the cache.
 ///
 /// # Errors
 ///
-/// Messages are for the person running the test: what was tried, and what to do.
-pub fn resolve(cache: &Cache, wanted: Option<&str>) -> Result<Kernel> {
+/// If there is no such kernel, or it cannot be fetched. The message contains what was tried and what to do.
+pub fn resolve(cache: &Cache, requested: Option<&str>) -> Result<Kernel> {
     let from_env = || {
         let value = env::var_os("KTSTR_KERNEL").filter(|value| !value.is_empty());
         value.map(|value| (value, "KTSTR_KERNEL"))
     };
-    match wanted.map(|text| (text.into(), "the test")).or_else(from_env) {
+    match requested.map(|text| (text.into(), "the test")).or_else(from_env) {
         Some((text, source)) => KernelSpec::try_from(&*text)
             .map_err(anyhow::Error::from)
             .and_then(|spec| resolve_spec(cache, &spec))
-            .with_context(|| format!("no kernel `{}`, which {source} asks for", text.display())),
+            .with_context(|| {
+                format!("failed to find the kernel `{}` requested by {source}", text.display())
+            }),
         None => resolve_spec(cache, &KernelSpec::default_kernel()),
     }
 }
 
-/// Resolves one spec, fetching a known kernel if the cache has none.
+/// Resolves one spec. Fetches a known kernel that is not in the cache.
 pub fn resolve_spec(cache: &Cache, spec: &KernelSpec) -> Result<Kernel> {
     match spec {
         KernelSpec::Known(known) => match debian::cached(cache, known)? {
@@ -57,9 +59,9 @@ pub fn resolve_spec(cache: &Cache, spec: &KernelSpec) -> Result<Kernel> {
     }
 }
 
-/// Fetches a known kernel into the cache; with `refresh`, the newest version again.
+/// Fetches a known kernel into the cache. With `refresh`, fetches the newest version again.
 ///
-/// A version that is replaced stays on disk for tests that are using it, until the next one.
+/// A replaced version stays on disk until the next replacement, because running tests may use it.
 pub fn fetch(cache: &Cache, spec: &KernelSpec, refresh: bool) -> Result<Kernel> {
     match spec {
         KernelSpec::Known(known) if refresh => debian::fetch(cache, known, true),
@@ -67,14 +69,14 @@ pub fn fetch(cache: &Cache, spec: &KernelSpec, refresh: bool) -> Result<Kernel> 
     }
 }
 
-/// Lists the known kernels and what the cache has of them. Touches no network.
+/// Lists the known kernels and their state in the cache. Does not use the network.
 pub fn list(cache: &Cache) -> Result<Vec<KernelStatus>> {
     let status = |known: &'static KnownKernel| {
         let cached = debian::cached(cache, known)?;
         let sched_ext = cached.as_ref().and_then(|kernel| kernel.has_option("SCHED_CLASS_EXT"));
         Ok(KernelStatus {
             known,
-            disk_usage: units::disk_usage(&debian::versions(cache, known).folder()),
+            disk_usage: units::disk_usage(&debian::versions(cache, known).dir()),
             sched_ext: sched_ext.unwrap_or(known.sched_ext),
             cached,
         })
@@ -82,18 +84,15 @@ pub fn list(cache: &Cache) -> Result<Vec<KernelStatus>> {
     catalog::all().iter().map(status).collect()
 }
 
-/// A kernel of the user's: an image, or a tree that was built.
+/// Finds the kernel of a user's path: an image, or a kernel tree that was built.
 fn given(cache: &Cache, spec: &KernelSpec, path: &Path) -> Result<Kernel> {
     let path = std::path::absolute(path)?;
-    let meta = fs::metadata(&path).with_context(|| {
-        format!("there is no kernel at `{}`{}", path.display(), neighbours(&path))
-    })?;
+    let meta = fs::metadata(&path)
+        .with_context(|| format!("no kernel at `{}`{}", path.display(), neighbours(&path)))?;
     let image = if meta.is_dir() { image_in_tree(&path)? } else { path.clone() };
     let (facts, boot) = image::inspect_cached(cache, &image)?;
-    let (modules, config) = match meta.is_dir() {
-        true => in_tree(&path),
-        false => beside(&image, &facts.release),
-    };
+    let (modules, config) =
+        if meta.is_dir() { in_tree(&path) } else { installed(&image, &facts.release) };
     let version = facts.release;
     Ok(Kernel { spec: spec.clone(), version, image, boot, modules, config, provenance: None })
 }
@@ -105,7 +104,7 @@ fn image_in_tree(tree: &Path) -> Result<PathBuf> {
     match names.map(|name| tree.join(name)).into_iter().find(|path| path.is_file()) {
         Some(image) => Ok(image),
         None => bail!(
-            "`{}` holds neither {}; build the tree, or name the image itself{}",
+            "`{}` contains neither {}; build the tree, or give the path of the image{}",
             tree.display(),
             names.join(" nor "),
             neighbours(&tree.join("."))
@@ -119,34 +118,37 @@ fn in_tree(tree: &Path) -> (Option<PathBuf>, Option<PathBuf>) {
 }
 
 /// Finds modules and config where distributions put them, relative to the image.
-fn beside(image: &Path, release: &str) -> (Option<PathBuf>, Option<PathBuf>) {
-    let folder = image.parent().unwrap_or(Path::new("/"));
-    let root = folder.parent().unwrap_or(Path::new("/"));
+fn installed(image: &Path, release: &str) -> (Option<PathBuf>, Option<PathBuf>) {
+    let dir = image.parent().unwrap_or(Path::new("/"));
+    let root = dir.parent().unwrap_or(Path::new("/"));
     let modules = [
-        folder.to_owned(),
+        dir.to_owned(),
         root.join("lib/modules").join(release),
         root.join("usr/lib/modules").join(release),
     ];
     let mut modules = modules.into_iter().filter(|path| path.ends_with(release));
     let modules = modules.find(|path| path.join("kernel").is_dir());
-    let configs = [folder.join(format!("config-{release}")), folder.join("config")];
+    let configs = [dir.join(format!("config-{release}")), dir.join("config")];
     let in_modules = modules.iter().map(|modules| modules.join("config"));
     let config = configs.into_iter().chain(in_modules).find(|path| path.is_file());
     (modules, config)
 }
 
-/// The image of the running kernel.
+/// Finds the image of the running kernel.
 fn host_image() -> Result<PathBuf> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let names = [format!("/boot/vmlinuz-{release}"), format!("/usr/lib/modules/{release}/vmlinuz")];
     let Some(path) = names.iter().map(Path::new).find(|path| path.exists()) else {
         let boot = neighbours(Path::new("/boot/vmlinuz"));
-        bail!("the host runs {release}, and there is neither {}{boot}", names.join(" nor "));
+        bail!(
+            "no image of the running kernel {release}: neither {} exists{boot}",
+            names.join(" nor ")
+        );
     };
-    // Ubuntu installs it for root alone.
+    // Ubuntu makes it readable for root only.
     fs::File::open(path).with_context(|| {
         format!(
-            "failed to open the host's kernel; run `sudo chmod a+r {0}`, or copy `{0}` and set \
+            "failed to open the kernel of the host; run `sudo chmod a+r {0}`, or copy `{0}` and set \
              KTSTR_KERNEL to the copy",
             path.display()
         )
@@ -154,20 +156,20 @@ fn host_image() -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Names what does exist where `path` was looked for.
+/// Lists the files that exist in the nearest directory of `path`.
 fn neighbours(path: &Path) -> String {
-    let folder = path.ancestors().skip(1).find(|folder| folder.is_dir());
-    let folder = folder.unwrap_or(Path::new("/"));
-    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let dir = path.ancestors().skip(1).find(|dir| dir.is_dir());
+    let dir = dir.unwrap_or(Path::new("/"));
+    let entries = dir.read_dir().into_iter().flatten().flatten();
     let mut names: Vec<_> =
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     let more = if names.len() > 12 { ", .." } else { "" };
     names.truncate(12);
-    match names.is_empty() {
-        true => format!("; `{}` is empty", folder.display()),
-        false => format!("; `{}` holds {}{more}", folder.display(), names.join(", ")),
+    if names.is_empty() {
+        return format!("; `{}` is empty", dir.display());
     }
+    format!("; `{}` contains {}{more}", dir.display(), names.join(", "))
 }
 
 #[cfg(test)]
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_parts_of_a_tree() -> Result<()> {
+    fn resolve_spec_finds_the_parts_of_a_tree() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path().join("cache"));
         let tree = dir.path().join("linux");
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_modules_and_config_beside_an_image() -> Result<()> {
+    fn installed_finds_modules_and_config() -> Result<()> {
         for (image, modules, config) in [
             ("boot/vmlinuz-6.1", "lib/modules/6.1", "boot/config-6.1"),
             ("boot/vmlinuz-6.1", "usr/lib/modules/6.1", "usr/lib/modules/6.1/config"),
@@ -209,25 +211,28 @@ mod tests {
             write(&dir.path().join(modules).join("kernel/a.ko"), "")?;
             write(&dir.path().join(config), "")?;
             let want = (Some(dir.path().join(modules)), Some(dir.path().join(config)));
-            assert_eq!(beside(&dir.path().join(image), "6.1"), want, "{image}");
-            assert_eq!(beside(&dir.path().join(image), "6.2").0, None, "{image}");
+            assert_eq!(installed(&dir.path().join(image), "6.1"), want, "{image}");
+            assert_eq!(installed(&dir.path().join(image), "6.2").0, None, "{image}");
         }
         Ok(())
     }
 
     #[test]
-    fn missing_path_lists_what_exists() -> Result<()> {
+    fn resolve_lists_existing_files_for_a_missing_path() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path().join("cache"));
         write(&dir.path().join("bzImage-6.1"), "")?;
         let path = dir.path().join("bzImage").display().to_string();
         let error = format!("{:#}", resolve(&cache, Some(&path)).unwrap_err());
-        assert!(error.contains("the test asks") && error.contains("bzImage-6.1"), "{error}");
+        assert!(
+            error.contains("requested by the test") && error.contains("bzImage-6.1"),
+            "{error}"
+        );
         Ok(())
     }
 
     #[test]
-    fn listing_an_empty_cache_touches_nothing() -> Result<()> {
+    fn list_accepts_a_missing_cache() -> Result<()> {
         let kernels = list(&Cache::at("/nonexistent/ktstr"))?;
         assert!(kernels.len() >= 3);
         assert!(kernels.iter().all(|kernel| kernel.cached.is_none() && kernel.disk_usage == 0));

@@ -1,11 +1,11 @@
-//! Which Debian mirror the machine uses, from its apt sources (sources.list(5)).
+//! Finds the Debian mirror of the machine in its apt sources (sources.list(5)).
 
 use std::fs;
 use std::path::Path;
 
 const FALLBACK: &str = "http://deb.debian.org/debian";
 
-/// The first mirror of the main archive among the machine's sources, or the public one.
+/// Returns the first mirror of the main archive among the machine's sources, or the public one.
 pub(super) fn of_machine() -> String {
     let mut files = vec![Path::new("/etc/apt/sources.list").to_owned()];
     let parts = Path::new("/etc/apt/sources.list.d").read_dir().into_iter().flatten().flatten();
@@ -15,7 +15,7 @@ pub(super) fn of_machine() -> String {
 }
 
 fn in_file(path: &Path) -> Option<String> {
-    // A comment in another encoding does not matter.
+    // Lossy, because a comment may have another encoding.
     let text = || Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned());
     match path.extension()?.to_str()? {
         "list" => in_list(&text()?),
@@ -24,7 +24,7 @@ fn in_file(path: &Path) -> Option<String> {
     }
 }
 
-/// One-line style: `deb [options] URI suite components..`.
+/// Parses the one-line style: `deb [options] URI suite components..`.
 fn in_list(text: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb")?;
@@ -37,7 +37,7 @@ fn in_list(text: &str) -> Option<String> {
     })
 }
 
-/// deb822 style: stanzas of `Field: value`, continued by indented lines.
+/// Parses the deb822 style: stanzas of `Field: value`, continued by indented lines.
 fn in_sources(text: &str) -> Option<String> {
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     lines.split(|line| line.trim().is_empty()).find_map(|stanza| {
@@ -66,7 +66,8 @@ fn field(stanza: &[&str], name: &str) -> String {
     value
 }
 
-/// Security and backports live elsewhere, and a dated snapshot cannot have the newest kernel.
+/// Returns the first URI of the main archive: not security, which has another path, and not a dated snapshot,
+/// which lacks the newest kernel.
 fn main_archive(uris: &str) -> Option<String> {
     uris.split_whitespace()
         .map(|uri| uri.trim_end_matches('/'))
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_one_line_sources() {
+    fn in_list_reads_one_line_sources() {
         for (text, want) in [
             ("deb http://a.org/debian trixie main", Some("http://a.org/debian")),
             (
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_deb822_sources() {
+    fn in_sources_reads_deb822_sources() {
         for (text, want) in [
             ("Types: deb deb-src\nURIs: http://a/debian/\nSuites: x", Some("http://a/debian")),
             ("types: deb\n# no\nuris:\n http://a/sec\n http://b/debian\n", Some("http://b/debian")),

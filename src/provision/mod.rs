@@ -1,14 +1,13 @@
-//! Kernels and QEMU for the host side, fetched once and kept in a cache.
+//! Finds or fetches kernels and QEMU, and keeps them in a cache.
 //!
-//! [`kernel::resolve`] turns what a test or `KTSTR_KERNEL` asks for into a [`Kernel`]: the image,
-//! what to boot (the uncompressed vmlinux where it can be had), its modules and its config.
-//! [`modules_for`] picks the modules a guest needs from it. [`qemu::resolve`] finds or fetches an
-//! emulator that is known not to corrupt guests. Everything lands in a [`Cache`], whose entries
-//! appear complete or not at all, so that ten test processes fetch a kernel once.
+//! [`kernel::resolve`] turns the request of a test or of `KTSTR_KERNEL` into a [`Kernel`]: the image, the file to
+//! boot (the uncompressed vmlinux if possible), the modules and the config. [`modules_for`] selects the modules
+//! that a guest needs. [`qemu::resolve`] finds or fetches an emulator that is known not to corrupt guests. The
+//! entries of the [`Cache`] appear complete or not at all, so that ten test processes fetch a kernel once.
 //!
-//! Packages come from the Debian archive through apt-get in a private configuration: its
-//! signature checks and proxies are the machine's, nothing is installed and no root is needed.
-//! A warm resolution reads a few small files: no network, no subprocess, no hashing.
+//! Packages come from the Debian archive through apt-get with a private configuration. It checks signatures and
+//! uses the proxies of the machine, installs nothing, and does not need root. With a filled cache, a resolution
+//! only reads a few small files: no network, no subprocess, no hashing.
 
 pub mod cache;
 pub mod kernel;

@@ -1,4 +1,4 @@
-//! The modules a guest needs, in the order to load them.
+//! Collects the modules that a guest needs, in the order to load them.
 //!
 //! Packages are unpacked without depmod, so there is no modules.dep: dependencies are read from
 //! the `.modinfo` section of each module (`depends=`, Linux 6.12, scripts/mod/modpost.c).
@@ -19,17 +19,17 @@ use super::decompress::{Format, read_file};
 pub struct Module {
     /// Its name, with underscores.
     pub name: String,
-    /// The file it was read from.
+    /// The file from which it was read.
     pub path: PathBuf,
     /// The ELF file, uncompressed.
     pub bytes: Vec<u8>,
 }
 
-/// Collects the modules called `names`, and what they depend on, leaving out what is built in.
+/// Collects the modules called `names` and their dependencies, without those that are built in.
 ///
 /// # Errors
 ///
-/// A module is neither built in nor among the kernel's modules.
+/// If a module is neither built in nor among the kernel's modules.
 pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<Vec<Module>> {
     let mut finder = Finder {
         kernel,
@@ -38,9 +38,9 @@ pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<Vec<Module>> {
         done: HashSet::new(),
         load: Vec::new(),
     };
-    if let Some(folder) = &kernel.modules {
-        finder.built_in = built_in(folder)?;
-        finder.files = files(folder)?;
+    if let Some(dir) = &kernel.modules {
+        finder.built_in = built_in(dir)?;
+        finder.files = files(dir)?;
     }
     for name in names {
         finder.need(name)?;
@@ -50,7 +50,7 @@ pub fn modules_for(kernel: &Kernel, names: &[&str]) -> Result<Vec<Module>> {
 
 struct Finder<'a> {
     kernel: &'a Kernel,
-    /// `None` if the kernel came without the list.
+    /// `None` if the kernel has no list of them.
     built_in: Option<HashSet<String>>,
     files: HashMap<String, PathBuf>,
     done: HashSet<String>,
@@ -76,7 +76,7 @@ impl Finder<'_> {
         let option = option(&name);
         match option.and_then(|option| self.kernel.has_option(option)) {
             Some(true) => {}
-            // A kernel that came without its list and configuration: the guest will tell.
+            // Without the list and the configuration, only the boot will show it.
             None if self.built_in.is_none() => {}
             _ => bail!(
                 "kernel {} ({}) has no `{name}`, neither built in nor as a module{}",
@@ -89,7 +89,7 @@ impl Finder<'_> {
     }
 }
 
-/// The option that builds a driver of ours, for kernels that do not list what is built in.
+/// Returns the option of a driver, for kernels without a list of built-in modules.
 fn option(name: &str) -> Option<&'static str> {
     Some(match name {
         "virtio" => "VIRTIO",
@@ -104,14 +104,14 @@ fn option(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Names of modules are used with `-` and `_` alike; the kernel itself uses `_`.
+/// Returns the name of a module with `_` instead of `-`, as the kernel has it.
 fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
 /// Returns the names of modules that are built into the kernel; `None` if there is no list of them.
-fn built_in(folder: &Path) -> Result<Option<HashSet<String>>> {
-    let path = folder.join("modules.builtin");
+fn built_in(dir: &Path) -> Result<Option<HashSet<String>>> {
+    let path = dir.join("modules.builtin");
     match fs::read_to_string(&path) {
         Ok(text) => Ok(Some(text.lines().filter_map(stem).collect())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -119,7 +119,7 @@ fn built_in(folder: &Path) -> Result<Option<HashSet<String>>> {
     }
 }
 
-/// The module's name in a line or file name such as `kernel/drivers/virtio/virtio-mmio.ko.xz`.
+/// Returns the name of the module in a line or file name such as `kernel/drivers/virtio/virtio-mmio.ko.xz`.
 fn stem(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
     // In a build tree of 6.4 and later, modules.order lists objects.
@@ -127,18 +127,18 @@ fn stem(path: &str) -> Option<String> {
     matches!(kind, "ko" | "ko.xz" | "ko.zst" | "ko.gz" | "o").then(|| normal(name))
 }
 
-/// Finds the module files. A tree of sources is too large to walk, but has a list.
-fn files(folder: &Path) -> Result<HashMap<String, PathBuf>> {
+/// Finds the module files. A kernel tree is too large to walk, but has a list.
+fn files(dir: &Path) -> Result<HashMap<String, PathBuf>> {
     let mut files = HashMap::new();
-    if folder.join("kernel").join("drivers").is_dir() {
-        walk(&folder.join("kernel"), &mut files)?;
+    if dir.join("kernel").join("drivers").is_dir() {
+        walk(&dir.join("kernel"), &mut files)?;
         return Ok(files);
     }
-    let order = folder.join("modules.order");
+    let order = dir.join("modules.order");
     let text = fs::read_to_string(&order)
         .with_context(|| format!("failed to read `{}`", order.display()))?;
     for line in text.lines() {
-        let path = folder.join(line).with_extension("ko");
+        let path = dir.join(line).with_extension("ko");
         if let Some(name) = stem(line).filter(|_| path.is_file()) {
             files.insert(name, path);
         }
@@ -146,9 +146,9 @@ fn files(folder: &Path) -> Result<HashMap<String, PathBuf>> {
     Ok(files)
 }
 
-fn walk(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
-    let context = || format!("failed to list the modules in `{}`", folder.display());
-    for entry in folder.read_dir().with_context(context)? {
+fn walk(dir: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
+    let context = || format!("failed to list the modules in `{}`", dir.display());
+    for entry in dir.read_dir().with_context(context)? {
         let entry = entry.with_context(context)?;
         if entry.file_type()?.is_dir() {
             walk(&entry.path(), files)?;
@@ -170,11 +170,11 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 
 fn depends_of(module: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(module)?;
-    let section = file.section_by_name(".modinfo").context("it has no .modinfo section")?;
+    let section = file.section_by_name(".modinfo").context("no .modinfo section")?;
     Ok(depends(section.data()?))
 }
 
-/// Reads `depends=a,b` from the NUL-separated fields of a `.modinfo` section.
+/// Parses `depends=a,b` in the NUL-separated fields of a `.modinfo` section.
 fn depends(modinfo: &[u8]) -> Vec<String> {
     modinfo
         .split(|byte| *byte == 0)
@@ -196,7 +196,7 @@ pub(super) mod tests {
     use super::*;
     use crate::provision::{Boot, BootFormat, KernelSpec};
 
-    /// A relocatable ELF file with a `.modinfo` section.
+    /// Builds a relocatable ELF file with a `.modinfo` section.
     pub(in crate::provision) fn module(depends: &str) -> Vec<u8> {
         let modinfo = format!("license=GPL\0\0depends={depends}\0name=x\0");
         let names = b"\0.shstrtab\0.modinfo\0";
@@ -242,7 +242,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn loads_dependencies_first_and_once() -> Result<()> {
+    fn modules_for_orders_dependencies_first() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let drivers = dir.path().join("kernel/drivers");
         fs::create_dir_all(&drivers)?;
@@ -271,7 +271,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn reads_the_list_of_a_build_tree() -> Result<()> {
+    fn modules_for_reads_the_list_of_a_build_tree() -> Result<()> {
         let dir = tempfile::tempdir()?;
         fs::create_dir_all(dir.path().join("drivers/virtio"))?;
         fs::write(dir.path().join("drivers/virtio/virtio_mmio.ko"), module(""))?;
@@ -282,7 +282,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn asks_the_config_where_there_are_no_modules() -> Result<()> {
+    fn modules_for_reads_the_config_without_modules() -> Result<()> {
         assert_eq!(modules_for(&kernel(None, None), &["virtio_pci"])?, []);
         let dir = tempfile::tempdir()?;
         let config = dir.path().join(".config");
@@ -294,7 +294,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn reads_names_and_dependencies() {
+    fn stem_and_depends_parse_names() {
         for (path, want) in [
             ("kernel/drivers/char/virtio-console.ko.xz", Some("virtio_console")),
             ("virtio_pci.ko", Some("virtio_pci")),

@@ -1,10 +1,9 @@
-//! A QEMU that can be trusted with a guest.
+//! Finds or fetches a QEMU that is known to run guests correctly.
 //!
-//! QEMU before 11.0 is not: the multi-threaded TCG of 7.2 patches code under running CPUs and
-//! breaks cmpxchg16b, which ends in oopses of a healthy kernel, and 10.0 may abort when one CPU sets PCI
-//! devices up while another writes to its APIC (docs/decisions/0002). So the machine's own is used from
-//! 11.0 on, and otherwise one is fetched with all its libraries and the dynamic loader, which runs on
-//! any x86-64 Linux and leaves the machine as it is.
+//! QEMU before 11.0 does not: the multi-threaded TCG of 7.2 patches code under running CPUs and breaks cmpxchg16b,
+//! which ends in oopses of a correct kernel, and 10.0 may abort when one CPU sets up PCI devices while another
+//! writes to its APIC (docs/decisions/0002). The installed QEMU is used from 11.0 on. Otherwise one is fetched with
+//! all its libraries and the dynamic loader; it runs on any x86-64 Linux, and nothing is installed.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,32 +26,32 @@ use crate::notice::notice;
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 const SUITE: &str = "trixie-backports";
-const SOUND_SINCE: u32 = 11;
-/// Raised when the layout of these entries changes, or those that were fetched will not do any more.
+const GOOD_SINCE: u32 = 11;
+/// Raised when the layout of these entries changes, or fetched versions are not sufficient any more.
 const KIND: &str = "qemu-2";
 const RECORD: &str = "qemu.json";
 
 /// How to run QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuProgram {
-    /// The program and the arguments that come before all others.
+    /// The program and its first arguments.
     pub argv: Vec<OsString>,
     /// Its version: `11.1.3`.
     pub version: String,
-    /// Where it came from.
+    /// Its origin.
     pub origin: Origin,
-    /// Why this one, and what to mind.
+    /// The reason for the choice, and warnings.
     pub note: String,
 }
 
 impl QemuProgram {
     /// Returns whether its version is known not to abort or to corrupt guests.
     pub fn is_known_good(&self) -> bool {
-        is_sound(&self.version)
+        is_good(&self.version)
     }
 }
 
-/// Where a QEMU came from.
+/// The origin of a QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// Installed on the machine.
@@ -69,11 +68,11 @@ struct Record {
     packages: Vec<Package>,
 }
 
-/// Finds QEMU: `KTSTR_QEMU`, else the machine's if it is sound, else a fetched one.
+/// Finds QEMU: `KTSTR_QEMU`, else the installed one if its version is known-good, else a fetched one.
 ///
 /// # Errors
 ///
-/// `KTSTR_QEMU` does not run, or there is no sound QEMU and none can be fetched.
+/// If `KTSTR_QEMU` does not run, or no known-good QEMU is installed and none can be fetched.
 pub fn resolve(cache: &Cache) -> Result<QemuProgram> {
     match find(cache)? {
         Ok(program) => Ok(program),
@@ -81,7 +80,7 @@ pub fn resolve(cache: &Cache) -> Result<QemuProgram> {
     }
 }
 
-/// Finds QEMU as [`resolve`] does but fetches none: instead, says why it would have to.
+/// Finds QEMU as [`resolve`] does, but does not fetch one: returns why that would be necessary.
 pub fn find(cache: &Cache) -> Result<Result<QemuProgram, String>> {
     if let Some(path) = env::var_os("KTSTR_QEMU").filter(|path| !path.is_empty()) {
         return from_env(cache, Path::new(&path)).map(Ok);
@@ -89,13 +88,13 @@ pub fn find(cache: &Cache) -> Result<Result<QemuProgram, String>> {
     let why = match apt::find_program(PROGRAM) {
         None => format!("no {PROGRAM} in PATH"),
         Some(path) => match version_of(cache, &path) {
-            Ok(version) if is_sound(&version) => {
+            Ok(version) if is_good(&version) => {
                 let note = format!("{} in PATH", path.display());
                 return Ok(Ok(installed(path, version, Origin::System, note)));
             }
             Ok(version) => {
                 let path = path.display();
-                format!("{path}: {}", unsound(&version))
+                format!("{path}: {}", not_good(&version))
             }
             Err(error) => format!("{} does not run: {error:#}", path.display()),
         },
@@ -103,16 +102,16 @@ pub fn find(cache: &Cache) -> Result<Result<QemuProgram, String>> {
     Ok(current(cache, &why)?.ok_or(why))
 }
 
-/// Fetches QEMU into the cache; with `refresh`, the newest version again.
+/// Fetches QEMU into the cache. With `refresh`, fetches the newest version again.
 pub fn fetch(cache: &Cache, refresh: bool) -> Result<QemuProgram> {
-    fetch_as(cache, refresh, "asked for")
+    fetch_as(cache, refresh, "requested")
 }
 
 fn fetch_as(cache: &Cache, refresh: bool, why: &str) -> Result<QemuProgram> {
     let context = || {
         format!(
-            "failed to fetch QEMU ({why}); install {PROGRAM} {SOUND_SINCE}.0 or later, or set \
-             KTSTR_QEMU to the one to use whatever its version"
+            "failed to fetch QEMU ({why}); install {PROGRAM} {GOOD_SINCE}.0 or later, or set \
+             KTSTR_QEMU to use a QEMU of any version"
         )
     };
     let mut suite = Suite::open(cache, SUITE, refresh).with_context(context)?;
@@ -120,16 +119,16 @@ fn fetch_as(cache: &Cache, refresh: bool, why: &str) -> Result<QemuProgram> {
         return Ok(program);
     }
     suite.with_fresh_lists(|suite| fetch_from(cache, suite)).with_context(context)?;
-    current(cache, why)?.context("QEMU was fetched, but the cache does not have it")
+    current(cache, why)?.context("QEMU was fetched, but it is not in the cache")
 }
 
 fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
     let (qemu, _) = suite.show(PACKAGE)?;
-    // Any character that a folder's name may not have is in front of the upstream version.
+    // The part before the colon, the epoch, must not be in the name of a directory.
     let version = qemu.version.rsplit(':').next().unwrap_or_default();
     cache.check_exec()?;
     let versions = Versions::new(cache, KIND);
-    versions.build(version, |folder| {
+    versions.build(version, |dir| {
         let started = Instant::now();
         let packages = suite.closure(PACKAGE)?;
         notice(&format!(
@@ -138,14 +137,14 @@ fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
             megabytes(packages.iter().map(|package| package.size).sum()),
             suite.host()
         ));
-        let root = folder.join("root");
+        let root = dir.join("root");
         fs::create_dir_all(&root)?;
         suite.unpack(&packages, &root)?;
         prune(&root)?;
-        let version = probe(&command_line(folder))?;
-        ensure!(is_sound(&version), "{SUITE} of {} has: {}", suite.host(), unsound(&version));
+        let version = probe(&command_line(dir))?;
+        ensure!(is_good(&version), "{SUITE} of {} contains: {}", suite.host(), not_good(&version));
         let record = serde_json::to_vec_pretty(&Record { version, packages })?;
-        fs::write(folder.join(RECORD), record)?;
+        fs::write(dir.join(RECORD), record)?;
         notice(&format!("fetched QEMU in {}", seconds(started.elapsed())));
         Ok(())
     })?;
@@ -153,25 +152,25 @@ fn fetch_from(cache: &Cache, suite: &Suite) -> Result<()> {
 }
 
 fn current(cache: &Cache, why: &str) -> Result<Option<QemuProgram>> {
-    let Some(folder) = Versions::new(cache, KIND).current()? else { return Ok(None) };
+    let Some(dir) = Versions::new(cache, KIND).current()? else { return Ok(None) };
     let record = || -> Result<Record> {
-        let argv = command_line(&folder);
+        let argv = command_line(&dir);
         ensure!(Path::new(&argv[0]).exists(), "the loader is missing");
-        Ok(serde_json::from_slice(&fs::read(folder.join(RECORD))?)?)
+        Ok(serde_json::from_slice(&fs::read(dir.join(RECORD))?)?)
     };
     let version = record()
         .with_context(|| {
-            format!("the cached QEMU `{}` is damaged; remove that folder", folder.display())
+            format!("the cached QEMU `{}` is damaged; remove that directory", dir.display())
         })?
         .version;
     cache.check_exec().context("the fetched QEMU cannot run")?;
     let note = format!("fetched from Debian {SUITE}: {why}");
-    Ok(Some(QemuProgram { argv: command_line(&folder), version, origin: Origin::Fetched, note }))
+    Ok(Some(QemuProgram { argv: command_line(&dir), version, origin: Origin::Fetched, note }))
 }
 
-/// Runs QEMU with its own files of firmware.
-fn command_line(folder: &Path) -> Vec<OsString> {
-    let root = folder.join("root");
+/// Returns the command line of a fetched QEMU, with its own firmware files.
+fn command_line(dir: &Path) -> Vec<OsString> {
+    let root = dir.join("root");
     let mut argv = tool::command_line(&root, PROGRAM);
     for data in ["usr/share/qemu", "usr/share/seabios"] {
         argv.extend(["-L".into(), root.join(data).into_os_string()]);
@@ -179,7 +178,7 @@ fn command_line(folder: &Path) -> Vec<OsString> {
     argv
 }
 
-/// Keeps what [`command_line`] names, about half of what is unpacked.
+/// Removes the files that [`command_line`] does not use, about half of them.
 fn prune(root: &Path) -> Result<()> {
     let keep: [(&str, &[&str]); 5] = [
         ("", &["usr"]),
@@ -188,10 +187,10 @@ fn prune(root: &Path) -> Result<()> {
         ("usr/lib", &["x86_64-linux-gnu"]),
         ("usr/share", &["qemu", "seabios"]),
     ];
-    for (folder, names) in keep {
-        let folder = root.join(folder);
-        let context = || format!("the packages of QEMU hold no `{}`", folder.display());
-        for entry in folder.read_dir().with_context(context)? {
+    for (dir, names) in keep {
+        let dir = root.join(dir);
+        let context = || format!("the packages of QEMU do not contain `{}`", dir.display());
+        for entry in dir.read_dir().with_context(context)? {
             let entry = entry?;
             if !names.iter().any(|name| entry.file_name() == *name) {
                 cache::remove(&entry.path())?;
@@ -203,16 +202,16 @@ fn prune(root: &Path) -> Result<()> {
 
 fn from_env(cache: &Cache, path: &Path) -> Result<QemuProgram> {
     let path = match path.components().count() {
-        // A bare name is looked up, as a shell would.
+        // A name without a slash is searched in PATH, as a shell does.
         1 => path.to_str().and_then(apt::find_program).unwrap_or_else(|| path.to_owned()),
         _ => std::path::absolute(path)?,
     };
     let version = version_of(cache, &path)
         .with_context(|| format!("KTSTR_QEMU names `{}`, which does not run", path.display()))?;
-    let note = match is_sound(&version) {
-        true => "KTSTR_QEMU names it".to_owned(),
-        false => format!("KTSTR_QEMU names it; {}", unsound(&version)),
-    };
+    let mut note = "set by KTSTR_QEMU".to_owned();
+    if !is_good(&version) {
+        note += &format!("; {}", not_good(&version));
+    }
     Ok(installed(path, version, Origin::Env, note))
 }
 
@@ -220,37 +219,37 @@ fn installed(path: PathBuf, version: String, origin: Origin, note: String) -> Qe
     QemuProgram { argv: vec![path.into_os_string()], version, origin, note }
 }
 
-/// The version of an installed QEMU, asked once per state of the file.
+/// Returns the version of an installed QEMU. Runs the program once per state of its file.
 fn version_of(cache: &Cache, path: &Path) -> Result<String> {
     let meta = fs::metadata(path).with_context(|| format!("no file `{}`", path.display()))?;
     let name = format!("{KIND}-versions/{}", image::identity(&meta));
-    let ask = || probe(&[path.as_os_str().to_owned()]);
+    let run = || probe(&[path.as_os_str().to_owned()]);
     if !cache.entry(&name).exists() && cache.check_writable().is_err() {
-        return ask();
+        return run();
     }
-    let record = cache.build_once(&name, |file| Ok(fs::write(file, ask()?)?))?;
+    let record = cache.build_once(&name, |file| Ok(fs::write(file, run()?)?))?;
     Ok(fs::read_to_string(record)?)
 }
 
 fn probe(argv: &[OsString]) -> Result<String> {
-    let said = apt::run(Command::new(&argv[0]).args(&argv[1..]).arg("--version"))?;
-    parse_version(&said).with_context(|| format!("`--version` printed: {said}"))
+    let output = apt::run(Command::new(&argv[0]).args(&argv[1..]).arg("--version"))?;
+    parse_version(&output).with_context(|| format!("`--version` printed: {output}"))
 }
 
-/// Reads `QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)`.
+/// Parses `QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)`.
 fn parse_version(text: &str) -> Option<String> {
     let rest = text.trim_start().strip_prefix("QEMU emulator version ")?;
     rest.split_whitespace().next().map(str::to_owned)
 }
 
-fn is_sound(version: &str) -> bool {
+fn is_good(version: &str) -> bool {
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    major.is_some_and(|major| major >= SOUND_SINCE)
+    major.is_some_and(|major| major >= GOOD_SINCE)
 }
 
-/// What is to be said of a version that is not sound.
-fn unsound(version: &str) -> String {
-    format!("QEMU {version} may abort or corrupt guests, it takes {SOUND_SINCE}.0 or later")
+/// Returns the warning about a version that is not known-good.
+fn not_good(version: &str) -> String {
+    format!("QEMU {version} may abort or corrupt guests; {GOOD_SINCE}.0 or later is known-good")
 }
 
 #[cfg(test)]
@@ -260,8 +259,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn judges_versions() {
-        for (text, version, sound) in [
+    fn is_good_requires_version_11() {
+        for (text, version, good) in [
             ("QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds)\nCopyright", "11.1.3", true),
             ("QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds)\nCopyright", "10.0.13", false),
             ("QEMU emulator version 7.2.22 (Debian)", "7.2.22", false),
@@ -269,10 +268,10 @@ mod tests {
             ("QEMU emulator version 11.0.0", "11.0.0", true),
         ] {
             assert_eq!(parse_version(text).as_deref(), Some(version));
-            assert_eq!(is_sound(version), sound, "{version}");
+            assert_eq!(is_good(version), good, "{version}");
         }
         assert_eq!(parse_version("bash: qemu: not found"), None);
-        assert!(!is_sound("unknown"));
+        assert!(!is_good("unknown"));
     }
 
     #[test]
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_what_the_command_line_names() -> Result<()> {
+    fn prune_keeps_the_files_of_the_command_line() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let root = dir.path().join("root");
         let argv = command_line(dir.path());
@@ -303,8 +302,8 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap())?;
             fs::write(path, "")?;
         }
-        for folder in ["usr/lib/x86_64-linux-gnu/gconv", "usr/share/qemu", "usr/share/doc", "etc"] {
-            fs::create_dir_all(root.join(folder))?;
+        for dir in ["usr/lib/x86_64-linux-gnu/gconv", "usr/share/qemu", "usr/share/doc", "etc"] {
+            fs::create_dir_all(root.join(dir))?;
         }
         fs::create_dir_all(&argv[7])?;
         prune(&root)?;

@@ -1,4 +1,4 @@
-//! What a test, `KTSTR_KERNEL` or a command line asks for.
+//! Names of kernels, as tests, `KTSTR_KERNEL` and command lines give them.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,17 +13,17 @@ use super::catalog::{self, KnownKernel};
 pub enum KernelSpec {
     /// A kernel of the built-in list, fetched when first used: `debian:trixie`.
     Known(&'static KnownKernel),
-    /// A bzImage, a vmlinux, or the folder of a built kernel tree. Always written with a `/`.
+    /// A bzImage, a vmlinux, or the directory of a built kernel tree. Its text always contains a `/`.
     Path(PathBuf),
-    /// The kernel the host runs: `host`.
+    /// The running kernel of the host: `host`.
     Host,
 }
 
-/// A text that is neither a kernel's name nor a path.
+/// A text that is neither the name of a kernel nor a path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` names no known kernel; known are {}, and a kernel of your own is given by a path \
-     with a slash, such as ./{} or /path/to/linux",
+    "unknown kernel `{text}`; known kernels: {}; or give the path of another kernel with a slash, such as \
+     ./{} or /path/to/linux",
     names(),
     if text.is_empty() { "bzImage" } else { text }
 )]
@@ -32,7 +32,7 @@ pub struct SpecError {
 }
 
 impl KernelSpec {
-    /// The kernel of tests that do not ask for one.
+    /// Returns the kernel of tests without the key `kernel`.
     pub fn default_kernel() -> Self {
         Self::Known(catalog::default())
     }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_and_prints_every_form() {
+    fn spec_parses_and_prints_every_form() {
         for text in ["debian:bookworm", "debian:trixie", "debian:sid", "host", "/boot/vmlinuz"] {
             assert_eq!(text.parse::<KernelSpec>().unwrap().to_string(), text);
         }
@@ -96,18 +96,16 @@ mod tests {
     }
 
     #[test]
-    fn paths_need_not_be_utf8() {
+    fn spec_accepts_paths_that_are_not_utf8() {
         let spec = |bytes| KernelSpec::try_from(OsStr::from_bytes(bytes));
         let path = OsStr::from_bytes(b"/boot/\xff").into();
         assert_eq!(spec(b"/boot/\xff"), Ok(KernelSpec::Path(path)));
         assert_eq!(spec(b"host"), Ok(KernelSpec::Host));
-        assert!(
-            spec(b"\xff").unwrap_err().to_string().contains("`\u{fffd}` names no known kernel")
-        );
+        assert!(spec(b"\xff").unwrap_err().to_string().contains("unknown kernel `\u{fffd}`"));
     }
 
     #[test]
-    fn unknown_name_lists_what_is_known() {
+    fn spec_error_lists_known_kernels() {
         for text in ["bzImage", "debian:stretch", "", "6.12"] {
             let error = text.parse::<KernelSpec>().unwrap_err().to_string();
             for part in ["debian:bookworm", "host", "./", text] {

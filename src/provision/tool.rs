@@ -1,4 +1,4 @@
-//! Programs of Debian's that tasks of this project use, fetched like QEMU.
+//! Programs of Debian packages, fetched like QEMU.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,31 +12,31 @@ use super::units::megabytes;
 use crate::notice::notice;
 
 pub(crate) const SUITE: &str = "trixie";
-/// The dynamic loader and the libraries below the folder of unpacked packages.
+/// The dynamic loader and the libraries, relative to the directory of unpacked packages.
 pub(crate) const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 pub(crate) const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// Raised when the layout of these entries changes.
 const KIND: &str = "tools-1";
 
-/// Finds `program` of the Debian package `package` in the cache, or fetches the package and all it
-/// needs. Returns the program to run and the arguments that come before its own.
+/// Finds `program` of the Debian package `package` in the cache, or fetches the package with its dependencies.
+/// Returns the command and its first arguments.
 ///
-/// What was fetched once is used for good.
+/// A fetched package is never updated.
 ///
 /// # Errors
 ///
-/// The package cannot be fetched.
+/// If the package cannot be fetched.
 pub fn resolve(cache: &Cache, package: &str, program: &str) -> Result<Vec<OsString>> {
     Ok(command_line(&root(cache, package)?, program))
 }
 
-/// Finds the folder in which a package and all it needs are unpacked, or fetches it.
+/// Returns the directory in which a package and its dependencies are unpacked. Fetches them if necessary.
 ///
 /// # Errors
 ///
 /// As for [`resolve`].
 pub(crate) fn root(cache: &Cache, package: &str) -> Result<PathBuf> {
-    cache.check_exec().with_context(|| format!("the programs of {package} cannot run"))?;
+    cache.check_exec().with_context(|| format!("cannot run the programs of {package}"))?;
     let root = cache.build_once(&format!("{KIND}/{package}"), |root| {
         let mut suite = Suite::open(cache, SUITE, false)?;
         fs::create_dir(root)?;
@@ -50,8 +50,8 @@ pub(crate) fn root(cache: &Cache, package: &str) -> Result<PathBuf> {
     root.with_context(|| format!("failed to fetch {package}"))
 }
 
-/// Runs `usr/bin/<program>` of the packages unpacked in `root` by the loader that came with them,
-/// so that no library of the machine gets in.
+/// Returns the command that runs `usr/bin/<program>` of the packages unpacked in `root` with the loader of these
+/// packages, so that it uses no library of the machine.
 pub(super) fn command_line(root: &Path, program: &str) -> Vec<OsString> {
     let at = |path: &str| root.join(path).into_os_string();
     vec![at(LOADER), "--library-path".into(), at(LIBRARIES), at(&format!("usr/bin/{program}"))]

@@ -1,9 +1,9 @@
-//! Sizes and times, as messages show them.
+//! Formats sizes and durations for messages.
 
 use std::path::Path;
 use std::time::Duration;
 
-/// Formats a size as people read it on download pages: decimal megabytes.
+/// Formats a size in decimal megabytes, as download pages do.
 pub fn megabytes(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{} kB", bytes.div_ceil(1000)),
@@ -19,7 +19,7 @@ pub(super) fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Counts the bytes of the regular files below `path`; what cannot be read counts nothing.
+/// Counts the bytes of the regular files below `path`. Files that cannot be read count as empty.
 pub fn disk_usage(path: &Path) -> u64 {
     let Ok(entries) = path.read_dir() else { return 0 };
     entries

@@ -1,7 +1,7 @@
 //! Cache entries that come in versions, one of which is current.
 //!
-//! `<name>/<version>` is an entry like any other and `<name>/current` says which one to use. The
-//! one before stays, since tests that run now may be reading it; older ones are removed.
+//! `<name>/<version>` is a cache entry, and `<name>/current` names the version to use. The previous version stays
+//! because running tests may use it; older ones are removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{self, Cache};
 
-/// The file that says which version is current.
+/// The file that names the current version.
 pub(super) const POINTER: &str = "current";
 
-/// A version that is not in use by the pointer is kept this long: another process may have just
-/// built it and be about to make it current.
+/// A version without a pointer is kept this long: another process may have just built it and not yet made it
+/// current.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug)]
@@ -36,12 +36,12 @@ impl<'a> Versions<'a> {
         Self { cache, name: name.into() }
     }
 
-    /// The folder of all versions.
-    pub(super) fn folder(&self) -> PathBuf {
+    /// Returns the directory of all versions.
+    pub(super) fn dir(&self) -> PathBuf {
         self.cache.entry(&self.name)
     }
 
-    /// The entry of `version`, if it was built.
+    /// Returns the entry of `version`, if it was built.
     pub(super) fn find(&self, version: &str) -> Option<PathBuf> {
         let entry = self.cache.entry(&self.entry(version));
         entry.exists().then_some(entry)
@@ -55,18 +55,19 @@ impl<'a> Versions<'a> {
         self.cache.build_once(&self.entry(version), build)
     }
 
-    /// The entry to use, if there is one.
+    /// Returns the current entry, if there is one.
     pub(super) fn current(&self) -> Result<Option<PathBuf>> {
         Ok(self.pointer()?.and_then(|pointer| self.find(&pointer.current)))
     }
 
-    /// Makes `version` the one to use and removes those that were replaced before.
+    /// Makes `version` the current one, and removes versions before the previous one.
     pub(super) fn set_current(&self, version: &str) -> Result<()> {
         let _lock = self.cache.lock(&self.entry(POINTER))?;
         let old = self.pointer()?.unwrap_or_default();
-        let previous = match old.current == version {
-            true => old.previous,
-            false => Some(old.current).filter(|old| !old.is_empty()),
+        let previous = if old.current == version {
+            old.previous
+        } else {
+            Some(old.current).filter(|old| !old.is_empty())
         };
         let pointer = Pointer { current: version.to_owned(), previous };
         self.cache.write(&self.entry(POINTER), &serde_json::to_vec(&pointer)?)?;
@@ -83,17 +84,17 @@ impl<'a> Versions<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| {
                 format!(
-                    "failed to read `{}`; have its owner make the cache readable (`chmod -R \
-                         go+rX`), or set KTSTR_CACHE_DIR to a directory of your own",
+                    "failed to read `{}`; let its owner make the cache readable (`chmod -R go+rX`), or \
+                     set KTSTR_CACHE_DIR to a directory of your own",
                     path.display()
                 )
             }),
         }
     }
 
-    /// Best effort: what cannot be removed now is tried again the next time.
+    /// Removes unused versions. Errors are ignored: the next call tries again.
     fn prune(&self, pointer: &Pointer) {
-        for entry in self.folder().read_dir().into_iter().flatten().flatten() {
+        for entry in self.dir().read_dir().into_iter().flatten().flatten() {
             let name = entry.file_name();
             let in_use = name == POINTER
                 || name == pointer.current.as_str()
@@ -120,16 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_current_and_previous() -> Result<()> {
+    fn set_current_keeps_current_and_previous() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path());
         let versions = Versions::new(&cache, "kernels/one");
         assert_eq!(versions.current()?, None);
         for version in ["1", "2", "2", "3"] {
-            let folder = versions.build(version, |path| Ok(fs::create_dir(path)?))?;
-            File::open(&folder)?.set_modified(SystemTime::now() - 2 * GRACE)?;
+            let dir = versions.build(version, |path| Ok(fs::create_dir(path)?))?;
+            File::open(&dir)?.set_modified(SystemTime::now() - 2 * GRACE)?;
             versions.set_current(version)?;
-            assert_eq!(versions.current()?, Some(folder));
+            assert_eq!(versions.current()?, Some(dir));
         }
         assert_eq!(versions.find("1"), None);
         assert!(versions.find("2").is_some() && versions.find("3").is_some());
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn spares_what_was_just_built() -> Result<()> {
+    fn set_current_keeps_new_versions() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path());
         let versions = Versions::new(&cache, "kernels/one");

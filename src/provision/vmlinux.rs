@@ -1,8 +1,8 @@
-//! The uncompressed kernel inside a bzImage.
+//! Extracts the uncompressed kernel from a bzImage.
 //!
-//! Booting it directly spares the guest from unpacking itself, a third of a boot under TCG.
-//! Follows Documentation/arch/x86/boot.rst of Linux 6.12 (boot protocol 2.08 and later) and, for
-//! what a loader asks of the ELF file, xen/include/public/elfnote.h.
+//! Booting it directly saves the decompression in the guest, a third of a boot under TCG. Follows
+//! Documentation/arch/x86/boot.rst of Linux 6.12 (boot protocol 2.08 and later) and, for the notes of the ELF file,
+//! xen/include/public/elfnote.h.
 
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -21,17 +21,19 @@ const SECTOR: usize = 512;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: the entry point of the PVH boot protocol.
 const PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 
-/// Why an image gives no vmlinux.
+/// Why no vmlinux can be extracted from an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no x86 setup header.
     #[error("not a kernel: no `HdrS` at offset 0x202")]
     NotAKernel,
-    /// Protocol 2.08 (Linux 2.6.26) was the first to say where the payload is.
-    #[error("boot protocol {}.{:02} does not tell where the payload is", .0 >> 8, .0 & 0xff)]
+    /// The position of the payload is part of protocol 2.08 (Linux 2.6.26) and later.
+    #[error("boot protocol {}.{:02} lacks the position of the payload (2.08 or later is required)", .0 >> 8, .0 & 0xff)]
     OldProtocol(u16),
     /// A header field points outside of the file.
-    #[error("truncated: {what} at {start:#x} is {len:#x} bytes long, the file has {have:#x}")]
+    #[error(
+        "truncated: {what} has {len:#x} bytes at offset {start:#x}, the file has {have:#x} bytes"
+    )]
     Truncated {
         /// The part of the image.
         what: &'static str,
@@ -43,31 +45,31 @@ pub enum Error {
         have: usize,
     },
     /// The payload is none of gzip, LZ4, xz and zstd.
-    #[error("payload of an unknown compression, it starts with {0:02x?}")]
+    #[error("unknown compression of the payload, which starts with {0:02x?}")]
     UnknownCompression(Vec<u8>),
-    /// The payload does not unpack.
+    /// The payload cannot be unpacked.
     #[error("failed to unpack the {format} payload")]
     Unpack {
         /// Name of the compression.
         format: &'static str,
-        /// What the decoder said.
+        /// The error of the decoder.
         source: std::io::Error,
     },
-    /// The payload unpacks to something else.
+    /// The payload is not a compressed ELF file.
     #[error("the {0} payload is not an ELF file")]
     NotElf(&'static str),
 }
 
-/// Whether `data` starts like a bzImage.
+/// Returns whether `data` starts like a bzImage.
 pub fn is_bzimage(data: &[u8]) -> bool {
     data.get(HEADER_MAGIC..HEADER_MAGIC + 4) == Some(b"HdrS")
 }
 
-/// Unpacks the ELF file in a bzImage.
+/// Unpacks the ELF file in a bzImage, up to 512 MiB.
 ///
 /// # Errors
 ///
-/// Any damage is an [`Error`]; the output is bounded to 512 MiB.
+/// If the image is damaged, or is not a bzImage of a supported kind.
 pub fn from_bzimage(image: &[u8]) -> Result<Vec<u8>, Error> {
     if !is_bzimage(image) {
         return Err(Error::NotAKernel);
@@ -80,17 +82,17 @@ pub fn from_bzimage(image: &[u8]) -> Result<Vec<u8>, Error> {
     let Some(format) = Format::of(payload) else {
         return Err(Error::UnknownCompression(payload[..payload.len().min(6)].to_vec()));
     };
-    // The build appends the unpacked size to every format but gzip, which ends with it anyway.
+    // The kernel build appends the unpacked size, except for gzip, whose format already ends with it.
     let data = match format {
         Format::Gzip => payload,
         _ => &payload[..payload.len().saturating_sub(4)],
     };
     let vmlinux =
         format.unpack(data).map_err(|source| Error::Unpack { format: format.name(), source })?;
-    match vmlinux.starts_with(&elf::ELFMAG) {
-        true => Ok(vmlinux),
-        false => Err(Error::NotElf(format.name())),
+    if !vmlinux.starts_with(&elf::ELFMAG) {
+        return Err(Error::NotElf(format.name()));
     }
+    Ok(vmlinux)
 }
 
 /// Reads the release, as `uname -r` prints it, from the header of a bzImage.
@@ -98,7 +100,7 @@ pub fn bzimage_release(image: &[u8]) -> Result<String, Error> {
     if !is_bzimage(image) {
         return Err(Error::NotAKernel);
     }
-    // The field counts from the second sector; 0 means that there is no string.
+    // The offset counts from the second sector; 0 means that there is no string.
     let field = u16_at(image, KERNEL_VERSION, "the setup header")?;
     let start = usize::from(field) + SECTOR;
     let text = image.get(start..).unwrap_or_default();
@@ -109,7 +111,7 @@ pub fn bzimage_release(image: &[u8]) -> Result<String, Error> {
     }
 }
 
-/// Whether an ELF kernel has the note that QEMU's `-kernel` needs to boot it (PVH).
+/// Returns whether an ELF kernel has the note that QEMU's `-kernel` needs to boot it (PVH).
 pub fn has_pvh_entry<'data>(file: impl ReadRef<'data>) -> bool {
     pvh_entry(file).unwrap_or(false)
 }
@@ -128,7 +130,7 @@ fn pvh_entry<'data>(file: impl ReadRef<'data>) -> object::read::Result<bool> {
     Ok(false)
 }
 
-/// The compressed kernel: counted from the protected-mode code behind the setup sectors.
+/// Returns the compressed kernel. Its offset counts from the protected-mode code, after the setup sectors.
 fn payload(image: &[u8]) -> Result<&[u8], Error> {
     let setup_sects = match image[SETUP_SECTS] {
         0 => 4,
@@ -169,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    /// A 64-bit ELF file with one note segment.
+    /// Builds a 64-bit ELF file with one note segment.
     fn elf_with_note(name: &[u8; 4], kind: elf::NoteType) -> Vec<u8> {
         let mut file = vec![0; 64 + 56];
         file[..16].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
@@ -205,7 +207,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// The legacy frame: its magic, then blocks behind their length.
+    /// Builds a legacy frame: its magic, then blocks after their length.
     fn lz4(data: &[u8]) -> Vec<u8> {
         let block = lz4_flex::block::compress(data);
         [&[0x02, 0x21, 0x4c, 0x18], &(block.len() as u32).to_le_bytes(), block.as_slice()].concat()
@@ -224,7 +226,7 @@ mod tests {
         0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
     ];
 
-    /// A bzImage with one setup sector, a version string and `payload` 16 bytes into the rest.
+    /// Builds a bzImage with one setup sector, a version string, and `payload` at 16 bytes after the setup.
     fn bzimage(payload: &[u8], size_trailer: bool) -> Vec<u8> {
         let trailer: &[u8] = if size_trailer { &[0xff; 4] } else { &[] };
         let mut image = vec![0; 2 * SECTOR];
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn unpacks_each_compression() {
+    fn from_bzimage_unpacks_each_compression() {
         let kernel = kernel();
         for (name, payload, trailer) in [
             ("gzip", gzip(&kernel), false),
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn setup_sects_of_zero_mean_four() {
+    fn from_bzimage_takes_zero_setup_sects_as_four() {
         let mut image = bzimage(&gzip(&kernel()), false);
         image.splice(2 * SECTOR..2 * SECTOR, [0; 3 * SECTOR]);
         image[SETUP_SECTS] = 0;
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_is_wrong() {
+    fn from_bzimage_names_the_damage() {
         let whole = bzimage(&gzip(&kernel()), false);
         let mut old = whole.clone();
         old[PROTOCOL_VERSION..PROTOCOL_VERSION + 2].copy_from_slice(&[7, 2]);
@@ -278,7 +280,10 @@ mod tests {
             (whole[..whole.len() / 2].to_vec(), "truncated: the payload"),
             (whole[..HEADER_MAGIC + 4].to_vec(), "truncated: the setup header"),
             (far, "truncated: the payload"),
-            (bzimage(b"BZh91AY", true), "unknown compression, it starts with [42, 5a, 68"),
+            (
+                bzimage(b"BZh91AY", true),
+                "unknown compression of the payload, which starts with [42, 5a, 68",
+            ),
             (bzimage(b"", false), "unknown compression"),
             (bzimage(&gzip(b"a script"), false), "not an ELF file"),
             (bzimage(&gzip(&kernel())[..200], false), "failed to unpack the gzip"),
@@ -289,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn pvh_entry_needs_name_and_type() {
+    fn has_pvh_entry_checks_name_and_type() {
         for (file, want) in [
             (elf_with_note(b"Xen\0", PHYS32_ENTRY), true),
             (elf_with_note(b"Xen\0", elf::NoteType(17)), false),
@@ -302,9 +307,9 @@ mod tests {
     }
 
     #[test]
-    fn damaged_images_never_panic() {
+    fn from_bzimage_never_panics_on_damaged_images() {
         let kernel = kernel();
-        // xorshift: any fixed sequence will do.
+        // xorshift: any fixed sequence is sufficient.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut random = move |below: usize| {
             state ^= state << 13;
@@ -316,7 +321,7 @@ mod tests {
             let image = bzimage(&payload, true);
             for round in 0..150 {
                 let mut bad = image.clone();
-                // Half of the damage goes to the headers, where it does the most.
+                // Half of the damage is in the headers, where it has the most effects.
                 let start = if round % 2 == 0 { 0x1f0 } else { 2 * SECTOR };
                 for _ in 0..1 + random(8) {
                     let at = start + random((bad.len() - start).min(200));

@@ -98,6 +98,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
 
 /// Runs the body of `entry` in a virtual machine and fills the record of the run.
 fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Result<()> {
+    tracing::debug!("{}: prepare the machine", record.test);
     let began = Instant::now();
     let env = environment::passed_on(entry.env)?;
     let prepared = Prepared::new(&MachineRequest {
@@ -168,9 +169,10 @@ fn run_and_judge(
 ) -> TestResult {
     let mut record = record::begin(entry);
     artifacts::begin(&mut record);
-    let outcome = match entry.host_only {
-        true => fill_on_host(entry, &mut record),
-        false => program().and_then(|program| fill_in_vm(entry, program, &mut record)),
+    let outcome = if entry.host_only {
+        fill_on_host(entry, &mut record)
+    } else {
+        program().and_then(|program| fill_in_vm(entry, program, &mut record))
     };
     match outcome {
         Ok(()) => record.hook_errors = hook_errors(entry, &record),
@@ -189,13 +191,14 @@ fn run_and_judge(
     Ok(())
 }
 
-/// Calls the hooks of the test that apply to how the run ended, and returns their errors.
+/// Calls the hooks of the test that apply to this end of the run, and returns their errors.
 fn hook_errors(entry: &TestEntry, record: &RunRecord) -> Vec<HookError> {
     let post_vm = entry.post_vm.filter(|_| report::concerns_post_vm(&record.end));
     let hooks = [(Hook::PostVm, post_vm), (Hook::PostVmUnconditional, entry.post_vm_unconditional)];
     let errors = hooks.into_iter().filter_map(|(hook, function)| {
         let function = function?;
-        // A panic there must not take the report along.
+        tracing::debug!("{}: call {hook:?}", record.test);
+        // A panic of a hook must not prevent the report.
         let (panicked, message) = match catch_unwind(AssertUnwindSafe(|| function(record))) {
             Ok(returned) => (false, format!("{:#}", returned.err()?)),
             Err(payload) => (true, agent::panic_message(&*payload).to_owned()),

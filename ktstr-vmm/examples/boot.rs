@@ -1,11 +1,11 @@
-//! Boots a kernel on KVM and prints its console: the engine without any test.
+//! Boots a kernel on KVM and prints its console, without any test.
 //!
-//! `boot KERNEL INITRAMFS MEMORY_MIB TOPOLOGY [CMDLINE]`, until the guest ends. Standard
-//! error tells the wall and CPU time of this process in milliseconds.
+//! `boot KERNEL INITRAMFS MEMORY_MIB TOPOLOGY [CMDLINE]` runs until the guest ends. On standard error
+//! it prints the wall and CPU time of this process in milliseconds.
 //!
-//! With `FREEZE_AT=TEXT` in the environment it only goes on until TEXT is on the console. Then it
-//! freezes the guest a hundred times, reads 64 KiB of its memory each time, and tells how long the
-//! guest stood still.
+//! With `FREEZE_AT=TEXT` in the environment it runs until TEXT is on the console. Then it pauses
+//! the guest a hundred times, reads 64 KiB of its memory each time, and prints how long each pause
+//! took.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const FREEZES: usize = 100;
-/// Where the kernel is, which all kernels have memory behind.
+/// The address of the kernel, which is followed by memory on all machines.
 const READ_AT: u64 = 16 << 20;
 
 fn main() -> Result<()> {
@@ -36,11 +36,11 @@ fn main() -> Result<()> {
         memory_mib: memory_mib.parse()?,
         ports: vec!["a port".to_owned()],
     };
-    report("started", began)?;
+    print_times("started", began)?;
     let kvm = Kvm::open()?;
-    report("probed", began)?;
+    print_times("probed", began)?;
     let mut vm = kvm.boot(&config)?;
-    report("booted", began)?;
+    print_times("booted", began)?;
     let mut console = Vec::new();
     loop {
         match vm.next_event(Instant::now() + Duration::from_secs(3600))? {
@@ -53,21 +53,21 @@ fn main() -> Result<()> {
                 {
                     return freeze(&mut *vm);
                 }
-                // What was searched and is no beginning of a line that matters.
+                // Discards what was searched, except for the last line, which may be incomplete.
                 let line = console.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
                 console.drain(..line);
             }
             Event::Port { .. } | Event::Deadline => {}
             Event::Exited(reason) => {
-                report(&reason.to_string(), began)?;
+                print_times(&reason.to_string(), began)?;
                 return Ok(());
             }
         }
     }
 }
 
-/// Says when something happened, and the CPU time of all threads until then.
-fn report(what: &str, began: Instant) -> Result<()> {
+/// Prints when a step happened, and the CPU time of all threads until then.
+fn print_times(what: &str, began: Instant) -> Result<()> {
     let wall = began.elapsed();
     let cpu = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime))?;
     eprintln!("{what}: {:.3} ms, CPU {:.3} ms", millis(wall), millis(cpu));

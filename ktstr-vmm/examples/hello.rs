@@ -1,6 +1,6 @@
-//! The `/init` of a guest that is only measured: says one line, and keeps a CPU busy from then on.
+//! The `/init` of a guest for measurements: prints one line, and then keeps a CPU busy.
 //!
-//! Linked statically (`-C target-feature=+crt-static`), it is all that an initramfs needs.
+//! Linked statically (`-C target-feature=+crt-static`), it is the only file of the initramfs.
 
 fn main() -> ! {
     println!("hello from user space");

@@ -27,7 +27,7 @@ pub enum Error {
     /// The bytes are not BTF, or they are truncated or damaged.
     #[error("the BTF is damaged: {0}")]
     Damaged(String),
-    /// There is no structure of this name with such a member.
+    /// No structure of this name has such a member.
     #[error("the BTF does not define `{0}`")]
     Unknown(String),
     /// The member is a bit-field, which does not have an address.

@@ -56,7 +56,7 @@ struct Reading {
 impl Reading {
     fn now() -> Self {
         let once = || {
-            // Not CLOCK_MONOTONIC, whose rate NTP adjusts.
+            // Not CLOCK_MONOTONIC: NTP adjusts its rate.
             let clock = || clock_gettime(ClockId::MonotonicRaw);
             let (before, tsc, after) = (clock(), read(), clock());
             let ns = |time: rustix::time::Timespec| {

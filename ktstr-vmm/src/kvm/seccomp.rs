@@ -1,15 +1,18 @@
-//! What the thread of a vCPU may ask of the kernel: it alone handles what a guest says.
+//! The system calls of a vCPU's thread, the only thread that handles data of the guest.
 //!
-//! Anything else fails with `EPERM`. The process is not killed for it: it runs other tests, whose
-//! verdicts are not to be lost, and a thread that cannot do more than this is confined either way.
+//! Any other call fails with `EPERM`. It does not kill the process, which runs other tests, too:
+//! their results must not be lost. The thread is confined either way.
+//!
+//! So the thread must not log by `tracing`, because a subscriber may write to any descriptor. The
+//! machine's owner logs its state changes, see [`hub`](super::hub).
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
 
-/// The system calls of a thread at work, whatever their arguments: locks, memory, its signals, the
-/// time, its end. Those that it may make with some arguments only are in [`filter`].
+/// The system calls that are allowed with any arguments: locks, memory, signals, the time, the
+/// thread's end. Those that are allowed with some arguments are in [`filter`].
 const ALLOWED: [libc::c_long; 18] = [
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -31,7 +34,7 @@ const ALLOWED: [libc::c_long; 18] = [
     libc::SYS_sigaltstack,
 ];
 
-/// The ioctls, by number: those of [`kvm_ioctls`] that this thread uses.
+/// The ioctls that the thread uses, by number.
 const IOCTLS: [u32; 6] = [
     0xae80,      // KVM_RUN
     0x4008_ae61, // KVM_IRQ_LINE
@@ -51,12 +54,12 @@ pub(super) fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     let ioctls = IOCTLS.iter().map(|number| argument(1, SeccompCmpArgLen::Dword, (*number).into()));
     rules.push((libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?));
-    // The message of a panic.
+    // The message of a panic on standard error.
     rules.push((libc::SYS_write, vec![argument(0, SeccompCmpArgLen::Dword, 2)?]));
-    // Its end, which is no other process's.
+    // Signals to its own process only.
     let own = std::process::id().into();
     rules.push((libc::SYS_tgkill, vec![argument(0, SeccompCmpArgLen::Dword, own)?]));
-    // Memory, but no code.
+    // Memory that is not executable.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let is_code = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
         let condition = SeccompCondition::new(2, SeccompCmpArgLen::Dword, is_code, 0)?;
@@ -72,7 +75,7 @@ pub(super) fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     .try_into()
 }
 
-/// Confines the calling thread, for good.
+/// Confines the calling thread; this cannot be undone.
 pub(super) fn confine(filter: &BpfProgram) -> Result<(), seccompiler::Error> {
     seccompiler::apply_filter(filter)
 }
@@ -84,13 +87,13 @@ mod tests {
     fn executable_page() -> std::io::Result<()> {
         let prot = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::EXEC;
         let flags = rustix::mm::MapFlags::PRIVATE;
-        // SAFETY: without an address the mapping replaces none.
+        // SAFETY: without a fixed address the mapping replaces no other.
         let page = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), 4096, prot, flags) };
         Ok(page.map(drop)?)
     }
 
     #[test]
-    fn a_confined_thread_panics_as_any_other() {
+    fn confine_allows_a_panic() {
         let filter = filter().unwrap();
         let thread = std::thread::spawn(move || {
             confine(&filter).unwrap();
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confined_thread_works_and_does_nothing_else() {
+    fn confine_denies_other_system_calls() {
         let filter = filter().unwrap();
         std::thread::spawn(move || {
             confine(&filter).unwrap();

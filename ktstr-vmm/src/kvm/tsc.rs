@@ -1,5 +1,5 @@
-//! The time-stamp counters of a machine that was paused: they go on where they stopped, as its
-//! clock does. A kernel compares the two, and calls a counter unstable that ran on.
+//! The time-stamp counters of a machine that was paused: they continue where they stopped, like its
+//! clock. A kernel compares the two, and marks a counter that has run on as unstable.
 //!
 //! Source: Linux 6.12, Documentation/virt/kvm/devices/vcpu.rst, 4 (`KVM_VCPU_TSC_CTRL`), and
 //! api.rst, 4.29 (`KVM_GET_CLOCK`).
@@ -18,11 +18,11 @@ use crate::tsc;
 const KVM_SET_DEVICE_ATTR: libc::Ioctl = 0x4018_aee1;
 const KVM_GET_DEVICE_ATTR: libc::Ioctl = 0x4018_aee2;
 
-/// How often the two are read to be sure that nothing came between.
+/// How often clock and counter are read: the pair with the least time between them is used.
 const READS: u32 = 8;
 
-/// The guest's clock, and what the host's counter showed then; those of guests run as fast, since
-/// nobody here scales them.
+/// The guest's clock and the host's counter at the same time. Counters of guests have the same
+/// rate, because this engine does not scale them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     clock_ns: u64,
@@ -30,7 +30,7 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    /// This moment.
+    /// Reads clock and counter.
     pub(super) fn now(vm: &VmFd) -> Result<Self, kvm_ioctls::Error> {
         let mut best = None;
         for _ in 0..READS {
@@ -48,12 +48,13 @@ impl Moment {
         Ok(best.expect("it was read more than once").1)
     }
 
-    /// What makes the guest's clock go on from this moment.
+    /// Returns the value that makes the guest's clock continue from this moment.
     pub(super) fn clock(&self) -> kvm_clock_data {
         kvm_clock_data { clock: self.clock_ns, ..kvm_clock_data::default() }
     }
 
-    /// How far the counter, which runs at so many kHz, has run ahead of the clock since `earlier`.
+    /// Returns how far the counter, with a rate of `khz`, has run ahead of the clock since
+    /// `earlier`.
     pub(super) fn ahead_since(&self, earlier: &Self, khz: u32) -> u64 {
         let clock_ns = u128::from(self.clock_ns.saturating_sub(earlier.clock_ns));
         let counted = (clock_ns * u128::from(khz) / 1_000_000) as u64;
@@ -65,7 +66,7 @@ impl Moment {
 ///
 /// # Errors
 ///
-/// `ENXIO` of a KVM before Linux 5.16: the counter then runs on.
+/// `ENXIO` on Linux before 5.16: the counter then runs on.
 pub(super) fn set_back(vcpu: &impl AsRawFd, count: u64) -> io::Result<()> {
     let mut offset = 0_u64;
     access(vcpu, KVM_GET_DEVICE_ATTR, &mut offset)?;
@@ -81,7 +82,7 @@ fn access(vcpu: &impl AsRawFd, ioctl: libc::Ioctl, offset: &mut u64) -> io::Resu
         addr: std::ptr::from_mut(offset) as u64,
     };
     // SAFETY: the ioctl reads the struct and, at the address in it, reads or writes the 64 bits of
-    // this attribute; it keeps neither pointer.
+    // this attribute. It keeps neither pointer.
     let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), ioctl, &raw const attribute) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_clock_counted_is_not_ahead() {
+    fn ahead_since_subtracts_the_time_of_the_clock() {
         let earlier = Moment { clock_ns: 5_000_000_000, tsc: 100 };
         let khz = 2_000_000;
         for (clock_ns, tsc, want) in [

@@ -181,7 +181,7 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, KvmError> {
             userspace_addr: hva,
         };
         // SAFETY: the region is one live mapping of that size, which `memory` owns. The VM and the
-        // memory become fields of one `KvmMachine`, whose last owner drops the vCPUs and the VM
+        // memory become fields of one `KvmMachine`. Its last owner drops the vCPUs and the VM
         // before the memory.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;

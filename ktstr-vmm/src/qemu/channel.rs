@@ -96,7 +96,8 @@ impl Channel {
                 Ok(count) => drop(self.unsent.drain(..count)),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                // There is no reader any more. Bytes that QEMU wrote before may still be readable.
+                // The reader has closed its end. Bytes that QEMU wrote before may still be
+                // readable.
                 Err(Errno::PIPE | Errno::CONNRESET) => self.unsent.clear(),
                 Err(errno) => return Err(Error::io("write to the engine")(errno)),
             }

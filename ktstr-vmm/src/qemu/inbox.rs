@@ -66,7 +66,7 @@ impl Inbox {
         Some(event)
     }
 
-    /// Returns whether there are no events.
+    /// Returns whether all events were taken.
     pub(super) fn is_empty(&self) -> bool {
         self.events.is_empty()
     }

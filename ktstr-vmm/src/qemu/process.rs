@@ -119,7 +119,7 @@ fn keep_open(inherit: &Inherit) -> io::Result<()> {
 /// mask that it inherits (util/main-loop.c, `qemu_signal_init`). A process group of its own is no
 /// alternative: QEMU would then run on while Ctrl-Z has stopped the runner.
 fn block_signals() -> io::Result<()> {
-    // SAFETY: `sigemptyset` initialises the set, and the calls read and write nothing else.
+    // SAFETY: `sigemptyset` initialises the set, and the calls access only the set.
     let result = unsafe {
         let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(set.as_mut_ptr());

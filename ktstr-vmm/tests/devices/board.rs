@@ -1,11 +1,11 @@
-//! A machine that is only memory, and notes what devices do to it.
+//! A board that consists of memory and records what devices do to it.
 
 use std::cell::{Cell, RefCell};
 
 use ktstr_vmm::kvm::{Board, Msi};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-/// The machine of tests and of the fuzzer.
+/// The board of these tests and of the fuzzers.
 #[derive(Debug)]
 pub(crate) struct FakeBoard {
     pub(crate) memory: GuestMemoryMmap,
@@ -17,11 +17,11 @@ pub(crate) struct FakeBoard {
 }
 
 impl FakeBoard {
-    /// Makes a machine with these ranges of memory and room for 1 GiB of output.
+    /// Creates a board with these ranges of memory and room for 1 GiB of output.
     pub(crate) fn new(ranges: &[(u64, usize)]) -> Self {
         let ranges: Vec<_> = ranges.iter().map(|&(at, len)| (GuestAddress(at), len)).collect();
         Self {
-            memory: GuestMemoryMmap::from_ranges(&ranges).expect("a few pages are to be had"),
+            memory: GuestMemoryMmap::from_ranges(&ranges).expect("a few pages can be allocated"),
             room: Cell::new(1 << 30),
             messages: RefCell::default(),
             irqs: RefCell::default(),

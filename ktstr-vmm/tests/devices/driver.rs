@@ -1,4 +1,4 @@
-//! A driver that does what Linux's does: PCI enumeration, virtio initialization, multiport.
+//! A driver that behaves like Linux's: PCI enumeration, virtio initialization, multiport.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ pub(crate) const COM1: u16 = 0x3f8;
 /// The ports of PCI configuration mechanism #1.
 pub(crate) const PCI_ADDRESS: u16 = 0xcf8;
 pub(crate) const PCI_DATA: u16 = 0xcfc;
-/// Where BARs may be.
+/// The first address at which BARs may be.
 const PCI_WINDOW: u64 = 0xd000_0000;
 
 pub(crate) const F_MULTIPORT: u64 = 1 << 1;
@@ -24,13 +24,13 @@ pub(crate) const DESC_NEXT: u16 = 1;
 pub(crate) const DESC_WRITE: u16 = 2;
 pub(crate) const DESC_INDIRECT: u16 = 4;
 
-/// Where this driver moves the BAR to.
+/// The address to which this driver moves the BAR.
 const BAR: u64 = PCI_WINDOW + 0x12_0000;
-/// Where it begins to allocate memory.
+/// The first address that it allocates.
 const HEAP: u64 = 0x10_0000;
 pub(crate) const MEMORY: usize = 8 << 20;
 
-/// A guest, with its machine.
+/// A guest and its machine.
 pub(crate) struct Guest {
     pub(crate) devices: Devices,
     pub(crate) board: FakeBoard,
@@ -53,11 +53,11 @@ pub(crate) struct Queue {
     pub(crate) desc: u64,
     pub(crate) avail: u64,
     pub(crate) used: u64,
-    /// How far the driver has made buffers available, and taken used ones back.
+    /// Counts of the buffers that were made available and that were taken back.
     pub(crate) next_avail: u16,
     next_used: u16,
     free: VecDeque<u16>,
-    /// What each head's buffers are.
+    /// The buffers of each head.
     chains: Vec<Vec<Buffer>>,
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn names(ports: &[&str]) -> Vec<String> {
 }
 
 impl Guest {
-    /// A machine nobody has looked at yet.
+    /// Creates a machine before any access of a driver.
     pub(crate) fn new(ports: &[&str]) -> Self {
         Self {
             devices: Devices::new(&names(ports)),
@@ -92,7 +92,7 @@ impl Guest {
         }
     }
 
-    /// A machine whose driver is ready and whose ports wait to be opened.
+    /// Creates a machine with a ready driver and ports that can be opened.
     pub(crate) fn booted(ports: &[&str]) -> Self {
         Self::booted_with(ports, F_MULTIPORT | F_EVENT_IDX | F_VERSION_1)
     }
@@ -180,9 +180,9 @@ impl Guest {
         assert_eq!(self.devices.pio_write(port, &value.to_le_bytes(), &self.board), None);
     }
 
-    /// Capabilities: where they are and their IDs.
+    /// Returns the offsets and IDs of the capabilities.
     pub(crate) fn capabilities(&self) -> Vec<(u8, u8)> {
-        assert_ne!(self.config(1, 4) >> 16 & 0x10, 0, "the status tells of capabilities");
+        assert_ne!(self.config(1, 4) >> 16 & 0x10, 0, "the status has the bit of capabilities");
         let mut list = Vec::new();
         let mut at = self.config_byte(1, 0x34);
         while at != 0 {
@@ -193,7 +193,7 @@ impl Guest {
         list
     }
 
-    /// Finds the console, moves its BAR and finds the structures there.
+    /// Finds the console, moves its BAR and finds the structures in it.
     pub(crate) fn enumerate(&mut self) {
         // Linux's test for mechanism #1.
         self.outb(PCI_ADDRESS + 3, 1);
@@ -230,7 +230,11 @@ impl Guest {
                 (9, 1) => self.common = offset,
                 (9, 2) => {
                     self.notify = offset;
-                    assert_eq!(self.config(1, at + 16), 0, "one place for all queues");
+                    assert_eq!(
+                        self.config(1, at + 16),
+                        0,
+                        "all queues are notified at one address"
+                    );
                 }
                 (9, 3) => self.isr = offset,
                 (9, 4) => self.device = offset,
@@ -285,7 +289,7 @@ impl Guest {
         }
     }
 
-    /// From reset to `DRIVER_OK`.
+    /// Brings the device from reset to `DRIVER_OK`.
     pub(crate) fn initialize(&mut self) {
         self.queues.clear();
         self.set_status(0);
@@ -347,7 +351,7 @@ impl Guest {
             self.set_common(offset, &(address as u32).to_le_bytes());
             self.set_common(offset + 4, &((address >> 32) as u32).to_le_bytes());
         }
-        // Linux takes no interrupts for the control messages it has sent.
+        // Linux uses no interrupts for the control messages that it has sent.
         let vector = if index == 3 { 0xffff } else { index + 1 };
         self.set_common(0x1a, &vector.to_le_bytes());
         assert_eq!(self.common(0x1a), vector.to_le_bytes());
@@ -364,7 +368,7 @@ impl Guest {
         }
     }
 
-    /// Makes a chain available; returns whether the device wants to be told.
+    /// Makes a chain available. Returns whether the device requests a notification.
     pub(crate) fn add(&mut self, index: usize, buffers: &[Buffer]) -> bool {
         let mut queue = self.queues[index].clone();
         let slots: Vec<_> = queue.free.drain(..buffers.len()).collect();
@@ -420,8 +424,8 @@ impl Guest {
         }
     }
 
-    /// Takes back the next used chain, and how much was written to it; asks for an interrupt at
-    /// the next one.
+    /// Takes back the next used chain and the number of bytes written to it; requests an interrupt
+    /// at the next one.
     pub(crate) fn take_used(&mut self, index: usize) -> Option<(Vec<Buffer>, u32)> {
         let queue = self.queues[index].clone();
         if self.peek::<u16>(queue.used + 2) == queue.next_used {
@@ -446,7 +450,7 @@ impl Guest {
         self.queues[index].free.len() >= slots
     }
 
-    /// The queues that interrupts came for since the last call; the device itself is `None`.
+    /// Returns the queues with interrupts since the last call; `None` is the device itself.
     pub(crate) fn take_interrupts(&self) -> Vec<Option<u32>> {
         let messages = self.board.messages.take();
         assert!(messages.iter().all(|message| message.address == 0xfee0_1000));
@@ -455,7 +459,7 @@ impl Guest {
 
     // The console.
 
-    /// Gives a receive queue buffers of a page until it has no room for more.
+    /// Adds this many buffers of a page to a receive queue.
     pub(crate) fn fill(&mut self, index: usize, count: usize) {
         for _ in 0..count {
             let address = self.alloc(0x1000);
@@ -463,17 +467,17 @@ impl Guest {
         }
     }
 
-    /// Says something by the control queue, and waits as Linux does: without any patience.
+    /// Sends a control message. Like Linux, it does not wait longer than the notification takes.
     pub(crate) fn control(&mut self, id: u32, event: u16, value: u16) {
         let address = self.alloc(8);
         self.poke(address, id);
         self.poke(address + 4, event);
         self.poke(address + 6, value);
         self.add_and_notify(3, &[Buffer { address, len: 8, flags: 0 }]);
-        assert!(self.take_used(3).is_some(), "Linux spins until the message was taken");
+        assert!(self.take_used(3).is_some(), "Linux spins until the message is used");
     }
 
-    /// Takes control messages, and gives the buffers back.
+    /// Takes control messages and makes their buffers available again.
     pub(crate) fn take_control(&mut self) -> Vec<(u32, u16, u16, Vec<u8>)> {
         let mut messages = Vec::new();
         while let Some((chain, len)) = self.take_used(2) {
@@ -486,7 +490,7 @@ impl Guest {
         messages
     }
 
-    /// From `DRIVER_OK` to ports that are ready to be opened.
+    /// Brings the device from `DRIVER_OK` to ports that can be opened.
     pub(crate) fn set_up_ports(&mut self) {
         self.fill(2, 8);
         self.control(!0, 0, 1);
@@ -503,7 +507,7 @@ impl Guest {
         self.control(id, 6, 1);
     }
 
-    /// Takes what a port has received, and gives the buffers back.
+    /// Takes the bytes that a port has received and makes the buffers available again.
     pub(crate) fn read_port(&mut self, id: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Some((chain, len)) = self.take_used(2 + 2 * id) {
@@ -515,7 +519,7 @@ impl Guest {
         bytes
     }
 
-    /// Writes to a port, as one chain of as many buffers as there are slices.
+    /// Writes to a port, as one chain with a buffer for each slice.
     pub(crate) fn write_port(&mut self, id: usize, slices: &[&[u8]]) {
         let mut buffers = Vec::new();
         for slice in slices {
@@ -526,16 +530,16 @@ impl Guest {
         self.add_and_notify(3 + 2 * id, &buffers);
     }
 
-    /// Does what a vCPU's loop does until nothing is left to be done.
+    /// Does the work that a vCPU's loop does, until there is none left.
     pub(crate) fn service(&self) {
-        let mut turns = 0;
+        let mut iterations = 0;
         while self.devices.service(&self.board) {
-            turns += 1;
-            assert!(turns < 10_000, "work without end");
+            iterations += 1;
+            assert!(iterations < 10_000, "the work does not end");
         }
     }
 
-    /// What came from a port, all of it.
+    /// Returns all bytes of a port.
     pub(crate) fn output(&self, port: usize) -> Vec<u8> {
         let output = self.board.output.borrow();
         output.iter().filter(|(from, _)| *from == port).flat_map(|(_, b)| b.clone()).collect()

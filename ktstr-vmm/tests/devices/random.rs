@@ -1,7 +1,7 @@
-//! A guest that does whatever some bytes say.
+//! A guest that is controlled by bytes.
 //!
-//! The bytes are read as a sequence of accesses to ports, registers and queues. A guest can begin
-//! with a driver that has set everything up, so that little is needed to get to the queues.
+//! The bytes are a sequence of accesses to ports, registers and queues. A guest can begin with a
+//! driver that has set up everything, so that few bytes are needed to reach the queues.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -9,7 +9,7 @@ use ktstr_vmm::kvm::Devices;
 
 use crate::board::FakeBoard;
 
-/// Memory in two parts that touch, as nodes do, and one behind the hole.
+/// Two adjacent ranges of memory, like those of nodes, and one above the hole.
 const MEMORY: [(u64, usize); 3] = [(0, 0x8000), (0x8000, 0x8000), (1 << 32, 0x1000)];
 /// The first port of the serial console.
 const COM1: u16 = 0x3f8;
@@ -21,7 +21,7 @@ const PCI_WINDOW: u64 = 0xd000_0000;
 const PORTS: usize = 2;
 const QUEUES: u16 = 8;
 const QUEUE_SIZE: u16 = 16;
-/// Where the rings of the queues are, a page to each: table, available ring, used ring.
+/// The address of the first queue's rings. Each queue has a page: table, available and used ring.
 const RINGS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x400;
 const USED: u64 = 0x800;
@@ -33,12 +33,12 @@ const WRITE: u16 = 2;
 const NOTIFY: u64 = PCI_WINDOW + 0x3000;
 const BAR_SIZE: u32 = 0x8000;
 
-/// Runs devices against the guest that the bytes describe: one whose driver is ready, mostly, and
-/// then does to the queues what it likes.
+/// Runs devices with the guest that the bytes describe. In most cases its driver is ready, and then
+/// accesses the queues in any way.
 ///
 /// # Panics
 ///
-/// If the devices do, or hand over more than there is room for.
+/// If the devices do, or hand over more bytes than there is room for.
 pub(crate) fn fuzz_queues(data: &[u8]) {
     let mut guest = Guest::new(data);
     if guest.byte() & 1 == 0 {
@@ -50,11 +50,11 @@ pub(crate) fn fuzz_queues(data: &[u8]) {
     });
 }
 
-/// Runs devices against the guest that the bytes describe: one that accesses ports and registers.
+/// Runs devices with the guest that the bytes describe, which accesses ports and registers.
 ///
 /// # Panics
 ///
-/// If the devices do, or if a register holds what no guest can have put there.
+/// If the devices do, or if a register has a value that a guest cannot have written.
 pub(crate) fn fuzz_registers(data: &[u8]) {
     let mut guest = Guest::new(data);
     guest.run(|guest| {
@@ -77,7 +77,7 @@ impl<'a> Guest<'a> {
         Self { devices: Devices::new(&names), board: FakeBoard::new(&MEMORY), rest: data }
     }
 
-    /// Takes steps until there are no more bytes.
+    /// Runs steps until there are no more bytes.
     fn run(&mut self, step: impl Fn(&mut Self)) {
         while !self.rest.is_empty() {
             step(self);
@@ -97,7 +97,7 @@ impl<'a> Guest<'a> {
         u16::from_le_bytes(self.take())
     }
 
-    /// The next bytes; behind the end there are zeros.
+    /// Returns the next bytes; after the end, zeros.
     fn take<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         let len = N.min(self.rest.len());
@@ -106,13 +106,13 @@ impl<'a> Guest<'a> {
         bytes
     }
 
-    /// Bytes of an access: mostly of a size that guests use.
+    /// Returns the bytes of an access, usually of a size that guests use.
     fn data(&mut self) -> ([u8; 8], usize) {
         let len = [1, 2, 4, 8, 4, 2, 1, 3][usize::from(self.byte() & 7)];
         (self.take(), len)
     }
 
-    /// An address: mostly in memory, now and then anywhere.
+    /// Returns an address, usually of memory.
     fn address(&mut self) -> u64 {
         match self.byte() {
             0 => u64::from_le_bytes(self.take()),
@@ -131,7 +131,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Does one of 16 things; the first seven are accesses to ports and registers.
+    /// Runs one of 16 kinds of steps; the first seven are accesses to ports and registers.
     fn step(&mut self, kind: u8) {
         match kind {
             0 => {
@@ -161,7 +161,7 @@ impl<'a> Guest<'a> {
                 self.devices.mmio_read(gpa, &mut data[..len]);
             }
             5 => {
-                // The registers that matter most.
+                // The most important registers.
                 let gpa = PCI_WINDOW + u64::from(self.byte() & 0x3f);
                 let (data, len) = self.data();
                 self.devices.mmio_write(gpa, &data[..len], &self.board);
@@ -208,13 +208,13 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Writes to memory, if there is some.
+    /// Writes to memory, if the address is memory.
     fn poke(&self, gpa: u64, bytes: &[u8]) {
         // A guest that misses its memory only harms itself.
         let _ = self.board.memory.write_slice(bytes, GuestAddress(gpa));
     }
 
-    /// Writes a descriptor: mostly one that is a chain of its own.
+    /// Writes a descriptor, usually one that is a chain of its own.
     fn describe(&mut self, queue: u8, slot: u8) {
         let address = self.address();
         let len = match self.byte() {
@@ -227,7 +227,7 @@ impl<'a> Guest<'a> {
             0 => u16::from(flags),
             1 => NEXT,
             2 => NEXT | WRITE,
-            // What the device expects: every other queue is the driver's receive queue.
+            // What the device expects: every other queue is a receive queue of the driver.
             _ if queue & 1 == 0 => WRITE,
             _ => 0,
         };
@@ -242,7 +242,7 @@ impl<'a> Guest<'a> {
         self.poke(at + 14, &u16::from(next).to_le_bytes());
     }
 
-    /// Makes a chain available, and mostly tells of it.
+    /// Makes a chain available, and usually notifies the device.
     fn publish(&self, queue: u8, head: u8) {
         let ring = RINGS * (1 + u64::from(queue & 7)) + AVAILABLE;
         let index: u16 = self.board.memory.read_obj(GuestAddress(ring + 2)).unwrap_or(0);
@@ -277,7 +277,7 @@ impl<'a> Guest<'a> {
         self.devices.mmio_write(PCI_WINDOW + offset, data, &self.board);
     }
 
-    /// Checks that the functions are still what they were: a guest sets a few bits, no more.
+    /// Checks that the functions have not changed: a guest can set only a few bits.
     fn check_config(&self) {
         for (function, id) in [(0, 0x0008_1b36), (0x800, 0x1043_1af4)] {
             assert_eq!(self.config(function), id, "vendor and device");
@@ -340,7 +340,7 @@ impl<'a> Guest<'a> {
 mod tests {
     use super::*;
 
-    /// A seed gives a guest: xorshift64*.
+    /// Returns random bytes for a seed: xorshift64*.
     fn bytes(seed: u64, len: usize) -> Vec<u8> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = || {
@@ -353,8 +353,8 @@ mod tests {
     }
 
     #[test]
-    fn random_guests_do_no_harm() {
-        // About 5 bytes make an operation.
+    fn devices_survive_random_guests() {
+        // An operation needs about 5 bytes.
         for seed in 0..1000 {
             fuzz_queues(&bytes(seed, 1200));
             fuzz_registers(&bytes(seed, 300));
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_of_the_fuzzer_gets_to_the_queues() {
+    fn boot_of_the_random_guest_enables_the_queues() {
         let guest = Guest::new(&[]);
         guest.boot();
         guest.set_descriptor(5, 0, 0x100, 128, 0, 0);

@@ -1,4 +1,4 @@
-//! What happens with a driver that keeps the rules.
+//! Drivers that follow the rules.
 
 use ktstr_vmm::Error;
 
@@ -7,7 +7,7 @@ use crate::driver::*;
 const ALL: u64 = F_MULTIPORT | F_EVENT_IDX | F_VERSION_1;
 
 #[test]
-fn ports_are_added_named_and_opened_in_this_order() {
+fn control_adds_names_and_opens_ports_in_this_order() {
     let mut guest = Guest::new(&["ktstr.wire", "shell"]);
     guest.enumerate();
     guest.initialize();
@@ -24,7 +24,7 @@ fn ports_are_added_named_and_opened_in_this_order() {
 }
 
 #[test]
-fn messages_wait_until_the_driver_has_buffers_for_them() {
+fn control_messages_wait_for_buffers() {
     let mut guest = Guest::new(&["a", "b", "c"]);
     guest.enumerate();
     guest.initialize();
@@ -42,7 +42,7 @@ fn messages_wait_until_the_driver_has_buffers_for_them() {
 }
 
 #[test]
-fn bytes_go_both_ways() {
+fn ports_transfer_bytes_in_both_directions() {
     for features in [ALL, ALL & !F_EVENT_IDX] {
         let mut guest = Guest::booted_with(&["a", "b"], features);
         guest.open(2);
@@ -61,7 +61,7 @@ fn bytes_go_both_ways() {
 }
 
 #[test]
-fn megabytes_are_echoed_in_order() {
+fn ports_echo_megabytes_in_order() {
     for features in [ALL, ALL & !F_EVENT_IDX] {
         let mut guest = Guest::booted_with(&["a"], features);
         guest.open(1);
@@ -81,14 +81,14 @@ fn megabytes_are_echoed_in_order() {
                 while guest.take_used(5).is_some() {}
             }
             rounds += 1;
-            assert!(rounds < 1000, "somebody waits for somebody");
+            assert!(rounds < 1000, "driver and device wait for each other");
         }
         assert!(guest.output(0) == sent);
     }
 }
 
 #[test]
-fn bytes_wait_for_the_port_to_be_opened_and_again_after_it_was_closed() {
+fn send_waits_until_the_port_is_open() {
     let mut guest = Guest::booted(&["a"]);
     guest.devices.send(0, b"early").unwrap();
     assert!(!guest.devices.wants_service());
@@ -107,7 +107,7 @@ fn bytes_wait_for_the_port_to_be_opened_and_again_after_it_was_closed() {
 }
 
 #[test]
-fn a_chain_waits_for_room_and_goes_on_where_it_stopped() {
+fn transmit_continues_a_chain_when_there_is_room() {
     let mut guest = Guest::booted(&["a", "b"]);
     guest.open(1);
     guest.take_interrupts();
@@ -119,7 +119,7 @@ fn a_chain_waits_for_room_and_goes_on_where_it_stopped() {
     assert!(guest.devices.wants_room() && !guest.devices.wants_service());
     assert!(!guest.devices.is_drained());
 
-    assert!(!guest.devices.service(&guest.board), "there is still no room");
+    assert!(!guest.devices.service(&guest.board), "no room yet");
     guest.board.room.set(3);
     assert!(!guest.devices.service(&guest.board));
     assert_eq!(guest.output(0), b"abcdefg");
@@ -135,7 +135,7 @@ fn a_chain_waits_for_room_and_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn each_call_does_a_bounded_part_and_tells_of_the_rest() {
+fn service_does_a_bounded_part() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
     let address = guest.alloc(1 << 20);
@@ -151,7 +151,7 @@ fn each_call_does_a_bounded_part_and_tells_of_the_rest() {
 }
 
 #[test]
-fn what_waits_for_the_guest_is_bounded() {
+fn send_limits_the_waiting_bytes() {
     let guest = Guest::booted(&["a", "b"]);
     guest.devices.send(0, &vec![0; 64 << 20]).unwrap();
     let error = guest.devices.send(0, &[0]).unwrap_err();
@@ -161,7 +161,7 @@ fn what_waits_for_the_guest_is_bounded() {
 }
 
 #[test]
-fn a_masked_message_is_pending_until_it_is_unmasked() {
+fn msix_sends_a_pending_message_when_unmasked() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
     guest.take_interrupts();
@@ -185,9 +185,9 @@ fn a_masked_message_is_pending_until_it_is_unmasked() {
 }
 
 #[test]
-fn at_first_nothing_is_decoded_and_all_is_masked() {
+fn initial_state_decodes_no_bar_and_masks_all_vectors() {
     let mut guest = Guest::new(&["a"]);
-    assert_eq!(guest.config(1, 0x10), 0xd000_0000, "as firmware would choose");
+    assert_eq!(guest.config(1, 0x10), 0xd000_0000, "the choice of firmware");
     assert_eq!(guest.config(1, 4) & 0xffff, 0);
     assert_eq!(guest.mmio_read(0xd000_0012), [0xff; 2]);
     guest.enumerate();
@@ -197,7 +197,7 @@ fn at_first_nothing_is_decoded_and_all_is_masked() {
 }
 
 #[test]
-fn without_msix_the_isr_status_tells_of_used_buffers() {
+fn isr_status_has_used_buffers_without_msix() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
     guest.set_config_word(1, guest.msix_control + 2, 0);
@@ -208,7 +208,7 @@ fn without_msix_the_isr_status_tells_of_used_buffers() {
 }
 
 #[test]
-fn features_that_were_not_offered_are_refused() {
+fn feature_negotiation_rejects_features_not_offered() {
     for features in [0, F_MULTIPORT, ALL | 1, ALL | 1 << 28, ALL | 1 << 63] {
         let mut guest = Guest::new(&["a"]);
         guest.enumerate();
@@ -223,7 +223,7 @@ fn features_that_were_not_offered_are_refused() {
 }
 
 #[test]
-fn after_a_reset_a_new_driver_gets_what_the_old_one_left() {
+fn reset_keeps_unread_bytes_for_the_next_driver() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
     guest.board.room.set(1);
@@ -241,11 +241,11 @@ fn after_a_reset_a_new_driver_gets_what_the_old_one_left() {
     guest.service();
     assert_eq!(guest.read_port(1), b"kept");
     guest.write_port(1, &[b"again"]);
-    assert_eq!(guest.output(0), b"xagain", "the rest of a chain goes with its queue");
+    assert_eq!(guest.output(0), b"xagain", "the rest of a chain is lost with its queue");
 }
 
 #[test]
-fn nothing_happens_while_the_function_is_not_bus_master() {
+fn queues_stop_while_bus_mastering_is_disabled() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
     guest.set_config_word(1, 4, 0b010);
@@ -256,7 +256,7 @@ fn nothing_happens_while_the_function_is_not_bus_master() {
 }
 
 #[test]
-fn the_bar_is_reached_through_the_configuration_space_too() {
+fn bar_is_accessible_through_the_configuration_space() {
     let guest = Guest::booted(&["a"]);
     let window = guest.capabilities().last().unwrap().0;
     assert_eq!(guest.config_byte(1, window + 3), 5);
@@ -281,7 +281,7 @@ fn the_bar_is_reached_through_the_configuration_space_too() {
 }
 
 #[test]
-fn the_bar_is_decoded_in_its_window_only() {
+fn bar_is_decoded_only_in_the_window() {
     let guest = Guest::booted(&["a"]);
     for (bar, is_decoded) in [
         (0xd000_0000_u32, true),
@@ -307,7 +307,7 @@ fn the_bar_is_decoded_in_its_window_only() {
 }
 
 #[test]
-fn the_console_is_heard_and_its_line_pulsed() {
+fn serial_console_writes_bytes_and_pulses_its_line() {
     let guest = Guest::new(&[]);
     // Divisor, 8 bits a character, modem control, then interrupts on an empty transmitter.
     for (register, value) in [(3, 0x83), (0, 1), (1, 0), (3, 3), (4, 0x0b), (1, 2)] {
@@ -315,18 +315,22 @@ fn the_console_is_heard_and_its_line_pulsed() {
     }
     assert_eq!(*guest.board.irqs.borrow(), [(4, true), (4, false)]);
     assert_eq!(guest.inb(COM1 + 2) & 0xf, 2, "the transmitter is empty");
-    assert_eq!(guest.inb(COM1 + 2) & 0xf, 1, "reading took that back");
+    assert_eq!(guest.inb(COM1 + 2) & 0xf, 1, "reading cleared it");
     guest.board.irqs.borrow_mut().clear();
     for byte in *b"hello" {
         assert_eq!(guest.inb(COM1 + 5) & 0x60, 0x60);
         guest.outb(COM1, byte);
     }
     assert_eq!(*guest.board.console.borrow(), b"hello");
-    assert_eq!(*guest.board.irqs.borrow(), [(4, true), (4, false)], "one for what was not read");
+    assert_eq!(
+        *guest.board.irqs.borrow(),
+        [(4, true), (4, false)],
+        "one interrupt until the cause is read"
+    );
 }
 
 #[test]
-fn nothing_is_there_elsewhere() {
+fn other_ports_and_addresses_have_no_device() {
     let guest = Guest::new(&["a"]);
     for port in [0x20, 0x61, 0x64, 0x70, 0x71, 0x600, 0x601, 0x602, 0xcf9, 0x2f8] {
         assert_eq!(guest.inb(port), 0, "{port:#x}");
@@ -341,7 +345,7 @@ fn nothing_is_there_elsewhere() {
 }
 
 #[test]
-fn indices_wrap_and_buffers_may_lie_in_two_nodes() {
+fn queues_handle_index_wrap_and_buffers_across_nodes() {
     let mut guest = Guest::booted(&["a"]);
     guest.open(1);
     let address = MEMORY as u64 / 2 - 4;
@@ -355,32 +359,32 @@ fn indices_wrap_and_buffers_may_lie_in_two_nodes() {
 }
 
 #[test]
-fn a_driver_without_buffers_is_asked_to_tell_of_the_next_one() {
+fn receive_requests_a_notification_without_buffers() {
     for features in [ALL, ALL & !F_EVENT_IDX] {
         let mut guest = Guest::booted_with(&["a"], features);
         guest.open(1);
         guest.devices.send(0, &[b'x'; 17 * 0x1000]).unwrap();
         guest.service();
         assert_eq!(guest.take_interrupts().last(), Some(&Some(4)));
-        // What the driver gives back is filled without anybody calling for service.
+        // Buffers that the driver gives back are filled without a call of `service`.
         assert_eq!(guest.read_port(1).len(), 17 * 0x1000);
     }
 }
 
 #[test]
-fn interrupts_come_when_the_driver_asked_for_them() {
+fn interrupts_are_sent_as_the_driver_requested() {
     let mut guest = Guest::booted(&["a"]);
     guest.write_port(1, &[b"a"]);
     guest.write_port(1, &[b"b"]);
     guest.write_port(1, &[b"c"]);
-    assert_eq!(guest.take_interrupts(), [Some(5)], "it has not asked for a second one");
+    assert_eq!(guest.take_interrupts(), [Some(5)], "a second one was not requested");
     while guest.take_used(5).is_some() {}
     guest.write_port(1, &[b"d"]);
     assert_eq!(guest.take_interrupts(), [Some(5)]);
 }
 
 #[test]
-fn features_stay_as_they_were_agreed_on() {
+fn features_cannot_change_after_negotiation() {
     let guest = Guest::booted(&["a"]);
     guest.accept(0);
     guest.set_common(8, &0_u32.to_le_bytes());

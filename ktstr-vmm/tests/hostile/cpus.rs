@@ -1,4 +1,4 @@
-//! CPUs that do nothing, or nothing else for ever.
+//! CPUs that halt, loop or take interrupts without end.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ const MOMENT: Duration = Duration::from_millis(300);
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_cpu_that_halts_for_ever_is_governed() {
+fn halted_cpu_is_controllable() {
     // cli; hlt
-    Guest::new(|code| code.forever(|code| code.raw(&[0xfa, 0xf4]))).boot().prove_governed();
+    Guest::new(|code| code.forever(|code| code.raw(&[0xfa, 0xf4]))).boot().check_controllable();
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn cpus_that_spin_without_interrupts_are_governed() {
+fn cpus_looping_without_interrupts_are_controllable() {
     let mut guest = Guest::new(|code| {
         // cli; jmp $
         code.raw(&[0xfa]).start_others(&[0xfa, 0xeb, 0xfe]).spin()
@@ -33,16 +33,16 @@ fn cpus_that_spin_without_interrupts_are_governed() {
     assert!(machine.vm().registers(4).is_err());
     machine.promptly(|vm| vm.resume().unwrap());
     assert!(machine.vm().registers(0).is_err());
-    machine.prove_governed();
+    machine.check_controllable();
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn the_threads_of_cpus_are_confined_and_their_owner_is_not() {
+fn vcpu_threads_are_confined_and_the_owner_is_not() {
     let mut guest = Guest::new(|code| code.start_others(&[0xeb, 0xfe]).spin());
     guest.others = 1;
     let _machine = guest.boot();
-    // 2: a filter is on.
+    // 2: a filter is active.
     let is_confined = |status: &str| status.contains("\nSeccomp:\t2\n");
     let mut confined = 0;
     for thread in std::fs::read_dir("/proc/self/task").unwrap() {
@@ -58,7 +58,7 @@ fn the_threads_of_cpus_are_confined_and_their_owner_is_not() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_paused_machine_can_be_stopped_or_dropped() {
+fn paused_machine_can_be_stopped_or_dropped() {
     for stops in [true, false] {
         let mut guest = Guest::new(|code| code.start_others(&[0xeb, 0xfe]).spin());
         guest.others = 1;
@@ -78,7 +78,7 @@ fn a_paused_machine_can_be_stopped_or_dropped() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn machines_that_are_never_let_run_leave_nothing() {
+fn boot_and_drop_leaves_no_resources() {
     for _ in 0..20 {
         let mut guest = Guest::new(|code| code.spin());
         guest.others = 3;
@@ -88,7 +88,7 @@ fn machines_that_are_never_let_run_leave_nothing() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_timer_storm_is_governed() {
+fn timer_storm_is_controllable() {
     let guest = Guest::new(|code| {
         take_interrupts(code);
         for (register, value) in [(0x3e0, 0xb), (0x320, 0x2_0040), (0x380, 1)] {
@@ -98,35 +98,35 @@ fn a_timer_storm_is_governed() {
     });
     let mut machine = with_handler(guest).boot();
     machine.watch_count(COUNT);
-    machine.prove_governed();
+    machine.check_controllable();
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn interrupts_to_itself_are_governed() {
+fn self_interrupts_are_controllable() {
     let guest = Guest::new(|code| {
         take_interrupts(code);
-        // To itself, and to all.
+        // To itself, and to all CPUs.
         code.forever(|code| code.store32(0xfee0_0300, 0x4_4040).store32(0xfee0_0300, 0x8_4040))
     });
     let mut machine = with_handler(guest).boot();
     machine.watch_count(COUNT);
-    machine.prove_governed();
+    machine.check_controllable();
 }
 
-/// Where the handler counts.
+/// The address at which the handler counts.
 pub(crate) const COUNT: u32 = 0x20_0000;
 const TABLE: u32 = 0x210_0000;
 const HANDLER: u32 = 0x211_0000;
 
-/// Lets interrupts come: the table, a stack, the local APIC.
+/// Enables interrupts: the table, a stack, the local APIC.
 pub(crate) fn take_interrupts(code: &mut Code) {
     // mov esp, 0x800000; mov r15d, end of interrupt; lidt [rdi]; sti
     code.raw(&[0xbc, 0, 0, 0x80, 0, 0x41, 0xbf, 0xb0, 0x00, 0xe0, 0xfe]);
     code.edi(TABLE + 0x1000).raw(&[0x0f, 0x01, 0x1f]).store32(0xfee0_00f0, 0x1ff).raw(&[0xfb]);
 }
 
-/// Gives a guest a table whose vectors all lead to a handler that counts.
+/// Adds a table to a guest in which all vectors lead to a handler that counts.
 pub(crate) fn with_handler(mut guest: Guest) -> Guest {
     let gate = [HANDLER & 0xffff | 0x10 << 16, HANDLER & 0xffff_0000 | 0x8e00, 0, 0];
     let gate: Vec<u8> = gate.iter().flat_map(|dword| dword.to_le_bytes()).collect();

@@ -10,7 +10,7 @@ use crate::virtio::{Rings, SIZE, TRANSMIT, available, descriptor, flood_through_
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn each_way_out_has_its_reason() {
+fn exit_reason_matches_the_register() {
     for (port, value, want) in [
         (0x600, 0x34, ExitReason::PowerOff),
         (0x602, 0x01, ExitReason::Reset),
@@ -19,7 +19,7 @@ fn each_way_out_has_its_reason() {
     ] {
         let mut machine = Guest::new(|code| code.out8(port, value).spin()).boot();
         assert_eq!(machine.run(SOON).reason, want, "{port:#x}");
-        assert_eq!(machine.run(SOON).reason, want, "{port:#x}, once more");
+        assert_eq!(machine.run(SOON).reason, want, "{port:#x}, repeated");
         machine.promptly(|vm| vm.stop().unwrap());
         assert_eq!(machine.run(SOON).reason, want, "{port:#x}, stopped after its end");
     }
@@ -27,7 +27,7 @@ fn each_way_out_has_its_reason() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_triple_fault_is_a_reset() {
+fn exit_reason_of_a_triple_fault_is_reset() {
     // The interrupt table is empty: ud2; int3
     for code in [&[0x0f, 0x0b][..], &[0xcc]] {
         let mut machine = Guest::new(|guest| guest.raw(code).spin()).boot();
@@ -37,7 +37,7 @@ fn a_triple_fault_is_a_reset() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_jump_out_of_memory_ends_the_machine_with_its_registers() {
+fn exit_after_a_jump_out_of_memory_has_registers() {
     for target in [0xd000_0000_u32, 0xd800_0000, 0x5000_0000, 0xffff_fff0] {
         // jmp rdi
         let mut machine = Guest::new(|code| code.edi(target).raw(&[0xff, 0xe7])).boot();
@@ -50,18 +50,18 @@ fn a_jump_out_of_memory_ends_the_machine_with_its_registers() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_kernel_of_nothing_but_zeros_ends() {
-    // Two zeros are `add [rax], al`; it runs on to the end of memory.
+fn kernel_of_zeros_ends() {
+    // Two zeros are `add [rax], al`; execution continues to the end of memory.
     let mut machine = Guest::new(|code| code.eax(0x20_0000)).boot();
     let reason = machine.run(3 * SOON).reason;
     assert!(matches!(reason, ExitReason::Reset | ExitReason::EngineDied { .. }), "{reason:?}");
 }
 
 const RINGS: [Rings; 2] = [Rings::at(0x200_0000), Rings::at(0x201_0000)];
-/// Bytes of each of the chains in a full queue.
+/// Bytes of each chain in a full queue.
 const CHAIN: u32 = 64 << 10;
 
-/// Fills both transmit queues, then does `last`.
+/// Returns a guest that fills both transmit queues, then runs `last`.
 fn full_queues(last: impl FnOnce(&mut Code) -> &mut Code) -> Guest {
     let heads: Vec<u16> = (0..SIZE).collect();
     let mut guest = Guest::new(|code| {
@@ -91,7 +91,7 @@ fn wait_for_end(machine: &mut Machine) {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn full_queues_are_handed_over_before_the_end() {
+fn exit_follows_the_output_of_full_queues() {
     let mut machine = full_queues(|code| code.power_off()).boot();
     wait_for_end(&mut machine);
     assert!(machine.growth() < 16 << 20, "{}", machine.growth());
@@ -102,7 +102,7 @@ fn full_queues_are_handed_over_before_the_end() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_machine_that_hands_over_can_be_stopped_dropped_and_paused() {
+fn flushing_machine_can_be_stopped_dropped_and_paused() {
     for what in ["stop", "drop", "pause", "take one and stop"] {
         let mut machine = full_queues(|code| code.power_off()).boot();
         wait_for_end(&mut machine);
@@ -124,14 +124,14 @@ fn a_machine_that_hands_over_can_be_stopped_dropped_and_paused() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_cpu_that_goes_on_cannot_keep_the_machine_from_its_end() {
+fn exit_is_not_delayed_by_a_running_cpu() {
     const AVAILABLE: u16 = 0x6000;
     let serial = vec![0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd];
     for flood in [flood_through_window(AVAILABLE, TRANSMIT[0]), serial] {
         let rings = Rings { available: AVAILABLE.into(), ..RINGS[0] };
         let mut guest = Guest::new(|code| {
             code.find_device().enable(TRANSMIT[0], rings).go().open_window().start_others(&flood);
-            // Until the other one is under way.
+            // Long enough for the other CPU to start.
             code.repeat(100_000_000, |code| code).power_off()
         });
         guest.data.push((rings.table as u32, descriptor(0x100_0000, CHAIN, 0, 0)));
@@ -145,8 +145,8 @@ fn a_cpu_that_goes_on_cannot_keep_the_machine_from_its_end() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn rings_that_feed_each_other_come_to_an_end() {
-    // Each queue's used ring is where the other's available ring is, or its own.
+fn exit_is_not_delayed_by_rings_that_feed_each_other() {
+    // Each queue's used ring is at the other's available ring, or at its own.
     let [one, other] = RINGS;
     for used in [[other.available, one.available], [one.available, other.available]] {
         let mut guest = full_queues(|code| code.power_off());

@@ -1,4 +1,4 @@
-//! More output and interrupts than anybody takes.
+//! More output and interrupts than are handled.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::virtio::{Rings, SIZE, TRANSMIT, available, descriptor};
 
 const RINGS: Rings = Rings::at(0x200_0000);
 
-/// A guest that makes the same chain available again and again.
+/// Returns a guest that makes the same chain available again and again.
 fn flood(len: u32, first: impl FnOnce(&mut Code) -> &mut Code) -> Guest {
     let mut guest = Guest::new(|code| {
         code.find_device();
@@ -29,7 +29,7 @@ fn flood(len: u32, first: impl FnOnce(&mut Code) -> &mut Code) -> Guest {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_port_flood_waits_for_its_reader() {
+fn port_flood_waits_for_its_reader() {
     for len in [1, 1 << 20] {
         let mut machine = flood(len, |code| code).boot();
         sleep(Duration::from_secs(2));
@@ -39,25 +39,25 @@ fn a_port_flood_waits_for_its_reader() {
             assert!(matches!(event, Event::Port { port: 0, .. }), "{event:?}");
         }
         sleep(Duration::from_millis(300));
-        machine.prove_governed();
+        machine.check_controllable();
     }
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn an_interrupt_for_each_of_its_own_chains_is_governed() {
+fn interrupt_for_each_chain_is_controllable() {
     let guest = flood(1, |code| {
         take_interrupts(code);
         code.enable_msix(0x41)
     });
     let mut machine = with_handler(guest).boot();
     machine.watch_count(COUNT);
-    machine.prove_governed();
+    machine.check_controllable();
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_serial_flood_does_not_wait() {
+fn serial_flood_does_not_wait() {
     // mov edx, COM1; out dx, al
     let guest =
         Guest::new(|code| code.edx(0x3f8).eax(b'x'.into()).forever(|code| code.raw(&[0xee])));
@@ -67,17 +67,17 @@ fn a_serial_flood_does_not_wait() {
     let event = machine.vm().next_event(Instant::now() + SOON).unwrap();
     let Event::Console(bytes) = event else { panic!("{event:?}") };
     assert!(bytes.len() > 1000, "{}", bytes.len());
-    machine.prove_governed();
+    machine.check_controllable();
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn what_nobody_receives_does_not_get_in_the_way() {
+fn send_without_a_receiver_is_limited() {
     let mut machine = flood(1 << 20, |code| code).boot();
     for _ in 0..64 {
         machine.vm().send(0, &[0; 1 << 20]).unwrap();
     }
     machine.vm().send(0, b"one too many").unwrap_err();
-    machine.vm().send(2, b"to nobody").unwrap_err();
-    machine.prove_governed();
+    machine.vm().send(2, b"no such port").unwrap_err();
+    machine.check_controllable();
 }

@@ -1,4 +1,4 @@
-//! Hostile guests as machines: a few bytes of code in an ELF file, booted through the public API.
+//! Hostile guests: a few bytes of code in an ELF file, booted through the public API.
 
 use std::fs;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -11,20 +11,20 @@ use tempfile::TempDir;
 
 use crate::code::Code;
 
-/// Where the code begins.
+/// The address of the first instruction.
 pub(crate) const CODE: u32 = 0x100_0000;
-/// Its machine's memory.
+/// Bytes of memory of each machine.
 pub(crate) const MEMORY: u32 = 64 << 20;
-/// How long any step may take, on the slowest machine of all.
+/// The timeout of any step, on the slowest host.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// A guest to be.
+/// A guest that is not booted yet.
 #[derive(Debug, Default)]
 pub(crate) struct Guest {
     pub(crate) code: Code,
-    /// What else is in memory: where, and what.
+    /// Other contents of memory: addresses and bytes.
     pub(crate) data: Vec<(u32, Vec<u8>)>,
-    /// CPUs beside the first.
+    /// The number of CPUs besides the first.
     pub(crate) others: u32,
 }
 
@@ -35,7 +35,7 @@ impl Guest {
         guest
     }
 
-    /// A `vmlinux` with a segment for the code and one for each piece of data.
+    /// Returns a `vmlinux` with a segment for the code and one for each piece of data.
     fn elf(&self) -> Vec<u8> {
         let code = (CODE, &self.code.0);
         let segments: Vec<_> =
@@ -67,8 +67,8 @@ impl Guest {
     pub(crate) fn boot(&self) -> Machine {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = tempfile::tempdir().unwrap();
-        let (kernel, initramfs) = (folder.path().join("kernel"), folder.path().join("initramfs"));
+        let dir = tempfile::tempdir().unwrap();
+        let (kernel, initramfs) = (dir.path().join("kernel"), dir.path().join("initramfs"));
         fs::write(&kernel, self.elf()).unwrap();
         fs::write(&initramfs, "").unwrap();
         static KVM: LazyLock<Kvm> = LazyLock::new(|| Kvm::open().unwrap());
@@ -83,20 +83,20 @@ impl Guest {
             ports: vec!["a".to_owned(), "b".to_owned()],
         };
         let vm = Some(kvm.boot(&config).unwrap());
-        Machine { vm, resources, _folder: folder, _alone: alone }
+        Machine { vm, resources, _dir: dir, _alone: alone }
     }
 }
 
-/// A machine that must leave nothing behind when it is dropped, whatever its guest did.
+/// A machine that must leave no resources behind when it is dropped, whatever its guest did.
 #[derive(Debug)]
 pub(crate) struct Machine {
     vm: Option<Box<dyn Vm>>,
     resources: Resources,
-    _folder: TempDir,
+    _dir: TempDir,
     _alone: MutexGuard<'static, ()>,
 }
 
-/// What a machine gave, and why it ended.
+/// The output of a machine, and why it exited.
 #[derive(Debug)]
 pub(crate) struct End {
     pub(crate) reason: ExitReason,
@@ -106,10 +106,10 @@ pub(crate) struct End {
 
 impl Machine {
     pub(crate) fn vm(&mut self) -> &mut dyn Vm {
-        &mut **self.vm.as_mut().expect("it is there until it is dropped")
+        &mut **self.vm.as_mut().expect("the machine exists until it is dropped")
     }
 
-    /// Does something that has to be done soon.
+    /// Runs an action, which must finish soon.
     pub(crate) fn promptly<T>(&mut self, action: impl FnOnce(&mut dyn Vm) -> T) -> T {
         let began = Instant::now();
         let result = action(self.vm());
@@ -118,7 +118,7 @@ impl Machine {
         result
     }
 
-    /// Runs until the guest ends by itself, which it must within `limit`.
+    /// Runs until the guest ends, at most for `limit`.
     pub(crate) fn run(&mut self, limit: Duration) -> End {
         let mut end = End { reason: ExitReason::Stopped, console: Vec::new(), port_bytes: 0 };
         let deadline = Instant::now() + limit;
@@ -134,7 +134,7 @@ impl Machine {
         panic!("the guest still runs: {what:x?}");
     }
 
-    /// Lets the guest run for a moment, and throws away what it says.
+    /// Runs the guest for a moment and discards its output.
     pub(crate) fn watch(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
         while Instant::now() < deadline {
@@ -143,7 +143,7 @@ impl Machine {
         }
     }
 
-    /// Lets the guest run until it has counted something at `at`, however slow this host is.
+    /// Runs the guest until it has counted something at `at`, however slow this host is.
     pub(crate) fn watch_count(&mut self, at: u32) {
         let deadline = Instant::now() + SOON;
         while self.read32(at) == 0 {
@@ -152,8 +152,8 @@ impl Machine {
         }
     }
 
-    /// Pauses, resumes and stops a guest that is busy with whatever it does.
-    pub(crate) fn prove_governed(mut self) {
+    /// Pauses, resumes and stops a guest that is busy.
+    pub(crate) fn check_controllable(mut self) {
         for _ in 0..3 {
             self.watch(Duration::from_millis(300));
             self.promptly(|vm| vm.pause().unwrap());
@@ -175,7 +175,7 @@ impl Machine {
         u32::from_le_bytes(self.read(at))
     }
 
-    /// How much more memory this process has than before the machine.
+    /// Returns how much the memory of this process has grown since before the machine.
     pub(crate) fn growth(&self) -> u64 {
         Resources::now().memory.saturating_sub(self.resources.memory)
     }
@@ -187,19 +187,19 @@ impl Drop for Machine {
         self.vm = None;
         let took = began.elapsed();
         if !std::thread::panicking() {
-            assert!(took < SOON / 2, "it took {took:?} to go");
+            assert!(took < SOON / 2, "dropping it took {took:?}");
             let now = Resources::now();
             assert_eq!((now.vcpus, now.files), (0, self.resources.files));
         }
     }
 }
 
-/// What of this process a machine takes.
+/// The resources of this process that a machine uses.
 #[derive(Debug)]
 struct Resources {
     vcpus: usize,
     files: usize,
-    /// Bytes of anonymous memory, guests' included.
+    /// Bytes of anonymous memory, including that of guests.
     memory: u64,
 }
 

@@ -1,8 +1,8 @@
-//! Guests that are no kernels, but a few bytes of code that mean harm.
+//! Hostile guests: a few bytes of code instead of a kernel.
 //!
-//! Whatever they do, the host sees it end cleanly, in time and in little memory, and can stop it at
-//! once; no thread and no descriptor stays behind. Each test boots for real: `cargo xtask nested
-//! --test hostile` runs them all wherever there is no KVM.
+//! Whatever a guest does, the host sees it end cleanly, in time and within a limit of memory, and
+//! can stop it at once; no thread and no descriptor is left behind. Each test boots a machine:
+//! `cargo xtask nested --test hostile` runs all of them on hosts without KVM.
 
 mod code;
 mod cpus;

@@ -1,16 +1,16 @@
-//! Every I/O port.
+//! Accesses to all I/O ports.
 
 use ktstr_vmm::ExitReason;
 
 use crate::machine::{Guest, SOON};
 
-/// For the host to read.
+/// The address at which the host reads the result.
 const RESULT: u32 = 0x20_0000;
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn every_port_is_read_and_written() {
-    // in al; in ax; in eax; then, with a value that ends no machine, out al; out ax; out eax
+fn io_ports_survive_reads_and_writes() {
+    // in al; in ax; in eax; then, with a value that does not end a machine, out al; out ax; out eax
     for access in [&[0xec][..], &[0x66, 0xed], &[0xed], &[0xee], &[0x66, 0xef], &[0xef]] {
         let mut machine = Guest::new(|code| {
             code.edx(0).repeat(0x1_0000, |code| {
@@ -26,7 +26,7 @@ fn every_port_is_read_and_written() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn string_instructions_are_many_accesses() {
+fn string_instructions_are_several_accesses() {
     let text = b"to the console, byte by byte\n";
     let mut guest = Guest::new(|code| {
         // cld; rep outsb
@@ -53,7 +53,7 @@ fn string_instructions_are_many_accesses() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn strings_of_all_sizes_go_to_many_ports() {
+fn io_ports_survive_string_instructions() {
     let mut guest = Guest::new(|code| {
         code.raw(&[0xfc]).edx(0);
         code.repeat(0x1_0000 / 0x101, |code| {

@@ -1,4 +1,4 @@
-//! Queues whose contents or places make no sense.
+//! Queues with invalid contents or addresses.
 
 use ktstr_vmm::ExitReason;
 
@@ -9,14 +9,15 @@ use crate::virtio::{
 
 const RINGS: Rings = Rings::at(0x200_0000);
 const END: u64 = MEMORY as u64;
-/// For the host to read.
+/// The address at which the host reads the device status.
 const STATUS: u32 = 0x20_0000;
 
-/// Has a guest notify a queue of this kind; returns the device status then, and what came out.
+/// Runs a guest that notifies a queue. Returns the device status after that, and the bytes of
+/// output.
 fn notify(rings: Rings, table: Vec<u8>, ring: Vec<u8>) -> (u32, usize) {
     let mut guest = Guest::new(|code| {
         code.find_device().enable(TRANSMIT[0], rings).go().notify(TRANSMIT[0]);
-        // Once more, and that was all.
+        // A second notification must not change the result.
         code.notify(TRANSMIT[0]).keep_status(STATUS).power_off()
     });
     for (at, bytes) in [(rings.table, table), (rings.available, ring)] {
@@ -32,14 +33,14 @@ fn notify(rings: Rings, table: Vec<u8>, ring: Vec<u8>) -> (u32, usize) {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn a_queue_that_makes_sense_works() {
+fn valid_queue_works() {
     let table = descriptor(0x100_0000, 100, 0, 0);
     assert_eq!(notify(RINGS, table, available(1, &[0])), (15, 100));
 }
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn broken_chains_break_the_device() {
+fn broken_chain_breaks_the_device() {
     let two = |one: Vec<u8>, other: Vec<u8>| [one, other].concat();
     for (what, table, head) in [
         ("itself again", descriptor(0x100_0000, 8, DESC_NEXT, 0), 0),
@@ -64,7 +65,7 @@ fn broken_chains_break_the_device() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn queues_outside_of_memory_break_the_device() {
+fn queue_outside_of_memory_breaks_the_device() {
     for at in [0x5000_0000, 0xd000_0000, 0xfee0_0000, 1 << 32, 1 << 52, u64::MAX - 0xfff] {
         for rings in [
             Rings { table: at, ..RINGS },
@@ -80,7 +81,7 @@ fn queues_outside_of_memory_break_the_device() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn queues_at_the_end_of_memory_end_there() {
+fn queue_at_the_end_of_memory_is_checked_exactly() {
     let size = u64::from(SIZE);
     for (rings, is_fine) in [
         (Rings { used: END - 6 - 8 * size - 2, ..RINGS }, true),
@@ -94,7 +95,7 @@ fn queues_at_the_end_of_memory_end_there() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn an_available_index_that_jumps_breaks_the_device() {
+fn available_index_that_jumps_breaks_the_device() {
     for index in [SIZE + 1, 0x7fff, 0x8000, 0xffff] {
         let table = descriptor(0x100_0000, 8, 0, 0);
         let (status, bytes) = notify(RINGS, table, available(index, &[0; 64]));
@@ -104,7 +105,7 @@ fn an_available_index_that_jumps_breaks_the_device() {
 
 #[test]
 #[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
-fn parts_of_a_queue_that_overlap_do_no_harm() {
+fn overlapping_rings_are_survived() {
     let Rings { table, available: ring, used } = RINGS;
     for rings in [
         Rings { table, available: ring, used: ring },
@@ -114,7 +115,7 @@ fn parts_of_a_queue_that_overlap_do_no_harm() {
         Rings { table, available: ring, used: ring - 4 },
         Rings { table: 0x100_0000, available: 0x100_0000, used: 0x100_0800 },
     ] {
-        // Whatever comes of it, the guest gets to its end.
+        // Whatever the device does, the guest reaches its end.
         let chains = descriptor(0x100_0000, 8, 0, 0).repeat(SIZE.into());
         notify(rings, chains, available(SIZE, &[0; 64]));
     }

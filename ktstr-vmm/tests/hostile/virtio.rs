@@ -1,20 +1,20 @@
-//! The virtio console as a hostile driver sees it.
+//! The virtio console for a hostile driver.
 //!
 //! Source: virtio 1.2, 2.7 ("Split Virtqueues") and 4.1 ("Virtio Over PCI Bus").
 
 use crate::code::Code;
 
-/// The BAR, where firmware would have put it.
+/// The address of the BAR that firmware would choose.
 pub(crate) const BAR: u32 = 0xd000_0000;
-/// Bytes of it.
+/// Bytes of the BAR.
 pub(crate) const BAR_SIZE: u32 = 0x8000;
-/// In the BAR: where queues are notified, and the MSI-X table.
+/// The address for notifications in the BAR, and the MSI-X table.
 const NOTIFY: u32 = BAR + 0x3000;
 const MSIX_TABLE: u32 = BAR + 0x4000;
-/// Of the device status.
+/// A bit of the device status.
 pub(crate) const NEEDS_RESET: u32 = 64;
 
-/// In the configuration space: message control of MSI-X, and the window to the BAR.
+/// Offsets in the configuration space: message control of MSI-X, and the window to the BAR.
 const MSIX: u8 = 0x40;
 const WINDOW: u8 = 0x90;
 
@@ -24,7 +24,7 @@ pub(crate) const SIZE: u16 = 64;
 pub(crate) const DESC_NEXT: u16 = 1;
 pub(crate) const DESC_INDIRECT: u16 = 4;
 
-/// Where a queue has its parts.
+/// The addresses of a queue's rings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rings {
     pub(crate) table: u64,
@@ -38,7 +38,7 @@ impl Rings {
     }
 }
 
-/// A descriptor as it is in memory.
+/// Encodes a descriptor.
 pub(crate) fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Vec<u8> {
     let mut bytes = address.to_le_bytes().to_vec();
     bytes.extend(len.to_le_bytes());
@@ -47,7 +47,7 @@ pub(crate) fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Vec<u
     bytes
 }
 
-/// An available ring as it is in memory.
+/// Encodes an available ring.
 pub(crate) fn available(index: u16, heads: &[u16]) -> Vec<u8> {
     [&[0, index], heads].concat().iter().flat_map(|word| word.to_le_bytes()).collect()
 }
@@ -58,10 +58,10 @@ impl Code {
         self.out32(0xcf8, 0x8000_0800 | u32::from(register)).out32(0xcfc, value)
     }
 
-    /// Has the device answer, and take part in everything but queues.
+    /// Enables the device and negotiates features.
     pub(crate) fn find_device(&mut self) -> &mut Self {
         self.pci(0x04, 6)
-            // Acknowledged, driver; multiport and virtio 1; features are fine.
+            // Acknowledge, driver; multiport and virtio 1; features OK.
             .store8(BAR + 0x14, 0)
             .store8(BAR + 0x14, 3)
             .store32(BAR + 0x08, 0)
@@ -71,7 +71,7 @@ impl Code {
             .store8(BAR + 0x14, 3 | 8)
     }
 
-    /// Puts a queue to use, its interrupt vector 0.
+    /// Enables a queue with interrupt vector 0.
     pub(crate) fn enable(&mut self, queue: u16, rings: Rings) -> &mut Self {
         self.store16(BAR + 0x16, queue).store16(BAR + 0x18, SIZE).store16(BAR + 0x1a, 0);
         for (at, value) in [(0x20, rings.table), (0x28, rings.available), (0x30, rings.used)] {
@@ -80,7 +80,7 @@ impl Code {
         self.store16(BAR + 0x1c, 1)
     }
 
-    /// The driver is ready.
+    /// Sets `DRIVER_OK`.
     pub(crate) fn go(&mut self) -> &mut Self {
         self.store8(BAR + 0x14, 3 | 8 | 4)
     }
@@ -89,20 +89,20 @@ impl Code {
         self.store16(NOTIFY, queue)
     }
 
-    /// Waits until all that is available was used.
+    /// Waits until all available chains are used.
     pub(crate) fn wait_used(&mut self, rings: Rings) -> &mut Self {
         // `mov ax, [used + 2]; cmp ax, [available + 2]; jne` back
         self.edi(rings.used as u32 + 2).raw(&[0x66, 0x8b, 0x07]);
         self.edi(rings.available as u32 + 2).raw(&[0x66, 0x3b, 0x07, 0x75, 0xee])
     }
 
-    /// Keeps the device status for the host to read.
+    /// Copies the device status to memory, where the host can read it.
     pub(crate) fn keep_status(&mut self, at: u32) -> &mut Self {
         // `movzx eax, byte [rdi]; mov [at], eax`
         self.edi(BAR + 0x14).raw(&[0x0f, 0xb6, 0x07]).edi(at).raw(&[0x89, 0x07])
     }
 
-    /// Has vector 0 of MSI-X be this interrupt of the first CPU.
+    /// Programs vector 0 of MSI-X to be this interrupt of the first CPU.
     pub(crate) fn enable_msix(&mut self, vector: u8) -> &mut Self {
         self.pci(MSIX, 1 << 31);
         for (at, value) in (MSIX_TABLE..).step_by(4).zip([0xfee0_0000, 0, u32::from(vector), 0]) {
@@ -111,13 +111,14 @@ impl Code {
         self
     }
 
-    /// Points the window in the configuration space to where queues are notified.
+    /// Points the window in the configuration space to the address for notifications.
     pub(crate) fn open_window(&mut self) -> &mut Self {
         self.pci(WINDOW + 4, 0).pci(WINDOW + 8, NOTIFY - BAR).pci(WINDOW + 12, 2)
     }
 }
 
-/// Real-mode code that makes a chain available and notifies a queue through the window, for ever.
+/// Returns real-mode code that makes a chain available and notifies a queue through the window,
+/// in an endless loop.
 pub(crate) fn flood_through_window(available: u16, queue: u16) -> Vec<u8> {
     let [low, high] = (available + 2).to_le_bytes();
     let [queue, _] = queue.to_le_bytes();

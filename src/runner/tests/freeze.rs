@@ -1,4 +1,4 @@
-//! A guest is stopped as a whole, is read as it stands, and goes on without having noticed.
+//! Pauses a guest, reads its memory, and resumes it: the guest must not notice the pause.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,23 +14,23 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::super::Prepared;
 
-/// What the guest tells the addresses of.
+/// The symbols whose addresses the guest prints.
 const SYMBOLS: [&str; 6] =
     ["linux_banner", "jiffies_64", "init_task", "__per_cpu_offset", "__start_BTF", "__stop_BTF"];
 
-/// Variable of a body that is to go on until it is stopped.
-const GOES_ON: &str = "KTSTR_TICKS";
+/// The environment variable with which the test body runs until it is stopped.
+const RUN_ENDLESSLY: &str = "KTSTR_TICKS";
 
-/// How long the guest stands still, and how much of it its clock may have counted.
-const FREEZE: Duration = Duration::from_secs(3);
-const UNNOTICED: Duration = Duration::from_millis(1500);
+/// How long the guest is paused, and the limit of what its clock may count meanwhile.
+const PAUSE: Duration = Duration::from_secs(3);
+const MAX_COUNTED: Duration = Duration::from_millis(1500);
 
-/// How long it does after that: a kernel compares its clocks twice a second, and does not count
-/// what took much longer.
-const SHORT_FREEZES: [Duration; 3] = [Duration::from_millis(500); 3];
+/// The pauses after that. A kernel compares its clocks twice a second, and ignores intervals that
+/// are much longer.
+const SHORT_PAUSES: [Duration; 3] = [Duration::from_millis(500); 3];
 
-/// How long anything may take on the slowest machine of all.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The timeout of any step, on the slowest host.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[ktstr_test(cores = 2)]
 fn ticking(_: &Ctx) -> Result<AssertResult> {
@@ -45,8 +45,8 @@ fn ticking(_: &Ctx) -> Result<AssertResult> {
             found += 1;
         }
     }
-    ensure!(found == SYMBOLS.len(), "{found} of {} symbols", SYMBOLS.len());
-    while std::env::var_os(GOES_ON).is_some() {
+    ensure!(found == SYMBOLS.len(), "found {found} of {} symbols", SYMBOLS.len());
+    while std::env::var_os(RUN_ENDLESSLY).is_some() {
         let now = Duration::try_from(clock_gettime(ClockId::Monotonic))?;
         println!("clock {:x}", now.as_nanos());
         std::thread::sleep(Duration::from_millis(50));
@@ -54,7 +54,7 @@ fn ticking(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// A guest whose body runs.
+/// A guest that runs the test body.
 struct Guest {
     vm: Box<dyn Vm>,
     decoder: Decoder,
@@ -63,7 +63,7 @@ struct Guest {
     text: String,
     console: Vec<u8>,
     addresses: HashMap<String, u64>,
-    /// What its monotonic clock showed, the last time it told.
+    /// The time of its monotonic clock that it printed last.
     clock: Option<Duration>,
 }
 
@@ -84,21 +84,21 @@ impl Guest {
         guest
     }
 
-    /// Runs until the body tells the time; returns how much has passed since it last did.
+    /// Runs until the body prints the time. Returns how much has passed since it did so last.
     fn tick(&mut self) -> Duration {
         let before = self.clock.take();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.clock.is_none() {
             match self.vm.next_event(deadline).unwrap() {
                 Event::Console(bytes) => self.console.extend(bytes),
-                Event::Port { bytes, .. } => self.hear(&bytes),
+                Event::Port { bytes, .. } => self.handle_port_data(&bytes),
                 event => panic!("{event:?}\n{}", String::from_utf8_lossy(&self.console)),
             }
         }
         self.clock.unwrap() - before.unwrap_or_default()
     }
 
-    /// Runs until so much has passed for the body.
+    /// Runs until this much time has passed in the guest.
     fn run(&mut self, time: Duration) {
         let mut passed = Duration::ZERO;
         while passed < time {
@@ -106,13 +106,13 @@ impl Guest {
         }
     }
 
-    fn hear(&mut self, bytes: &[u8]) {
+    fn handle_port_data(&mut self, bytes: &[u8]) {
         self.decoder.push(bytes);
         while let Some(report) = self.decoder.next().unwrap() {
             match report {
                 GuestMessage::Hello(_) => {
                     let test = super::test_name(concat!(module_path!(), "::ticking"));
-                    let env = vec![(GOES_ON.into(), "1".into())];
+                    let env = vec![(RUN_ENDLESSLY.into(), "1".into())];
                     let request =
                         Request::Run(RunRequest { test, machine: self.spec.clone(), env });
                     self.vm.send(0, &self.encoder.encode(&request).unwrap()).unwrap();
@@ -135,7 +135,7 @@ impl Guest {
         }
     }
 
-    /// The bytes at a symbol and so far behind it, as the CPU with these registers sees them.
+    /// Reads the bytes at a symbol plus `offset`, as the CPU with these registers maps them.
     fn read(&mut self, registers: &Registers, symbol: &str, offset: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         let at = self.addresses[symbol] + offset;
@@ -148,8 +148,8 @@ impl Guest {
         u64::from_le_bytes(bytes.try_into().unwrap())
     }
 
-    /// Stops all CPUs; returns the registers of each, one in the kernel's own code first.
-    fn freeze(&mut self) -> Vec<(u64, Registers)> {
+    /// Pauses all CPUs. Returns the registers of each, sorted so that one in kernel code is first.
+    fn pause(&mut self) -> Vec<(u64, Registers)> {
         self.vm.pause().unwrap();
         let mut all: Vec<_> =
             (0..2).map(|cpu| (cpu, self.vm.registers(cpu as usize).unwrap())).collect();
@@ -163,13 +163,13 @@ fn is_in_kernel(registers: &Registers) -> bool {
 }
 
 #[test]
-#[ignore = "QEMU does not tell registers: cargo xtask nested"]
-fn a_frozen_guest_is_read_and_does_not_notice() {
+#[ignore = "needs KVM, because QEMU cannot read registers: cargo xtask nested"]
+fn pause_is_readable_and_not_noticed_by_the_guest() {
     let prepared = super::prepare(concat!(module_path!(), "::ticking"));
     let mut guest = Guest::boot(&prepared);
-    let said_before = guest.console.len();
+    let console_before = guest.console.len();
 
-    let cpus = guest.freeze();
+    let cpus = guest.pause();
     let kernel = cpus[0].1;
     assert!(is_in_kernel(&kernel), "one of two CPUs idles: {cpus:x?}");
     let banner = guest.read(&kernel, "linux_banner", 0, 64);
@@ -182,35 +182,35 @@ fn a_frozen_guest_is_read_and_does_not_notice() {
     assert_eq!(name_of_init_task(&mut guest, &kernel), b"swapper/0");
 
     let jiffies = guest.read_u64(&kernel, "jiffies_64", 0);
-    std::thread::sleep(FREEZE);
+    std::thread::sleep(PAUSE);
     assert_eq!(guest.read_u64(&kernel, "jiffies_64", 0), jiffies);
     guest.vm.resume().unwrap();
-    // What was under way when it was stopped, and what came after.
+    // The first time was printed around the pause, the second after it.
     let counted = guest.tick() + guest.tick();
-    assert!(counted < UNNOTICED, "the guest's clock has counted {counted:?}");
+    assert!(counted < MAX_COUNTED, "the guest's clock has counted {counted:?}");
 
-    for freeze in SHORT_FREEZES {
+    for pause in SHORT_PAUSES {
         guest.run(Duration::from_secs(1));
         guest.vm.pause().unwrap();
-        std::thread::sleep(freeze);
+        std::thread::sleep(pause);
         guest.vm.resume().unwrap();
     }
     guest.run(Duration::from_secs(1));
-    let kernel = guest.freeze()[0].1;
+    let kernel = guest.pause()[0].1;
     assert!(guest.read_u64(&kernel, "jiffies_64", 0) > jiffies);
     guest.vm.resume().unwrap();
     guest.tick();
     guest.vm.stop().unwrap();
-    let said = String::from_utf8_lossy(&guest.console[said_before..]).to_lowercase();
-    // Not all that is said of a clocksource: 7.2 says so, too, when the other CPU was slow to answer,
-    // which on a busy host it is.
+    let messages = String::from_utf8_lossy(&guest.console[console_before..]).to_lowercase();
+    // Not all messages about a clocksource: 7.2 also prints one when the other CPU was slow to
+    // answer, as on a busy host.
     for complaint in ["lockup", "unstable", "skew", "long readout", "stall", "hung", "blocked for"]
     {
-        assert!(!said.contains(complaint), "{said}");
+        assert!(!messages.contains(complaint), "{messages}");
     }
 }
 
-/// Reads `init_task.comm`, whose place the kernel's own type information tells.
+/// Reads `init_task.comm` at the offset in the kernel's own type information.
 fn name_of_init_task(guest: &mut Guest, kernel: &Registers) -> Vec<u8> {
     let len = guest.addresses["__stop_BTF"] - guest.addresses["__start_BTF"];
     let btf = guest.read(kernel, "__start_BTF", 0, len.try_into().unwrap());

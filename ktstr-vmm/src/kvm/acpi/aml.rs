@@ -1,4 +1,4 @@
-//! ACPI Machine Language, as far as [`dsdt`](super::dsdt) speaks it.
+//! ACPI Machine Language, the part that [`dsdt`](super::dsdt) uses.
 //!
 //! Source: ACPI 6.5, 20.2 ("AML Grammar Definition").
 
@@ -13,8 +13,8 @@ pub(super) fn integer(value: u32) -> Vec<u8> {
     }
 }
 
-/// Encodes a device's Plug and Play ID, such as `PNP0A03`, as the integer that `EisaId` makes
-/// (19.6.36): three letters of five bits and four hexadecimal digits, the highest byte first.
+/// Encodes a device's Plug and Play ID, such as `PNP0A03`, like the operator `EisaId` (19.6.36): as
+/// an integer of three letters of five bits and four hexadecimal digits, the highest byte first.
 pub(super) fn eisa_id(id: &[u8; 7]) -> Vec<u8> {
     let letters = id[..3].iter().fold(0u32, |sum, letter| sum << 5 | u32::from(letter & 0x1f));
     let digit = |byte: &u8| char::from(*byte).to_digit(16).unwrap_or_default();
@@ -22,34 +22,35 @@ pub(super) fn eisa_id(id: &[u8; 7]) -> Vec<u8> {
     integer((letters << 16 | number).swap_bytes())
 }
 
-/// `Name (path, value)` (20.2.5.1).
+/// Encodes `Name (path, value)` (20.2.5.1).
 pub(super) fn name(path: &[u8; 4], value: &[u8]) -> Vec<u8> {
     [&[0x08], &path[..], value].concat()
 }
 
-/// `Scope (path) { terms }` (20.2.5.1).
+/// Encodes `Scope (path) { terms }` (20.2.5.1).
 pub(super) fn scope(path: &[u8; 4], terms: &[Vec<u8>]) -> Vec<u8> {
     [&[0x10][..], &sized(&[&path[..], &terms.concat()].concat())].concat()
 }
 
-/// `Device (path) { terms }` (20.2.5.2).
+/// Encodes `Device (path) { terms }` (20.2.5.2).
 pub(super) fn device(path: &[u8; 4], terms: &[Vec<u8>]) -> Vec<u8> {
     [&[0x5b, 0x82][..], &sized(&[&path[..], &terms.concat()].concat())].concat()
 }
 
-/// `Package () { elements }` (20.2.5.4).
+/// Encodes `Package () { elements }` (20.2.5.4).
 pub(super) fn package(elements: &[Vec<u8>]) -> Vec<u8> {
     [&[0x12][..], &sized(&[&[elements.len() as u8], &elements.concat()[..]].concat())].concat()
 }
 
-/// `Buffer () { bytes }` (20.2.5.4).
+/// Encodes `Buffer () { bytes }` (20.2.5.4).
 pub(super) fn buffer(bytes: &[u8]) -> Vec<u8> {
     [&[0x11][..], &sized(&[&integer(bytes.len() as u32), bytes].concat())].concat()
 }
 
-/// Puts `PkgLength` before `content` (20.2.4): it counts its own one to four bytes too.
+/// Puts `PkgLength` before `content` (20.2.4). It includes its own one to four bytes.
 fn sized(content: &[u8]) -> Vec<u8> {
-    // One byte holds six bits; of more, the first holds four and says how many follow.
+    // A single byte has a length of six bits. Of several, the first has the low four bits, and the
+    // number of the others.
     let mut bytes = content.len() + 1;
     if bytes < 1 << 6 {
         return [&[bytes as u8], content].concat();
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn integers_take_the_shortest_form() {
+    fn integer_uses_the_shortest_form() {
         for (value, want) in [
             (0, &[0x00][..]),
             (1, &[0x01]),
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plug_and_play_id_is_an_integer() {
+    fn eisa_id_matches_the_specification() {
         // The example of ACPI 6.5, 19.3.4: EISAID ("PNP0C09") is 0x090CD041.
         assert_eq!(eisa_id(b"PNP0C09"), integer(0x090c_d041));
         assert_eq!(eisa_id(b"PNP0A03"), integer(0x030a_d041));
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_counts_itself() {
+    fn sized_includes_its_own_bytes() {
         for (content, want) in [
             (0, &[1][..]),
             (62, &[63]),

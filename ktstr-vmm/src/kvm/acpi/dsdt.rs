@@ -1,4 +1,4 @@
-//! The DSDT: the devices that a kernel cannot find by itself.
+//! The DSDT: the devices that a kernel cannot discover.
 //!
 //! Source: ACPI 6.5, 5.2.11.1 ("Differentiated System Description Table").
 
@@ -7,7 +7,7 @@ use super::table::Table;
 use super::{aml, aml::name};
 use crate::kvm::layout;
 
-/// Since this revision integers have 64 bits.
+/// With this revision integers have 64 bits.
 const REVISION: u8 = 2;
 
 /// Writes the table.
@@ -16,16 +16,16 @@ pub(super) fn dsdt() -> Vec<u8> {
     Table::new(b"DSDT", REVISION).bytes(&power_off()).bytes(&devices).finish()
 }
 
-/// What a guest writes to [`layout::SLEEP_CONTROL`] to be off (7.4.2, 16.1.7).
+/// Encodes the value that a guest writes to [`layout::SLEEP_CONTROL`] to power off (7.4.2, 16.1.7).
 fn power_off() -> Vec<u8> {
     let sleep_type = aml::integer(u32::from(layout::SLEEP_TYPE_S5));
     name(b"_S5_", &aml::package(&[sleep_type, aml::integer(0)]))
 }
 
-/// The bridge to bus 0, the only one: a kernel scans as many buses as it is promised.
+/// Encodes the host bridge to the only bus: a kernel scans as many buses as are declared.
 ///
-/// It is one of plain PCI, without PCI Express' memory-mapped configuration and `_OSC`. No `_PRT`:
-/// all devices signal their interrupts by messages.
+/// It is plain PCI, without the memory-mapped configuration and `_OSC` of PCI Express. There is no
+/// `_PRT`, because all devices signal their interrupts by messages.
 fn pci_root() -> Vec<u8> {
     const CONFIG_PORTS: u8 = 8;
     let window = memory(layout::PCI_WINDOW as u32, layout::PCI_WINDOW_SIZE as u32);
@@ -40,7 +40,7 @@ fn pci_root() -> Vec<u8> {
     )
 }
 
-/// The serial console. Without legacy interrupts its driver learns its line from here only.
+/// Encodes the serial console. Without legacy interrupts this is the only source of its line.
 fn com1() -> Vec<u8> {
     const PORTS: u8 = 8;
     let resources = template(&[io(layout::COM1, PORTS), edge_interrupt(layout::COM1_IRQ)]);

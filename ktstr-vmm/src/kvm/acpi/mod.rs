@@ -1,8 +1,8 @@
-//! ACPI tables: how a kernel learns of CPUs, nodes, its console, PCI and how to switch off.
+//! ACPI tables: they describe CPUs, nodes, the console, PCI and the power registers to a kernel.
 //!
 //! [`build`] writes all of them as one block for [`layout::ACPI`]. They describe hardware-reduced
-//! ACPI, that is, a machine without the registers, timer and interrupt of a PC's ACPI, so there is
-//! little to emulate and little to probe.
+//! ACPI, a machine without the registers, timer and interrupt of a PC's ACPI, so there is little to
+//! emulate and little to probe.
 //!
 //! Source: ACPI 6.5.
 
@@ -29,16 +29,16 @@ use table::{Table, checksum};
 
 /// Bytes of the RSDP.
 const RSDP: usize = 36;
-/// Tables begin at multiples of this, as the RSDP has to (5.2.5.1).
+/// The alignment of tables, which the RSDP requires (5.2.5.1).
 const ALIGNMENT: usize = 16;
 
-/// Writes the tables as they are to lie at [`layout::ACPI`]: the RSDP, which kernels search for,
-/// and behind it what it leads to.
+/// Writes the tables as they are placed at [`layout::ACPI`]: the RSDP, for which kernels search,
+/// followed by the tables that it leads to.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] if they take more than [`layout::ACPI_SIZE`]; with at most 255 CPUs that takes
-/// more nodes than there are CPUs, or a thousand ranges of memory.
+/// [`Error::Config`] if they take more than [`layout::ACPI_SIZE`]. With at most 255 CPUs this needs
+/// more nodes than CPUs, or a thousand ranges of memory.
 pub(in crate::kvm) fn build(cpus: &Cpus, memory: &[MemoryNode]) -> Result<Vec<u8>, Error> {
     let mut block = Block { bytes: vec![0; RSDP] };
     let dsdt = block.push(&dsdt::dsdt());
@@ -53,8 +53,8 @@ pub(in crate::kvm) fn build(cpus: &Cpus, memory: &[MemoryNode]) -> Result<Vec<u8
     match block.bytes.len() {
         0..=layout::ACPI_SIZE => Ok(block.bytes),
         len => Err(Error::Config(format!(
-            "the ACPI tables of {} CPUs, {} nodes and {} ranges of memory take {len} bytes, of at \
-             most {}",
+            "the ACPI tables of {} CPUs, {} nodes and {} ranges of memory take {len} bytes \
+             (maximum {})",
             cpus.list.len(),
             cpus.nodes,
             memory.len(),
@@ -63,11 +63,11 @@ pub(in crate::kvm) fn build(cpus: &Cpus, memory: &[MemoryNode]) -> Result<Vec<u8
     }
 }
 
-/// Writes the tables of a machine with `memory_mib` MiB, for a look at them without the machine.
+/// Writes the tables of a machine with `memory_mib` MiB, for tests of the tables alone.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] if there can be no such machine.
+/// [`Error::Config`] if such a machine cannot exist.
 #[doc(hidden)]
 pub fn acpi_tables(topology: &Topology, memory_mib: u32) -> Result<Vec<u8>, Error> {
     let config = VmConfig {
@@ -82,7 +82,7 @@ pub fn acpi_tables(topology: &Topology, memory_mib: u32) -> Result<Vec<u8>, Erro
     build(&Cpus::new(topology)?, &memory::place(config.node_sizes_mib().map(|mib| mib << 20)))
 }
 
-/// Tables one behind the other, from [`layout::ACPI`] on.
+/// Concatenated tables, which begin at [`layout::ACPI`].
 #[derive(Debug)]
 struct Block {
     bytes: Vec<u8>,
@@ -98,7 +98,7 @@ impl Block {
     }
 }
 
-/// Writes the Extended System Description Table: the addresses of the others (5.2.8).
+/// Writes the Extended System Description Table: the addresses of the other tables (5.2.8).
 fn xsdt(tables: &[u64]) -> Vec<u8> {
     let mut xsdt = Table::new(b"XSDT", 1);
     for address in tables {
@@ -114,10 +114,10 @@ fn rsdp(xsdt: u64) -> [u8; RSDP] {
     bytes[..8].copy_from_slice(b"RSD PTR ");
     bytes[9..15].copy_from_slice(table::OEM_ID);
     bytes[15] = REVISION;
-    // The address of an RSDT, at 16, stays 0: the XSDT comes in its place.
+    // The address of an RSDT, at 16, stays 0: the XSDT replaces it.
     bytes[20] = RSDP as u8;
     bytes[24..32].copy_from_slice(&xsdt.to_le_bytes());
-    // The first checksum is that of revision 0, of 20 bytes.
+    // The first checksum covers the 20 bytes of revision 0.
     bytes[8] = checksum(&bytes[..20]);
     bytes[32] = checksum(&bytes);
     bytes

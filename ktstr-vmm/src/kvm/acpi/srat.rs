@@ -1,8 +1,8 @@
-//! SRAT and SLIT: which node a CPU and a range of memory belong to, and how far nodes are apart.
+//! SRAT and SLIT: the node of each CPU and range of memory, and the distances of nodes.
 //!
-//! One node gets them as well. Without, kernels put everything into node 0 too, but those on a CPU
-//! of AMD's first look for a northbridge and take the number of the last-level cache for the node's
-//! (Linux 6.12, arch/x86/kernel/cpu/amd.c, `srat_detect_node`).
+//! Machines with one node have them, too. Without them kernels also put everything into node 0, but
+//! on a CPU of AMD's they first look for a northbridge, and use the number of the last-level cache
+//! as that of the node (Linux 6.12, arch/x86/kernel/cpu/amd.c, `srat_detect_node`).
 //!
 //! Source: ACPI 6.5, 5.2.16 ("System Resource Affinity Table"), 5.2.17 ("System Locality
 //! Information Table").
@@ -14,9 +14,9 @@ use crate::kvm::memory::MemoryNode;
 const SRAT_REVISION: u8 = 3;
 const SLIT_REVISION: u8 = 1;
 const ENABLED: u32 = 1;
-/// The distance of a node to itself, which is the unit of all others.
+/// The distance of a node to itself, which is the unit of the others.
 const LOCAL: u8 = 10;
-/// The distance of any two nodes.
+/// The distance of different nodes.
 const REMOTE: u8 = 20;
 
 /// Writes the SRAT.
@@ -24,7 +24,7 @@ pub(super) fn srat(cpus: &Cpus, memory: &[MemoryNode]) -> Vec<u8> {
     let mut table = Table::new(b"SRAT", SRAT_REVISION);
     table.u32(1).zeros(8);
     for cpu in &cpus.list {
-        // Processor Local APIC Affinity (5.2.16.1): the domain is in two parts.
+        // Processor Local APIC Affinity (5.2.16.1). The domain is split in two fields.
         let [domain, high @ ..] = cpu.node.to_le_bytes();
         table.u8(0).u8(16).u8(domain).u8(cpu.apic_id as u8).u32(ENABLED).u8(0);
         table.bytes(&high).u32(0);

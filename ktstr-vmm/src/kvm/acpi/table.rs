@@ -2,7 +2,7 @@
 
 use std::mem;
 
-/// Bytes of the header that all tables but the RSDP begin with.
+/// Bytes of the header of all tables but the RSDP.
 #[cfg(test)]
 pub(super) const HEADER: usize = 36;
 
@@ -12,7 +12,7 @@ const OEM_TABLE_ID: &[u8; 8] = b"KTSTRVMM";
 const CREATOR_ID: &[u8; 4] = b"KTST";
 const REVISION: u32 = 1;
 
-/// Where the header holds what is known last.
+/// Offsets of the header's fields that are known last.
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 
@@ -46,22 +46,22 @@ impl Table {
         self.bytes(&[value])
     }
 
-    /// Appends two bytes, the low one first.
+    /// Appends two bytes, little-endian.
     pub(super) fn u16(&mut self, value: u16) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// Appends four bytes, the lowest first.
+    /// Appends four bytes, little-endian.
     pub(super) fn u32(&mut self, value: u32) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// Appends eight bytes, the lowest first.
+    /// Appends eight bytes, little-endian.
     pub(super) fn u64(&mut self, value: u64) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// Appends `bytes` as they are.
+    /// Appends `bytes` unchanged.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
         self
@@ -73,7 +73,7 @@ impl Table {
         self
     }
 
-    /// Ends the table: writes its length and its checksum into the header.
+    /// Ends the table: writes its length and its checksum into the header, and returns its bytes.
     pub(super) fn finish(&mut self) -> Vec<u8> {
         let mut bytes = mem::take(&mut self.bytes);
         let length = bytes.len() as u32;
@@ -83,7 +83,7 @@ impl Table {
     }
 }
 
-/// The byte that makes the sum of `bytes` and itself zero.
+/// Returns the byte that makes the sum of `bytes` and itself zero.
 pub(super) fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_length_and_checksum() {
+    fn finish_sets_length_and_checksum() {
         let table = Table::new(b"TEST", 3).u8(1).u16(0x0302).u32(0x0706_0504).zeros(1).finish();
         assert_eq!(table.len(), HEADER + 8);
         assert_eq!(&table[..4], b"TEST");

@@ -8,13 +8,13 @@ fn cpus(topology: [u32; 4]) -> Cpus {
     Cpus::new(&even(topology)).unwrap()
 }
 
-/// Nodes of 512 MiB, one after the other.
+/// Returns adjacent nodes of 512 MiB.
 fn memory(nodes: u32) -> Vec<MemoryNode> {
     let range = |node| MemoryNode { base: u64::from(node) * 512 * MIB, size: 512 * MIB, node };
     (0..nodes).map(range).collect()
 }
 
-/// Tables as a kernel finds them in memory.
+/// Tables in memory, which are read as a kernel does.
 struct Memory(Vec<u8>);
 
 impl Memory {
@@ -28,7 +28,7 @@ impl Memory {
         self.0[offset..][..len].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
     }
 
-    /// The table at `address`, if it is sound.
+    /// Returns the table at `address`, after a check of its checksum.
     fn table(&self, address: u64) -> &[u8] {
         let offset = usize::try_from(address - layout::ACPI).unwrap();
         let len = self.number(address + 4, 4) as usize;
@@ -37,7 +37,7 @@ impl Memory {
         table
     }
 
-    /// The tables that the XSDT leads to.
+    /// Returns the tables that the XSDT leads to.
     fn tables(&self) -> Vec<&[u8]> {
         let xsdt = self.table(self.number(layout::ACPI + 24, 8));
         assert_eq!(&xsdt[..4], b"XSDT");
@@ -66,7 +66,7 @@ fn structures(mut bytes: &[u8]) -> Vec<&[u8]> {
 }
 
 #[test]
-fn the_rsdp_leads_to_all_tables() {
+fn rsdp_leads_to_all_tables() {
     let memory = Memory::of(even([2, 4, 2, 2]));
     assert_eq!(&memory.0[..8], b"RSD PTR ");
     assert_eq!(checksum(&memory.0[..20]), 0);
@@ -78,7 +78,7 @@ fn the_rsdp_leads_to_all_tables() {
 }
 
 #[test]
-fn the_fadt_has_ports_and_nothing_of_a_pc() {
+fn fadt_has_ports_and_no_legacy_hardware() {
     let memory = Memory::of(even([1, 1, 1, 1]));
     let fadt = memory.find(b"FACP");
     assert_eq!(fadt.len(), 276);
@@ -107,7 +107,7 @@ fn the_fadt_has_ports_and_nothing_of_a_pc() {
 }
 
 #[test]
-fn the_dsdt_has_the_descriptors_of_the_specification() {
+fn dsdt_has_the_descriptors_of_the_specification() {
     let dsdt = dsdt::dsdt();
     let holds = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
     // Name (_S5_, Package (2) {5, 0})
@@ -125,7 +125,7 @@ fn the_dsdt_has_the_descriptors_of_the_specification() {
 }
 
 #[test]
-fn the_madt_lists_cpus_in_order() {
+fn madt_lists_cpus_in_order() {
     let evens = [[1, 1, 1, 1], [1, 3, 3, 1], [3, 6, 3, 2], [1, 1, 255, 1]].map(even);
     for topology in evens.into_iter().chain([uneven(2, &[3, 1, 1, 2], 2)]) {
         let cpus = Cpus::new(&topology).unwrap();
@@ -144,7 +144,7 @@ fn the_madt_lists_cpus_in_order() {
 }
 
 #[test]
-fn the_srat_places_cpus_and_memory() {
+fn srat_assigns_cpus_and_memory_to_nodes() {
     let cpus = cpus([2, 2, 3, 1]);
     let ranges = [
         MemoryNode { base: 0, size: 0xc000_0000, node: 0 },
@@ -170,7 +170,7 @@ fn the_srat_places_cpus_and_memory() {
 }
 
 #[test]
-fn the_srat_places_cpus_of_uneven_nodes() {
+fn srat_assigns_cpus_of_uneven_nodes() {
     let topology = uneven(2, &[1, 2, 3, 1], 1);
     let srat = srat::srat(&Cpus::new(&topology).unwrap(), &[]);
     let places: Vec<_> = structures(&srat[48..]).iter().map(|cpu| (cpu[2], cpu[3])).collect();
@@ -178,7 +178,7 @@ fn the_srat_places_cpus_of_uneven_nodes() {
 }
 
 #[test]
-fn the_slit_knows_here_and_there() {
+fn slit_has_local_and_remote_distances() {
     for (nodes, want) in
         [(1, &[10][..]), (2, &[10, 20, 20, 10]), (3, &[10, 20, 20, 20, 10, 20, 20, 20, 10])]
     {
@@ -189,7 +189,7 @@ fn the_slit_knows_here_and_there() {
 }
 
 #[test]
-fn the_largest_machines_fit() {
+fn build_fits_the_largest_machines() {
     for topology in [[1, 1, 255, 1], [64, 64, 1, 2], [255, 255, 1, 1]] {
         let bytes = Memory::of(even(topology)).0.len();
         assert!(bytes <= layout::ACPI_SIZE, "{bytes} bytes for {topology:?}");

@@ -17,12 +17,12 @@ use super::super::memory::Memory;
 use super::kaslr::{self, Relocations};
 use super::params::{BootParams, SETUP_HEADER};
 
-/// More program headers than any kernel has.
+/// The maximum number of program headers; kernels have fewer.
 const MAX_SEGMENTS: u16 = 64;
-/// More relocations than any kernel has: eight times those of Debian's.
+/// Bytes of relocations at most: eight times those of Debian's kernels.
 const MAX_RELOCATIONS: u64 = 8 << 20;
 
-/// Offsets in a bzImage, which are those of `boot_params`, too.
+/// Offsets in a bzImage, which are the same in `boot_params`.
 const SETUP_SECTS: usize = 0x1f1;
 const JUMP_TARGET: usize = 0x201;
 const MAGIC: usize = 0x202;
@@ -30,16 +30,16 @@ const VERSION: usize = 0x206;
 const XLOADFLAGS: usize = 0x236;
 const PREF_ADDRESS: usize = 0x258;
 const INIT_SIZE: usize = 0x260;
-/// `xloadflags`: there is a 64-bit entry, at [`ENTRY_64`] behind the protected-mode code's start.
+/// `xloadflags`: there is a 64-bit entry, [`ENTRY_64`] bytes after the protected-mode code's start.
 const XLF_KERNEL_64: u16 = 1 << 0;
 const ENTRY_64: u64 = 0x200;
 
-/// What was loaded, and where the first CPU begins.
+/// The kernel in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LoadedKernel {
     /// The 64-bit entry.
     pub(super) entry: u64,
-    /// Where the kernel must not be overwritten before it runs.
+    /// The end of the memory that must not be overwritten before the kernel runs.
     pub(super) end: u64,
 }
 
@@ -51,7 +51,7 @@ struct Image<'a> {
     memory: &'a mut Memory,
 }
 
-/// Loads the kernel in `file`. With `kaslr`, its virtual address is a random one.
+/// Loads the kernel in `file`. With `kaslr`, it gets a random virtual address.
 pub(super) fn load(
     path: &Path,
     file: &File,
@@ -68,12 +68,12 @@ pub(super) fn load(
     } else if head.get(MAGIC..MAGIC + 4) == Some(b"HdrS") {
         image.load_bz_image(&head, params)
     } else {
-        Err(image.wrong("neither an ELF file nor a bzImage (no `HdrS` at 0x202)").into())
+        Err(image.error("neither an ELF file nor a bzImage (no `HdrS` at 0x202)").into())
     }
 }
 
 impl Image<'_> {
-    fn wrong(&self, reason: impl Into<String>) -> BootError {
+    fn error(&self, reason: impl Into<String>) -> BootError {
         BootError::Image { path: self.path.to_owned(), reason: reason.into() }
     }
 
@@ -81,7 +81,7 @@ impl Image<'_> {
         self.file.read_exact_at(buf, offset).map_err(BootError::read(self.path))
     }
 
-    /// Loads a vmlinux where it is linked to run; its entry is that of 64-bit kernels.
+    /// Loads a vmlinux at the address that it is linked for. Its ELF entry is the 64-bit entry.
     fn load_elf(
         &mut self,
         head: &[u8],
@@ -90,16 +90,16 @@ impl Image<'_> {
     ) -> Result<LoadedKernel, Error> {
         let e = Endianness::Little;
         let (header, _) = pod::from_bytes::<FileHeader64<Endianness>>(head)
-            .map_err(|()| self.wrong("the ELF header is cut off"))?;
+            .map_err(|()| self.error("the ELF header is truncated"))?;
         let ident = header.e_ident;
         if (ident.class, ident.data) != (ELFCLASS64, ELFDATA2LSB)
             || header.e_machine.get(e) != EM_X86_64
         {
-            return Err(self.wrong("an ELF file, but not for x86-64").into());
+            return Err(self.error("an ELF file, but not for x86-64").into());
         }
         if ![ET_EXEC, ET_DYN].contains(&header.e_type.get(e)) {
             return Err(self
-                .wrong("an ELF file, but no executable: give the `vmlinux` itself")
+                .error("an ELF file, but not an executable: pass the `vmlinux` itself")
                 .into());
         }
         let segments = self.segments(header)?;
@@ -109,11 +109,11 @@ impl Image<'_> {
             let (offset, filled) = (segment.p_offset.get(e), segment.p_filesz.get(e));
             if filled > size || offset.checked_add(filled).is_none_or(|end| end > self.len) {
                 return Err(self
-                    .wrong(format!("a segment of {filled:#x} bytes at {offset:#x} is cut off"))
+                    .error(format!("a segment of {filled:#x} bytes at {offset:#x} is truncated"))
                     .into());
             }
             if gpa < HIGH_MEMORY {
-                return Err(self.wrong(format!("a segment at {gpa:#x}, below 1 MiB")).into());
+                return Err(self.error(format!("a segment at {gpa:#x}, below 1 MiB")).into());
             }
             if !self.memory.is_low(gpa, size) {
                 return Err(BootError::no_room(
@@ -128,7 +128,7 @@ impl Image<'_> {
         }
         let entry = header.e_entry.get(e);
         if !(start..end).contains(&entry) {
-            return Err(self.wrong(format!("its entry {entry:#x} lies in no segment")).into());
+            return Err(self.error(format!("its entry {entry:#x} is not in a segment")).into());
         }
         if kaslr && start == KERNEL {
             self.randomise(header, start, end, params)?;
@@ -145,25 +145,25 @@ impl Image<'_> {
         let size = size_of::<ProgramHeader64<Endianness>>();
         if usize::from(header.e_phentsize.get(e)) != size || !(1..=MAX_SEGMENTS).contains(&count) {
             return Err(self
-                .wrong(format!("{count} program headers of {} bytes", header.e_phentsize.get(e))));
+                .error(format!("{count} program headers of {} bytes", header.e_phentsize.get(e))));
         }
         let mut bytes = vec![0; usize::from(count) * size];
         self.read(header.e_phoff.get(e), &mut bytes)?;
         let (all, _) = pod::slice_from_bytes::<ProgramHeader64<Endianness>>(&bytes, count.into())
-            .map_err(|()| self.wrong("program headers are cut off"))?;
+            .map_err(|()| self.error("the program headers are truncated"))?;
         let segments: Vec<_> = all
             .iter()
             .filter(|segment| segment.p_type.get(e) == PT_LOAD && segment.p_memsz.get(e) > 0)
             .copied()
             .collect();
         match segments.is_empty() {
-            true => Err(self.wrong("no segment to load")),
+            true => Err(self.error("no segment to load")),
             false => Ok(segments),
         }
     }
 
-    /// Moves the kernel to a random virtual address, if it brings what that takes: `vmlinux` of a
-    /// build tree does not.
+    /// Moves the kernel to a random virtual address, if the file has relocations. A `vmlinux` of a
+    /// build tree has none.
     fn randomise(
         &mut self,
         header: &FileHeader64<Endianness>,
@@ -180,12 +180,12 @@ impl Image<'_> {
         }
         if trailer_len > MAX_RELOCATIONS {
             let reason = format!("{trailer_len} bytes of relocations behind the ELF file");
-            return Err(self.wrong(reason).into());
+            return Err(self.error(reason).into());
         }
         let mut trailer = vec![0; trailer_len as usize];
         self.read(elf_end, &mut trailer)?;
         let Some(relocations) =
-            Relocations::parse(&trailer).map_err(|reason| self.wrong(reason))?
+            Relocations::parse(&trailer).map_err(|reason| self.error(reason))?
         else {
             return Ok(());
         };
@@ -193,12 +193,12 @@ impl Image<'_> {
         getrandom(&mut random).map_err(BootError::read(Path::new("/dev/urandom")))?;
         let delta = kaslr::random_delta(end - start, u64::from_ne_bytes(random));
         let kernel = self.memory.bytes_mut(start, end - start)?;
-        relocations.apply(kernel, start, delta).map_err(|reason| self.wrong(reason))?;
+        relocations.apply(kernel, start, delta).map_err(|reason| self.error(reason))?;
         params.set_kaslr();
         Ok(())
     }
 
-    /// Loads a bzImage at the address it prefers. It unpacks, and randomises, itself.
+    /// Loads a bzImage at its preferred address. It decompresses and randomises itself.
     fn load_bz_image(
         &mut self,
         head: &[u8],
@@ -208,14 +208,14 @@ impl Image<'_> {
             let mut bytes = [0; 8];
             let field = head
                 .get(offset..offset + len)
-                .ok_or_else(|| self.wrong("the setup header is cut off"))?;
+                .ok_or_else(|| self.error("the setup header is truncated"))?;
             bytes[..len].copy_from_slice(field);
             Ok::<_, BootError>(u64::from_le_bytes(bytes))
         };
         let version = field(VERSION, 2)?;
         if version < 0x020c || field(XLOADFLAGS, 2)? as u16 & XLF_KERNEL_64 == 0 {
             return Err(self
-                .wrong(format!(
+                .error(format!(
                     "no 64-bit entry (boot protocol {version:#x}): a kernel for x86-64 has one"
                 ))
                 .into());
@@ -228,10 +228,10 @@ impl Image<'_> {
         let (base, init_size) = (field(PREF_ADDRESS, 8)?, field(INIT_SIZE, 4)?);
         let code = self.len.checked_sub(offset).filter(|code| *code > ENTRY_64);
         let code =
-            code.ok_or_else(|| self.wrong(format!("it ends before its code at {offset:#x}")))?;
+            code.ok_or_else(|| self.error(format!("it ends before its code at {offset:#x}")))?;
         let size = code.max(init_size);
         if base < HIGH_MEMORY {
-            return Err(self.wrong(format!("it prefers {base:#x}, below 1 MiB")).into());
+            return Err(self.error(format!("it prefers {base:#x}, below 1 MiB")).into());
         }
         if !self.memory.is_low(base, size) {
             return Err(BootError::no_room(
@@ -244,7 +244,7 @@ impl Image<'_> {
         let header_end = JUMP_TARGET + 1 + field(JUMP_TARGET, 1)? as usize;
         let header = head
             .get(SETUP_HEADER..header_end)
-            .ok_or_else(|| self.wrong("the setup header is cut off"))?;
+            .ok_or_else(|| self.error("the setup header is truncated"))?;
         params.set_header(header);
         self.memory.load(self.file, offset, base, code)?;
         Ok(LoadedKernel { entry: base + ENTRY_64, end: base + size })

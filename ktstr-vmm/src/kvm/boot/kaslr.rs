@@ -1,9 +1,9 @@
-//! Moves a loaded vmlinux to a random virtual address, as the unpacker of a bzImage would.
+//! Moves a loaded vmlinux to a random virtual address, as the decompressor of a bzImage would.
 //!
-//! Stock kernels are linked for one address and carry, behind their ELF file, the list of places
-//! that hold addresses: `vmlinux.relocs`. Its 32-bit words are, from the end of the file backwards,
-//! places of 32-bit addresses, of 32-bit addresses relative to the per-CPU area (kernels before
-//! 6.15 only), and of 64-bit addresses, each group ended by a zero.
+//! Stock kernels are linked for one address. Their ELF file is followed by a list of the positions
+//! of addresses: `vmlinux.relocs`. It consists of 32-bit words: from the end of the file backwards,
+//! positions of 32-bit addresses, of 32-bit addresses relative to the per-CPU area (only in kernels
+//! before 6.15), and of 64-bit addresses. A zero ends each group.
 //!
 //! Sources: Linux 6.12, arch/x86/boot/compressed/misc.c (`handle_relocations`) and kaslr.c
 //! (`find_random_virt_addr`), arch/x86/tools/relocs.c (`emit_relocs`).
@@ -13,14 +13,14 @@ use object::pod;
 
 use super::super::layout::{KERNEL, LARGE_PAGE};
 
-/// Where the kernel's image begins in its virtual memory: `__START_KERNEL_map`.
+/// The start of the kernel's image in its virtual memory: `__START_KERNEL_map`.
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
-/// The image's part of it with KASLR: `KERNEL_IMAGE_SIZE`.
+/// Bytes of virtual memory for the image with KASLR: `KERNEL_IMAGE_SIZE`.
 const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
 
-/// The places of a kernel that hold addresses; as in the file, the low halves of their own.
+/// The positions of addresses in a kernel: the low halves of their virtual addresses.
 ///
-/// There are a quarter of a million, so they stay the words they are.
+/// There are 250,000 of them, so they are not copied out of the file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Relocations<'a> {
     absolute_64: &'a [U32<LittleEndian>],
@@ -29,12 +29,17 @@ pub(super) struct Relocations<'a> {
 }
 
 impl<'a> Relocations<'a> {
-    /// Reads what follows the ELF file; nothing if the kernel was built without relocations.
+    /// Parses the bytes after the ELF file. `None` if the kernel was built without relocations.
     pub(super) fn parse(trailer: &'a [u8]) -> Result<Option<Self>, String> {
         let count = trailer.len() / 4;
         let words = match pod::slice_from_bytes::<U32<LittleEndian>>(trailer, count) {
             Ok((words, [])) => words,
-            _ => return Err(format!("{} bytes of relocations are no whole words", trailer.len())),
+            _ => {
+                return Err(format!(
+                    "{} bytes of relocations are not a multiple of 4",
+                    trailer.len()
+                ));
+            }
         };
         let Some((first, words)) = words.split_first() else { return Ok(None) };
         if is_zero(first) {
@@ -46,13 +51,14 @@ impl<'a> Relocations<'a> {
                 [absolute_64, inverse_32, absolute_32] => {
                     Ok(Some(Self { absolute_64, inverse_32, absolute_32 }))
                 }
-                _ => Err(format!("{} groups of relocations, not 2 or 3", groups.len())),
+                _ => Err(format!("{} groups of relocations (expected 2 or 3)", groups.len())),
             };
         }
-        Err("relocations begin without a zero".to_owned())
+        Err("relocations do not begin with a zero".to_owned())
     }
 
-    /// Adds `delta` to every address in `kernel`, the bytes of the kernel that lie at `start`.
+    /// Adds `delta` to every address in `kernel`, the bytes of the kernel that is loaded at
+    /// `start`.
     pub(super) fn apply(&self, kernel: &mut [u8], start: u64, delta: u64) -> Result<(), String> {
         for word in self.absolute_64 {
             let bytes = place(kernel, start, word)?;
@@ -74,7 +80,7 @@ fn is_zero(word: &U32<LittleEndian>) -> bool {
     word.get(LittleEndian) == 0
 }
 
-/// The `N` bytes that a relocation names: by the low half of their address in the kernel's map.
+/// Returns the `N` bytes at the position in a relocation.
 fn place<'a, const N: usize>(
     kernel: &'a mut [u8],
     start: u64,
@@ -85,11 +91,11 @@ fn place<'a, const N: usize>(
     let offset = address.wrapping_sub(KERNEL_MAP).wrapping_sub(start) as usize;
     match kernel.get_mut(offset..).and_then(<[u8]>::first_chunk_mut) {
         Some(bytes) => Ok(bytes),
-        None => Err(format!("relocation of {word:#x} lies outside of the kernel")),
+        None => Err(format!("relocation {word:#x} is outside of the kernel")),
     }
 }
 
-/// A random distance for a kernel of `size` bytes from the address it was linked for.
+/// Returns a random distance of a kernel of `size` bytes from the address that it is linked for.
 pub(super) fn random_delta(size: u64, random: u64) -> u64 {
     let slots = KERNEL_IMAGE_SIZE.saturating_sub(KERNEL).saturating_sub(size) / LARGE_PAGE;
     random % (slots + 1) * LARGE_PAGE
@@ -104,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_told_by_their_zeros() {
+    fn parse_splits_groups_at_zeros() {
         let numbers = |words: &[U32<LittleEndian>]| -> Vec<u32> {
             words.iter().map(|word| word.get(LittleEndian)).collect()
         };
@@ -124,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_move_and_nothing_else_does() {
+    fn apply_changes_only_addresses() {
         let mut kernel = vec![0; 0x1000];
         kernel[0x10..0x18].copy_from_slice(&0xffff_ffff_8123_4567_u64.to_le_bytes());
         kernel[0x20..0x24].copy_from_slice(&0x1000_u32.to_le_bytes());
@@ -145,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_kernel_stays_within_its_part_of_the_address_space() {
+    fn random_delta_keeps_the_kernel_in_its_range() {
         for random in [0, 1, 77, u64::MAX] {
             for size in [0, 60 << 20, 1 << 30, u64::MAX] {
                 let delta = random_delta(size, random);

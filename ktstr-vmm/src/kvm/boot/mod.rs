@@ -1,5 +1,5 @@
-//! A kernel, its initramfs and its command line, laid into guest memory as the 64-bit entry of the
-//! x86 boot protocol wants them.
+//! Loads a kernel, its initramfs and its command line into guest memory as the 64-bit entry of the
+//! x86 boot protocol requires.
 //!
 //! Source: Linux 6.12, Documentation/arch/x86/boot.rst ("64-bit Boot Protocol") and zero-page.rst.
 
@@ -17,7 +17,7 @@ use super::memory::{Memory, MemoryNode};
 use crate::config::VmConfig;
 use params::BootParams;
 
-/// Loads all that `config` names; returns the address of the first instruction.
+/// Loads the files of `config` and returns the address of the first instruction.
 pub(super) fn load(
     config: &VmConfig,
     cmdline: &str,
@@ -38,14 +38,14 @@ pub(super) fn load(
 }
 
 fn open(path: &Path) -> Result<File, BootError> {
-    // A pipe would be waited for, and a device has no size.
+    // Opening a pipe would wait for a writer, and a device does not have a size.
     if !fs::metadata(path).map_err(BootError::read(path))?.is_file() {
         return Err(BootError::read(path)(io::Error::other("not a regular file")));
     }
     File::open(path).map_err(BootError::read(path))
 }
 
-/// Puts the initramfs at the top of low memory; returns its address and size.
+/// Loads the initramfs at the top of low memory. Returns its address and size.
 fn load_initramfs(path: &Path, kernel_end: u64, memory: &mut Memory) -> Result<(u64, u64), Error> {
     let file = open(path)?;
     let size = file.metadata().map_err(BootError::read(path))?.len();
@@ -58,7 +58,7 @@ fn load_initramfs(path: &Path, kernel_end: u64, memory: &mut Memory) -> Result<(
         }
         None => {
             let end = kernel_end + size;
-            Err(BootError::no_room("an initramfs behind the kernel", end, top).into())
+            Err(BootError::no_room("an initramfs after the kernel", end, top).into())
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `struct boot_params`, the page that tells a kernel what it was loaded with.
+//! `struct boot_params`, the page by which a loader passes its parameters to the kernel.
 //!
 //! Source: Linux 6.12, arch/x86/include/uapi/asm/bootparam.h and setup_data.h (offsets), and
 //! Documentation/arch/x86/boot.rst ("The Real-Mode Kernel Header").
@@ -8,9 +8,9 @@ use super::super::memory::MemoryNode;
 
 const ACPI_RSDP_ADDR: usize = 0x070;
 const E820_ENTRIES: usize = 0x1e8;
-/// Where the setup header begins, in a bzImage as in here.
+/// The start of the setup header, in a bzImage and in this page.
 pub(super) const SETUP_HEADER: usize = 0x1f1;
-/// Where the longest known setup header ends.
+/// The end of the longest known setup header.
 pub(super) const SETUP_HEADER_END: usize = 0x290;
 const BOOT_FLAG: usize = 0x1fe;
 const HEADER: usize = 0x202;
@@ -23,22 +23,22 @@ const CMD_LINE_PTR: usize = 0x228;
 const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY_SIZE: usize = 20;
 
-/// A loader without a number of its own.
+/// A loader without a registered number.
 const UNDEFINED_LOADER: u8 = 0xff;
 /// `loadflags`: the protected-mode code is at 1 MiB or above.
 const LOADED_HIGH: u8 = 1 << 0;
-/// `loadflags`: the kernel runs at a random address, so it may randomise more.
+/// `loadflags`: the kernel has a random address, so it may randomise more.
 const KASLR_FLAG: u8 = 1 << 1;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// The page, filled field by field.
+/// The page, which is filled field by field.
 #[derive(Debug, Clone)]
 pub(super) struct BootParams([u8; 4096]);
 
 impl Default for BootParams {
-    /// A header such as a kernel without one of its own (a vmlinux) looks for.
+    /// Creates the header that a kernel without one of its own (a vmlinux) expects.
     fn default() -> Self {
         let mut params = Self([0; 4096]);
         params.set(BOOT_FLAG, &0xaa55_u16.to_le_bytes());
@@ -60,19 +60,19 @@ impl BootParams {
         self.0[LOADFLAGS] |= LOADED_HIGH;
     }
 
-    /// Takes over the setup header of a bzImage, from [`SETUP_HEADER`] on.
+    /// Copies the setup header of a bzImage, from [`SETUP_HEADER`] on.
     pub(super) fn set_header(&mut self, header: &[u8]) {
         self.set(SETUP_HEADER, &header[..header.len().min(SETUP_HEADER_END - SETUP_HEADER)]);
         self.set_loader();
     }
 
-    /// Says that the kernel was put at a random virtual address.
+    /// Sets the flag of a kernel at a random virtual address.
     pub(super) fn set_kaslr(&mut self) {
         self.0[LOADFLAGS] |= KASLR_FLAG;
     }
 
     pub(super) fn set_ramdisk(&mut self, address: u64, size: u64) {
-        // Both lie below the hole, so below 4 GiB.
+        // Both are below the hole, so below 4 GiB.
         self.set(RAMDISK_IMAGE, &(address as u32).to_le_bytes());
         self.set(RAMDISK_SIZE, &(size as u32).to_le_bytes());
     }
@@ -81,7 +81,7 @@ impl BootParams {
         self.set(CMD_LINE_PTR, &(address as u32).to_le_bytes());
     }
 
-    /// Writes the memory map: memory without what a PC keeps below 1 MiB.
+    /// Writes the memory map: the memory without the range that a PC reserves below 1 MiB.
     pub(super) fn set_e820(&mut self, ranges: &[MemoryNode]) {
         let entries = e820(ranges);
         self.set(E820_ENTRIES, &[entries.len() as u8]);
@@ -99,8 +99,8 @@ impl BootParams {
     }
 }
 
-/// Base, size and kind of each range, in ascending order. Ranges that meet are one: which node a
-/// page belongs to is told by ACPI's SRAT.
+/// Returns base, size and kind of each range, in ascending order. Adjacent ranges are merged: the
+/// SRAT describes which node a page belongs to.
 fn e820(ranges: &[MemoryNode]) -> Vec<(u64, u64, u32)> {
     let mut entries = vec![
         (0, LOW_MEMORY_END, E820_RAM),
@@ -126,7 +126,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_memory_map_leaves_out_what_a_pc_keeps() {
+    fn e820_leaves_out_the_reserved_range() {
         let below = [(0, 0x9_fc00, 1), (0x9_fc00, 0x6_0400, 2)];
         for (nodes, want) in [
             (vec![256], vec![(MIB, 255 * MIB, 1)]),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_where_the_boot_protocol_has_them() {
+    fn boot_params_have_the_offsets_of_the_protocol() {
         let mut params = BootParams::default();
         params.set_ramdisk(0x1234_5000, 0x678);
         params.set_cmdline(0x2_0000);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernels_own_header_is_kept_but_for_what_the_loader_says() {
+    fn set_header_keeps_all_but_the_fields_of_the_loader() {
         let mut header = vec![0x11; 0x60];
         header[0x211 - 0x1f1] = 0x80;
         let mut params = BootParams::default();

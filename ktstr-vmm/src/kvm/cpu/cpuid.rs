@@ -1,9 +1,9 @@
-//! CPUID: what a guest's CPU says of itself.
+//! The CPUID of a guest's CPU.
 //!
-//! It is what KVM supports on this host, less what makes no sense in a machine that is booted for
-//! a test ([`hidden`]), with the place of the CPU among the others ([`topology`]) and caches that
-//! are the same on all hosts ([`caches`]). Guests of a CPU that AMD or Hygon made see the leaves of
-//! AMD, all others those of Intel.
+//! It is the CPUID that KVM supports on this host, without what is of no use to a test
+//! ([`hidden`]), with the position of the CPU among the others ([`topology`]) and caches that are
+//! the same on all hosts ([`caches`]). On hosts with a CPU of AMD or Hygon guests see the leaves of
+//! AMD, on all others those of Intel.
 //!
 //! Source: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E; Linux 6.12, virt/kvm/api.rst and
 //! virt/kvm/x86/cpuid.rst.
@@ -22,14 +22,14 @@ use crate::kvm::cpus::Cpus;
 use leaves::Leaves;
 use topology::Place;
 
-/// Makes the CPUID of the vCPU that is CPU `cpu_idx` of `cpus`, out of what
-/// `KVM_GET_SUPPORTED_CPUID` gave.
+/// Creates the CPUID of the vCPU that is CPU `cpu_idx` of `cpus` from the result of
+/// `KVM_GET_SUPPORTED_CPUID`.
 ///
-/// KVM's APICs are taken to be in the kernel.
+/// The APICs must be in KVM.
 ///
 /// # Panics
 ///
-/// If there is no CPU `cpu_idx`.
+/// If CPU `cpu_idx` does not exist.
 pub(in crate::kvm) fn cpuid(
     supported: &[kvm_cpuid_entry2],
     cpus: &Cpus,

@@ -1,4 +1,4 @@
-//! What a vCPU is before its first instruction.
+//! The state of a vCPU before its first instruction.
 
 pub(super) mod cpuid;
 pub(super) mod regs;

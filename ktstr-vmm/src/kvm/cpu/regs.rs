@@ -1,6 +1,6 @@
-//! Registers of the first CPU at the kernel's 64-bit entry, and the tables they point to.
+//! The registers of the first CPU at the kernel's 64-bit entry, and the tables that they point to.
 //!
-//! All other CPUs wait for the first one to start them, in the state KVM gives them.
+//! All other CPUs keep the state of a new vCPU, in which they wait until the first one starts them.
 //!
 //! Sources: Linux 6.12, Documentation/arch/x86/boot.rst ("64-bit Boot Protocol"); Intel SDM vol.
 //! 3A, 2.5 (control registers), 3.4.5 (segment descriptors), 4.5 (4-level paging).
@@ -13,7 +13,7 @@ use super::super::layout::{
 };
 use super::super::memory::Memory;
 
-/// `__BOOT_CS` and `__BOOT_DS`, which the protocol asks for, and a task that must merely exist.
+/// `__BOOT_CS` and `__BOOT_DS`, which the protocol requires, and a task, because KVM requires one.
 const BOOT_CS: u16 = 0x10;
 const BOOT_DS: u16 = 0x18;
 const TASK: u16 = 0x20;
@@ -36,10 +36,10 @@ const LARGE: u64 = 1 << 7;
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1 << 0;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-/// MTRRs are on, and memory is write-back unless one says otherwise.
+/// MTRRs are enabled, and memory is write-back unless one of them sets another type.
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Writes the descriptor table and the page tables that [`sregs`] names.
+/// Writes the descriptor table and the page tables of [`sregs`].
 pub(in crate::kvm) fn write_tables(memory: &Memory) -> Result<(), Error> {
     for (index, segment) in [code(), data(), task()].iter().enumerate() {
         memory.set(GDT + 8 * (2 + index as u64), descriptor(segment))?;
@@ -57,12 +57,12 @@ pub(in crate::kvm) fn write_tables(memory: &Memory) -> Result<(), Error> {
     Ok(())
 }
 
-/// General registers: where to begin, and the boot parameters.
+/// Returns the general registers: the first instruction, and the boot parameters.
 pub(in crate::kvm) fn regs(entry: u64) -> kvm_regs {
     kvm_regs { rip: entry, rsi: ZERO_PAGE, rflags: RFLAGS, ..kvm_regs::default() }
 }
 
-/// 64-bit mode with flat segments, on top of what KVM gave the CPU.
+/// Returns the system registers of 64-bit mode with flat segments; the others keep `initial`.
 pub(in crate::kvm) fn sregs(initial: kvm_sregs) -> kvm_sregs {
     let mut sregs = initial;
     sregs.cs = code();
@@ -77,7 +77,7 @@ pub(in crate::kvm) fn sregs(initial: kvm_sregs) -> kvm_sregs {
     sregs
 }
 
-/// Model-specific registers as firmware leaves them, on every CPU.
+/// Returns the model-specific registers that firmware sets on every CPU.
 pub(in crate::kvm) fn msrs() -> [kvm_msr_entry; 2] {
     let msr = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
     [
@@ -86,27 +86,27 @@ pub(in crate::kvm) fn msrs() -> [kvm_msr_entry; 2] {
     ]
 }
 
-/// Execute and read, accessed; 64-bit.
+/// Returns a code segment: execute and read, accessed; 64-bit.
 fn code() -> kvm_segment {
     kvm_segment { selector: BOOT_CS, type_: 0xb, l: 1, ..flat() }
 }
 
-/// Read and write, accessed; 32-bit, which data segments are in 64-bit mode, too.
+/// Returns a data segment: read and write, accessed; 32-bit, as data segments are in 64-bit mode.
 fn data() -> kvm_segment {
     kvm_segment { selector: BOOT_DS, type_: 0x3, db: 1, ..flat() }
 }
 
-/// A busy task.
+/// Returns the segment of a busy task.
 fn task() -> kvm_segment {
     kvm_segment { selector: TASK, type_: 0xb, s: 0, ..flat() }
 }
 
-/// All of the address space, present, for the most privileged level.
+/// Returns a segment of all addresses, present, for privilege level 0.
 fn flat() -> kvm_segment {
     kvm_segment { base: 0, limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..kvm_segment::default() }
 }
 
-/// The eight bytes of a descriptor table that say the same as `segment`, whose base is 0.
+/// Encodes `segment`, which has base 0, as an entry of a descriptor table.
 fn descriptor(segment: &kvm_segment) -> u64 {
     let limit = if segment.g == 1 { segment.limit >> 12 } else { segment.limit };
     let bits = [
@@ -129,14 +129,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_those_of_the_manual() {
+    fn descriptor_matches_the_manual() {
         assert_eq!(descriptor(&code()), 0x00af_9b00_0000_ffff);
         assert_eq!(descriptor(&data()), 0x00cf_9300_0000_ffff);
         assert_eq!(descriptor(&task()), 0x008f_8b00_0000_ffff);
     }
 
     #[test]
-    fn the_first_four_gib_are_mapped_one_to_one() {
+    fn write_tables_maps_four_gib_one_to_one() {
         let memory = Memory::new(&place([1 << 20].into_iter())).unwrap();
         write_tables(&memory).unwrap();
         for gva in [0_u64, 0x1234_5678, 0xbfff_ffff, 0xffff_ffff] {

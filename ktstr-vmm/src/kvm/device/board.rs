@@ -1,33 +1,33 @@
-//! What a device and the machine around it need of each other.
+//! The interface between a device and the machine around it.
 
 use vm_memory::GuestMemoryMmap;
 
-/// What devices need of the machine around them. Nothing here ever blocks.
+/// The machine around a device. No method blocks.
 pub trait Board {
     /// Guest memory.
     fn memory(&self) -> &GuestMemoryMmap;
-    /// Delivers a message-signalled interrupt, as the guest programmed it.
+    /// Delivers a message-signalled interrupt that the guest has programmed.
     fn signal_msi(&self, msi: Msi);
     /// Sets an input of the I/O APIC.
     fn set_irq(&self, irq: u32, is_active: bool);
-    /// Takes what the guest wrote to its serial console. Bounded: too much of it is dropped there.
+    /// Adds output of the serial console. The board drops what exceeds its limit.
     fn console(&self, bytes: &[u8]);
-    /// How many bytes of port output the caller has room for now.
+    /// Returns how many bytes of port output there is room for now.
     fn port_room(&self) -> usize;
-    /// Takes what the guest wrote to a port: at most [`Board::port_room`] bytes.
+    /// Adds output of a port, at most [`Board::port_room`] bytes.
     fn port(&self, port: usize, bytes: Vec<u8>);
 }
 
-/// A message-signalled interrupt: what is written where.
+/// A message-signalled interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Msi {
-    /// The address that is written to.
+    /// The address of the write.
     pub address: u64,
-    /// The value that is written.
+    /// The value of the write.
     pub data: u32,
 }
 
-/// What a device has left to do.
+/// The work that a device has left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backlog {
     /// See [`Devices::wants_service`](super::Devices::wants_service).

@@ -10,16 +10,16 @@ use super::virtio::ConsoleFunction;
 use crate::error::Error;
 use crate::kvm::layout::{PCI_ADDRESS, PCI_DATA};
 
-/// A host bridge that no kernel knows a quirk of: Red Hat's, as of QEMU's machines.
+/// A host bridge for which kernels have no quirks: Red Hat's, of QEMU's machines.
 const BRIDGE: Identity =
     Identity { vendor: 0x1b36, device: 0x0008, class: 0x06_0000, revision: 0, subsystem: 0x1100 };
 
-/// Whether this port is one of the bus's two registers.
+/// Returns whether this port belongs to one of the bus's two registers.
 pub(super) fn claims(port: u16) -> bool {
     (PCI_ADDRESS..PCI_DATA + 4).contains(&port)
 }
 
-/// The bus and what is on it.
+/// The bus and the functions on it.
 #[derive(Debug)]
 pub(super) struct Bus {
     address: u32,
@@ -28,12 +28,12 @@ pub(super) struct Bus {
 }
 
 impl Bus {
-    /// Makes a bus with a virtio console of these ports.
+    /// Creates a bus with a virtio console that has these ports.
     pub(super) fn new(ports: &[String]) -> Self {
         Self { address: 0, bridge: ConfigSpace::new(BRIDGE), console: ConsoleFunction::new(ports) }
     }
 
-    /// Reads the address or the data register, or nothing between them.
+    /// Reads the address or the data register; ports between them read as zeros.
     pub(super) fn pio_read(&mut self, port: u16, data: &mut [u8]) {
         if port == PCI_ADDRESS && data.len() == 4 {
             data.copy_from_slice(&self.address.to_le_bytes());
@@ -51,7 +51,7 @@ impl Bus {
 
     /// Writes the address or the data register.
     ///
-    /// The address takes whole words of 32 bits only: bytes are for other registers in its place.
+    /// The address register accepts only 32-bit writes: single bytes are other registers on a PC.
     pub(super) fn pio_write(&mut self, port: u16, data: &[u8], board: &dyn Board) {
         if let (PCI_ADDRESS, &[a, b, c, d]) = (port, data) {
             // The two lowest bits and those below the enable bit are reserved and read as zeros.
@@ -67,36 +67,36 @@ impl Bus {
         }
     }
 
-    /// Reads from the BAR that is at this address, if one is.
+    /// Reads from the BAR at this address, if there is one.
     pub(super) fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) {
         if let Some(offset) = self.console.bar_offset(gpa, data.len()) {
             self.console.read_bar(offset, data);
         }
     }
 
-    /// Writes to the BAR that is at this address, if one is.
+    /// Writes to the BAR at this address, if there is one.
     pub(super) fn mmio_write(&mut self, gpa: u64, data: &[u8], board: &dyn Board) {
         if let Some(offset) = self.console.bar_offset(gpa, data.len()) {
             self.console.write_bar(offset, data, board);
         }
     }
 
-    /// See [`Devices::send`](super::Devices::send).
+    /// Queues bytes for a port: see [`Devices::send`](super::Devices::send).
     pub(super) fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error> {
         self.console.send(port, bytes)
     }
 
-    /// See [`Devices::service`](super::Devices::service).
+    /// Does a part of the pending work: see [`Devices::service`](super::Devices::service).
     pub(super) fn service(&mut self, board: &dyn Board) {
         self.console.service(board);
     }
 
-    /// What is left to do.
+    /// Returns the work that is left to do.
     pub(super) fn backlog(&self) -> Backlog {
         self.console.backlog()
     }
 
-    /// The function that the address register selects, and the register in it.
+    /// Returns the function that the address register selects, and the register in it.
     fn selected(&self) -> Option<(Device, usize)> {
         let register = (self.address & 0xfc) as usize;
         // Enable bit, bus, device, function.
@@ -108,14 +108,14 @@ impl Bus {
     }
 }
 
-/// What is on the bus.
+/// A device on the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Device {
     Bridge,
     Console,
 }
 
-/// Where in the data register an access lies; it may not go over its end.
+/// Returns the offset of an access in the data register, if it does not cross its end.
 fn data_offset(port: u16, len: usize) -> Option<usize> {
     let offset = usize::from(port.checked_sub(PCI_DATA)?);
     (matches!(len, 1 | 2 | 4) && offset + len <= 4).then_some(offset)

@@ -1,9 +1,9 @@
-//! The devices of a machine: a serial console, a way to switch it off, and a virtio console with
-//! ports behind a small PCI bus.
+//! The devices of a machine: a serial console, registers that power it off, and a virtio console
+//! with ports behind a small PCI bus.
 //!
-//! There is no device thread. A vCPU's thread brings its exits to [`Devices`], which does the work
-//! there and then, a bounded part of it in each call; what remains is done by [`Devices::service`].
-//! The machine is seen through [`Board`] only, so all of this runs without KVM.
+//! Devices have no thread. The vCPUs' threads pass their exits to [`Devices`], which does a
+//! bounded part of the work in each call; [`Devices::service`] does the rest. Devices access the
+//! machine only through [`Board`], so they run without KVM.
 
 mod board;
 mod bus;
@@ -23,7 +23,7 @@ use crate::lock::lock;
 pub use board::{Board, Msi};
 pub use power::Power;
 
-/// All devices of a machine, for all its threads.
+/// All devices of a machine, shared by its threads.
 #[derive(Debug)]
 pub struct Devices {
     serial: Mutex<serial::Serial>,
@@ -33,7 +33,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Makes the devices of a machine whose virtio-console has these ports.
+    /// Creates the devices of a machine with these ports of the virtio console.
     ///
     /// `ports[i]` is number i + 1 in the guest, as with QEMU.
     pub fn new(ports: &[String]) -> Self {
@@ -45,9 +45,9 @@ impl Devices {
         }
     }
 
-    /// Answers a read from an I/O port.
+    /// Handles a read from an I/O port.
     ///
-    /// A port that nobody claims reads as 0, not as all ones as on a PC: kernels then take absent
+    /// A port without a device reads as 0, not as all ones as on a PC: kernels then take absent
     /// devices (a PS/2 controller, an RTC) for idle ones and do not wait for them.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0);
@@ -58,7 +58,7 @@ impl Devices {
         }
     }
 
-    /// Takes a write to an I/O port; tells if it ends the machine.
+    /// Handles a write to an I/O port. Returns how the write ends the machine, if it does.
     pub fn pio_write(&self, port: u16, data: &[u8], board: &dyn Board) -> Option<Power> {
         if let Some(offset) = serial_offset(port) {
             lock(&self.serial).write(offset, data, board);
@@ -70,16 +70,16 @@ impl Devices {
         None
     }
 
-    /// Answers a read from an address that is not memory.
+    /// Handles a read from an address that is not memory.
     ///
-    /// Where nothing is, it reads as all ones: on PCI that is what drivers take for a device that
-    /// is gone, and 0 for one that is there and idle.
+    /// Without a device it reads as all ones: drivers take that for a PCI device that was removed,
+    /// but zeros for one that is present and idle.
     pub fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
         data.fill(0xff);
         lock(&self.bus).mmio_read(gpa, data);
     }
 
-    /// Takes a write to an address that is not memory.
+    /// Handles a write to an address that is not memory.
     pub fn mmio_write(&self, gpa: u64, data: &[u8], board: &dyn Board) {
         self.with_bus(board, |bus| bus.mmio_write(gpa, data, board));
     }
@@ -88,7 +88,7 @@ impl Devices {
     ///
     /// # Errors
     ///
-    /// There is no such port, or over 64 MiB would wait for the guest.
+    /// The port does not exist, or more than 64 MiB would wait for the guest.
     pub fn send(&self, port: usize, bytes: &[u8]) -> Result<(), Error> {
         let mut bus = lock(&self.bus);
         bus.send(port, bytes)?;
@@ -98,40 +98,41 @@ impl Devices {
         Ok(())
     }
 
-    /// Does a bounded part of the work that waits: fills receive queues, and goes on with transmit
-    /// queues for whose bytes there is room by now.
+    /// Does a bounded part of the pending work: fills receive queues, and continues with transmit
+    /// queues that there is room for now.
     ///
-    /// Returns whether there is more that can be done now.
+    /// Returns whether more can be done now.
     pub fn service(&self, board: &dyn Board) -> bool {
         self.with_bus(board, |bus| bus.service(board));
         self.wants_service()
     }
 
-    /// Whether [`Devices::service`] has something to do now: after an exit that left work for
-    /// later, or after [`Devices::send`].
+    /// Returns whether [`Devices::service`] has something to do now, after an exit that left work
+    /// or after [`Devices::send`].
     pub fn wants_service(&self) -> bool {
         self.wants_service.load(Ordering::SeqCst)
     }
 
-    /// Whether the guest's output waits for [`Board::port_room`], so that [`Devices::service`] is
-    /// worth a call once there is some.
+    /// Returns whether output of the guest waits for [`Board::port_room`]. Once there is room,
+    /// [`Devices::service`] can continue.
     pub fn wants_room(&self) -> bool {
         self.wants_room.load(Ordering::SeqCst)
     }
 
-    /// Whether all that the guest has put into transmit queues and told of was handed over.
+    /// Returns whether all output that the guest has notified the device of was handed to the
+    /// board.
     pub fn is_drained(&self) -> bool {
         lock(&self.bus).backlog().is_drained
     }
 
-    /// Does something with the bus that may do work, and notes what is left of it.
+    /// Runs an action that may do work of the bus, and records the work that is left.
     fn with_bus(&self, board: &dyn Board, action: impl FnOnce(&mut bus::Bus)) {
         let mut bus = lock(&self.bus);
         action(&mut bus);
-        // Stored under the lock, so the last word is that of the last action.
+        // Stored while the bus is locked, so that the last action's result is the final one.
         let backlog = bus.backlog();
         self.wants_room.store(backlog.wants_room, Ordering::SeqCst);
-        // Whoever made room before that was told to nobody.
+        // Room that was made before `wants_room` was set did not cause a kick: check again.
         let has_room = backlog.wants_room && board.port_room() > 0;
         self.wants_service.store(backlog.wants_service || has_room, Ordering::SeqCst);
     }

@@ -1,8 +1,8 @@
-//! The ways to end a machine: ACPI's sleep and reset registers, and the two older ways to reset a
-//! PC that kernels fall back to.
+//! The registers that end a machine: ACPI's sleep and reset registers, and the two older reset
+//! registers of a PC that kernels fall back to.
 //!
-//! Nothing is ever read here: a zero in the sleep status register says that nothing woke the
-//! machine, a zero in the keyboard controller's that it takes commands.
+//! Reads are not handled here, because all of them read as zero: in the sleep status register it
+//! means that the machine was not woken, in that of the keyboard controller that it is ready.
 //!
 //! Source: ACPI 6.5, 4.8.3.6 ("Reset Register") and 4.8.3.7 ("Sleep Control and Status
 //! Registers"); Linux 6.12, arch/x86/kernel/reboot.c.
@@ -12,13 +12,13 @@ use crate::kvm::layout::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_TYPE_S5};
 /// How a guest ends its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
-    /// It switches itself off.
+    /// It powers off.
     Off,
-    /// It resets itself.
+    /// It resets.
     Reset,
 }
 
-/// `SLP_EN`: enter the state whose type is in the three bits from [`SLP_TYP_SHIFT`].
+/// `SLP_EN`: enter the state of the type in the three bits from [`SLP_TYP_SHIFT`].
 const SLP_EN: u8 = 1 << 5;
 const SLP_TYP_SHIFT: u8 = 2;
 
@@ -29,10 +29,10 @@ const I8042_RESET: u8 = 0xfe;
 
 /// The reset control register of Intel's chipsets.
 const RESET_CONTROL: u16 = 0xcf9;
-/// Resets now; without it, the other bits choose the kind.
+/// Resets now; without this bit, the others select the kind of reset.
 const RST_CPU: u8 = 1 << 2;
 
-/// What a write to an I/O port does to the machine.
+/// Returns how a write to an I/O port ends the machine, if it does.
 pub(super) fn write(port: u16, data: &[u8]) -> Option<Power> {
     let &[value] = data else { return None };
     let power = match port {
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_ends_by_these_writes_only() {
+    fn write_ends_the_machine_only_for_these_values() {
         let ends: Vec<_> = (0..=u16::MAX)
             .flat_map(|port| (0..=u8::MAX).map(move |value| (port, value)))
             .filter_map(|(port, value)| Some((port, value, write(port, &[value])?)))
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chipset_resets_when_told_now() {
+    fn write_resets_by_the_chipset_register() {
         for (value, want) in [
             (0x00, None),
             (0x02, None),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn only_bytes_count() {
+    fn write_ignores_other_sizes_than_bytes() {
         assert_eq!(write(0x600, &[0x34, 0]), None);
         assert_eq!(write(0xcf9, &[0x0e, 0, 0, 0]), None);
         assert_eq!(write(0x602, &[]), None);

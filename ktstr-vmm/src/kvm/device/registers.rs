@@ -1,6 +1,6 @@
-//! Registers as bytes.
+//! Access to registers as bytes.
 
-/// Reads `data` from registers that have no side effects; behind their end there are zeros.
+/// Reads `data` from registers without side effects; bytes after their end are zeros.
 pub(super) fn read_registers(registers: &[u8], offset: usize, data: &mut [u8]) {
     data.fill(0);
     let there = registers.get(offset..).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The serial console: a 16550 at COM1, of which only the output leads anywhere.
+//! The serial console: a 16550 at COM1, of which only the output is connected.
 //!
-//! The kernel's own messages are written with polling, those of a tty by interrupts: the line is an
-//! edge-triggered one of the ISA bus, so an interrupt is a pulse.
+//! The kernel writes its own messages by polling, those of a tty by interrupts. The interrupt line
+//! is edge-triggered, as on the ISA bus, so an interrupt is a pulse.
 //!
 //! Source: Texas Instruments PC16550D data sheet, 8 ("Registers").
 
@@ -10,7 +10,7 @@ use crate::kvm::layout::COM1_IRQ;
 
 const DATA: u8 = 0;
 const INTERRUPT_ENABLE: u8 = 1;
-/// Reads as what interrupts, writes as the FIFO's control, which changes nothing here.
+/// Reads as the interrupt's cause; writes set the FIFO's control, which has no effect here.
 const INTERRUPT_IDENTIFICATION: u8 = 2;
 const LINE_CONTROL: u8 = 3;
 const MODEM_CONTROL: u8 = 4;
@@ -21,21 +21,21 @@ const SCRATCH: u8 = 7;
 /// The interrupts that can be enabled.
 const INTERRUPTS: u8 = 0x0f;
 const TRANSMITTER_EMPTY_INTERRUPT: u8 = 1 << 1;
-/// `IIR`: the FIFOs are on, as drivers expect of a 16550.
+/// `IIR`: the FIFOs are enabled, as drivers expect of a 16550.
 const FIFOS: u8 = 0b11 << 6;
 const NO_INTERRUPT: u8 = 1 << 0;
 const TRANSMITTER_EMPTY: u8 = 1 << 1;
-/// `LCR`: the first two registers are the divisor of the bit rate.
+/// `LCR`: the first two registers are the divisor of the baud rate.
 const DIVISOR_LATCH: u8 = 1 << 7;
-/// `MCR`: its outputs are wired to the modem status, and nothing is sent.
+/// `MCR`: the modem controls are connected to the modem status, and nothing is sent.
 const LOOPBACK: u8 = 1 << 4;
 const MODEM_CONTROLS: u8 = 0x1f;
-/// `LSR`: there is room, and nothing is under way.
+/// `LSR`: the transmitter is empty and idle.
 const IDLE: u8 = 0b11 << 5;
 /// `MSR`: carrier, data set ready, clear to send.
 const CONNECTED: u8 = 0xb0;
 
-/// A 16550 whose line is infinitely fast.
+/// A 16550 on a line without delay.
 #[derive(Debug, Default)]
 pub(super) struct Serial {
     interrupt_enable: u8,
@@ -43,12 +43,12 @@ pub(super) struct Serial {
     modem_control: u8,
     scratch: u8,
     divisor: [u8; 2],
-    /// The driver has not been told yet that it may write.
-    is_empty_news: bool,
+    /// The interrupt for an empty transmitter is pending.
+    is_empty_pending: bool,
 }
 
 impl Serial {
-    /// Reads a register. They are bytes: other sizes read as zeros.
+    /// Reads a register. Registers are bytes: other sizes read as zeros.
     pub(super) fn read(&mut self, offset: u8, data: &mut [u8]) {
         if let [byte] = data {
             *byte = self.register(offset);
@@ -59,7 +59,7 @@ impl Serial {
         match offset {
             DATA | INTERRUPT_ENABLE if self.is_divisor() => self.divisor[usize::from(offset)],
             INTERRUPT_ENABLE => self.interrupt_enable,
-            INTERRUPT_IDENTIFICATION => match std::mem::take(&mut self.is_empty_news) {
+            INTERRUPT_IDENTIFICATION => match std::mem::take(&mut self.is_empty_pending) {
                 true => FIFOS | TRANSMITTER_EMPTY,
                 false => FIFOS | NO_INTERRUPT,
             },
@@ -84,15 +84,15 @@ impl Serial {
                 if self.modem_control & LOOPBACK == 0 {
                     board.console(&[byte]);
                 }
-                self.tell_empty(board);
+                self.signal_empty(board);
             }
             INTERRUPT_ENABLE => {
                 let added = byte & !self.interrupt_enable;
                 self.interrupt_enable = byte & INTERRUPTS;
                 if added & TRANSMITTER_EMPTY_INTERRUPT != 0 {
-                    self.tell_empty(board);
+                    self.signal_empty(board);
                 } else if byte & TRANSMITTER_EMPTY_INTERRUPT == 0 {
-                    self.is_empty_news = false;
+                    self.is_empty_pending = false;
                 }
             }
             LINE_CONTROL => self.line_control = byte,
@@ -106,7 +106,7 @@ impl Serial {
         self.line_control & DIVISOR_LATCH != 0
     }
 
-    /// In a loop, the modem's answers are what the driver has set: RTS is CTS, DTR is DSR.
+    /// Returns the modem status. In loopback mode RTS sets CTS, and DTR sets DSR.
     fn modem_status(&self) -> u8 {
         if self.modem_control & LOOPBACK == 0 {
             return CONNECTED;
@@ -115,10 +115,10 @@ impl Serial {
         set(1 << 0, 1 << 5) | set(1 << 1, 1 << 4) | set(1 << 2, 1 << 6) | set(1 << 3, 1 << 7)
     }
 
-    fn tell_empty(&mut self, board: &dyn Board) {
+    fn signal_empty(&mut self, board: &dyn Board) {
         let is_enabled = self.interrupt_enable & TRANSMITTER_EMPTY_INTERRUPT != 0;
-        if is_enabled && !self.is_empty_news {
-            self.is_empty_news = true;
+        if is_enabled && !self.is_empty_pending {
+            self.is_empty_pending = true;
             board.set_irq(COM1_IRQ, true);
             board.set_irq(COM1_IRQ, false);
         }

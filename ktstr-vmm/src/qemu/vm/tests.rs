@@ -1,4 +1,4 @@
-//! Machines whose QEMU is a shell script.
+//! Machines with a shell script instead of QEMU.
 
 use super::*;
 

@@ -1,10 +1,11 @@
-//! The caches of a guest's CPU: those of a Zen 2, on any host.
+//! The caches of a guest's CPU: those of a Zen 2 on every host.
 //!
-//! A kernel only shows their sizes; who shares one is what it schedules by. So the host's caches
-//! do not matter, and with the same in all guests a test sees the same files in sysfs everywhere.
+//! A kernel only displays the sizes of caches; for scheduling it uses which CPUs share one. So the
+//! host's caches do not matter, and with the same caches in all guests a test sees the same files
+//! in sysfs on every host.
 //!
-//! Sharing is a number of APIC IDs. Kernels round it up to a power of two, or, for the first two
-//! levels of AMD's, divide by it (Linux 6.12, arch/x86/kernel/cpu/cacheinfo.c, `get_cache_id`,
+//! Sharing is a number of APIC IDs. Kernels round it up to a power of two, or with the first two
+//! levels of AMD, divide by it (Linux 6.12, arch/x86/kernel/cpu/cacheinfo.c, `get_cache_id`,
 //! `__cache_amd_cpumap_setup`), so it is a power of two here.
 
 use super::leaves::{CpuidRegisters, Leaves};
@@ -32,23 +33,24 @@ pub(super) const L1I: Cache = Cache { kind: INSTRUCTION, level: 1, kib: 32, ways
 pub(super) const L2: Cache = Cache { kind: UNIFIED, level: 2, kib: 512, ways: 8 };
 pub(super) const L3: Cache = Cache { kind: UNIFIED, level: 3, kib: 16 * KIB, ways: 16 };
 
-/// Writes leaf 4, the "Deterministic Cache Parameters", and L2 once more where AMD has it.
+/// Writes leaf 4, "Deterministic Cache Parameters", and L2 also where AMD has it.
 pub(super) fn describe_intel(leaves: &mut Leaves, cpus: &Cpus) {
-    // Core IDs in one package, less one, in six bits: more than 64 are found in leaf 1Fh only.
+    // The number of core IDs in a package minus one, in six bits: more than 64 are only in leaf
+    // 1Fh.
     let cores = (1u32 << (cpus.node_shift() - cpus.core_shift())) - 1;
     leaves.set_subleaves(0x4, &parameters(cpus, cores.min(0x3f)));
     leaves.change(0x8000_0006, |leaf| [leaf.ecx, leaf.edx] = [l2(), 0]);
 }
 
-/// Writes leaf 8000_001Dh, "Cache Topology Information", and the older leaves about caches.
+/// Writes leaf 8000_001Dh, "Cache Topology Information", and the older leaves of caches.
 pub(super) fn describe_amd(leaves: &mut Leaves, cpus: &Cpus) {
     leaves.set_subleaves(0x8000_001d, &parameters(cpus, 0));
     leaves.change(0x8000_0005, |leaf| [leaf.ecx, leaf.edx] = [L1D, L1I].map(l1));
-    // Kernels ask for L3 here first (Linux, `cpuid_amd_hygon_has_l3_cache`).
+    // Kernels look here first for an L3 (Linux, `cpuid_amd_hygon_has_l3_cache`).
     leaves.change(0x8000_0006, |leaf| [leaf.ecx, leaf.edx] = [l2(), l3()]);
 }
 
-/// Leaf 4 and leaf 8000_001Dh have one form, but for the count of cores in the former.
+/// Returns the subleaves of leaf 4 and leaf 8000_001Dh, which differ only in the count of cores.
 fn parameters(cpus: &Cpus, cores: u32) -> [CpuidRegisters; 4] {
     [L1D, L1I, L2, L3].map(|cache| {
         let shift = if cache.level < 3 { cpus.core_shift() } else { cpus.llc_shift() };
@@ -60,17 +62,17 @@ fn parameters(cpus: &Cpus, cores: u32) -> [CpuidRegisters; 4] {
     })
 }
 
-/// Leaf 8000_0005h: KiB, ways, lines per tag, bytes per line.
+/// Encodes a cache for leaf 8000_0005h: KiB, ways, lines per tag, bytes per line.
 fn l1(cache: Cache) -> u32 {
     cache.kib << 24 | cache.ways << 16 | 1 << 8 | LINE
 }
 
-/// Leaf 8000_0006h, ECX: as before, but eight ways are code 6.
+/// Encodes L2 for leaf 8000_0006h, ECX: as before, but eight ways are code 6.
 fn l2() -> u32 {
     L2.kib << 16 | 6 << 12 | 1 << 8 | LINE
 }
 
-/// Leaf 8000_0006h, EDX: units of 512 KiB, and 16 ways are code 8.
+/// Encodes L3 for leaf 8000_0006h, EDX: units of 512 KiB, and 16 ways are code 8.
 fn l3() -> u32 {
     (L3.kib / 512) << 18 | 8 << 12 | 1 << 8 | LINE
 }

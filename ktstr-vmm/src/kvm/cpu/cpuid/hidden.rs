@@ -1,4 +1,4 @@
-//! What KVM supports and a guest shall not see.
+//! Features that KVM supports and guests must not see.
 
 use super::leaves::Leaves;
 
@@ -13,7 +13,7 @@ enum Register {
 
 use Register::{Eax, Ebx, Ecx, Edx};
 
-/// Leaves that are hidden as a whole.
+/// Leaves that are removed.
 const LEAVES: [u32; 24] = [
     // MONITOR and MWAIT.
     0x5,
@@ -28,14 +28,14 @@ const LEAVES: [u32; 24] = [
     0xf,
     0x10,
     0x8000_0020,
-    // SGX, for which there is no memory here.
+    // SGX, which needs enclave memory.
     0x12,
     // Processor Trace.
     0x14,
-    // AMX: its state is too large for KVM to promise without a permission nobody asked for.
+    // AMX: KVM supports its large state only with a permission that this process does not request.
     0x1d,
     0x1e,
-    // Placement and caches, which are rewritten.
+    // Topology and caches, which are rewritten.
     0x4,
     0xb,
     0x1f,
@@ -53,7 +53,7 @@ const LEAVES: [u32; 24] = [
     0x8000_001f,
 ];
 
-/// Bits that are hidden in leaves that stay: leaf, subleaf, register, bits.
+/// Bits that are cleared in other leaves: leaf, subleaf, register, bits.
 const BITS: [(u32, u32, Register, &[u32]); 9] = [
     // DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, PDCM, DCA; OSXSAVE follows the guest's CR4.
     (0x1, 0, Ecx, &[2, 3, 4, 5, 6, 7, 8, 15, 18, 27]),
@@ -75,18 +75,19 @@ const BITS: [(u32, u32, Register, &[u32]); 9] = [
     (0x8000_0001, 0, Ecx, &[2, 10, 12, 13, 15, 23, 24, 27, 28]),
 ];
 
-/// Hides what measures, cools or virtualizes real hardware.
+/// Hides features that measure, cool or virtualize real hardware.
 ///
-/// Without the invariant TSC a kernel keeps time by kvmclock, the one clock that a machine that was
-/// stopped can be told about (Linux 6.12, arch/x86/kernel/kvmclock.c, `kvmclock_init`).
+/// Without the invariant TSC a kernel uses kvmclock, the only clock that can be corrected after a
+/// pause (Linux 6.12, arch/x86/kernel/kvmclock.c, `kvmclock_init`).
 ///
-/// Without PV EOI a guest's interrupt handlers begin with an exit, unless the host's APICs are virtual.
-/// That keeps guests alive on the SVM that QEMU emulates (docs/decisions/0006).
+/// Without PV EOI a guest's interrupt handlers begin with an exit, unless the host virtualizes
+/// APICs in hardware. This keeps guests from hanging on the SVM that QEMU emulates
+/// (docs/decisions/0006).
 pub(super) fn hide(leaves: &mut Leaves) {
     for function in LEAVES {
         leaves.remove(function);
     }
-    // Of power management the one bit that KVM sets: its APIC timer never stops.
+    // Of power management only the bit that KVM sets: the APIC timer never stops.
     leaves.change(0x6, |leaf| {
         leaf.eax &= 1 << 2;
         [leaf.ebx, leaf.ecx, leaf.edx] = [0; 3];

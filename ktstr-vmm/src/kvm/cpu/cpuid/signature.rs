@@ -1,32 +1,32 @@
-//! Who made the CPU, and which model of theirs it is.
+//! The vendor and the model of a CPU.
 
 use super::leaves::{BASIC, EXTENDED, Leaves};
 
-/// The vendor's name, as EBX, EDX and ECX of leaf 0 spell it.
+/// Vendor names, in EBX, EDX and ECX of leaf 0.
 pub(super) const AUTHENTIC_AMD: [u32; 3] = words(b"AuthenticAMD");
 pub(super) const HYGON_GENUINE: [u32; 3] = words(b"HygonGenuine");
 
-/// Family 17h, model 31h, stepping 0: a Zen 2 for servers, "Rome".
+/// Family 17h, model 31h, stepping 0: a Zen 2 server CPU, "Rome".
 const ZEN2: u32 = 0x0083_0f10;
 
-/// Tells if the CPU is AMD's, or Hygon's, which is the same by another name.
+/// Returns whether the CPU is AMD's, or Hygon's, which is the same with another name.
 pub(super) fn is_amd(leaves: &Leaves) -> bool {
     [AUTHENTIC_AMD, HYGON_GENUINE].contains(&vendor(leaves))
 }
 
-/// Makes a CPU of AMD's kind one of those whose last-level caches kernels read from leaf
+/// Replaces the signature of an AMD CPU unless kernels read its last-level caches from leaf
 /// 8000_001Dh.
 ///
-/// Linux does so from family 17h, model 20h on. For older ones it takes the node, or the APIC ID
-/// without its low three bits, and the latter for any of Hygon's, so no layout of caches but their
-/// own can be shown (6.1 to 6.12, arch/x86/kernel/cpu/cacheinfo.c, `cacheinfo_amd_init_llc_id`,
-/// `cacheinfo_hygon_init_llc_id`). QEMU's `-cpu max`, on which this engine runs nested, is of family
-/// 0Fh.
+/// Linux does so from family 17h, model 20h on. For older CPUs it uses the node, or the APIC ID
+/// without its low three bits, and the latter for all of Hygon's. Then only their own layout of
+/// caches can be shown (6.1 to 6.12, arch/x86/kernel/cpu/cacheinfo.c, `cacheinfo_amd_init_llc_id`,
+/// `cacheinfo_hygon_init_llc_id`). QEMU's `-cpu max`, on which this engine runs nested, is of
+/// family 0Fh.
 ///
-/// Such a CPU becomes a Zen 2. It is the oldest that will do, so that kernels go on to guard
-/// against all they know of Zen 1: the list for family 17h is one and the same (bugs of the CPU
-/// itself, arch/x86/kernel/cpu/common.c, `cpu_vuln_blacklist`). No feature comes with it: kernels
-/// take those from their bits.
+/// The replacement is a Zen 2, the oldest sufficient one, so that kernels still mitigate all known
+/// vulnerabilities of Zen 1: the list is the same for all of family 17h (bugs of the CPU itself,
+/// arch/x86/kernel/cpu/common.c, `cpu_vuln_blacklist`). It adds no features, because kernels read
+/// those from their bits.
 pub(super) fn modernize(leaves: &mut Leaves) {
     let [signature, ..] = leaves.get(1);
     if vendor(leaves) == AUTHENTIC_AMD && reads_cache_leaf(signature) {
@@ -52,7 +52,7 @@ fn reads_cache_leaf(signature: u32) -> bool {
     }
 }
 
-/// Splits the name of a vendor.
+/// Splits a vendor's name into registers.
 pub(super) const fn words(name: &[u8; 12]) -> [u32; 3] {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = *name;
     [
@@ -62,6 +62,8 @@ pub(super) const fn words(name: &[u8; 12]) -> [u32; 3] {
     ]
 }
 
+/// Returns family and model.
+///
 /// Source: AMD APM vol. 3, E.3.2 ("Function 1h", EAX).
 pub(super) fn family_and_model(signature: u32) -> (u32, u32) {
     let (family, model) = (signature >> 8 & 0xf, signature >> 4 & 0xf);

@@ -16,7 +16,7 @@ const NAPLES: u32 = 0x0080_0f12;
 const ROME: u32 = 0x0083_0f10;
 const MILAN: u32 = 0x00a0_0f11;
 
-/// All features and more leaves than any KVM has, none of them right.
+/// Returns all features and more leaves than any KVM has, with values that must not be passed on.
 fn supported(vendor: [u32; 3], signature: u32) -> Vec<kvm_cpuid_entry2> {
     let leaf = |function, index| kvm_cpuid_entry2 {
         function,
@@ -50,6 +50,8 @@ fn supported(vendor: [u32; 3], signature: u32) -> Vec<kvm_cpuid_entry2> {
     leaves
 }
 
+/// Returns whether a leaf has subleaves.
+///
 /// Source: Linux 6.12, arch/x86/kvm/cpuid.c (`cpuid_function_is_indexed`).
 fn has_subleaves(function: u32) -> bool {
     [4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14, 0x17, 0x18, 0x1d, 0x1e, 0x1f, 0x24].contains(&function)
@@ -60,18 +62,18 @@ fn cpus(topology: [u32; 4]) -> Cpus {
     Cpus::new(&even(topology)).unwrap()
 }
 
-/// A CPU, asked as a guest's kernel asks it.
+/// The CPUID of a CPU, read as a guest's kernel does.
 struct Cpu(Vec<kvm_cpuid_entry2>);
 
 impl Cpu {
-    /// What KVM answers, with zeros for what it does not find.
+    /// Returns what KVM answers, with zeros for missing entries.
     fn leaf(&self, function: u32, index: u32) -> CpuidRegisters {
         let index = if has_subleaves(function) { index } else { 0 };
         let found = self.0.iter().find(|leaf| (leaf.function, leaf.index) == (function, index));
         found.map_or([0; 4], |leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
     }
 
-    /// Shifts by type of domain, and the APIC ID; none if a leaf has no first subleaf.
+    /// Returns the shifts by type of domain, and the APIC ID; `None` without a first subleaf.
     ///
     /// Source: Linux 6.12, arch/x86/kernel/cpu/topology_ext.c (`parse_topology_leaf`).
     fn domains(&self, function: u32) -> Option<(Vec<(u32, u32)>, u32)> {
@@ -87,7 +89,7 @@ impl Cpu {
         }
     }
 
-    /// The bits of an APIC ID below core and package, and the APIC ID.
+    /// Returns the bits of an APIC ID below core and package, and the APIC ID.
     ///
     /// Source: Linux 6.12, topology_ext.c (`cpu_parse_topology_ext`): 1Fh before Bh.
     fn shifts(&self, leaves: &[u32]) -> (u32, u32, u32) {
@@ -98,7 +100,8 @@ impl Cpu {
         (domains[0].1, domains.last().unwrap().1, apic_id)
     }
 
-    /// Bits of an APIC ID below the cache of subleaf `index`, by the count of those that share it.
+    /// Returns the bits of an APIC ID below the cache of subleaf `index`, by the number of IDs that
+    /// share it.
     ///
     /// Source: Linux 6.12, cacheinfo.c (`get_cache_id`).
     fn cache_shift(&self, function: u32, index: u32) -> u32 {
@@ -107,7 +110,7 @@ impl Cpu {
         sharing.trailing_zeros()
     }
 
-    /// Package, last-level cache, core and thread, all as IDs that tell them from any other.
+    /// Returns unique IDs of package, last-level cache, core and thread.
     fn place(&self) -> [u32; 4] {
         let [signature, ids, _, features] = self.leaf(1, 0);
         let [_, ebx, ecx, edx] = self.leaf(0, 0);
@@ -130,6 +133,8 @@ impl Cpu {
         [apic_id >> package, apic_id >> llc, apic_id >> core, apic_id]
     }
 
+    /// Checks what kernels read on AMD CPUs.
+    ///
     /// Source: Linux 6.1, amd.c (`early_init_amd_mc`, `amd_get_topology`), cacheinfo.c
     /// (`cacheinfo_amd_init_llc_id`); Linux 6.12, topology_amd.c (`parse_8000_001e`).
     fn check_amd(&self, signature: u32, core: u32, package: u32) {
@@ -151,7 +156,7 @@ impl Cpu {
 }
 
 #[test]
-fn a_kernel_finds_the_topology() {
+fn cpuid_describes_the_topology() {
     for (vendor, signature) in [
         (INTEL, SAPPHIRE_RAPIDS),
         (AUTHENTIC_AMD, QEMU_MAX),
@@ -211,7 +216,7 @@ fn a_kernel_finds_the_topology() {
 }
 
 #[test]
-fn entries_are_sound() {
+fn cpuid_entries_are_consistent() {
     for (vendor, signature) in [(INTEL, SAPPHIRE_RAPIDS), (AUTHENTIC_AMD, QEMU_MAX)] {
         let mut supported = supported(vendor, signature);
         supported.extend(supported.clone());
@@ -230,10 +235,11 @@ fn entries_are_sound() {
 }
 
 #[test]
-fn what_a_guest_shall_not_see_is_hidden() {
+fn cpuid_hides_unsupported_features() {
     for (vendor, signature) in [(INTEL, SAPPHIRE_RAPIDS), (AUTHENTIC_AMD, QEMU_MAX)] {
         let cpu = Cpu(cpuid(&supported(vendor, signature), &cpus([1, 1, 2, 1]), 1));
-        // Architectural bits, by leaf, subleaf and register: what is off and what is on.
+        // Architectural bits, by leaf, subleaf and register: those that are off and those that are
+        // on.
         for (function, index, register, off, on) in [
             // MONITOR, VMX, SMX, PDCM, OSXSAVE; SSE3, x2APIC, TSC deadline, hypervisor.
             (1, 0, 2, &[3, 5, 6, 15, 27][..], &[0, 21, 24, 31][..]),
@@ -272,14 +278,14 @@ fn what_a_guest_shall_not_see_is_hidden() {
 }
 
 #[test]
-fn one_cpu_to_a_package_is_no_hyper_thread() {
+fn cpuid_has_no_htt_for_one_cpu_per_package() {
     let cpu = Cpu(cpuid(&supported(INTEL, SAPPHIRE_RAPIDS), &cpus([2, 2, 1, 1]), 1));
     assert_eq!(cpu.leaf(1, 0)[3] >> 28 & 1, 0);
     assert_eq!(cpu.leaf(0xb, 0), [0, 1, 0x100, 1]);
 }
 
 #[test]
-fn a_cpu_whose_caches_a_kernel_would_not_read_becomes_a_zen_2() {
+fn cpuid_replaces_old_amd_signatures() {
     for (vendor, signature, want) in [
         (AUTHENTIC_AMD, QEMU_MAX, ROME),
         (AUTHENTIC_AMD, NAPLES, ROME),
@@ -299,7 +305,7 @@ fn a_cpu_whose_caches_a_kernel_would_not_read_becomes_a_zen_2() {
 }
 
 #[test]
-fn caches_have_their_sizes_in_all_leaves() {
+fn cpuid_has_the_same_cache_sizes_in_all_leaves() {
     let intel = Cpu(cpuid(&supported(INTEL, SAPPHIRE_RAPIDS), &cpus([1, 2, 2, 2]), 0));
     let amd = Cpu(cpuid(&supported(AUTHENTIC_AMD, MILAN), &cpus([1, 2, 2, 2]), 0));
     for (cpu, function) in [(&intel, 4), (&amd, 0x8000_001d)] {
@@ -317,9 +323,9 @@ fn caches_have_their_sizes_in_all_leaves() {
 }
 
 #[test]
-fn kvm_takes_it() -> Result<(), kvm_ioctls::Error> {
+fn kvm_accepts_the_cpuid() -> Result<(), kvm_ioctls::Error> {
     let Ok(kvm) = kvm_ioctls::Kvm::new() else {
-        eprintln!("skipped: this user has no /dev/kvm");
+        eprintln!("skipped: /dev/kvm cannot be opened");
         return Ok(());
     };
     let supported = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;

@@ -1,7 +1,7 @@
-//! Where a CPU is: its thread, core, last-level cache and node.
+//! The position of a CPU: its thread, core, last-level cache and node.
 //!
-//! A package is a node. Within it, Intel's CPUs have a die per last-level cache, which is the level
-//! between cores and package that leaf 1Fh has a name for.
+//! A package is a node. In it, Intel CPUs have a die per last-level cache: die is the level between
+//! core and package that leaf 1Fh defines.
 //!
 //! How kernels read it: Linux 6.1, arch/x86/kernel/cpu/topology.c (`detect_extended_topology`) and
 //! amd.c (`amd_get_topology`); Linux 6.12, topology_ext.c and topology_amd.c there.
@@ -14,7 +14,7 @@ const SMT: u32 = 1;
 const CORE: u32 = 2;
 const DIE: u32 = 5;
 
-/// One CPU among all.
+/// A CPU and all others.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) cpus: &'a Cpus,
@@ -22,22 +22,22 @@ pub(super) struct Place<'a> {
     pub(super) node: u32,
 }
 
-/// Counts are those of a machine whose last-level caches are all as large as the largest, as CPUs
-/// say that left the factory with some cores switched off. By those of its first CPU Linux 6.1
-/// decides if any CPU shares anything (arch/x86/kernel/smpboot.c, `set_cpu_sibling_map`).
+/// Counts are those of a machine in which all last-level caches are as large as the largest, as on
+/// CPUs with cores that were disabled in the factory. Linux 6.1 uses the counts of the first CPU to
+/// decide whether any CPUs share anything (arch/x86/kernel/smpboot.c, `set_cpu_sibling_map`).
 impl Place<'_> {
-    /// CPUs of one last-level cache.
+    /// Returns the number of CPUs of one last-level cache.
     fn llc_cpus(&self) -> u32 {
         self.cpus.threads_per_core * self.cpus.max_cores_per_llc
     }
 
-    /// CPUs of one node.
+    /// Returns the number of CPUs of one node.
     fn node_cpus(&self) -> u32 {
         self.llc_cpus() * self.cpus.llcs_per_node
     }
 }
 
-/// Writes the leaves by which a CPU of Intel's tells its place.
+/// Writes the leaves that describe the position of an Intel CPU.
 pub(super) fn describe_intel(leaves: &mut Leaves, place: &Place<'_>) {
     describe_common(leaves, place);
     let cpus = place.cpus;
@@ -54,17 +54,17 @@ pub(super) fn describe_intel(leaves: &mut Leaves, place: &Place<'_>) {
     );
 }
 
-/// Writes the leaves by which a CPU of AMD's tells its place.
+/// Writes the leaves that describe the position of an AMD CPU.
 pub(super) fn describe_amd(leaves: &mut Leaves, place: &Place<'_>) {
     describe_common(leaves, place);
     let cpus = place.cpus;
     leaves.change(0x8000_0001, |leaf| {
-        // TopologyExtensions: leaves 8000_001Dh and 8000_001Eh are there.
+        // TopologyExtensions: leaves 8000_001Dh and 8000_001Eh exist.
         leaf.ecx |= 1 << 22;
-        // CmpLegacy: what shares a package are not only threads.
+        // CmpLegacy: a package contains not only threads.
         set_bit(&mut leaf.ecx, 1, place.node_cpus() > 1);
     });
-    // The CPUs of a package, less one, and the bits of an APIC ID below the package.
+    // The number of CPUs of a package minus one, and the bits of an APIC ID below the package.
     leaves.change(0x8000_0008, |leaf| {
         leaf.ecx = cpus.node_shift() << 12 | (place.node_cpus() - 1);
     });
@@ -75,16 +75,16 @@ pub(super) fn describe_amd(leaves: &mut Leaves, place: &Place<'_>) {
     );
 }
 
-/// Writes what both have: leaf 1 and the extended topology without caches.
+/// Writes the leaves of both vendors: leaf 1 and the extended topology without caches.
 fn describe_common(leaves: &mut Leaves, place: &Place<'_>) {
     let cpus = place.cpus;
     leaves.change(0x1, |leaf| {
-        // Brand index and line size of CLFLUSH stay. Of what is counted, it is the APIC IDs that
-        // one package may have.
+        // Brand index and line size of CLFLUSH stay. The count is that of the APIC IDs of a
+        // package.
         let ids = (1u32 << cpus.node_shift()).min(0xff);
         leaf.ebx = leaf.ebx & 0xffff | ids << 16 | place.apic_id << 24;
-        // x2APIC, hypervisor, and the TSC-deadline mode of the APIC's timer: any KVM with APICs of
-        // its own has that (KVM_CAP_TSC_DEADLINE_TIMER), but before 6.14 it does not say so here.
+        // x2APIC, hypervisor, and the TSC-deadline mode of the APIC's timer: every KVM with an
+        // in-kernel APIC has it (KVM_CAP_TSC_DEADLINE_TIMER), but reports it here only since 6.14.
         leaf.ecx |= 1 << 31 | 1 << 24 | 1 << 21;
         // HTT: there is more than one CPU in the package.
         set_bit(&mut leaf.edx, 28, place.node_cpus() > 1);
@@ -101,8 +101,8 @@ fn describe_common(leaves: &mut Leaves, place: &Place<'_>) {
     );
 }
 
-/// The subleaves of leaf Bh or 1Fh: one for each domain of type, bits below the next domain, and
-/// number of CPUs, and one that says that this was all.
+/// Returns the subleaves of leaf Bh or 1Fh: one for each domain (type, bits below the next domain,
+/// number of CPUs), and a last one of zeros.
 fn levels(place: &Place<'_>, domains: &[(u32, u32, u32)]) -> Vec<CpuidRegisters> {
     (0..)
         .zip(domains.iter().chain(&[(0, 0, 0)]))

@@ -4,13 +4,13 @@
 
 use super::super::registers::read_registers;
 
-/// The command register.
+/// The offset of the command register.
 pub(in super::super) const COMMAND: usize = 0x04;
-/// In it: the function answers to its memory addresses.
+/// Command register: the function decodes its memory addresses.
 pub(in super::super) const COMMAND_MEMORY: u16 = 1 << 1;
-/// In it: the function may access memory and send interrupts.
+/// Command register: the function may access memory and send interrupts.
 pub(in super::super) const COMMAND_MASTER: u16 = 1 << 2;
-/// The first base address register.
+/// The offset of the first base address register.
 pub(in super::super) const BAR0: usize = 0x10;
 
 const STATUS: usize = 0x06;
@@ -19,10 +19,10 @@ const CACHE_LINE_SIZE: usize = 0x0c;
 const SUBSYSTEM_VENDOR: usize = 0x2c;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
-/// Capabilities go behind the header.
+/// The offset of the first capability, after the header.
 const HEADER_END: u8 = 0x40;
 
-/// What a function is.
+/// The identity of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct Identity {
     pub(in super::super) vendor: u16,
@@ -30,26 +30,26 @@ pub(in super::super) struct Identity {
     /// Base class, subclass and programming interface.
     pub(in super::super) class: u32,
     pub(in super::super) revision: u8,
-    /// The subsystem's device ID; its vendor is Red Hat, whose virtio devices are.
+    /// The subsystem's device ID. Its vendor is Red Hat, as for all virtio devices.
     pub(in super::super) subsystem: u16,
 }
 
 const RED_HAT: u16 = 0x1af4;
 
-/// The registers of a function.
+/// The configuration space of a function.
 #[derive(Debug)]
 pub(in super::super) struct ConfigSpace {
     registers: [u8; 256],
-    /// Which bits the guest may write.
+    /// The bits that the guest may write.
     writable: [u8; 256],
-    /// Where the next capability goes.
+    /// The offset of the next capability.
     end: u8,
-    /// Where the pointer to it goes.
+    /// The offset of the pointer to it.
     link: usize,
 }
 
 impl ConfigSpace {
-    /// Makes a function without BARs and capabilities.
+    /// Creates a function without BARs and capabilities.
     pub(in super::super) fn new(identity: Identity) -> Self {
         let mut config =
             Self { registers: [0; 256], writable: [0; 256], end: HEADER_END, link: CAPABILITIES };
@@ -64,18 +64,19 @@ impl ConfigSpace {
         config
     }
 
-    /// Gives the function its first BAR: 32 bits of address, not prefetchable.
+    /// Adds the first BAR: a 32-bit address, not prefetchable.
     ///
-    /// The bits below its size are not writable: so a guest finds the size by writing all ones.
+    /// The bits below its size are not writable, by which a guest finds the size: it writes all
+    /// ones.
     pub(in super::super) fn set_bar0(&mut self, address: u32, size: u32) {
         debug_assert!(size.is_power_of_two() && address.is_multiple_of(size));
         self.set(BAR0, &address.to_le_bytes());
         self.allow(BAR0, &(!(size - 1)).to_le_bytes());
     }
 
-    /// Adds a capability of this ID and body, with the bits of the body that are writable.
+    /// Adds a capability with this ID and body, and the bits of the body that are writable.
     ///
-    /// Returns where it begins: its body begins two bytes later.
+    /// Returns its offset; the body begins two bytes later.
     pub(in super::super) fn add_capability(
         &mut self,
         id: u8,
@@ -93,7 +94,7 @@ impl ConfigSpace {
         offset
     }
 
-    /// Sets registers, as the device.
+    /// Sets registers on behalf of the device.
     pub(in super::super) fn set(&mut self, offset: usize, bytes: &[u8]) {
         self.registers[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
@@ -107,7 +108,7 @@ impl ConfigSpace {
         read_registers(&self.registers, offset, data);
     }
 
-    /// Writes what the guest may write.
+    /// Writes the bits that the guest may write.
     pub(in super::super) fn write(&mut self, offset: usize, data: &[u8]) {
         let registers = self.registers.iter_mut().zip(&self.writable).skip(offset);
         for ((register, mask), value) in registers.zip(data) {
@@ -115,12 +116,12 @@ impl ConfigSpace {
         }
     }
 
-    /// A register of 16 bits.
+    /// Returns a register of 16 bits.
     pub(in super::super) fn word(&self, offset: usize) -> u16 {
         u16::from_le_bytes([self.registers[offset], self.registers[offset + 1]])
     }
 
-    /// A register of 32 bits.
+    /// Returns a register of 32 bits.
     pub(in super::super) fn dword(&self, offset: usize) -> u32 {
         u32::from(self.word(offset)) | u32::from(self.word(offset + 2)) << 16
     }

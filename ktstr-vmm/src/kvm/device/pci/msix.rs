@@ -1,7 +1,7 @@
-//! MSI-X: the messages that a function sends as interrupts, each programmed and masked by the
-//! guest.
+//! MSI-X: the messages that a function sends as interrupts. The guest programs and masks each of
+//! them.
 //!
-//! A message that is masked when its event happens is pending; it goes out once that ends.
+//! A message that is masked when its event happens is pending. It is sent once it is unmasked.
 //!
 //! Source: PCI Local Bus Specification 3.0, 6.8.2 ("MSI-X Capability and Table Structures").
 
@@ -10,23 +10,23 @@ use super::super::registers::read_registers;
 
 /// The capability's ID.
 pub(in super::super) const MSIX_CAPABILITY: u8 = 0x11;
-/// The vector of an event for which there is no message: `VIRTIO_MSI_NO_VECTOR`.
+/// The vector of an event without a message: `VIRTIO_MSI_NO_VECTOR`.
 pub(in super::super) const NO_VECTOR: u16 = 0xffff;
-/// The vectors whose table fills a page.
+/// The number of vectors in a table of one page.
 pub(in super::super) const MAX_VECTORS: usize = 256;
 
-/// In the message control register: messages are sent.
+/// Message control: messages are enabled.
 const ENABLE: u16 = 1 << 15;
-/// There, too: all of them are masked.
+/// Message control: all vectors are masked.
 const FUNCTION_MASK: u16 = 1 << 14;
 
 /// Bytes of a table entry: message address, message data, vector control.
 const ENTRY: usize = 16;
 const VECTOR_CONTROL: usize = 12;
-/// The one bit of vector control: this vector is masked.
+/// Vector control: this vector is masked.
 const MASK: u8 = 1;
 
-/// Table, pending bits and the switches of message control.
+/// The table, the pending bits and message control.
 #[derive(Debug)]
 pub(in super::super) struct Msix {
     table: Vec<u8>,
@@ -35,15 +35,15 @@ pub(in super::super) struct Msix {
 }
 
 impl Msix {
-    /// Makes a table with all vectors masked.
+    /// Creates a table with all vectors masked.
     pub(in super::super) fn new(vectors: usize) -> Self {
         let mut entry = [0; ENTRY];
         entry[VECTOR_CONTROL] = MASK;
         Self { table: entry.repeat(vectors), pending: vec![false; vectors], control: 0 }
     }
 
-    /// The body of the capability, with table and pending bits in BAR 0, and what of it can be
-    /// written.
+    /// Returns the body of the capability, with the offsets of table and pending bits in BAR 0, and
+    /// its writable bits.
     pub(in super::super) fn capability(&self, table: u32, pending: u32) -> ([u8; 10], [u8; 2]) {
         let mut body = [0; 10];
         body[..2].copy_from_slice(&(self.pending.len() as u16 - 1).to_le_bytes());
@@ -52,17 +52,17 @@ impl Msix {
         (body, (ENABLE | FUNCTION_MASK).to_le_bytes())
     }
 
-    /// Whether the table has this vector.
+    /// Returns whether the table has this vector.
     pub(in super::super) fn has(&self, vector: u16) -> bool {
         usize::from(vector) < self.pending.len()
     }
 
-    /// Whether interrupts are sent as messages at all.
+    /// Returns whether interrupts are sent as messages.
     pub(in super::super) fn is_enabled(&self) -> bool {
         self.control & ENABLE != 0
     }
 
-    /// Takes the message control register as it is now.
+    /// Sets the message control register, and sends messages that are no longer masked.
     pub(in super::super) fn set_control(&mut self, control: u16, board: &dyn Board) {
         self.control = control;
         self.send_pending(board);
@@ -73,7 +73,7 @@ impl Msix {
         read_registers(&self.table, offset, data);
     }
 
-    /// Writes the table. Of vector control only the mask is there.
+    /// Writes the table, and sends messages that are no longer masked.
     pub(in super::super) fn write_table(&mut self, offset: usize, data: &[u8], board: &dyn Board) {
         let registers = self.table.iter_mut().enumerate().skip(offset);
         for ((at, register), &value) in registers.zip(data) {
@@ -95,7 +95,7 @@ impl Msix {
         read_registers(&bits, offset, data);
     }
 
-    /// Sends the message of a vector, now or when it is unmasked.
+    /// Sends the message of a vector, now or once it is unmasked.
     pub(in super::super) fn signal(&mut self, vector: u16, board: &dyn Board) {
         if self.has(vector) && self.is_enabled() {
             self.pending[usize::from(vector)] = true;

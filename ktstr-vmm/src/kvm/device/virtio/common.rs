@@ -1,4 +1,4 @@
-//! The registers by which a driver negotiates features, sets up queues and tells how far it is.
+//! The registers by which a driver negotiates features, sets up queues and reports its state.
 //!
 //! Source: virtio 1.2, 4.1.4.3 ("Common configuration structure layout"), 2.1 ("Device Status
 //! Field"), 3.1 ("Device Initialization").
@@ -11,9 +11,9 @@ use super::super::registers::read_registers;
 use super::interrupts::Interrupts;
 use super::queue::{Broken, Virtqueue};
 
-/// `VIRTIO_F_EVENT_IDX`: each side says from which buffer on it wants to be told.
+/// `VIRTIO_F_EVENT_IDX`: each side sets the index of the buffer at which it wants a notification.
 const F_EVENT_IDX: u64 = 1 << 29;
-/// `VIRTIO_F_VERSION_1`: not the legacy interface, of which nothing is here.
+/// `VIRTIO_F_VERSION_1`: the driver does not use the legacy interface, which is not implemented.
 const F_VERSION_1: u64 = 1 << 32;
 
 /// Bits of the device status.
@@ -47,10 +47,10 @@ const QUEUE_DRIVER_HIGH: usize = QUEUE_DRIVER + 4;
 const QUEUE_DEVICE: usize = 0x30;
 const QUEUE_DEVICE_HIGH: usize = QUEUE_DEVICE + 4;
 
-/// The state of the device as far as it is the same for all kinds of them.
+/// The state that all kinds of virtio devices have.
 ///
-/// The configuration generation is always 0: the configuration never changes. So is where a queue
-/// is notified: all are at one place, where the driver writes the queue's number.
+/// The configuration generation is always 0, because the configuration never changes. So is the
+/// notification offset of each queue: drivers write the number of the queue to one address for all.
 #[derive(Debug)]
 pub(super) struct Common {
     offered: u64,
@@ -64,7 +64,7 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Makes a device with these queues, which offers these features beside those of this crate.
+    /// Creates a device with these queues. It offers `features` and those of this crate.
     pub(super) fn new(features: u64, queues: Vec<Virtqueue>) -> Self {
         Self {
             offered: features | F_VERSION_1 | F_EVENT_IDX,
@@ -78,21 +78,22 @@ impl Common {
         }
     }
 
-    /// Whether the driver is ready and the device is not broken.
+    /// Returns whether the driver is ready and the device does not need a reset.
     pub(super) fn is_live(&self) -> bool {
         self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
     }
 
-    /// Notes that the device needs a reset, and tells the driver of it.
+    /// Records that the device needs a reset. Returns the vector by which to notify the driver of
+    /// it.
     ///
     /// Source: virtio 1.2, 2.1.2 ("Device Requirements: Device Status Field").
     pub(super) fn set_broken(&mut self) -> Option<u16> {
-        let tell = self.is_live().then_some(self.config_vector);
+        let vector = self.is_live().then_some(self.config_vector);
         self.status |= NEEDS_RESET;
-        tell
+        vector
     }
 
-    /// Reads any part of the structure.
+    /// Reads a part of the structure.
     pub(super) fn read(&self, offset: usize, data: &mut [u8]) {
         let mut image = [0; SIZE];
         let mut put = |offset: usize, bytes: &[u8]| {
@@ -106,7 +107,7 @@ impl Common {
         put(NUM_QUEUES, &(self.queues.len() as u16).to_le_bytes());
         put(DEVICE_STATUS, &[self.status]);
         put(QUEUE_SELECT, &self.queue_select.to_le_bytes());
-        // A queue that is not there reads as zeros: its size says that it is not.
+        // A queue that does not exist reads as zeros: drivers check its size.
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
             let ring = queue.ring();
             put(QUEUE_SIZE, &ring.size().to_le_bytes());
@@ -121,7 +122,7 @@ impl Common {
         read_registers(&image, offset, data);
     }
 
-    /// Writes a field in its own width, as drivers have to; other writes are ignored.
+    /// Writes a field with its own width, as drivers must; other writes are ignored.
     ///
     /// Returns whether the write resets the device.
     pub(super) fn write(
@@ -139,7 +140,7 @@ impl Common {
             [value] if offset == DEVICE_STATUS => self.set_status(value),
             [a, b] => self.write_word(offset, u16::from_le_bytes([a, b]), interrupts, memory)?,
             [a, b, c, d] => self.write_dword(offset, u32::from_le_bytes([a, b, c, d])),
-            // The addresses only; drivers are told to write them in halves, few write them whole.
+            // Only addresses have 64 bits. Drivers should write them in halves; a few do not.
             [a, b, c, d, e, f, g, h]
                 if matches!(offset, QUEUE_DESC | QUEUE_DRIVER | QUEUE_DEVICE) =>
             {
@@ -157,10 +158,10 @@ impl Common {
         *self = Self::new(self.offered, queues);
     }
 
-    /// Sets bits of the status; only a reset clears any.
+    /// Sets bits of the status; only a reset clears them.
     ///
-    /// A driver that wants features which were not offered, or the legacy interface, sees that
-    /// `FEATURES_OK` does not stay, and gets no further.
+    /// If a driver accepts features that were not offered, or the legacy interface, `FEATURES_OK`
+    /// does not stay set, and neither does `DRIVER_OK`.
     fn set_status(&mut self, value: u8) {
         let mut status = self.status | value & DRIVERS_OWN;
         let is_acceptable = self.accepted & !self.offered == 0 && self.accepted & F_VERSION_1 != 0;
@@ -230,7 +231,7 @@ impl Common {
     }
 }
 
-/// The 32 feature bits that a selector selects.
+/// Returns the 32 feature bits that a selector selects.
 fn half(features: u64, select: u32) -> u32 {
     match select {
         0 => features as u32,
@@ -243,7 +244,7 @@ fn set_half(features: &mut u64, select: u32, value: u32) {
     match select {
         0 => *features = *features & !0xffff_ffff | u64::from(value),
         1 => *features = *features & 0xffff_ffff | u64::from(value) << 32,
-        // Features beyond 64 are not offered, so a driver does not write them but as zeros.
+        // Features above bit 63 are not offered, so drivers write only zeros there.
         _ => {}
     }
 }

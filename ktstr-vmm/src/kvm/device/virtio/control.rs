@@ -1,12 +1,12 @@
-//! The control messages by which the two sides of a virtio console speak of its ports.
+//! The control messages by which driver and device manage the ports of a virtio console.
 //!
-//! The driver says that it is ready, the device adds its ports, the driver says of each that it is
-//! ready, the device names it and opens its own end. The driver opens and closes its end as
-//! programs do.
+//! The driver reports that it is ready; the device adds its ports; the driver reports that each
+//! port is ready; the device names the port and opens its own end. The driver opens and closes its
+//! end when programs do.
 //!
 //! Source: virtio 1.2, 5.3.6.2 ("Multiport Device Operation").
 
-/// Bytes of a message but for the name that may follow it.
+/// Bytes of a message without the name that may follow it.
 pub(super) const MESSAGE: usize = 8;
 
 const DEVICE_READY: u16 = 0;
@@ -15,7 +15,7 @@ const PORT_READY: u16 = 3;
 const PORT_OPEN: u16 = 6;
 const PORT_NAME: u16 = 7;
 
-/// What a driver may say.
+/// A message of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FromDriver {
     /// It waits for ports to be added.
@@ -27,7 +27,7 @@ pub(super) enum FromDriver {
 }
 
 impl FromDriver {
-    /// Understands a message; none that is cut off, tells of a failure or is not for devices.
+    /// Parses a message. `None` if it is truncated, reports a failure or is unknown.
     pub(super) fn parse(message: &[u8]) -> Option<Self> {
         let &[a, b, c, d, event_low, event_high, value_low, value_high] = message else {
             return None;
@@ -43,23 +43,24 @@ impl FromDriver {
     }
 }
 
-/// What the device has yet to say of a port. Flags, so that it is bounded, whatever it is asked.
+/// The messages that the driver has yet to receive for a port. As flags they are bounded, whatever
+/// the driver sends.
 #[derive(Debug, Default)]
 pub(super) struct ToDriver {
-    /// There is this port.
+    /// The port exists.
     pub(super) add: bool,
-    /// It has this name.
+    /// The port's name.
     pub(super) name: bool,
     /// The device's end of it is open.
     pub(super) open: bool,
 }
 
 impl ToDriver {
-    /// Takes the next message out, for the port with this ID and name.
+    /// Removes and returns the next message about the port with this ID and name.
     pub(super) fn take(&mut self, id: u32, name: &str) -> Option<Vec<u8>> {
         let (flag, event, text) = match self {
             Self { add: flag @ true, .. } => (flag, DEVICE_ADD, ""),
-            // The name goes without a NUL: its length is that of the message.
+            // Without a NUL: the name ends with the message.
             Self { name: flag @ true, .. } => (flag, PORT_NAME, name),
             Self { open: flag @ true, .. } => (flag, PORT_OPEN, ""),
             _ => return None,
@@ -74,7 +75,7 @@ impl ToDriver {
         Some(message)
     }
 
-    /// Whether there is a message to take.
+    /// Returns whether all messages were sent.
     pub(super) fn is_empty(&self) -> bool {
         !(self.add || self.name || self.open)
     }

@@ -1,14 +1,14 @@
-//! How the device tells the driver of used buffers and of its own state.
+//! The interrupts by which the device notifies the driver of used buffers and of its own state.
 
 use super::super::board::Board;
 use super::super::pci::{Msix, NO_VECTOR};
 
-/// In the ISR status: a queue has used buffers.
+/// ISR status: a queue has used buffers.
 const ISR_QUEUE: u8 = 1 << 0;
-/// There, too: the configuration, or the device status, has changed.
+/// ISR status: the configuration or the device status has changed.
 const ISR_CONFIG: u8 = 1 << 1;
 
-/// MSI-X and the ISR status; there is no interrupt line.
+/// MSI-X and the ISR status; the device has no interrupt line.
 ///
 /// Source: virtio 1.2, 4.1.4.5 ("ISR status capability") and 4.1.5.3, 4.1.5.4.
 #[derive(Debug)]
@@ -18,22 +18,22 @@ pub(super) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Makes this many vectors.
+    /// Creates this many vectors.
     pub(super) fn new(vectors: usize) -> Self {
         Self { msix: Msix::new(vectors), isr: 0 }
     }
 
-    /// Forgets what happened, as a device reset does. MSI-X belongs to PCI and stays.
+    /// Clears the ISR status, as a device reset does. MSI-X belongs to PCI and keeps its state.
     pub(super) fn reset(&mut self) {
         self.isr = 0;
     }
 
-    /// Takes the ISR status: reading clears it.
+    /// Returns and clears the ISR status.
     pub(super) fn take_isr(&mut self) -> u8 {
         std::mem::take(&mut self.isr)
     }
 
-    /// Tells of used buffers.
+    /// Signals used buffers.
     pub(super) fn queue(&mut self, vector: u16, board: &dyn Board) {
         if !self.msix.is_enabled() {
             self.isr |= ISR_QUEUE;
@@ -41,13 +41,13 @@ impl Interrupts {
         self.msix.signal(vector, board);
     }
 
-    /// Tells that the device status has changed.
+    /// Signals a change of the device status.
     pub(super) fn config(&mut self, vector: u16, board: &dyn Board) {
         self.isr |= ISR_CONFIG;
         self.msix.signal(vector, board);
     }
 
-    /// The vector itself if there is one of this number, else [`NO_VECTOR`].
+    /// Returns the vector if it exists, else [`NO_VECTOR`].
     ///
     /// Source: virtio 1.2, 4.1.5.1.2.1 ("Device Requirements: MSI-X Vector Configuration").
     pub(super) fn mapped(&self, vector: u16) -> u16 {

@@ -1,6 +1,6 @@
-//! The virtio console as a PCI function: its configuration space, and what is in its BAR.
+//! The virtio console as a PCI function: its configuration space and its BAR.
 //!
-//! There is no interrupt line and no legacy interface.
+//! It has neither an interrupt line nor the legacy interface.
 //!
 //! Source: virtio 1.2, 4.1 ("Virtio Over PCI Bus").
 
@@ -20,17 +20,17 @@ use super::queue::Broken;
 use crate::error::Error;
 use crate::kvm::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
 
-/// Red Hat's vendor ID and, from 0x1040 on, the device IDs of virtio 1: a console is number 3.
+/// Red Hat's vendor ID, and the device ID of a virtio 1 console: 0x1040 + 3.
 const IDENTITY: Identity =
     Identity { vendor: 0x1af4, device: 0x1043, class: 0x07_8000, revision: 1, subsystem: 0x1100 };
 
-/// The function.
+/// The PCI function of a virtio console.
 #[derive(Debug)]
 pub(in super::super) struct ConsoleFunction {
     config: ConfigSpace,
-    /// Where in it the MSI-X message control register is.
+    /// The offset of the MSI-X message control register.
     msix_control: usize,
-    /// Where in it the capability of [`Window`] is.
+    /// The offset of the capability of [`Window`].
     window: usize,
     common: Common,
     interrupts: Interrupts,
@@ -38,13 +38,13 @@ pub(in super::super) struct ConsoleFunction {
 }
 
 impl ConsoleFunction {
-    /// Makes a console with these ports, its BAR at the beginning of the window for them.
+    /// Creates a console with these ports. Its BAR is at the beginning of the window for BARs.
     ///
-    /// Kernels keep an address that firmware has chosen, if nothing is against it.
+    /// Kernels keep a valid address that firmware has chosen.
     pub(in super::super) fn new(ports: &[String]) -> Self {
         let console = Console::new(ports);
         let queues = console.queues();
-        // One for each queue and one for the device: Linux uses them if it finds them.
+        // One vector for each queue and one for the device, which Linux uses if there are enough.
         let interrupts = Interrupts::new((queues.len() + 1).min(MAX_VECTORS));
         let mut config = ConfigSpace::new(IDENTITY);
         config.set_bar0(PCI_WINDOW as u32, BAR_SIZE);
@@ -82,7 +82,7 @@ impl ConsoleFunction {
             self.write_bar(window.offset, &bytes[..window.len], board);
         }
         self.interrupts.msix.set_control(self.config.word(self.msix_control), board);
-        // The function may just have been allowed to access memory.
+        // The write may have enabled bus mastering.
         self.service(board);
     }
 
@@ -91,7 +91,7 @@ impl ConsoleFunction {
         offset < data + 4 && data < offset + len
     }
 
-    /// Where in the BAR an access lies: all of it, in a BAR that is where BARs may be.
+    /// Returns the offset of an access in the BAR, if all of it is in a BAR at a valid address.
     pub(in super::super) fn bar_offset(&self, gpa: u64, len: usize) -> Option<usize> {
         let address = u64::from(self.config.dword(BAR0));
         let is_in_window =
@@ -103,7 +103,7 @@ impl ConsoleFunction {
         is_in_bar(offset, len).then_some(offset)
     }
 
-    /// Reads from the BAR. What is not there reads as zeros.
+    /// Reads from the BAR; undefined bytes read as zeros.
     pub(in super::super) fn read_bar(&mut self, offset: usize, data: &mut [u8]) {
         data.fill(0);
         let (page, offset) = split(offset);
@@ -154,7 +154,7 @@ impl ConsoleFunction {
         }
     }
 
-    /// See [`Devices::send`](super::super::Devices::send).
+    /// Queues bytes for a port: see [`Devices::send`](super::super::Devices::send).
     pub(in super::super) fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error> {
         self.console.send(port, bytes)
     }
@@ -182,7 +182,7 @@ impl ConsoleFunction {
         }
     }
 
-    /// What is left to do: nothing, unless there is a driver to do it with.
+    /// Returns the work that is left to do: none without a driver.
     pub(in super::super) fn backlog(&self) -> Backlog {
         match self.is_running() {
             true => self.console.backlog(&self.common.queues),

@@ -64,7 +64,7 @@ impl Port {
         self.is_open && !self.unread.is_empty()
     }
 
-    /// Fills the driver's buffers. Returns true if bytes are left and there may be buffers for them.
+    /// Fills the driver's buffers. Returns whether bytes are left for which there may be buffers.
     pub(super) fn receive(
         &mut self,
         queue: &mut Virtqueue,
@@ -113,7 +113,7 @@ impl Port {
         Ok(written)
     }
 
-    /// Hands the driver's output to the board, as far as it has room. Returns whether there is more.
+    /// Hands the driver's output to the board, as far as it has room. Returns whether more is left.
     pub(super) fn transmit(
         &mut self,
         index: usize,

@@ -1,7 +1,7 @@
 //! A virtqueue: the rings of the `virtio-queue` crate, and descriptor chains that were checked.
 //!
-//! The guest can change its memory at any time. So each index, descriptor and flag is read once, and
-//! only the copy is checked and used.
+//! The guest can change its memory at any time. So each index, descriptor and flag is read once,
+//! and only the copy is checked and used.
 //!
 //! Source: virtio 1.2, 2.7 ("Split Virtqueues").
 
@@ -45,7 +45,7 @@ impl Virtqueue {
         *self = Self::new(self.ring.max_size());
     }
 
-    /// Returns the rings, whose addresses and size the driver can read.
+    /// Returns the rings: the driver can read their addresses and size.
     pub(super) fn ring(&self) -> &Queue {
         &self.ring
     }

@@ -100,12 +100,12 @@ impl<'a> Btf<'a> {
         let mut named = structures.filter(|record| self.is_named(dword(record, 0), name));
         let found = named.find_map(|record| self.find(record, member, MAX_DEPTH));
         match found.ok_or_else(|| Error::Unknown(path()))? {
-            Place { bits, is_bit_field: false } if bits % 8 == 0 => Ok(bits / 8),
+            MemberPlace { bits, is_bit_field: false } if bits % 8 == 0 => Ok(bits / 8),
             _ => Err(Error::BitField(path())),
         }
     }
 
-    fn find(&self, structure: &[u8], wanted: &str, depth: u32) -> Option<Place> {
+    fn find(&self, structure: &[u8], wanted: &str, depth: u32) -> Option<MemberPlace> {
         let has_bit_fields = dword(structure, 4) >> 31 == 1;
         structure[TYPE..].chunks_exact(MEMBER).find_map(|member| {
             let [name, id, offset] = [0, 4, 8].map(|at| dword(member, at));
@@ -113,7 +113,7 @@ impl<'a> Btf<'a> {
             // member.
             let (bits, size) =
                 if has_bit_fields { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
-            let place = Place { bits: bits.into(), is_bit_field: size != 0 };
+            let place = MemberPlace { bits: bits.into(), is_bit_field: size != 0 };
             if self.is_named(name, wanted) {
                 return Some(place);
             }
@@ -122,7 +122,7 @@ impl<'a> Btf<'a> {
                 return None;
             }
             let within = self.find(inner, wanted, depth - 1)?;
-            Some(Place { bits: place.bits + within.bits, ..within })
+            Some(MemberPlace { bits: place.bits + within.bits, ..within })
         })
     }
 
@@ -135,7 +135,7 @@ impl<'a> Btf<'a> {
 
 /// The position of a member.
 #[derive(Debug)]
-struct Place {
+struct MemberPlace {
     bits: u64,
     is_bit_field: bool,
 }

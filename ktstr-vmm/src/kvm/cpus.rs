@@ -46,6 +46,8 @@ impl Cpus {
             llcs_per_node,
             nodes: numa_nodes,
         };
+        // APIC IDs ascend in CPU order, so the last one is the highest. It is checked before the list
+        // is allocated, which can be huge.
         let last_core = llcs.cores().last().map_or(0, |cores| cores - 1);
         let highest =
             cpus.apic_id(numa_nodes - 1, llcs_per_node - 1, last_core, threads_per_core - 1);

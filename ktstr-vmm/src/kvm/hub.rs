@@ -42,7 +42,7 @@ enum VcpuChange {
 /// The shared state. A vCPU never holds its lock while it calls KVM or waits for anything else.
 #[derive(Debug)]
 pub(super) struct Hub {
-    state: Mutex<State>,
+    state: Mutex<HubState>,
     /// Signals changes that the owner may wait for.
     owner: Condvar,
     /// Signals changes that a vCPU may wait for.
@@ -50,7 +50,7 @@ pub(super) struct Hub {
 }
 
 #[derive(Debug)]
-struct State {
+struct HubState {
     ports: VecDeque<(usize, Vec<u8>)>,
     port_bytes: usize,
     /// A transmit queue waits for room.
@@ -83,7 +83,7 @@ pub(super) enum HubEvent {
 impl Hub {
     /// Creates the state of a machine with this many vCPUs, which are paused at first.
     pub(super) fn new(cpus: usize) -> Self {
-        let state = State {
+        let state = HubState {
             ports: VecDeque::new(),
             port_bytes: 0,
             is_stalled: false,
@@ -99,7 +99,7 @@ impl Hub {
         Self { state: Mutex::new(state), owner: Condvar::new(), vcpus: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HubState> {
         // Poison is harmless: every change below is complete before anything can panic.
         lock(&self.state)
     }
@@ -184,7 +184,7 @@ impl Hub {
         self.wait_at_end(|state| state.live == 1)
     }
 
-    fn wait_at_end(&self, is_done: impl Fn(&State) -> bool) -> bool {
+    fn wait_at_end(&self, is_done: impl Fn(&HubState) -> bool) -> bool {
         let mut state = self.lock();
         while !is_done(&state) && state.command != VcpuCommand::Stop {
             state = self.vcpus.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -298,7 +298,7 @@ impl Hub {
     }
 }
 
-impl State {
+impl HubState {
     fn take_console(&mut self) -> Vec<u8> {
         let mut bytes = std::mem::take(&mut self.console);
         if self.console_lost > 0 {

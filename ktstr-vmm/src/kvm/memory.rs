@@ -107,6 +107,7 @@ impl Memory {
         let end = |of: &dyn Fn(&&MemoryNode) -> bool| {
             ranges.iter().filter(of).map(|range| range.base + range.size).max()
         };
+        // At most two regions: memory below the hole and above it. Nodes are adjacent in each.
         let mut regions = Vec::new();
         if let Some(low) = end(&|range| range.base < HOLE) {
             regions.push((GuestAddress(0), low as usize));

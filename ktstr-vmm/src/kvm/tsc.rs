@@ -36,6 +36,7 @@ impl Moment {
         for _ in 0..READS {
             let before = tsc::read();
             let clock = vm.get_clock()?;
+            // KVM returns both if it can, else the counter is read before and after the clock.
             let width = tsc::read().wrapping_sub(before);
             if clock.flags & KVM_CLOCK_HOST_TSC != 0 {
                 return Ok(Self { clock_ns: clock.clock, tsc: clock.host_tsc });

@@ -54,7 +54,7 @@ pub(super) fn build(
     cpu: CpuModel,
     tsc_khz: Option<u32>,
 ) -> Vec<OsString> {
-    let mut args = Args::default();
+    let mut args = QemuArgs::default();
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
     // Start stopped (`-S`): QMP must be open before the guest can end, or the event with the reason
     // is lost. Pause at the end instead of exiting: the guest's last output may still be in its
@@ -74,7 +74,7 @@ pub(super) fn build(
 }
 
 /// Adds CPUs, memory and nodes.
-fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
+fn add_topology(args: &mut QemuArgs, config: &VmConfig, memfds: &[RawFd]) {
     add_cpus(args, &config.topology);
     args.option("-m", format!("{}M", config.memory_mib));
     for (node, (size_mib, fd)) in config.node_sizes_mib().zip(memfds).enumerate() {
@@ -111,7 +111,7 @@ fn add_topology(args: &mut Args, config: &VmConfig, memfds: &[RawFd]) {
 ///
 /// All sockets have room for the cores of the largest cache. QEMU itself fills them in order, up to
 /// the first one with fewer cores; each CPU after that gap is a device, of the model in `-cpu`.
-fn add_cpus(args: &mut Args, topology: &Topology) {
+fn add_cpus(args: &mut QemuArgs, topology: &Topology) {
     let threads_per_core = topology.threads_per_core;
     let llc_cores: Vec<_> = topology.llcs.cores().collect();
     let max_cores = topology.llcs.max_cores();
@@ -144,7 +144,7 @@ fn cpus_per_socket(topology: &Topology) -> u32 {
 }
 
 /// Adds QMP, the console and the ports.
-fn add_channels(args: &mut Args, config: &VmConfig, fds: &Inherited) {
+fn add_channels(args: &mut QemuArgs, config: &VmConfig, fds: &Inherited) {
     args.option("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
     // Not `-mon`, which is deprecated since QEMU 11.1.
     args.option("-qmp", "chardev:qmp");
@@ -171,9 +171,9 @@ fn escape(value: &str) -> String {
 
 /// A command line that is being built.
 #[derive(Debug, Default)]
-struct Args(Vec<OsString>);
+struct QemuArgs(Vec<OsString>);
 
-impl Args {
+impl QemuArgs {
     fn flag(&mut self, name: &str) -> &mut Self {
         self.0.push(name.into());
         self

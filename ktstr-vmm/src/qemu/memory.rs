@@ -15,13 +15,13 @@ const HIGH_BASE: u64 = 4 << 30;
 /// The memory of a machine, one memfd per node.
 #[derive(Debug)]
 pub(super) struct GuestMemory {
-    nodes: Vec<Node>,
+    nodes: Vec<NodeMemory>,
     /// Bytes of memory below the hole for devices, which ends at 4 GiB.
     low: u64,
 }
 
 #[derive(Debug)]
-struct Node {
+struct NodeMemory {
     memfd: OwnedFd,
     size: u64,
 }
@@ -34,7 +34,7 @@ impl GuestMemory {
             .map(|mib| {
                 let memfd = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
                 ftruncate(&memfd, mib * MIB)?;
-                Ok(Node { memfd, size: mib * MIB })
+                Ok(NodeMemory { memfd, size: mib * MIB })
             })
             .collect::<Result<_, Errno>>()
             .map_err(Error::io("create guest memory"))?;

@@ -56,11 +56,11 @@ pub(super) fn cpu_threads(answer: &Value) -> Result<Vec<i32>, Error> {
 
 /// Splits a stream of bytes into messages.
 #[derive(Debug, Default)]
-pub(super) struct Parser {
+pub(super) struct QmpParser {
     line: Vec<u8>,
 }
 
-impl Parser {
+impl QmpParser {
     /// Adds bytes to the stream and returns the messages that they complete.
     pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<QmpMessage>, Error> {
         let mut messages = Vec::new();
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn push_accepts_pieces_of_any_size() {
         for size in [1, 7, 64, SESSION.len()] {
-            let mut parser = Parser::default();
+            let mut parser = QmpParser::default();
             let pieces = SESSION.chunks(size);
             let messages: Vec<QmpMessage> =
                 pieces.flat_map(|piece| parser.push(piece).unwrap()).collect();
@@ -148,7 +148,7 @@ mod tests {
     fn push_accepts_errors_without_id() {
         let line =
             b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\r\n";
-        let messages = Parser::default().push(line).unwrap();
+        let messages = QmpParser::default().push(line).unwrap();
         assert_eq!(messages, [QmpMessage::Error { id: None, desc: "JSON parse error".into() }]);
     }
 
@@ -163,14 +163,14 @@ mod tests {
             "{\"event\": \"SHUTDOWN\"}\n",
             "\u{fffd}\n",
         ] {
-            let error = Parser::default().push(line.as_bytes()).unwrap_err();
+            let error = QmpParser::default().push(line.as_bytes()).unwrap_err();
             assert!(error.to_string().ends_with("is not a QMP message"), "{line:?}: {error}");
         }
     }
 
     #[test]
     fn push_limits_the_line_length() {
-        let mut parser = Parser::default();
+        let mut parser = QmpParser::default();
         parser.push(&vec![b' '; MAX_LINE]).unwrap();
         assert!(parser.push(b" ").is_err());
     }

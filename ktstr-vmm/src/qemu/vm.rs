@@ -38,7 +38,7 @@ pub(super) struct QemuVm {
     console_due: Instant,
     ports: Vec<Channel>,
     qmp: Channel,
-    parser: qmp::Parser,
+    parser: qmp::QmpParser,
     /// The number of the last command.
     last_id: u64,
     /// The answer to the last command, once it has arrived.
@@ -90,7 +90,7 @@ impl QemuVm {
             console_due: Instant::now(),
             ports,
             qmp,
-            parser: qmp::Parser::default(),
+            parser: qmp::QmpParser::default(),
             last_id: 0,
             answer: None,
             threads: Vec::new(),

@@ -15,9 +15,9 @@ fn memory(nodes: u32) -> Vec<MemoryNode> {
 }
 
 /// Tables in memory, which are read as a kernel does.
-struct Memory(Vec<u8>);
+struct AcpiMemory(Vec<u8>);
 
-impl Memory {
+impl AcpiMemory {
     fn of(topology: Topology) -> Self {
         let cpus = Cpus::new(&topology).unwrap();
         Self(build(&cpus, &memory(topology.numa_nodes)).unwrap())
@@ -67,7 +67,7 @@ fn structures(mut bytes: &[u8]) -> Vec<&[u8]> {
 
 #[test]
 fn rsdp_leads_to_all_tables() {
-    let memory = Memory::of(even([2, 4, 2, 2]));
+    let memory = AcpiMemory::of(even([2, 4, 2, 2]));
     assert_eq!(&memory.0[..8], b"RSD PTR ");
     assert_eq!(checksum(&memory.0[..20]), 0);
     assert_eq!(checksum(&memory.0[..36]), 0);
@@ -79,7 +79,7 @@ fn rsdp_leads_to_all_tables() {
 
 #[test]
 fn fadt_has_ports_and_no_legacy_hardware() {
-    let memory = Memory::of(even([1, 1, 1, 1]));
+    let memory = AcpiMemory::of(even([1, 1, 1, 1]));
     let fadt = memory.find(b"FACP");
     assert_eq!(fadt.len(), 276);
     // Offsets and lengths of ACPI 6.5, table 5.9.
@@ -129,7 +129,7 @@ fn madt_lists_cpus_in_order() {
     let evens = [[1, 1, 1, 1], [1, 3, 3, 1], [3, 6, 3, 2], [1, 1, 255, 1]].map(even);
     for topology in evens.into_iter().chain([uneven(2, &[3, 1, 1, 2], 2)]) {
         let cpus = Cpus::new(&topology).unwrap();
-        let memory = Memory::of(topology);
+        let memory = AcpiMemory::of(topology);
         let madt = memory.find(b"APIC");
         assert_eq!(number(madt, 36, 4), 0xfee0_0000);
         assert_eq!(number(madt, 40, 4), 0, "PCAT_COMPAT");
@@ -191,7 +191,7 @@ fn slit_has_local_and_remote_distances() {
 #[test]
 fn build_fits_the_largest_machines() {
     for topology in [[1, 1, 255, 1], [64, 64, 1, 2], [255, 255, 1, 1]] {
-        let bytes = Memory::of(even(topology)).0.len();
+        let bytes = AcpiMemory::of(even(topology)).0.len();
         assert!(bytes <= layout::ACPI_SIZE, "{bytes} bytes for {topology:?}");
     }
     let error = build(&cpus([1, 1, 1, 1]), &memory(1).repeat(3300)).unwrap_err();

@@ -89,6 +89,7 @@ impl Image<'_> {
         params: &mut BootParams,
     ) -> Result<LoadedKernel, Error> {
         let e = Endianness::Little;
+        // 1. The header: an executable for x86-64.
         let (header, _) = pod::from_bytes::<FileHeader64<Endianness>>(head)
             .map_err(|()| self.error("the ELF header is truncated"))?;
         let ident = header.e_ident;
@@ -102,6 +103,8 @@ impl Image<'_> {
                 .error("an ELF file, but not an executable: pass the `vmlinux` itself")
                 .into());
         }
+        // 2. The segments. Each value comes from the file, so each is checked before it is used: the
+        // bytes must be in the file, and the range in low memory above 1 MiB.
         let segments = self.segments(header)?;
         let (mut start, mut end) = (u64::MAX, 0);
         for segment in &segments {
@@ -126,10 +129,12 @@ impl Image<'_> {
             self.memory.load(self.file, offset, gpa, filled)?;
             (start, end) = (start.min(gpa), end.max(gpa + size));
         }
+        // 3. The entry must be in a segment.
         let entry = header.e_entry.get(e);
         if !(start..end).contains(&entry) {
             return Err(self.error(format!("its entry {entry:#x} is not in a segment")).into());
         }
+        // 4. KASLR, unless the kernel is linked for an unusual address.
         if kaslr && start == KERNEL {
             self.randomise(header, start, end, params)?;
         }
@@ -156,10 +161,10 @@ impl Image<'_> {
             .filter(|segment| segment.p_type.get(e) == PT_LOAD && segment.p_memsz.get(e) > 0)
             .copied()
             .collect();
-        match segments.is_empty() {
-            true => Err(self.error("no segment to load")),
-            false => Ok(segments),
+        if segments.is_empty() {
+            return Err(self.error("no segment to load"));
         }
+        Ok(segments)
     }
 
     /// Moves the kernel to a random virtual address, if the file has relocations. A `vmlinux` of a
@@ -172,6 +177,7 @@ impl Image<'_> {
         params: &mut BootParams,
     ) -> Result<(), Error> {
         let e = Endianness::Little;
+        // The relocations follow the section headers, which are the last part of an ELF file.
         let sections = u64::from(header.e_shnum.get(e)) * u64::from(header.e_shentsize.get(e));
         let elf_end = header.e_shoff.get(e).saturating_add(sections);
         let trailer_len = self.len.saturating_sub(elf_end);
@@ -212,6 +218,7 @@ impl Image<'_> {
             bytes[..len].copy_from_slice(field);
             Ok::<_, BootError>(u64::from_le_bytes(bytes))
         };
+        // 1. The kernel must have a 64-bit entry.
         let version = field(VERSION, 2)?;
         if version < 0x020c || field(XLOADFLAGS, 2)? as u16 & XLF_KERNEL_64 == 0 {
             return Err(self
@@ -220,6 +227,8 @@ impl Image<'_> {
                 ))
                 .into());
         }
+        // 2. The protected-mode code follows the boot sector and the setup sectors, which are 4 if the
+        // field is 0.
         let sectors = match field(SETUP_SECTS, 1)? {
             0 => 4,
             sectors => sectors,
@@ -229,6 +238,7 @@ impl Image<'_> {
         let code = self.len.checked_sub(offset).filter(|code| *code > ENTRY_64);
         let code =
             code.ok_or_else(|| self.error(format!("it ends before its code at {offset:#x}")))?;
+        // 3. The kernel decompresses in place and needs `init_size` bytes for that.
         let size = code.max(init_size);
         if base < HIGH_MEMORY {
             return Err(self.error(format!("it prefers {base:#x}, below 1 MiB")).into());
@@ -241,6 +251,7 @@ impl Image<'_> {
             )
             .into());
         }
+        // 4. The setup header ends where the jump over it leads to.
         let header_end = JUMP_TARGET + 1 + field(JUMP_TARGET, 1)? as usize;
         let header = head
             .get(SETUP_HEADER..header_end)

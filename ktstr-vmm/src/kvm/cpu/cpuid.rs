@@ -20,7 +20,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 
 use crate::kvm::cpus::Cpus;
 use leaves::Leaves;
-use topology::Place;
+use topology::CpuPlace;
 
 /// Creates the CPUID of the vCPU that is CPU `cpu_idx` of `cpus` from the result of
 /// `KVM_GET_SUPPORTED_CPUID`.
@@ -36,7 +36,8 @@ pub(in crate::kvm) fn cpuid(
     cpu_idx: usize,
 ) -> Vec<kvm_cpuid_entry2> {
     let mut leaves = Leaves::new(supported);
-    let place = Place { cpus, apic_id: cpus.list[cpu_idx].apic_id, node: cpus.list[cpu_idx].node };
+    let place =
+        CpuPlace { cpus, apic_id: cpus.list[cpu_idx].apic_id, node: cpus.list[cpu_idx].node };
     let is_amd = signature::is_amd(&leaves);
     hidden::hide(&mut leaves);
     if is_amd {

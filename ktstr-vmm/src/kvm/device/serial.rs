@@ -59,10 +59,11 @@ impl Serial {
         match offset {
             DATA | INTERRUPT_ENABLE if self.is_divisor() => self.divisor[usize::from(offset)],
             INTERRUPT_ENABLE => self.interrupt_enable,
-            INTERRUPT_IDENTIFICATION => match std::mem::take(&mut self.is_empty_pending) {
-                true => FIFOS | TRANSMITTER_EMPTY,
-                false => FIFOS | NO_INTERRUPT,
-            },
+            INTERRUPT_IDENTIFICATION => {
+                // Reading the cause clears it.
+                let is_empty = std::mem::take(&mut self.is_empty_pending);
+                FIFOS | if is_empty { TRANSMITTER_EMPTY } else { NO_INTERRUPT }
+            }
             LINE_CONTROL => self.line_control,
             MODEM_CONTROL => self.modem_control,
             LINE_STATUS => IDLE,

@@ -17,7 +17,7 @@ const KIB: u32 = 1 << 10;
 
 /// One cache.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cache {
+pub(super) struct CpuCache {
     pub(super) kind: u32,
     pub(super) level: u32,
     pub(super) kib: u32,
@@ -28,10 +28,10 @@ const DATA: u32 = 1;
 const INSTRUCTION: u32 = 2;
 const UNIFIED: u32 = 3;
 
-pub(super) const L1D: Cache = Cache { kind: DATA, level: 1, kib: 32, ways: 8 };
-pub(super) const L1I: Cache = Cache { kind: INSTRUCTION, level: 1, kib: 32, ways: 8 };
-pub(super) const L2: Cache = Cache { kind: UNIFIED, level: 2, kib: 512, ways: 8 };
-pub(super) const L3: Cache = Cache { kind: UNIFIED, level: 3, kib: 16 * KIB, ways: 16 };
+pub(super) const L1D: CpuCache = CpuCache { kind: DATA, level: 1, kib: 32, ways: 8 };
+pub(super) const L1I: CpuCache = CpuCache { kind: INSTRUCTION, level: 1, kib: 32, ways: 8 };
+pub(super) const L2: CpuCache = CpuCache { kind: UNIFIED, level: 2, kib: 512, ways: 8 };
+pub(super) const L3: CpuCache = CpuCache { kind: UNIFIED, level: 3, kib: 16 * KIB, ways: 16 };
 
 /// Writes leaf 4, "Deterministic Cache Parameters", and L2 also where AMD has it.
 pub(super) fn describe_intel(leaves: &mut Leaves, cpus: &Cpus) {
@@ -63,7 +63,7 @@ fn parameters(cpus: &Cpus, cores: u32) -> [CpuidRegisters; 4] {
 }
 
 /// Encodes a cache for leaf 8000_0005h: KiB, ways, lines per tag, bytes per line.
-fn l1(cache: Cache) -> u32 {
+fn l1(cache: CpuCache) -> u32 {
     cache.kib << 24 | cache.ways << 16 | 1 << 8 | LINE
 }
 

@@ -16,7 +16,7 @@ const DIE: u32 = 5;
 
 /// A CPU and all others.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct CpuPlace<'a> {
     pub(super) cpus: &'a Cpus,
     pub(super) apic_id: u32,
     pub(super) node: u32,
@@ -25,7 +25,7 @@ pub(super) struct Place<'a> {
 /// Counts are those of a machine in which all last-level caches are as large as the largest, as on
 /// CPUs with cores that were disabled in the factory. Linux 6.1 uses the counts of the first CPU to
 /// decide whether any CPUs share anything (arch/x86/kernel/smpboot.c, `set_cpu_sibling_map`).
-impl Place<'_> {
+impl CpuPlace<'_> {
     /// Returns the number of CPUs of one last-level cache.
     fn llc_cpus(&self) -> u32 {
         self.cpus.threads_per_core * self.cpus.max_cores_per_llc
@@ -38,7 +38,7 @@ impl Place<'_> {
 }
 
 /// Writes the leaves that describe the position of an Intel CPU.
-pub(super) fn describe_intel(leaves: &mut Leaves, place: &Place<'_>) {
+pub(super) fn describe_intel(leaves: &mut Leaves, place: &CpuPlace<'_>) {
     describe_common(leaves, place);
     let cpus = place.cpus;
     leaves.set_subleaves(
@@ -55,7 +55,7 @@ pub(super) fn describe_intel(leaves: &mut Leaves, place: &Place<'_>) {
 }
 
 /// Writes the leaves that describe the position of an AMD CPU.
-pub(super) fn describe_amd(leaves: &mut Leaves, place: &Place<'_>) {
+pub(super) fn describe_amd(leaves: &mut Leaves, place: &CpuPlace<'_>) {
     describe_common(leaves, place);
     let cpus = place.cpus;
     leaves.change(0x8000_0001, |leaf| {
@@ -76,7 +76,7 @@ pub(super) fn describe_amd(leaves: &mut Leaves, place: &Place<'_>) {
 }
 
 /// Writes the leaves of both vendors: leaf 1 and the extended topology without caches.
-fn describe_common(leaves: &mut Leaves, place: &Place<'_>) {
+fn describe_common(leaves: &mut Leaves, place: &CpuPlace<'_>) {
     let cpus = place.cpus;
     leaves.change(0x1, |leaf| {
         // Brand index and line size of CLFLUSH stay. The count is that of the APIC IDs of a
@@ -103,7 +103,7 @@ fn describe_common(leaves: &mut Leaves, place: &Place<'_>) {
 
 /// Returns the subleaves of leaf Bh or 1Fh: one for each domain (type, bits below the next domain,
 /// number of CPUs), and a last one of zeros.
-fn levels(place: &Place<'_>, domains: &[(u32, u32, u32)]) -> Vec<CpuidRegisters> {
+fn levels(place: &CpuPlace<'_>, domains: &[(u32, u32, u32)]) -> Vec<CpuidRegisters> {
     (0..)
         .zip(domains.iter().chain(&[(0, 0, 0)]))
         .map(|(index, (kind, shift, count))| [*shift, *count, kind << 8 | index, place.apic_id])

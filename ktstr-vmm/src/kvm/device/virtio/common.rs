@@ -197,6 +197,7 @@ impl Common {
                             ring.set_size(value);
                         }
                     }
+                    // Only once, and only after the features are known: they include EVENT_IDX.
                     QUEUE_ENABLE if value == 1 && are_features_ok && !queue.ring().ready() => {
                         queue.enable(event_idx, memory)?;
                     }

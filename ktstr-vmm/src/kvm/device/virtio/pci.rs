@@ -62,6 +62,7 @@ impl ConsoleFunction {
 
     /// Reads from the configuration space.
     pub(in super::super) fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        // A read of the window's data is a read of the BAR.
         if self.touches_window(offset, data.len())
             && let Some(window) = Window::at(&self.config, self.window)
         {
@@ -75,6 +76,7 @@ impl ConsoleFunction {
     /// Writes to the configuration space.
     pub(in super::super) fn write_config(&mut self, offset: usize, data: &[u8], board: &dyn Board) {
         self.config.write(offset, data);
+        // A write to the window's data is a write to the BAR.
         if self.touches_window(offset, data.len())
             && let Some(window) = Window::at(&self.config, self.window)
         {
@@ -184,10 +186,10 @@ impl ConsoleFunction {
 
     /// Returns the work that is left to do: none without a driver.
     pub(in super::super) fn backlog(&self) -> Backlog {
-        match self.is_running() {
-            true => self.console.backlog(&self.common.queues),
-            false => Backlog { wants_service: false, wants_room: false, is_drained: true },
+        if !self.is_running() {
+            return Backlog { wants_service: false, wants_room: false, is_drained: true };
         }
+        self.console.backlog(&self.common.queues)
     }
 
     fn is_running(&self) -> bool {

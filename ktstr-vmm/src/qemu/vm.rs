@@ -123,7 +123,8 @@ impl QemuVm {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             if let Some(answer) = self.answer.take() {
-                tracing::debug!(command, id = self.last_id, ?answer, "QMP answer");
+                let error = answer.as_ref().err();
+                tracing::debug!(command, id = self.last_id, ?error, "QMP answer");
                 return answer.map_err(|reason| Error::Refused { command, reason });
             }
             if self.exited.is_some() {

@@ -7,6 +7,7 @@
 
 mod body;
 mod child;
+mod machine;
 mod mounts;
 mod outbox;
 mod output;
@@ -16,7 +17,6 @@ mod profile;
 mod serve;
 mod shell;
 mod system;
-mod truth;
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::pipe::set_nonblocking;
+use crate::linux::sync::lock;
 use crate::linux::sys;
 use crate::model::wire::{GuestMessage, Payload, Stream};
 
@@ -191,7 +192,7 @@ impl Shared {
     fn wait_for_room(&self) {
         let is_full = |handover: &mut Handover| handover.payloads.len() >= WAITING;
         loop {
-            let handover = self.handover.lock().unwrap_or_else(PoisonError::into_inner);
+            let handover = lock(&self.handover);
             let waited = self.taken.wait_timeout_while(handover, SIGNAL_AGAIN, is_full);
             let (handover, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             drop(handover);
@@ -205,7 +206,7 @@ impl Shared {
 
     /// Changes what waits for PID 1, and signals it once the lock is released.
     fn change(&self, change: impl FnOnce(&mut Handover)) {
-        change(&mut self.handover.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.handover));
         signal(&self.ready);
     }
 }

@@ -10,13 +10,13 @@ use rustix::termios::Winsize;
 
 use super::child::Child;
 use super::pipe::set_nonblocking;
-use super::{system, truth};
+use super::{machine, system};
 use crate::linux::sys;
 use crate::model::wire::{End, Request, ShellRequest, Stream};
 
 /// Starts the program if the machine is the one that was asked for.
 pub(super) fn start(request: &ShellRequest) -> Result<Result<Child, End>> {
-    if let Err(end) = truth::check(&request.machine)? {
+    if let Err(end) = machine::check(&request.machine)? {
         return Ok(Err(end));
     }
     Ok(spawn(request).map_err(|error| End::Refused(format!("{error:#}"))))

@@ -1,4 +1,4 @@
-//! Groups that come and go, and those that would not go.
+//! Cgroups are created and removed many times, and some cannot be removed.
 
 use ktstr::cgroup::Error;
 use ktstr::prelude::*;
@@ -25,7 +25,7 @@ fn churn_of_2000_cycles_leaves_nothing(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn the_cap_on_failed_removals_rises_and_recovers(ctx: &Ctx) -> Result<AssertResult> {
+fn remove_cgroup_refuses_after_eleven_failures(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;
     for number in 0..12 {
         cgroups.create_cgroup(&format!("cg{number}/below"))?;
@@ -38,10 +38,10 @@ fn the_cap_on_failed_removals_rises_and_recovers(ctx: &Ctx) -> Result<AssertResu
     let error = cgroups.remove_cgroup("cg11").unwrap_err();
     ensure!(matches!(error, Error::TooManyOutstanding { .. }), "{error}");
     cgroups.remove_cgroup("missing")?;
-    cgroups.remove_cgroup("cg0/below").context("what a counted group holds may go")?;
-    cgroups.remove_cgroup("cg0").context("a counted group may be tried again")?;
+    cgroups.remove_cgroup("cg0/below").context("a child of a counted cgroup is removed")?;
+    cgroups.remove_cgroup("cg0").context("a counted cgroup is tried again")?;
     ensure!(cgroups.outstanding_removes() == 10);
-    cgroups.remove_cgroup("cg11/below").context("others are removed again")?;
+    cgroups.remove_cgroup("cg11/below").context("other cgroups are removed again")?;
     cgroups.remove_cgroup("cg11")?;
     cgroups.cleanup_all()?;
     ensure!(cgroups.outstanding_removes() == 0);

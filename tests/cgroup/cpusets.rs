@@ -1,4 +1,4 @@
-//! Emptying the cpuset of a cgroup that holds processes.
+//! Emptying the cpuset of a cgroup that contains processes.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use ktstr::prelude::*;
 
 use crate::children::{Child, pause};
 
-/// Up to Linux 6.12 the kernel refuses an empty `cpuset.cpus` there.
+/// Linux up to 6.12 rejects an empty `cpuset.cpus` there.
 #[ktstr_test(cores = 2)]
 fn clear_cpuset_works_with_processes(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;
@@ -24,13 +24,13 @@ fn clear_cpuset_works_with_processes(ctx: &Ctx) -> Result<AssertResult> {
         ensure!(["\n", "0-1\n"].contains(&&*cpus(name)?), "{name}: `{}`", cpus(name)?);
         ensure!(effective(name)? == "0-1\n", "{name}: {}", effective(name)?);
     }
-    // What is below the parent's is as the parent's, also when that loses CPUs later.
+    // The child follows the parent, also when that loses CPUs later.
     cgroups.set_cpuset("a", &[0].into())?;
     ensure!(effective("a/b")? == "0\n", "{}", effective("a/b")?);
     cgroups.set_cpuset("a", &[1].into())?;
     cgroups.clear_cpuset("a/b")?;
     ensure!(effective("a/b")? == "1\n", "{}", effective("a/b")?);
     cgroups.set_cpuset("a", &[0].into())?;
-    ensure!(effective("a/b")? == "0\n", "none of the copy is left: {}", effective("a/b")?);
+    ensure!(effective("a/b")? == "0\n", "no CPU of the copy is left: {}", effective("a/b")?);
     Ok(AssertResult::pass())
 }

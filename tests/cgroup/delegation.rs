@@ -1,4 +1,4 @@
-//! A sub-tree owned by an ordinary user, with the caller inside it.
+//! A subtree owned by an ordinary user, with the caller in it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ fn as_delegatee(body: impl FnOnce() -> Result<()>) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn a_delegated_root_does_everything(_: &Ctx) -> Result<AssertResult> {
+fn delegatee_can_use_every_operation(_: &Ctx) -> Result<AssertResult> {
     as_delegatee(|| {
         let cgroups = delegated()?;
         ensure!(fs::read_to_string("/proc/self/cgroup")? == "0::/delegated\n");
@@ -55,7 +55,7 @@ fn a_delegated_root_does_everything(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn an_ordinary_user_is_told_how_to_get_a_group(_: &Ctx) -> Result<AssertResult> {
+fn setup_error_explains_delegation(_: &Ctx) -> Result<AssertResult> {
     as_delegatee(|| {
         let error = CgroupManager::new(format!("{MOUNT}/ktstr")).setup(&controllers());
         let error = error.unwrap_err().to_string();
@@ -68,22 +68,22 @@ fn an_ordinary_user_is_told_how_to_get_a_group(_: &Ctx) -> Result<AssertResult> 
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let foreign = CgroupManager::new(MOUNT);
         let error = foreign.create_cgroup("mine").unwrap_err().to_string();
-        ensure!(error.contains("EACCES") && error.contains("must own this group"), "{error}");
+        ensure!(error.contains("EACCES") && error.contains("must own this cgroup"), "{error}");
         let error = CgroupManager::new(MOUNT).move_task("", own).unwrap_err().to_string();
         ensure!(error.contains("is not a cgroup name"), "{error}");
         Ok(())
     })
 }
 
-/// `+pids` on a group that holds its caller is taken by the kernel, and is a mistake.
+/// The kernel accepts `+pids` in a cgroup that contains its caller, which makes it a threaded domain.
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn the_threaded_trap_is_explained(_: &Ctx) -> Result<AssertResult> {
+fn setup_error_explains_the_threaded_domain_trap(_: &Ctx) -> Result<AssertResult> {
     as_delegatee(|| {
         fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "+pids")?;
         let error = delegated()?.setup(&controllers()).unwrap_err().to_string();
         println!("{error}");
         ensure!(error.contains("EOPNOTSUPP") && error.contains("threaded-domain trap"), "{error}");
-        // As the message says.
+        // The advice of the message.
         fs::write(Path::new(ROOT).join("cgroup.subtree_control"), "-pids")?;
         delegated()?.setup(&controllers())?;
         Ok(())
@@ -91,7 +91,7 @@ fn the_threaded_trap_is_explained(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn the_threaded_trap_is_not_sprung(ctx: &Ctx) -> Result<AssertResult> {
+fn add_controller_refuses_occupied_cgroups(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.create_cgroup("inner")?;
     let _child = Child::fork_in(ctx.cgroups, "inner", pause)?;
     let path = ctx.cgroups.parent_path().join("inner");

@@ -1,4 +1,4 @@
-//! Every knob, written and read back.
+//! Every knob is written and read back.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ fn knob(ctx: &Ctx, path: &str) -> Result<String> {
 }
 
 #[ktstr_test(cores = 2)]
-fn every_knob_reads_as_it_was_written(ctx: &Ctx) -> Result<AssertResult> {
+fn knobs_read_back_as_written(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&all())?;
     ctx.cgroups.create_cgroup("cg")?;
     let (cgroups, set) = (ctx.cgroups, |numbers: &[usize]| numbers.iter().copied().collect());
@@ -57,13 +57,13 @@ fn every_knob_reads_as_it_was_written(ctx: &Ctx) -> Result<AssertResult> {
     io_weight(ctx)?;
     cgroups.remove_cgroup("cg")?;
     cgroups.cleanup_all()?;
-    ensure!(!cgroups.parent_path().exists(), "cleanup_all removes the parent, too");
-    cgroups.create_cgroup("a/again").context("it is made again")?;
-    cgroups.set_pids_max("a/again", Some(9)).context("with what setup enabled")?;
+    ensure!(!cgroups.parent_path().exists(), "cleanup_all removes the parent as well");
+    cgroups.create_cgroup("a/again").context("it is created again")?;
+    cgroups.set_pids_max("a/again", Some(9)).context("with the controllers of setup")?;
     Ok(AssertResult::pass())
 }
 
-/// Not every kernel has it; one that has not must be told apart from a missing controller.
+/// Not every kernel has `io.weight`; the error must not blame a missing controller.
 fn io_weight(ctx: &Ctx) -> Result<()> {
     match ctx.cgroups.set_io_weight("cg", 300) {
         Ok(()) => {
@@ -84,7 +84,7 @@ fn io_weight(ctx: &Ctx) -> Result<()> {
 }
 
 #[ktstr_test(cores = 1)]
-fn errors_say_what_to_do(ctx: &Ctx) -> Result<AssertResult> {
+fn errors_contain_advice(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&BTreeSet::from([Controller::Cpuset, Controller::Cpu]))?;
     ctx.cgroups.create_cgroup("cg")?;
     let text = |result: Result<(), Error>| match result {
@@ -95,8 +95,11 @@ fn errors_say_what_to_do(ctx: &Ctx) -> Result<AssertResult> {
         }
     };
     let missing = text(ctx.cgroups.set_memory_max("cg", Some(4096)))?;
-    ensure!(missing.contains("`4096` to /sys/fs/cgroup/ktstr/cg/memory.max: ENOENT"), "{missing}");
-    ensure!(missing.contains("controller `memory` is not enabled for this group"), "{missing}");
+    ensure!(
+        missing.contains("`4096` to `/sys/fs/cgroup/ktstr/cg/memory.max`: ENOENT"),
+        "{missing}"
+    );
+    ensure!(missing.contains("controller `memory` is not enabled for this cgroup"), "{missing}");
     ensure!(missing.contains("`cpu cpuset`") || missing.contains("`cpuset cpu`"), "{missing}");
     let range = text(ctx.cgroups.set_cpuset("cg", &BTreeSet::from([0, 99])))?;
     ensure!(range.contains("write `0,99` to") && range.contains("ERANGE"), "{range}");
@@ -104,14 +107,14 @@ fn errors_say_what_to_do(ctx: &Ctx) -> Result<AssertResult> {
     let gone = text(ctx.cgroups.move_task("cg", 4_194_303))?;
     ensure!(gone.contains("[4194303]") && gone.contains("ESRCH"), "{gone}");
     let none = text(ctx.cgroups.set_cpu_weight("cg_typo", 1))?;
-    ensure!(none.contains("there is no such group"), "{none}");
+    ensure!(none.contains("there is no such cgroup"), "{none}");
     let file = text(ctx.cgroups.create_cgroup("cgroup.procs"))?;
     ensure!(file.contains("EEXIST"), "{file}");
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 1)]
-fn a_nested_leaf_has_every_knob(ctx: &Ctx) -> Result<AssertResult> {
+fn create_cgroup_enables_controllers_at_every_level(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&BTreeSet::from([Controller::Memory, Controller::Pids]))?;
     ctx.cgroups.create_cgroup("a/b/leaf")?;
     ctx.cgroups.create_cgroup("a/b/leaf")?;
@@ -123,7 +126,7 @@ fn a_nested_leaf_has_every_knob(ctx: &Ctx) -> Result<AssertResult> {
     let stats = ctx.cgroups.stats("a/b/leaf")?;
     ensure!(stats.memory.is_some() && stats.pids.is_some() && !stats.populated, "{stats:?}");
     let error = ctx.cgroups.remove_cgroup("a").unwrap_err().to_string();
-    ensure!(error.contains("it has groups [\"b\"]"), "{error}");
+    ensure!(error.contains("it has children [\"b\"]"), "{error}");
     let error = ctx.cgroups.add_parent_subtree_controller(Controller::Cpu).unwrap_err().to_string();
     ensure!(
         error.contains("ENOENT") && error.contains("(cgroup.controllers: `memory pids`)"),
@@ -140,7 +143,7 @@ fn a_nested_leaf_has_every_knob(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn controllers_can_be_taken_back(ctx: &Ctx) -> Result<AssertResult> {
+fn clear_subtree_control_disables_controllers(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&BTreeSet::from([Controller::Pids]))?;
     ctx.cgroups.create_cgroup("a/leaf")?;
     ctx.cgroups.clear_subtree_control("a")?;

@@ -1,4 +1,4 @@
-//! Limits that bite, as the kernel's own counters tell.
+//! Limits take effect, by the counters of the kernel.
 
 use std::time::Instant;
 
@@ -18,8 +18,8 @@ fn cpu_max_throttles(ctx: &Ctx) -> Result<AssertResult> {
     let (wall, stats) = (began.elapsed(), ctx.cgroups.stats("cg")?);
     ensure!(stats.cpu.nr_throttled >= 5 && stats.cpu.throttled_usec > 0, "{:?}", stats.cpu);
     let share = stats.cpu.usage_usec as f64 / wall.as_micros() as f64;
-    ensure!(share < 0.5, "a quota of 20 % let {share:.2} of the time pass");
-    ensure!(stats.cpu_pressure.is_some(), "the guest's kernel has PSI");
+    ensure!(share < 0.5, "a share of {share:.2} with a quota of 20 %");
+    ensure!(stats.cpu_pressure.is_some(), "the kernel of the guest has PSI");
     Ok(AssertResult::pass())
 }
 
@@ -31,7 +31,7 @@ fn memory_max_kills(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.set_memory_max("cg", Some(LIMIT))?;
     ctx.cgroups.set_memory_swap_max("cg", Some(0))?;
     let eater = Child::fork_in(ctx.cgroups, "cg", || {
-        // Touched page by page: memory that is only reserved is not charged.
+        // Written to, because memory that is only reserved is not charged.
         let eaten = vec![1_u8; 4 * LIMIT as usize];
         i32::from(std::hint::black_box(&eaten)[0])
     })?;
@@ -44,7 +44,7 @@ fn memory_max_kills(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn pids_max_refuses_a_fork(ctx: &Ctx) -> Result<AssertResult> {
+fn pids_max_rejects_forks(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&all())?;
     ctx.cgroups.create_cgroup("cg")?;
     ctx.cgroups.set_pids_max("cg", Some(1))?;

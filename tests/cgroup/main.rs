@@ -1,4 +1,4 @@
-//! Cgroups in the guest, on the kernel's own cgroupfs.
+//! The cgroup manager in the guest, on the cgroupfs of the kernel.
 
 #[path = "../common/children.rs"]
 mod children;
@@ -48,12 +48,12 @@ fn host_has_the_capture(result: &VmResult) -> Result<()> {
 }
 
 fn check(captures: &[CgroupProcsSnapshot]) -> Result<()> {
-    let [capture] = captures else { bail!("one capture was taken, {} arrived", captures.len()) };
+    let [capture] = captures else { bail!("expected one capture, got {}", captures.len()) };
     ensure!(capture.tag == "placed", "the tag is {:?}", capture.tag);
     ensure!(capture.cgroup == "cg_target", "the cgroup is {:?}", capture.cgroup);
     ensure!(
         capture.pids.len() == 2,
-        "two workers were spawned, the group holds {:?}",
+        "two workers were spawned, the cgroup contains {:?}",
         capture.pids
     );
     ensure!(capture.pids.iter().all(|pid| *pid > 0), "pids are positive: {:?}", capture.pids);

@@ -1,5 +1,5 @@
-//! The rules of cgroup v2: the same operations on the kernel's cgroupfs and on the double, each with
-//! the answer that both must give.
+//! The rules of cgroup v2: the same operations on cgroupfs and on the test double, each with the
+//! result that both must return.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use ktstr::prelude::*;
 
 use crate::children::{Child, pause};
 
-/// CPUs of the machine, and of that of the double; both have one memory node.
+/// CPUs of the guest and of the double; both have one memory node.
 const CPUS: u32 = 2;
 
-/// A name that is longer than most file systems take.
+/// A name that is longer than most file systems accept.
 const LONG: &str = concat!(
     "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
     "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
@@ -20,7 +20,7 @@ const LONG: &str = concat!(
     "0123456789abcdef0123456789abcdef",
 );
 
-/// Processes of a case: children that wait, and the caller itself.
+/// The processes of a case: children that wait, and the caller itself.
 const CHILDREN: usize = 3;
 const CALLER: usize = CHILDREN;
 
@@ -56,9 +56,9 @@ enum Run {
 use Controller::{Cpu, Cpuset, Memory, Pids};
 use Run::*;
 
-/// Each case begins without cgroups, with controllers disabled and with living processes.
+/// Each case begins without cgroups, with all controllers disabled and all processes running.
 ///
-/// The answer is `ok`, what was read, the errno, or the variant of the error.
+/// The expected result is `ok`, the value read, the errno, or the variant of the error.
 const CASES: &[(&str, &[(Run, &str)])] = &[
     (
         "names",
@@ -129,7 +129,7 @@ const CASES: &[(&str, &[(Run, &str)])] = &[
         ],
     ),
     (
-        "controllers come from above",
+        "controllers come from the parent",
         &[
             (Create("a"), "ok"),
             (CpuMax("a", None, 100_000), "ENOENT"),
@@ -206,7 +206,7 @@ const CASES: &[(&str, &[(Run, &str)])] = &[
             (Mems("a", &[0]), "ok"),
             (EffectiveCpus("a/b"), "{1}"),
             (Move("a/b", &[0]), "ok"),
-            // The process is below.
+            // The process is in a child.
             (ClearCpus("a"), "ok"),
             (ClearMems("a"), "ok"),
             (EffectiveCpus("a"), "{0, 1}"),
@@ -217,7 +217,7 @@ const CASES: &[(&str, &[(Run, &str)])] = &[
             (Cpus("a/b", &[]), "ok"),
             (Mems("a/b", &[]), "ok"),
             (EffectiveCpus("a/b"), "{0, 1}"),
-            // CPUs that the parent does not have are accepted, and do not count.
+            // CPUs that the parent does not have are accepted and ignored.
             (Cpus("a", &[0]), "ok"),
             (Cpus("a/b", &[1]), "ok"),
             (EffectiveCpus("a/b"), "{0}"),
@@ -349,17 +349,17 @@ const CASES: &[(&str, &[(Run, &str)])] = &[
     ),
 ];
 
-/// What the operations are run on.
+/// The implementation under test.
 trait Subject {
     fn cgroups(&self) -> &dyn CgroupOps;
 
-    /// The pids of the processes, by index.
+    /// Returns the pids of the processes, by index.
     fn pids(&self) -> [i32; CHILDREN + 1];
 
-    /// Ends a process, so that nothing is left of it.
+    /// Ends and reaps a process.
     fn end(&mut self, index: usize) -> Result<()>;
 
-    /// Removes what is left of processes that were killed.
+    /// Reaps the processes that were killed.
     fn reap(&mut self) -> Result<()>;
 
     fn effective_cpus(&self, cgroup: &str) -> Result<std::collections::BTreeSet<usize>>;
@@ -404,7 +404,7 @@ impl Kernel {
         Ok(Self { cgroups, children: children.map(Some), pids: [a, b, c, own_pid()] })
     }
 
-    /// Leaves nothing to the next case.
+    /// Removes all cgroups and disables all controllers.
     fn finish(self) -> Result<()> {
         self.cgroups.cleanup_all()?;
         let control = Path::new(MOUNT).join("cgroup.subtree_control");
@@ -460,7 +460,7 @@ fn run(subject: &mut impl Subject, operation: Run) -> Result<String> {
     let cgroups = subject.cgroups();
     let done = |result: Result<(), Error>| result.map(|()| "ok".to_owned());
     let set = |numbers: &[usize]| numbers.iter().copied().collect();
-    let answer = match operation {
+    let result = match operation {
         Setup(controllers) => done(cgroups.setup(&controllers.iter().copied().collect())),
         Create(name) => done(cgroups.create_cgroup(name)),
         Remove(name) => done(cgroups.remove_cgroup(name)),
@@ -499,10 +499,10 @@ fn run(subject: &mut impl Subject, operation: Run) -> Result<String> {
         ClearControllers(name) => done(cgroups.clear_subtree_control(name)),
         AddController(controller) => done(cgroups.add_parent_subtree_controller(controller)),
     };
-    Ok(answer.unwrap_or_else(|error| kind(&error)))
+    Ok(result.unwrap_or_else(|error| kind(&error)))
 }
 
-/// The errno of an error, or its variant.
+/// Returns the errno of an error, or its variant.
 fn kind(error: &Error) -> String {
     let names = [
         (libc::ENOENT, "ENOENT"),
@@ -523,13 +523,13 @@ fn kind(error: &Error) -> String {
     }
 }
 
-/// Runs a case; returns where an answer was another one.
+/// Runs a case; returns the results that were not as expected.
 fn differences(subject: &mut impl Subject, case: &[(Run, &str)]) -> Result<Vec<String>> {
     let mut differences = Vec::new();
     for (number, (operation, want)) in case.iter().enumerate() {
         let got = run(subject, *operation).with_context(|| format!("{number}: {operation:?}"))?;
         if got != *want {
-            differences.push(format!("{number}: {operation:?} answers {got}, not {want}"));
+            differences.push(format!("{number}: {operation:?} returned {got}, not {want}"));
         }
     }
     Ok(differences)
@@ -541,7 +541,7 @@ fn ensure_none(differences: &[String]) -> Result<()> {
 }
 
 #[test]
-fn recording_cgroups_answer_as_the_kernel() -> Result<()> {
+fn recording_cgroups_follow_the_rules() -> Result<()> {
     let mut all = Vec::new();
     for (name, case) in CASES {
         let mut double = Double(RecordingCgroups::with_machine(CPUS as usize, 1));
@@ -552,7 +552,7 @@ fn recording_cgroups_answer_as_the_kernel() -> Result<()> {
 }
 
 #[ktstr_test(cores = 2, memory_mib = 512, duration_s = 60)]
-fn the_kernel_answers_as_recording_cgroups(_: &Ctx) -> Result<AssertResult> {
+fn kernel_follows_the_rules(_: &Ctx) -> Result<AssertResult> {
     let mut all = Vec::new();
     for (name, case) in CASES {
         let mut kernel = Kernel::new()?;

@@ -1,4 +1,4 @@
-//! Freezing, killing, moving and draining real processes.
+//! Real processes are frozen, killed, moved and drained.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use ktstr::prelude::*;
 use crate::children::{Child, all, eventually, pause, spin};
 
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn a_frozen_group_stands_still(ctx: &Ctx) -> Result<AssertResult> {
+fn set_freeze_stops_all_cpu_time(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.create_cgroup("cg")?;
     let spinner = Child::fork_in(ctx.cgroups, "cg", spin)?;
     let usage = || anyhow::Ok(ctx.cgroups.stats("cg")?.cpu.usage_usec);
@@ -18,18 +18,18 @@ fn a_frozen_group_stands_still(ctx: &Ctx) -> Result<AssertResult> {
     let before = usage()?;
     std::thread::sleep(Duration::from_millis(300));
     let used = usage()? - before;
-    ensure!(used < 1000, "frozen, it used {used} us");
+    ensure!(used < 1000, "{used} us of CPU time while frozen");
     ctx.cgroups.set_freeze("cg", false)?;
     eventually("it runs again", || Ok(usage()? > before + 10_000))?;
     ctx.cgroups.set_freeze("cg", true)?;
-    ctx.cgroups.remove_cgroup("cg").context("a frozen group can be removed")?;
+    ctx.cgroups.remove_cgroup("cg").context("removing a frozen cgroup")?;
     ensure!(!ctx.cgroups.parent_path().join("cg").exists());
     drop(spinner);
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 1, duration_s = 5)]
-fn a_group_below_a_frozen_one_thaws_with_it(ctx: &Ctx) -> Result<AssertResult> {
+fn set_freeze_thaws_children_with_their_parent(ctx: &Ctx) -> Result<AssertResult> {
     let is_frozen = || anyhow::Ok(ctx.cgroups.stats("cold/in")?.frozen);
     ctx.cgroups.create_cgroup("cold/in")?;
     ctx.cgroups.set_freeze("cold/in", true)?;
@@ -41,9 +41,9 @@ fn a_group_below_a_frozen_one_thaws_with_it(ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// 200 processes that fork all the time, so that no list of them is ever complete.
+/// 200 processes that fork all the time, so that no list of them is complete.
 #[ktstr_test(cores = 2, memory_mib = 1024, duration_s = 60)]
-fn kill_empties_a_group_of_200_forking_processes(ctx: &Ctx) -> Result<AssertResult> {
+fn kill_cgroup_empties_a_cgroup_of_200_forking_processes(ctx: &Ctx) -> Result<AssertResult> {
     ctx.cgroups.setup(&all())?;
     ctx.cgroups.create_cgroup("cg")?;
     let (gate, opener) = rustix::pipe::pipe()?;
@@ -64,13 +64,13 @@ fn kill_empties_a_group_of_200_forking_processes(ctx: &Ctx) -> Result<AssertResu
     ctx.cgroups.kill_cgroup("cg")?;
     ensure!(!ctx.cgroups.stats("cg")?.populated);
     ensure!(ctx.cgroups.read_procs("cg")?.is_empty());
-    ensure!(root.wait()?.terminating_signal() == Some(9), "its root is dead, too");
+    ensure!(root.wait()?.terminating_signal() == Some(9), "the parent process is killed as well");
     ctx.cgroups.remove_cgroup("cg")?;
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn processes_move_and_drain(ctx: &Ctx) -> Result<AssertResult> {
+fn move_tasks_and_drain_tasks_move_processes(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;
     cgroups.setup(&all())?;
     cgroups.create_cgroup("from")?;
@@ -78,27 +78,27 @@ fn processes_move_and_drain(ctx: &Ctx) -> Result<AssertResult> {
     let children = (0..3).map(|_| Child::fork_in(cgroups, "from", pause));
     let children = children.collect::<Result<Vec<_>>>()?;
     let mut pids: Vec<_> = children.iter().map(Child::pid).collect();
-    let gone = Child::fork(|| 0)?;
-    let gone_pid = gone.pid();
-    gone.wait()?;
-    pids.push(gone_pid);
-    cgroups.move_tasks("to", &pids).context("one that has ended is skipped")?;
+    let ended = Child::fork(|| 0)?;
+    let ended_pid = ended.pid();
+    ended.wait()?;
+    pids.push(ended_pid);
+    cgroups.move_tasks("to", &pids).context("a process that has ended is skipped")?;
     pids.pop();
     ensure!(cgroups.read_procs("to")? == pids && cgroups.read_procs("from")?.is_empty());
-    let error = cgroups.move_tasks("from", &[gone_pid]).unwrap_err();
+    let error = cgroups.move_tasks("from", &[ended_pid]).unwrap_err();
     ensure!(matches!(error, Error::AllGone { .. }), "{error}");
     cgroups.drain_tasks("to")?;
     ensure!(cgroups.read_procs("to")?.is_empty());
     let own = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
     ensure!(own(pids[0])? == "0::/\n", "drained to the root of the hierarchy");
     cgroups.move_task("from", pids[0])?;
-    cgroups.remove_cgroup("from").context("a group with processes can be removed")?;
-    ensure!(own(pids[0])? == "0::/\n", "and they live on");
+    cgroups.remove_cgroup("from").context("removing a cgroup with processes")?;
+    ensure!(own(pids[0])? == "0::/\n", "the processes still run");
     Ok(AssertResult::pass())
 }
 
 #[ktstr_test(cores = 1)]
-fn the_caller_is_not_killed_and_a_group_removes_itself(ctx: &Ctx) -> Result<AssertResult> {
+fn kill_cgroup_spares_the_caller_and_the_guard_removes(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;
     let own = rustix::process::getpid().as_raw_nonzero().get();
     cgroups.setup(&all())?;

@@ -1,4 +1,4 @@
-//! Threaded cgroups, which list no processes, and cgroups whose names are not text.
+//! Threaded cgroups, which list no processes, and cgroups with names that are not UTF-8.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +9,7 @@ use ktstr::prelude::*;
 
 use crate::children::{Child, pause};
 
-/// Creates a cgroup and makes it threaded, and so its parent a threaded domain.
+/// Creates a threaded cgroup, which makes its parent a threaded domain.
 fn create_threaded(cgroups: &dyn CgroupOps, name: &str) -> Result<()> {
     cgroups.create_cgroup(name)?;
     fs::write(cgroups.parent_path().join(name).join("cgroup.type"), "threaded")?;
@@ -53,7 +53,7 @@ fn threaded_cgroups_are_read_drained_killed_and_removed(ctx: &Ctx) -> Result<Ass
     ensure!(cgroups.read_procs("a/t")?.is_empty() && cgroups.read_procs("a")?.len() == 2);
     cgroups.move_task("a/t", single.pid())?;
 
-    // A process dies as a whole, though only one of its threads is there.
+    // The whole process is killed, although only one of its threads is there.
     cgroups.kill_cgroup("a/t/u")?;
     ensure!(double.wait()?.terminating_signal() == Some(9));
     ensure!(cgroups.read_procs("a")? == [single.pid()]);
@@ -62,7 +62,7 @@ fn threaded_cgroups_are_read_drained_killed_and_removed(ctx: &Ctx) -> Result<Ass
     ensure!(matches!(error, Error::HasChildren { .. }), "{error}");
     cgroups.remove_cgroup("a/t/u")?;
     cgroups.remove_cgroup("a/t").context("with a thread in it")?;
-    ensure!(cgroups.read_procs("a")? == [single.pid()], "its process lives on in the domain");
+    ensure!(cgroups.read_procs("a")? == [single.pid()], "its process still runs in the domain");
     cgroups.remove_cgroup("a")?;
     ensure!(fs::read_to_string(format!("/proc/{}/cgroup", single.pid()))? == "0::/\n");
     Ok(AssertResult::pass())
@@ -79,7 +79,7 @@ fn guard_and_cleanup_all_remove_threaded_cgroups(ctx: &Ctx) -> Result<AssertResu
         children =
             [fork_with_threads(cgroups, "a", "a/t")?, fork_with_threads(cgroups, "a", "a/t")?];
     }
-    ensure!(!cgroups.parent_path().join("a").exists(), "the guard has left it behind");
+    ensure!(!cgroups.parent_path().join("a").exists(), "the guard did not remove it");
     for name in ["b/t", "b/t/u", "b/v"] {
         create_threaded(cgroups, name)?;
     }
@@ -92,7 +92,7 @@ fn guard_and_cleanup_all_remove_threaded_cgroups(ctx: &Ctx) -> Result<AssertResu
 }
 
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn threaded_domains_are_explained(ctx: &Ctx) -> Result<AssertResult> {
+fn move_task_error_explains_threaded_domains(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;
     create_threaded(cgroups, "a/t")?;
     cgroups.create_cgroup("a/n")?;
@@ -101,7 +101,7 @@ fn threaded_domains_are_explained(ctx: &Ctx) -> Result<AssertResult> {
     println!("{error}");
     ensure!(error.contains("EOPNOTSUPP") && error.contains("ktstr/a is a threaded domain"));
     ensure!(!error.contains("trap"), "no controller was enabled: {error}");
-    // The caller's thread is the caller.
+    // A thread of the caller counts as the caller.
     let own = rustix::process::getpid().as_raw_nonzero().get();
     cgroups.move_task("a/t", own)?;
     for refused in [cgroups.kill_cgroup("a/t"), cgroups.kill_cgroup("a")] {
@@ -114,7 +114,7 @@ fn threaded_domains_are_explained(ctx: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1, duration_s = 20)]
-fn cgroups_whose_names_are_not_utf8_are_killed_and_removed(ctx: &Ctx) -> Result<AssertResult> {
+fn kill_cgroup_and_cleanup_all_take_names_that_are_not_utf8(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;
     cgroups.create_cgroup("a")?;
     let below = cgroups.parent_path().join("a").join(OsStr::from_bytes(b"t\xc3\xb6\xc3"));

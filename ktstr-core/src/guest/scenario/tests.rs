@@ -91,7 +91,7 @@ fn execute_scenario_returns_the_first_error_of_its_teardown() {
     let backdrop = Backdrop::new().push_op(Op::add_cgroup("a")).push_op(Op::add_cgroup("b"));
     let error = format!("{:#}", play(&cgroups, backdrop, vec![]).unwrap_err());
     assert!(error.contains("backdrop: teardown failed"), "{error}");
-    assert!(error.contains("remove_cgroup /sys/fs/cgroup/recording/b: EBUSY"), "{error}");
+    assert!(error.contains("remove_cgroup `/sys/fs/cgroup/recording/b`: EBUSY"), "{error}");
     assert_eq!(cgroups.calls_of("remove_cgroup"), ["b", "a"]);
     assert_eq!(cgroups.groups(), ["b"]);
 }
@@ -147,8 +147,8 @@ fn end_layer_undoes_everything_in_reverse_and_returns_the_first_error() {
     assert_eq!(end_layer_failing(false, &[]), (String::new(), all.map(str::to_owned).to_vec()));
     for (cpu, cgroups, first) in [
         (true, &["a", "b"][..], "step 0: teardown failed: cannot online or offline CPU 2"),
-        (false, &["a", "b"], "remove_cgroup /sys/fs/cgroup/recording/b: EBUSY"),
-        (false, &["a"], "remove_cgroup /sys/fs/cgroup/recording/a: EBUSY"),
+        (false, &["a", "b"], "remove_cgroup `/sys/fs/cgroup/recording/b`: EBUSY"),
+        (false, &["a"], "remove_cgroup `/sys/fs/cgroup/recording/a`: EBUSY"),
     ] {
         let (error, removed) = end_layer_failing(cpu, cgroups);
         assert!(error.starts_with("step 0: teardown failed: ") && error.contains(first), "{error}");

@@ -19,10 +19,10 @@ pub enum Controller {
 }
 
 impl Controller {
-    /// All of them.
+    /// All controllers.
     pub const ALL: [Self; 5] = [Self::Cpuset, Self::Cpu, Self::Memory, Self::Pids, Self::Io];
 
-    /// Returns the name that the kernel uses in `cgroup.controllers`: `cpuset`.
+    /// Returns the name in `cgroup.controllers`: `cpuset`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cpuset => "cpuset",
@@ -40,7 +40,7 @@ impl fmt::Display for Controller {
     }
 }
 
-/// `+cpu +memory`: the controllers by name, each after `sign`.
+/// Formats a value for `cgroup.subtree_control`, sorted by name: `+cpu +memory`.
 pub(super) fn subtree_control(sign: &str, controllers: &BTreeSet<Controller>) -> String {
     let mut words: Vec<_> = controllers.iter().map(|name| format!("{sign}{name}")).collect();
     words.sort_unstable();

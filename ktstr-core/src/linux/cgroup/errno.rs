@@ -1,8 +1,8 @@
-//! The symbolic names of error numbers.
+//! Symbolic names of error numbers.
 
 use std::io;
 
-/// What cgroupfs answers, and what opening its files can.
+/// The errors of cgroupfs, and of opening its files.
 const NAMES: [(i32, &str); 27] = [
     (libc::EPERM, "EPERM"),
     (libc::ENOENT, "ENOENT"),
@@ -33,7 +33,7 @@ const NAMES: [(i32, &str); 27] = [
     (libc::ETIMEDOUT, "ETIMEDOUT"),
 ];
 
-/// `EBUSY (Device or resource busy)`; an error without a number is told in its own words.
+/// Formats an error as `EBUSY (Device or resource busy)`; one without a number as its own text.
 pub(super) fn describe(error: &io::Error) -> String {
     let Some(number) = error.raw_os_error() else { return error.to_string() };
     let text = error.to_string();
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_names() {
+    fn describe_names_error_numbers() {
         let describe = |number| describe(&io::Error::from_raw_os_error(number));
         assert_eq!(describe(libc::EBUSY), "EBUSY (Device or resource busy)");
         assert_eq!(describe(libc::EOPNOTSUPP), "EOPNOTSUPP (Operation not supported)");

@@ -1,4 +1,4 @@
-//! What went wrong: operation, path, value, errno, and what to do about it.
+//! Errors: operation, path, value, errno, and what to do about it.
 
 use std::fmt::Write as _;
 use std::io;
@@ -12,159 +12,159 @@ use super::{advice, errno};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The name cannot be a group below the parent.
+    /// The name is not valid for a cgroup below the parent.
     #[error("`{name}` is not a cgroup name: {reason}")]
     Name {
-        /// The name as given.
+        /// The name.
         name: String,
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The kernel would not take the value, or not as it is meant.
+    /// The kernel would reject the value, or interpret it differently.
     #[error("refused to write `{value}` to {knob}: it takes {range} ({rule})")]
     Range {
         /// The file.
         knob: &'static str,
         /// The value that was refused.
         value: String,
-        /// What the file takes.
+        /// The values that the file accepts.
         range: &'static str,
-        /// Where the kernel says so.
+        /// Where the kernel documents or implements that.
         rule: &'static str,
     },
-    /// A file or folder of cgroupfs refused.
+    /// The kernel rejected an operation on a file or directory of cgroupfs.
     #[error("failed to {}: {}; {advice}", describe(operation, path, value.as_deref()), errno::describe(cause))]
     Io {
-        /// What was tried: `write`, `read`, `create cgroup`.
+        /// The operation: `write`, `read`, `create cgroup`.
         operation: &'static str,
-        /// On which file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What was to be written there.
+        /// The value to be written.
         value: Option<String>,
-        /// What the kernel answered; also the [`source`](std::error::Error::source).
+        /// The error of the kernel; also the [`source`](std::error::Error::source).
         #[source]
         cause: io::Error,
-        /// What to do about it, with what the group's files say of its state.
+        /// What to do about it, depending on the state of the cgroup's files.
         advice: String,
     },
     /// The parent is not below the walk root.
     #[error(
-        "cannot manage cgroups below {} from the walk root {}: {reason}",
+        "cannot manage cgroups below `{}` from the walk root `{}`: {reason}",
         parent.display(), walk_root.display()
     )]
     WalkRoot {
-        /// The group under which all others are made.
+        /// The cgroup in which all others are created.
         parent: PathBuf,
-        /// Where delegation begins.
+        /// The cgroup from which on controllers are enabled.
         walk_root: PathBuf,
         /// What is wrong with the two.
         reason: &'static str,
     },
-    /// Only root may enable controllers from the root of the hierarchy.
+    /// Only root may enable controllers from the root of the hierarchy on.
     #[error(
         "cannot enable controllers `{controllers}` from {} as uid {uid}: run as root, or run in a \
-         delegated group (`systemd-run --user --scope -p Delegate=yes COMMAND`) and name it in \
+         delegated cgroup (`systemd-run --user --scope -p Delegate=yes COMMAND`) and name it in \
          {}; see docs/guide/delegation.md",
         walk_root.display(), WALK_ROOT_VARIABLE
     )]
     NotPrivileged {
         /// The root of the hierarchy.
         walk_root: PathBuf,
-        /// What was asked for.
+        /// The requested controllers.
         controllers: String,
-        /// Who asked.
+        /// The user id of the caller.
         uid: u32,
     },
-    /// The walk root has not got what `setup` was asked for.
+    /// The walk root lacks controllers that were requested in `setup`.
     #[error(
         "controllers `{missing}` are not available in {}, which lists `{available}`: enable them \
-         in every group above it, or ask for what is there",
+         in each of its ancestors, or request available ones",
         path.display()
     )]
     Unavailable {
         /// `cgroup.controllers` of the walk root.
         path: PathBuf,
-        /// What was asked for in vain.
+        /// The missing controllers.
         missing: String,
-        /// What there is.
+        /// The available controllers.
         available: String,
     },
-    /// Controllers were to be enabled for the children of a group that holds processes itself.
+    /// Controllers were to be enabled for the children of a cgroup that contains processes.
     #[error(
-        "refused to write `{value}` to {}/cgroup.subtree_control: the group holds processes \
-         {pids:?}. Domain controllers would answer EBUSY; cpu, cpuset and pids alone would be \
-         taken, but make the group a threaded domain, whose children take neither processes nor \
+        "refused to write `{value}` to `{}/cgroup.subtree_control`: the cgroup contains processes \
+         {pids:?}. The kernel would reject domain controllers (EBUSY); cpu, cpuset and pids alone \
+         would make the cgroup a threaded domain, whose children accept neither processes nor \
          memory and io (EOPNOTSUPP). Move the processes to a leaf first",
         path.display()
     )]
     Occupied {
-        /// The group.
+        /// The cgroup.
         path: PathBuf,
-        /// What was not written.
+        /// The value that was not written.
         value: String,
         /// Its processes.
         pids: Vec<i32>,
     },
-    /// A group was to be empty and is not.
+    /// A cgroup did not become empty.
     #[error(
-        "failed to {operation} {}: after {within:?} it still holds processes {pids:?}; they may \
-         be stuck in the kernel (state D in /proc/PID/stat) or fork faster than they are found",
+        "failed to {operation} `{}`: it still contains processes {pids:?} after {within:?}; they may \
+         be in an uninterruptible wait (state D in /proc/PID/stat) or fork faster than they are killed",
         path.display()
     )]
     Populated {
-        /// What it was to be empty for.
+        /// The operation that needs it to be empty.
         operation: &'static str,
-        /// The group.
+        /// The cgroup.
         path: PathBuf,
-        /// The processes in it and below it.
+        /// The processes in it and its descendants.
         pids: Vec<i32>,
-        /// How long was waited.
+        /// The timeout.
         within: Duration,
     },
-    /// A group was to be removed and has groups below it.
-    #[error("failed to remove cgroup {}: it has groups {children:?}; remove them first", path.display())]
+    /// A cgroup that was to be removed has children.
+    #[error("failed to remove cgroup `{}`: it has children {children:?}; remove them first", path.display())]
     HasChildren {
-        /// The group.
+        /// The cgroup.
         path: PathBuf,
-        /// The groups in it.
+        /// The names of its children.
         children: Vec<String>,
     },
     /// All cgroups below the root of the hierarchy were to be removed.
     #[error(
-        "refused to remove all cgroups below {}: it is the root of the hierarchy, so they are those \
-         of the whole machine or container; make the manager for a cgroup below it",
+        "refused to remove all cgroups below `{}`: it is the root of the hierarchy, which contains \
+         those of the whole machine or container; create the manager for a cgroup below it",
         path.display()
     )]
     Root {
         /// The root.
         path: PathBuf,
     },
-    /// Too many groups could not be removed for one more to be tried.
+    /// Too many cgroups could not be removed, so no further one is tried.
     #[error(
-        "refused to remove cgroup {}: {} groups could not be removed before: {outstanding:?}; \
+        "refused to remove cgroup `{}`: {} cgroups could not be removed before: {outstanding:?}; \
          remove those again, or call cleanup_all",
         path.display(), outstanding.len()
     )]
     TooManyOutstanding {
-        /// The group.
+        /// The cgroup.
         path: PathBuf,
-        /// Those that are still there.
+        /// The cgroups that could not be removed and still exist.
         outstanding: Vec<PathBuf>,
     },
-    /// The kernel did not carry an operation out in time. It still may.
+    /// The kernel did not complete an operation in time. It still may.
     #[error(
-        "failed to {}: ETIMEDOUT, no answer in {within:?}; it may still happen, so nothing is \
-         done to this file before it is known. Look for a task that holds cgroup_mutex (SysRq-W)",
+        "failed to {}: ETIMEDOUT, no answer in {within:?}; it may still happen, so further operations \
+         on this file are refused until it has ended. Look for a task that holds cgroup_mutex (SysRq-W)",
         describe(operation, path, value.as_deref())
     )]
     TimedOut {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On which file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What was to be written there.
+        /// The value to be written.
         value: Option<String>,
-        /// How long was waited.
+        /// The timeout.
         within: Duration,
     },
     /// An earlier operation on the same file timed out and may still happen.
@@ -174,37 +174,37 @@ pub enum Error {
         describe(operation, path, value.as_deref()), doubt
     )]
     InDoubt {
-        /// What was to be done now.
+        /// The operation that was refused.
         operation: &'static str,
-        /// On which file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What was to be written there.
+        /// The value to be written.
         value: Option<String>,
-        /// What was tried before: `write of 5`.
+        /// The earlier operation.
         doubt: String,
-        /// How long ago.
+        /// The time since the earlier operation.
         since: Duration,
     },
-    /// The group did not freeze or thaw.
+    /// The cgroup did not freeze or thaw.
     #[error(
-        "failed to {operation} {}: cgroup.events did not say `{wanted}` in {within:?}; a task may \
-         be stuck in the kernel (SysRq-W lists them)",
+        "failed to {operation} `{}`: cgroup.events did not contain `{wanted}` within {within:?}; a task \
+         may be in an uninterruptible wait (SysRq-W lists them)",
         path.display()
     )]
     NotSettled {
         /// `freeze` or `thaw`.
         operation: &'static str,
-        /// The group.
+        /// The cgroup.
         path: PathBuf,
-        /// The line that was waited for.
+        /// The expected line.
         wanted: &'static str,
-        /// How long was waited.
+        /// The timeout.
         within: Duration,
     },
     /// All processes that were to be moved have ended.
     #[error(
-        "failed to move processes {pids:?} to {}: all of them are gone (ESRCH); they ended before \
-         the move: killed, out of memory, or crashed at their start",
+        "failed to move processes {pids:?} to `{}`: all of them have ended (ESRCH): killed, out of \
+         memory, or crashed at their start",
         path.display()
     )]
     AllGone {
@@ -213,10 +213,10 @@ pub enum Error {
         /// The processes.
         pids: Vec<i32>,
     },
-    /// The destination's processes would have no memory to run from.
+    /// The destination has CPUs but no memory nodes.
     #[error(
-        "refused to move processes to {}: cpuset.cpus is `{cpus}` and cpuset.mems.effective is \
-         empty, so the kernel would answer ENOSPC; call set_cpuset_mems for it or the group above",
+        "refused to move processes to `{}`: cpuset.cpus is `{cpus}` and cpuset.mems.effective is \
+         empty, so the kernel would answer ENOSPC; call set_cpuset_mems for it or its parent",
         path.display()
     )]
     EmptyMems {
@@ -225,12 +225,12 @@ pub enum Error {
         /// Its `cpuset.cpus`.
         cpus: String,
     },
-    /// A pid that cannot be moved or a group that must not be killed.
-    #[error("refused to {operation} {}: {reason}", path.display())]
+    /// A pid that cannot be moved, or a cgroup that must not be killed or frozen.
+    #[error("refused to {operation} `{}`: {reason}", path.display())]
     Process {
-        /// What was to be done.
+        /// The operation.
         operation: String,
-        /// The group.
+        /// The cgroup.
         path: PathBuf,
         /// Why not.
         reason: &'static str,
@@ -238,7 +238,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of the file system whose advice follows from the group's state now.
+    /// Returns an error of the file system, with advice that depends on the current state of the
+    /// cgroup.
     pub(super) fn io(
         operation: &'static str,
         path: &Path,
@@ -250,7 +251,7 @@ impl Error {
         Self::Io { operation, path, value, cause, advice }
     }
 
-    /// The number the kernel answered, if it was the kernel that refused.
+    /// Returns the error number of the kernel, if the kernel rejected the operation.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
             Self::Io { cause, .. } => cause.raw_os_error(),
@@ -258,12 +259,12 @@ impl Error {
         }
     }
 
-    /// Whether there is no such group or file.
+    /// Returns whether the cgroup or file does not exist.
     pub(crate) fn is_missing(&self) -> bool {
         self.raw_os_error() == Some(libc::ENOENT)
     }
 
-    /// Adds what is known of the surroundings.
+    /// Appends a description of the state of the cgroup.
     pub(super) fn with_snapshot(mut self, snapshot: &str) -> Self {
         if let Self::Io { advice, .. } = &mut self {
             let _ = write!(advice, "\n{snapshot}");
@@ -274,8 +275,8 @@ impl Error {
 
 fn describe(operation: &str, path: &Path, value: Option<&str>) -> String {
     match value {
-        Some(value) => format!("{operation} `{}` to {}", value.trim_end(), path.display()),
-        None => format!("{operation} {}", path.display()),
+        Some(value) => format!("{operation} `{}` to `{}`", value.trim_end(), path.display()),
+        None => format!("{operation} `{}`", path.display()),
     }
 }
 
@@ -284,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn io_cause_is_in_the_chain() {
+    fn io_error_has_its_cause_as_source() {
         let cause = io::Error::from_raw_os_error(libc::EBUSY);
         let error = Error::io("remove cgroup", Path::new("/nonexistent"), None, cause);
         let error = anyhow::Error::from(error).context("step 1");

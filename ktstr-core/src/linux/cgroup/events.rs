@@ -1,4 +1,4 @@
-//! Waiting for what `cgroup.events` says.
+//! Waits for changes of `cgroup.events`.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -10,11 +10,11 @@ use rustix::io::Errno;
 
 use super::error::Error;
 
-/// Waits until `cgroup.events` of `group` has `line`; false if that takes longer than `within`.
+/// Waits until `cgroup.events` of a cgroup contains `line`; returns false after the timeout.
 ///
-/// True at once if there is no such file: the group is gone, or is no real one.
-pub(super) fn wait_for(group: &Path, line: &str, within: Duration) -> Result<bool, Error> {
-    let path = group.join("cgroup.events");
+/// Returns true at once if the file does not exist: the cgroup was removed, or is the root.
+pub(super) fn wait_for(cgroup: &Path, line: &str, within: Duration) -> Result<bool, Error> {
+    let path = cgroup.join("cgroup.events");
     let fail = |cause: io::Error| Error::io("wait for", &path, None, cause);
     let mut file = match File::open(&path) {
         Ok(file) => file,
@@ -23,7 +23,7 @@ pub(super) fn wait_for(group: &Path, line: &str, within: Duration) -> Result<boo
     };
     let deadline = Instant::now() + within;
     loop {
-        // The kernel tells of what has changed since it was read, so nothing in between is missed.
+        // Poll reports changes since the last read, so none in between is missed.
         if contains(&mut file, line).map_err(fail)? {
             return Ok(true);
         }
@@ -39,7 +39,7 @@ pub(super) fn wait_for(group: &Path, line: &str, within: Duration) -> Result<boo
     }
 }
 
-/// Whether an open `cgroup.events` has a line; as if it had, if its group is gone.
+/// Returns whether an open `cgroup.events` contains a line; true if its cgroup was removed.
 pub(crate) fn contains(file: &mut File, wanted: &str) -> io::Result<bool> {
     let mut text = String::new();
     match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
@@ -49,7 +49,7 @@ pub(crate) fn contains(file: &mut File, wanted: &str) -> io::Result<bool> {
     }
 }
 
-/// ENODEV: the group was removed while the file was open.
+/// Returns whether the cgroup does not exist. ENODEV: it was removed while the file was open.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
@@ -61,10 +61,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_runs_out_and_a_missing_file_is_no_wait() {
-        let group = tempfile::tempdir().unwrap();
-        assert!(wait_for(group.path(), "populated 0", Duration::from_secs(60)).unwrap());
-        fs::write(group.path().join("cgroup.events"), "populated 1\n").unwrap();
-        assert!(!wait_for(group.path(), "populated 0", Duration::from_millis(20)).unwrap());
+    fn wait_for_times_out_and_skips_missing_files() {
+        let cgroup = tempfile::tempdir().unwrap();
+        assert!(wait_for(cgroup.path(), "populated 0", Duration::from_secs(60)).unwrap());
+        fs::write(cgroup.path().join("cgroup.events"), "populated 1\n").unwrap();
+        assert!(!wait_for(cgroup.path(), "populated 0", Duration::from_millis(20)).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! Reads the files of a cgroup.
+//! Reads files of cgroups.
 
 use std::fs;
 use std::io;
@@ -6,16 +6,16 @@ use std::path::Path;
 
 use super::error::Error;
 
-/// Whether there is such a file or directory. An error that leaves it open is returned.
-pub(super) fn is_there(path: &Path) -> Result<bool, Error> {
+/// Returns whether a file or directory exists.
+pub(super) fn exists(path: &Path) -> Result<bool, Error> {
     path.try_exists().map_err(|cause| Error::io("look for", path, None, cause))
 }
 
-/// Whether there is such a cgroup; a file is none.
-pub(super) fn is_group(path: &Path) -> Result<bool, Error> {
+/// Returns whether a cgroup exists; false for a file.
+pub(super) fn is_cgroup(path: &Path) -> Result<bool, Error> {
     match fs::metadata(path) {
         Ok(found) => Ok(found.is_dir()),
-        // ENOTDIR: below a file.
+        // ENOTDIR: a component of the path is a file.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
             Ok(false)
         }
@@ -23,12 +23,12 @@ pub(super) fn is_group(path: &Path) -> Result<bool, Error> {
     }
 }
 
-pub(super) fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|cause: io::Error| Error::io("read", path, None, cause))
+/// Returns whether this is the root of the whole hierarchy, to which the rules for delegated cgroups
+/// do not apply: only the root has no `cgroup.type`. The root of a cgroup namespace has one.
+pub(super) fn is_hierarchy_root(cgroup: &Path) -> Result<bool, Error> {
+    exists(&cgroup.join("cgroup.type")).map(|exists| !exists)
 }
 
-/// Whether this is the root of the whole hierarchy, to which the rules for delegated groups do
-/// not apply: it alone has no `cgroup.type`. The root of a cgroup namespace has one.
-pub(super) fn is_hierarchy_root(group: &Path) -> Result<bool, Error> {
-    is_there(&group.join("cgroup.type")).map(|there| !there)
+pub(super) fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|cause: io::Error| Error::io("read", path, None, cause))
 }

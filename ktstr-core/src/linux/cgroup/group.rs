@@ -1,4 +1,4 @@
-//! Groups that go when their owner does.
+//! A guard that removes cgroups.
 
 use std::collections::BTreeSet;
 
@@ -6,44 +6,44 @@ use super::error::Error;
 use super::names;
 use super::ops::CgroupOps;
 
-/// A list of groups. Dropping it removes them in reverse order, also while a panic unwinds.
+/// A list of cgroups. Dropping it removes them in reverse order, also during unwinding.
 #[derive(Debug)]
 pub struct CgroupGroup<'a> {
     cgroups: &'a dyn CgroupOps,
     names: Vec<String>,
-    /// What is to be removed: `names` and the groups above them that were made for them.
-    made: Vec<String>,
+    /// The cgroups to remove: `names` and the ancestors that were created for them.
+    created: Vec<String>,
 }
 
 impl<'a> CgroupGroup<'a> {
-    /// An empty list.
+    /// Returns an empty list.
     pub fn new(cgroups: &'a dyn CgroupOps) -> Self {
-        Self { cgroups, names: Vec::new(), made: Vec::new() }
+        Self { cgroups, names: Vec::new(), created: Vec::new() }
     }
 
-    /// Makes a group that runs on `cpus`. It is in the list, and removed, even if that fails.
+    /// Creates a cgroup that runs on `cpus`. It will be removed even if this fails.
     pub fn add_cgroup(&mut self, name: &str, cpus: &BTreeSet<usize>) -> Result<(), Error> {
         self.add_cgroup_no_cpuset(name)?;
         self.cgroups.set_cpuset(name, cpus)
     }
 
-    /// Makes a group that runs where the group above it does.
+    /// Creates a cgroup that runs on the CPUs of its parent.
     pub fn add_cgroup_no_cpuset(&mut self, name: &str) -> Result<(), Error> {
         names::check(name)?;
         for (end, _) in name.match_indices('/') {
-            let above = &name[..end];
-            // Only what was not there is to be removed; one that cannot be read is.
-            if self.cgroups.read_procs(above).is_err_and(|error| error.is_missing()) {
-                self.made.push(above.to_owned());
+            let ancestor = &name[..end];
+            // Only missing ancestors will be removed. One that cannot be read exists.
+            if self.cgroups.read_procs(ancestor).is_err_and(|error| error.is_missing()) {
+                self.created.push(ancestor.to_owned());
             }
         }
-        self.made.push(name.to_owned());
+        self.created.push(name.to_owned());
         self.cgroups.create_cgroup(name)?;
         self.names.push(name.to_owned());
         Ok(())
     }
 
-    /// The groups of the list, in the order in which they were added.
+    /// Returns the cgroups of the list, in the order in which they were added.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -51,10 +51,10 @@ impl<'a> CgroupGroup<'a> {
 
 impl Drop for CgroupGroup<'_> {
     fn drop(&mut self) {
-        for name in self.made.iter().rev() {
-            // Not a log message, which is invisible without RUST_LOG: a drop has no other way to fail.
+        for name in self.created.iter().rev() {
+            // Not a log message, which is invisible without RUST_LOG: a drop cannot return an error.
             if let Err(error) = self.cgroups.remove_cgroup(name) {
-                eprintln!("ktstr: cgroup left behind: {error}");
+                eprintln!("ktstr: failed to clean up: {error}");
             }
         }
     }
@@ -66,7 +66,7 @@ mod tests {
     use crate::linux::cgroup::{Controller, RecordingCgroups};
 
     #[test]
-    fn what_was_made_is_removed_in_reverse_order_also_on_panic() {
+    fn drop_removes_cgroups_in_reverse_order_on_panic() {
         let cgroups = RecordingCgroups::new();
         cgroups.setup(&[Controller::Cpuset].into()).unwrap();
         cgroups.create_cgroup("there").unwrap();
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_made_is_removed() {
+    fn drop_removes_only_cgroups_that_were_created() {
         let cgroups = RecordingCgroups::new();
         cgroups.create_cgroup("there").unwrap();
         cgroups.fail("read_procs", "there", libc::EOPNOTSUPP);

@@ -1,11 +1,11 @@
-//! Knobs: which file takes which values. Everything here is pure.
+//! Values of the files of a cgroup, checked against their ranges.
 
 use std::collections::BTreeSet;
 
 use super::error::Error;
 use super::list;
 
-/// One value for one file of a group. [`CgroupOps`](super::CgroupOps) makes them, within range.
+/// A value in range for one file of a cgroup, created by [`CgroupOps`](super::CgroupOps).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Knob {
     file: &'static str,
@@ -13,24 +13,24 @@ pub struct Knob {
 }
 
 impl Knob {
-    /// The file: `cpu.max`.
+    /// Returns the name of the file: `cpu.max`.
     pub fn file(&self) -> &'static str {
         self.file
     }
 
-    /// What is written to it.
+    /// Returns the value to write.
     pub fn value(&self) -> &str {
         &self.value
     }
 
-    /// A list of CPUs or nodes. The kernel ignores a write of nothing, so an empty list is a line
-    /// break.
+    /// Returns a list of CPUs or memory nodes. An empty list is a line break, because the kernel ignores
+    /// an empty write.
     pub(super) fn list(file: &'static str, numbers: &BTreeSet<usize>) -> Self {
         let list = list::format(numbers);
         Self { file, value: if list.is_empty() { "\n".to_owned() } else { list } }
     }
 
-    /// Whether this is an empty list of CPUs or nodes: the cgroup is to inherit them.
+    /// Returns whether this empties a cpuset, so that the cgroup inherits that of its parent.
     pub(super) fn empties_cpuset(&self) -> bool {
         self.file.starts_with("cpuset.") && self.value.trim().is_empty()
     }
@@ -83,10 +83,10 @@ impl Knob {
         range: &'static str,
         rule: &'static str,
     ) -> Result<Self, Error> {
-        match in_range {
-            true => Ok(self),
-            false => Err(Error::Range { knob: self.file, value: self.value, range, rule }),
+        if in_range {
+            return Ok(self);
         }
+        Err(Error::Range { knob: self.file, value: self.value, range, rule })
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_in_the_kernels_words() {
+    fn knobs_format_values_for_the_kernel() {
         let text = |knob: Result<Knob, Error>| knob.unwrap().value;
         assert_eq!(text(Knob::cpu_max(None, 100_000)), "max 100000");
         assert_eq!(text(Knob::cpu_max(Some(20_000), 100_000)), "20000 100000");
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_refused_with_range_and_source() {
+    fn knobs_refuse_values_out_of_range() {
         for (knob, value) in [
             (Knob::cpu_max(Some(999), 100_000), "999 100000"),
             (Knob::cpu_max(Some(1 << 44), 100_000), "17592186044416 100000"),

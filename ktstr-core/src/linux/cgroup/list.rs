@@ -1,8 +1,8 @@
-//! The kernel's list format: `0-3,5`.
+//! The list format of the kernel: `0-3,5`.
 
 use std::collections::BTreeSet;
 
-/// Writes `numbers` as the kernel does; the empty set is the empty list, which means "inherit".
+/// Formats a list as the kernel does. The empty set is the empty string, which means "inherit".
 ///
 /// Source: Linux 6.12, admin-guide/cgroup-v2.rst ("cpuset.cpus"), lib/bitmap-str.c.
 pub(crate) fn format(numbers: &BTreeSet<usize>) -> String {
@@ -14,9 +14,8 @@ pub(crate) fn format(numbers: &BTreeSet<usize>) -> String {
             _ => ranges.push((number, number)),
         }
     }
-    let texts = ranges.iter().map(|(first, last)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
+    let texts = ranges.iter().map(|(first, last)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
     });
     texts.collect::<Vec<_>>().join(",")
 }
@@ -48,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_become_ranges() {
+    fn format_and_parse_use_ranges() {
         for (numbers, text) in [
             (vec![], ""),
             (vec![0], "0"),

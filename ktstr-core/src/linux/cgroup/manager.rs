@@ -1,4 +1,4 @@
-//! The manager on cgroupfs.
+//! The manager of cgroups on cgroupfs: its paths, and the operations on single cgroups.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -13,23 +13,23 @@ use super::names;
 use super::paths::{MOUNT, WALK_ROOT_VARIABLE};
 use super::writer::{Operation, Writer};
 
-/// Manages the groups below one parent group.
+/// Manages the cgroups below one parent cgroup.
 #[derive(Debug)]
 pub struct CgroupManager {
     pub(super) parent: PathBuf,
     pub(super) walk_root: PathBuf,
-    /// The group whose processes are the caller's to move to a leaf of it: the walk root that was
-    /// named, or a job's parent.
+    /// The cgroup whose processes may be moved to its leaf: a walk root named by the caller, or the
+    /// parent of a job.
     pub(super) ours: Option<PathBuf>,
-    /// What `setup` has enabled below the parent.
+    /// The controllers that `setup` has enabled for the children of the parent.
     pub(super) enabled: Mutex<BTreeSet<Controller>>,
-    /// Groups that could not be removed.
+    /// Cgroups that could not be removed.
     pub(super) outstanding: Mutex<BTreeSet<PathBuf>>,
     writer: Writer,
 }
 
 impl CgroupManager {
-    /// A manager for the groups below `parent`, a folder of cgroupfs. Touches nothing yet.
+    /// Returns a manager for the cgroups below `parent`, a directory of cgroupfs. Writes nothing.
     pub fn new(parent: impl Into<PathBuf>) -> Self {
         Self {
             parent: parent.into(),
@@ -41,12 +41,12 @@ impl CgroupManager {
         }
     }
 
-    /// Has controllers enabled from `walk_root` on instead of the root of the hierarchy, and says
-    /// that this group was delegated: its processes may be moved to a leaf of it. Touches nothing.
+    /// Enables controllers from `walk_root` on instead of the root of the hierarchy. That cgroup is
+    /// delegated to the caller: its processes may be moved to a leaf of it. Writes nothing.
     ///
     /// # Errors
     ///
-    /// If a path holds `..`, `walk_root` is relative, or the parent is not at or below it.
+    /// If a path contains `..`, `walk_root` is relative, or the parent is not at or below it.
     pub fn with_walk_root(mut self, walk_root: impl Into<PathBuf>) -> Result<Self, Error> {
         self.walk_root = walk_root.into();
         check_walk_root(&self.walk_root, &self.parent)?;
@@ -54,31 +54,32 @@ impl CgroupManager {
         Ok(self)
     }
 
-    /// The manager of a job's group in `parent`, with controllers enabled from `walk_root` on. `ours`
-    /// says that the processes in the parent may move to a leaf of it.
+    /// Returns the manager of a job's cgroup in `parent`, with controllers enabled from `walk_root` on.
+    /// If `ours`, the processes in the parent may be moved to a leaf of it.
     pub(crate) fn for_job(parent: &Path, walk_root: &Path, ours: bool) -> Self {
         let ours = ours.then(|| parent.to_owned());
         Self { walk_root: walk_root.to_owned(), ours, ..Self::new(parent) }
     }
 
-    /// Has a CPU at once for what it writes, whatever load the groups carry.
+    /// Writes with the highest real-time priority, regardless of the load in the cgroups.
     pub(crate) fn running_first(mut self) -> Self {
         self.writer.runs_first = true;
         self
     }
 
-    /// Carries everything out in the calling thread, however long that takes.
+    /// Runs every operation on the calling thread, without a timeout.
     pub(crate) fn unbounded(mut self) -> Self {
         self.writer = Writer::unbounded();
         self
     }
 
-    /// The manager of a test whose groups are below `workload_root`: in the delegated group that
-    /// `KTSTR_CGROUP_WALK_ROOT` names, else in the root of the hierarchy (`/sys/fs/cgroup/ktstr`).
+    /// Returns the manager of a test whose cgroups are below `workload_root`: in the delegated cgroup
+    /// that `KTSTR_CGROUP_WALK_ROOT` names, else in the root of the hierarchy
+    /// (`/sys/fs/cgroup/ktstr`).
     ///
     /// # Errors
     ///
-    /// If the variable holds `..`.
+    /// If the variable contains `..`.
     pub fn for_test(workload_root: &str) -> Result<Self, Error> {
         Self::below(std::env::var_os(WALK_ROOT_VARIABLE), workload_root)
     }
@@ -96,9 +97,9 @@ impl CgroupManager {
         Ok(self.parent.join(name))
     }
 
-    /// Reads what a cgroup with an empty cpuset would inherit.
-    pub(super) fn effective_of_parent(&self, group: &Path, knob: &Knob) -> Result<String, Error> {
-        let parent = group.parent().expect("names are relative to the parent");
+    /// Reads the value that a cgroup with an empty cpuset would inherit.
+    pub(super) fn effective_of_parent(&self, cgroup: &Path, knob: &Knob) -> Result<String, Error> {
+        let parent = cgroup.parent().expect("names are relative to the parent");
         Ok(read(&parent.join(format!("{}.effective", knob.file())))?.trim().to_owned())
     }
 
@@ -106,16 +107,16 @@ impl CgroupManager {
         self.writer.run(path, Operation::Write(value.to_owned()))
     }
 
-    /// Makes one group; one that is there is fine.
-    pub(super) fn make_group(&self, path: &Path) -> Result<(), Error> {
+    /// Creates one cgroup; succeeds if it exists.
+    pub(super) fn create_one(&self, path: &Path) -> Result<(), Error> {
         match self.writer.run(path, Operation::Create) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) && path.is_dir() => Ok(()),
             other => other,
         }
     }
 
-    /// Removes one group; one that is gone is fine.
-    pub(super) fn remove_group(&self, path: &Path) -> Result<(), Error> {
+    /// Removes one cgroup; succeeds if it does not exist.
+    pub(super) fn remove_one(&self, path: &Path) -> Result<(), Error> {
         match self.writer.run(path, Operation::Remove) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
@@ -136,13 +137,13 @@ impl CgroupManager {
     }
 }
 
-/// Checks the two paths of a manager against each other.
+/// Fails if a walk root and a parent do not fit each other.
 pub(super) fn check_walk_root(walk_root: &Path, parent: &Path) -> Result<(), Error> {
     let climbs = |path: &Path| path.components().any(|part| part.as_os_str() == "..");
     let reason = if climbs(walk_root) || climbs(parent) {
-        "a path holds `..`; give both without it"
+        "a path contains `..`; give both without it"
     } else if !walk_root.is_absolute() {
-        "the walk root does not begin with `/`"
+        "the walk root is not absolute"
     } else if !parent.starts_with(walk_root) {
         "the parent is not at or below the walk root"
     } else {

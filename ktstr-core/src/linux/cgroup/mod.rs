@@ -1,8 +1,8 @@
-//! The cgroup v2 manager: what scenarios do to cgroups, as a trait, on cgroupfs and in memory.
+//! The cgroup v2 manager.
 //!
-//! [`CgroupOps`] is the surface, [`CgroupManager`] does it for real, [`RecordingCgroups`] is a
-//! double that records and fails on demand, [`CgroupGroup`] removes on drop what it made. Names
-//! are relative to the manager's parent group and may be nested (`a/b`).
+//! [`CgroupOps`] is the trait, [`CgroupManager`] implements it on cgroupfs, [`RecordingCgroups`] is a
+//! test double in memory, [`CgroupGroup`] removes cgroups when it is dropped. Names are relative to
+//! the parent cgroup of the manager and may be nested (`a/b`).
 //!
 //! Source: Linux 6.12, admin-guide/cgroup-v2.rst.
 

@@ -1,7 +1,7 @@
-//! A cgroup v2 hierarchy in memory: which operations the kernel refuses, and by which errno.
+//! A model of a cgroup v2 hierarchy: which operations the kernel rejects, and with which errno.
 //!
-//! Cgroups are named as by a manager: `a/b` below its parent, which is `""` and is in the root of
-//! the hierarchy, `/`. `tests/cgroup/rules.rs` runs the same operations on this and on the kernel.
+//! Names are those of a manager: `a/b` below its parent, which is `""` and a child of the root of the
+//! hierarchy, `/`. `tests/cgroup/rules.rs` runs the same operations on this and on the kernel.
 //!
 //! Source: Linux 6.12, admin-guide/cgroup-v2.rst; kernel/cgroup/cgroup.c (the functions named
 //! below), kernel/cgroup/cpuset.c.
@@ -12,19 +12,19 @@ use super::controller::Controller;
 use super::knobs::Knob;
 use super::list;
 
-/// The root of the hierarchy, above the manager's parent.
+/// The root of the hierarchy, in which the parent of the manager is.
 pub(super) const ROOT: &str = "/";
 
-/// The manager's parent.
+/// The parent of the manager.
 pub(super) const PARENT: &str = "";
 
 /// Controllers that work on threads; the others are domain controllers.
 const THREADED: [Controller; 3] = [Controller::Cpuset, Controller::Cpu, Controller::Pids];
 
-/// Node numbers below this are checked against the machine, others are malformed.
+/// Memory nodes below this are checked against the machine; others are malformed.
 ///
 /// Source: `MAX_NUMNODES` of distribution kernels.
-const MOST_NODES: usize = 1 << 10;
+const MAX_NODES: usize = 1 << 10;
 
 /// Interface files that every cgroup has.
 const CORE_FILES: [&str; 14] = [
@@ -44,7 +44,7 @@ const CORE_FILES: [&str; 14] = [
     "memory.pressure",
 ];
 
-/// What the kernel answers, and the rule behind it.
+/// The error of the kernel, and the rule behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) errno: i32,
@@ -59,7 +59,7 @@ const NO_CGROUP: Refusal = Refusal { errno: libc::ENOENT, rule: "there is no suc
 
 /// One cgroup.
 #[derive(Debug, Clone, Default)]
-struct Node {
+struct ModelCgroup {
     /// `cgroup.subtree_control`.
     enabled: BTreeSet<Controller>,
     pids: Vec<i32>,
@@ -71,24 +71,24 @@ struct Node {
 /// All cgroups of a machine.
 #[derive(Debug)]
 pub(super) struct Hierarchy {
-    nodes: BTreeMap<String, Node>,
+    nodes: BTreeMap<String, ModelCgroup>,
     ended: BTreeSet<i32>,
     nr_cpus: usize,
     nr_nodes: usize,
 }
 
 impl Hierarchy {
-    /// Returns a hierarchy with nothing but a root, on a machine of this size.
+    /// Returns a hierarchy that consists of a root, on a machine of this size.
     pub(super) fn new(nr_cpus: usize, nr_nodes: usize) -> Self {
-        let nodes = BTreeMap::from([(ROOT.to_owned(), Node::default())]);
+        let nodes = BTreeMap::from([(ROOT.to_owned(), ModelCgroup::default())]);
         Self { nodes, ended: BTreeSet::new(), nr_cpus, nr_nodes }
     }
 
-    fn node(&self, name: &str) -> Result<&Node, Refusal> {
+    fn node(&self, name: &str) -> Result<&ModelCgroup, Refusal> {
         self.nodes.get(name).ok_or(NO_CGROUP)
     }
 
-    fn node_mut(&mut self, name: &str) -> Result<&mut Node, Refusal> {
+    fn node_mut(&mut self, name: &str) -> Result<&mut ModelCgroup, Refusal> {
         self.nodes.get_mut(name).ok_or(NO_CGROUP)
     }
 
@@ -102,20 +102,20 @@ impl Hierarchy {
     }
 
     pub(super) fn children<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a String> {
-        self.nodes.keys().filter(move |child| above(child) == Some(name))
+        self.nodes.keys().filter(move |child| parent_of(child) == Some(name))
     }
 
-    /// Returns the names of a cgroup and of those below it.
+    /// Returns the names of a cgroup and its descendants.
     fn tree<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a String> {
         self.nodes.keys().filter(move |one| levels(one).any(|level| level == name))
     }
 
-    /// Returns the processes in a cgroup, in the order in which they came.
+    /// Returns the processes in a cgroup, in the order in which they entered.
     pub(super) fn pids(&self, name: &str) -> Result<&[i32], Refusal> {
         Ok(&self.node(name)?.pids)
     }
 
-    /// Returns the processes in a cgroup and below it.
+    /// Returns the processes in a cgroup and its descendants.
     pub(super) fn pids_of_tree(&self, name: &str) -> Vec<i32> {
         self.tree(name).flat_map(|one| self.nodes[one].pids.clone()).collect()
     }
@@ -126,8 +126,8 @@ impl Hierarchy {
 
     /// Returns `cgroup.controllers`.
     fn available(&self, name: &str) -> BTreeSet<Controller> {
-        match above(name) {
-            Some(above) => self.nodes.get(above).map(|node| node.enabled.clone()),
+        match parent_of(name) {
+            Some(parent) => self.nodes.get(parent).map(|node| node.enabled.clone()),
             None => Some(Controller::ALL.into()),
         }
         .unwrap_or_default()
@@ -153,37 +153,37 @@ impl Hierarchy {
         match levels(name).skip(1).any(|level| self.is_thread_root(level)) {
             true => refuse(
                 libc::EOPNOTSUPP,
-                "a cgroup above it holds processes and has cpu, cpuset or pids enabled for its \
+                "an ancestor contains processes and has cpu, cpuset or pids enabled for its \
                  children, which makes it a threaded domain",
             ),
             false => Ok(()),
         }
     }
 
-    /// Makes a cgroup.
+    /// Creates a cgroup.
     pub(super) fn create(&mut self, name: &str) -> Result<(), Refusal> {
-        let above = above(name).filter(|above| self.has(above)).ok_or(NO_CGROUP)?;
+        let parent = parent_of(name).filter(|parent| self.has(parent)).ok_or(NO_CGROUP)?;
         let own = name.rsplit('/').next().unwrap_or_default();
-        let has_knob = self.available(above).iter().any(|controller| {
+        let has_knob = self.available(parent).iter().any(|controller| {
             let knob = own.strip_prefix(controller.name()).and_then(|own| own.strip_prefix('.'));
             knob.is_some_and(|knob| ["max", "weight", "cpus", "mems"].contains(&knob))
         });
         if self.has(name) || CORE_FILES.contains(&own) || has_knob {
             return refuse(libc::EEXIST, "the name is that of a cgroup or of an interface file");
         }
-        self.nodes.insert(name.to_owned(), Node::default());
+        self.nodes.insert(name.to_owned(), ModelCgroup::default());
         Ok(())
     }
 
     /// Removes a cgroup.
     pub(super) fn remove(&mut self, name: &str) -> Result<(), Refusal> {
         if self.children(name).next().is_some() || self.is_populated(name) {
-            return refuse(libc::EBUSY, "it holds processes or cgroups");
+            return refuse(libc::EBUSY, "it contains processes or has children");
         }
         self.nodes.remove(name).map(drop).ok_or(NO_CGROUP)
     }
 
-    /// Removes a cgroup and all below it, whatever they hold.
+    /// Removes a cgroup and its descendants, including their processes.
     pub(super) fn remove_tree(&mut self, name: &str) {
         let names: Vec<_> = self.tree(name).cloned().collect();
         names.iter().for_each(|name| drop(self.nodes.remove(name)));
@@ -199,7 +199,7 @@ impl Hierarchy {
     ) -> Result<(), Refusal> {
         let new: BTreeSet<_> = controllers.difference(&self.node(name)?.enabled).copied().collect();
         if !new.is_subset(&self.available(name)) {
-            return refuse(libc::ENOENT, "the controller is not enabled in the cgroup above");
+            return refuse(libc::ENOENT, "the controller is not enabled in its parent");
         }
         if !new.is_empty() && name != ROOT {
             self.check_domain(name)?;
@@ -225,7 +225,7 @@ impl Hierarchy {
         let children: Vec<_> = self.children(name).cloned().collect();
         if children.iter().any(|child| !self.nodes[child].enabled.is_disjoint(&enabled)) {
             self.node_mut(name)?.enabled = enabled;
-            return refuse(libc::EBUSY, "a cgroup below still has the controller enabled");
+            return refuse(libc::EBUSY, "a child still has the controller enabled");
         }
         if enabled.contains(&Controller::Cpuset) {
             for child in children {
@@ -236,7 +236,7 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Moves a process into a cgroup. Every positive pid is a process until it ends.
+    /// Moves a process into a cgroup. Every positive pid is a process until [`end`](Self::end).
     ///
     /// Source: `cgroup_migrate_vet_dst`.
     pub(super) fn attach(&mut self, name: &str, pid: i32) -> Result<(), Refusal> {
@@ -248,7 +248,7 @@ impl Hierarchy {
         if !enabled.is_empty() && !self.can_be_thread_root(name) {
             return refuse(
                 libc::EBUSY,
-                "a cgroup with controllers enabled for its children holds no processes",
+                "a cgroup with controllers enabled for its children cannot contain processes",
             );
         }
         if !self.node(name)?.pids.contains(&pid) {
@@ -281,17 +281,17 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Whether a cgroup or one above it is frozen.
+    /// Returns whether a cgroup or an ancestor is frozen.
     pub(super) fn is_frozen(&self, name: &str) -> bool {
         levels(name).any(|level| self.nodes.get(level).is_some_and(|node| node.freezes))
     }
 
-    /// Writes a knob, whose value is in the range of its file.
+    /// Writes a knob, whose value is in range.
     pub(super) fn write(&mut self, name: &str, knob: &Knob) -> Result<(), Refusal> {
         self.node(name)?;
         let controller = knob.file().split('.').next().unwrap_or_default();
         if !self.available(name).iter().any(|one| one.name() == controller) {
-            return refuse(libc::ENOENT, "the controller is not enabled in the cgroup above");
+            return refuse(libc::ENOENT, "the controller is not enabled in its parent");
         }
         match knob.file() {
             "cpuset.cpus" => self.write_cpuset(name, knob, Cpuset::Cpus),
@@ -300,22 +300,22 @@ impl Hierarchy {
         }
     }
 
-    /// As Linux 6.12 and earlier do: an emptied cpuset of a cgroup with processes is a copy of what
-    /// it would inherit, which the manager writes then.
+    /// Writes a cpuset as the manager does on Linux 6.12 and earlier: emptying that of a cgroup with
+    /// processes sets it to a copy of the inherited value.
     fn write_cpuset(&mut self, name: &str, knob: &Knob, what: Cpuset) -> Result<(), Refusal> {
         let mut list = list::parse(knob.value()).unwrap_or_default();
         let (most, nr) = match what {
             Cpuset::Cpus => (self.nr_cpus, self.nr_cpus),
-            Cpuset::Mems => (MOST_NODES, self.nr_nodes),
+            Cpuset::Mems => (MAX_NODES, self.nr_nodes),
         };
         if list.iter().any(|number| *number >= most) {
-            return refuse(libc::ERANGE, "the machine has no such CPU, the kernel no such node");
+            return refuse(libc::ERANGE, "the CPU or node is out of range");
         }
         if list.iter().any(|number| *number >= nr) {
             return refuse(libc::EINVAL, "the machine has no such node");
         }
         if list.is_empty() && !what.of(self.node(name)?).is_empty() && self.is_populated(name) {
-            list = self.effective(above(name).unwrap_or(ROOT), what);
+            list = self.effective(parent_of(name).unwrap_or(ROOT), what);
         }
         *what.of_mut(self.node_mut(name)?) = list;
         Ok(())
@@ -323,15 +323,15 @@ impl Hierarchy {
 
     /// Returns `cpuset.cpus.effective` or `cpuset.mems.effective`.
     fn effective(&self, name: &str, what: Cpuset) -> BTreeSet<usize> {
-        let Some(above) = above(name) else {
+        let Some(parent) = parent_of(name) else {
             return match what {
                 Cpuset::Cpus => (0..self.nr_cpus).collect(),
                 Cpuset::Mems => (0..self.nr_nodes).collect(),
             };
         };
-        let above = self.effective(above, what);
-        let own = self.nodes.get(name).map(|node| what.of(node) & &above).unwrap_or_default();
-        if own.is_empty() { above } else { own }
+        let parent = self.effective(parent, what);
+        let own = self.nodes.get(name).map(|node| what.of(node) & &parent).unwrap_or_default();
+        if own.is_empty() { parent } else { own }
     }
 
     /// Returns the CPUs that processes of a cgroup may run on.
@@ -348,14 +348,14 @@ enum Cpuset {
 }
 
 impl Cpuset {
-    fn of(self, node: &Node) -> &BTreeSet<usize> {
+    fn of(self, node: &ModelCgroup) -> &BTreeSet<usize> {
         match self {
             Self::Cpus => &node.cpus,
             Self::Mems => &node.mems,
         }
     }
 
-    fn of_mut(self, node: &mut Node) -> &mut BTreeSet<usize> {
+    fn of_mut(self, node: &mut ModelCgroup) -> &mut BTreeSet<usize> {
         match self {
             Self::Cpus => &mut node.cpus,
             Self::Mems => &mut node.mems,
@@ -363,18 +363,18 @@ impl Cpuset {
     }
 }
 
-/// Returns the cgroup that holds this one; none holds the root.
-pub(super) fn above(name: &str) -> Option<&str> {
+/// Returns the parent of a cgroup; `None` for the root.
+pub(super) fn parent_of(name: &str) -> Option<&str> {
     match name {
         ROOT => None,
         PARENT => Some(ROOT),
-        _ => Some(name.rsplit_once('/').map_or(PARENT, |(above, _)| above)),
+        _ => Some(name.rsplit_once('/').map_or(PARENT, |(parent, _)| parent)),
     }
 }
 
-/// Returns a cgroup and those above it, up to the root.
+/// Returns a cgroup and its ancestors, up to the root.
 fn levels(name: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(name), |level| above(level))
+    std::iter::successors(Some(name), |level| parent_of(level))
 }
 
 #[cfg(test)]
@@ -382,18 +382,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_lead_to_the_root() {
+    fn levels_end_with_the_root() {
         assert_eq!(levels("a/b").collect::<Vec<_>>(), ["a/b", "a", "", "/"]);
         assert_eq!(levels(ROOT).collect::<Vec<_>>(), ["/"]);
     }
 
     #[test]
-    fn effective_cpus_narrow_down_and_fall_back() {
+    fn effective_cpus_narrow_and_fall_back() {
         let mut cgroups = Hierarchy::new(4, 1);
         let cpus = |list: &[usize]| Knob::list("cpuset.cpus", &list.iter().copied().collect());
         for name in ["", "a", "a/b"] {
-            let above = above(name).unwrap();
-            cgroups.enable(above, &[Controller::Cpuset].into()).unwrap();
+            let parent = parent_of(name).unwrap();
+            cgroups.enable(parent, &[Controller::Cpuset].into()).unwrap();
             cgroups.create(name).unwrap();
         }
         let effective = |cgroups: &Hierarchy| -> Vec<usize> {
@@ -404,8 +404,8 @@ mod tests {
         cgroups.write("a/b", &cpus(&[2, 3])).unwrap();
         assert_eq!(effective(&cgroups), [2]);
         cgroups.write("a", &cpus(&[0, 1])).unwrap();
-        assert_eq!(effective(&cgroups), [0, 1], "none is left, so the parent's are used");
-        // With a process, the copy of the parent's does not grow with the parent.
+        assert_eq!(effective(&cgroups), [0, 1], "none is left, so those of the parent are used");
+        // With a process, it is a copy that does not grow with the parent.
         cgroups.attach("a/b", 7).unwrap();
         cgroups.write("a/b", &cpus(&[])).unwrap();
         cgroups.write("a", &cpus(&[])).unwrap();

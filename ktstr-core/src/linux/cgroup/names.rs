@@ -1,26 +1,26 @@
-//! Which names a cgroup may have.
+//! Checks names of cgroups.
 
 use super::error::Error;
 
-/// Refuses names that are empty, leave the parent, or that the kernel would not take.
+/// Fails for a name that is empty, leads out of the parent, or is rejected by the kernel.
 pub(crate) fn check(name: &str) -> Result<(), Error> {
     let refuse = |reason| Err(Error::Name { name: name.to_owned(), reason });
     if name.is_empty() {
         return refuse("it is empty");
     }
     if name.starts_with('/') {
-        return refuse("it starts with `/`; names are relative to the parent group");
+        return refuse("it starts with `/`; names are relative to the parent cgroup");
     }
     if name.contains('\0') {
-        return refuse("it holds a NUL byte");
+        return refuse("it contains a NUL byte");
     }
-    // The kernel refuses it, too: it would make /proc/PID/cgroup ambiguous.
+    // The kernel rejects it as well, because it would make /proc/PID/cgroup ambiguous.
     if name.contains('\n') {
-        return refuse("it holds a line break");
+        return refuse("it contains a line break");
     }
-    // First of all: `..` is the dot that does harm, whatever else is wrong with the name.
+    // Before the other components, so that `..` is always the reason that is reported.
     if name.split('/').any(|component| component == "..") {
-        return refuse("`..` would leave the parent group");
+        return refuse("`..` would leave the parent cgroup");
     }
     for component in name.split('/') {
         match component {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_below_the_parent_pass() {
+    fn check_accepts_only_names_below_the_parent() {
         for name in ["a", "cg_target", "a/b/leaf", "a.b", "a b"] {
             assert!(check(name).is_ok(), "{name:?}");
         }

@@ -15,8 +15,7 @@ use super::procs::read_procs;
 use super::stats::CgroupStats;
 use crate::linux::sync::lock;
 
-/// Methods of a trait object need no import of the trait: `use ktstr::cgroup::CgroupManager` is enough to
-/// call those of [`CgroupOps`].
+/// Makes the methods of [`CgroupOps`] callable without importing the trait.
 impl Deref for CgroupManager {
     type Target = dyn CgroupOps;
 
@@ -35,7 +34,7 @@ impl CgroupOps for CgroupManager {
     }
 
     fn outstanding_removes(&self) -> usize {
-        self.count_outstanding().len()
+        self.outstanding().len()
     }
 
     fn setup(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
@@ -51,17 +50,17 @@ impl CgroupOps for CgroupManager {
     }
 
     fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error> {
-        let group = self.path(name)?;
-        let path = group.join(knob.file());
+        let cgroup = self.path(name)?;
+        let path = cgroup.join(knob.file());
         let written = match self.write(&path, knob.value()) {
-            // Linux 6.12 and earlier empty no cpuset of a cgroup with processes.
+            // Linux 6.12 and earlier refuse to empty the cpuset of a cgroup that contains processes.
             Err(error) if knob.empties_cpuset() && error.raw_os_error() == Some(libc::ENOSPC) => {
-                self.effective_of_parent(&group, knob).and_then(|value| self.write(&path, &value))
+                self.effective_of_parent(&cgroup, knob).and_then(|value| self.write(&path, &value))
             }
             written => written,
         };
         written.map_err(|error| match knob.file() {
-            "cpuset.cpus" => error.with_snapshot(&snapshot(&group)),
+            "cpuset.cpus" => error.with_snapshot(&snapshot(&cgroup)),
             _ => error,
         })
     }
@@ -97,18 +96,18 @@ impl CgroupOps for CgroupManager {
     }
 
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
-        let group = self.path(name)?;
-        self.check_read(&group.join("cgroup.procs"))?;
-        read_procs(&group)
+        let cgroup = self.path(name)?;
+        self.check_read(&cgroup.join("cgroup.procs"))?;
+        read_procs(&cgroup)
     }
 
     fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
-        let group = self.path(name)?;
-        // What it says of processes depends on these.
+        let cgroup = self.path(name)?;
+        // The counters depend on these files.
         for file in ["cgroup.freeze", "cgroup.kill", "cgroup.procs"] {
-            self.check_read(&group.join(file))?;
+            self.check_read(&cgroup.join(file))?;
         }
-        CgroupStats::read(&group)
+        CgroupStats::read(&cgroup)
     }
 
     fn cleanup_all(&self) -> Result<(), Error> {
@@ -116,10 +115,10 @@ impl CgroupOps for CgroupManager {
     }
 }
 
-/// What decides whether a cpuset is taken, of the group and of the one above it.
-fn snapshot(group: &Path) -> String {
+/// Describes the state that decides whether a cpuset is accepted, of a cgroup and its parent.
+fn snapshot(cgroup: &Path) -> String {
     let mut text = String::new();
-    for level in [Some(group), group.parent()].into_iter().flatten() {
+    for level in [Some(cgroup), cgroup.parent()].into_iter().flatten() {
         let _ = writeln!(text, "{}:", level.display());
         for file in [
             "cgroup.controllers",
@@ -136,7 +135,7 @@ fn snapshot(group: &Path) -> String {
         let mut names: Vec<_> =
             entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort_unstable();
-        let _ = writeln!(text, "  holds: {}", names.join(" "));
+        let _ = writeln!(text, "  entries: {}", names.join(" "));
     }
     text.truncate(text.trim_end().len());
     text

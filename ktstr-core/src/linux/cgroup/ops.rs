@@ -1,4 +1,4 @@
-//! The surface that scenario code holds as `&dyn CgroupOps`.
+//! The trait through which scenarios operate on cgroups.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,49 +9,49 @@ use super::error::Error;
 use super::knobs::Knob;
 use super::stats::CgroupStats;
 
-/// What test code may do to cgroups. Every name is that of a group below the parent.
+/// Operations on cgroups. Every name is that of a cgroup below the parent, such as `a/b`.
 pub trait CgroupOps: fmt::Debug + Send + Sync {
-    /// The group under which all others are made.
+    /// Returns the cgroup in which all others are created.
     fn parent_path(&self) -> &Path;
 
-    /// The group from which on controllers are enabled: the root of the hierarchy, or of what was
-    /// delegated.
+    /// Returns the cgroup from which on controllers are enabled: the root of the hierarchy, or a
+    /// delegated cgroup.
     fn walk_root(&self) -> &Path;
 
-    /// How many groups could not be removed and are still there.
+    /// Returns how many cgroups could not be removed and still exist.
     fn outstanding_removes(&self) -> usize;
 
-    /// Makes the parent and enables controllers for all groups below it, level by level from the
-    /// walk root. An empty set does nothing at all and needs no privilege.
+    /// Creates the parent and enables controllers for all cgroups below it, level by level from the
+    /// walk root on. An empty set does nothing and needs no privilege.
     ///
-    /// A delegated walk root may hold processes, the caller among them: they move to a leaf of it.
+    /// Processes in a delegated walk root, including the caller, move to a leaf of it.
     ///
     /// # Errors
     ///
-    /// Without root under the default walk root; if a controller is not available at the walk
-    /// root; if a level on the way holds processes; if the kernel refuses.
+    /// If the caller is not root and the walk root is the default; if a controller is not available
+    /// in the walk root; if a level in between contains processes; if the kernel rejects it.
     fn setup(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error>;
 
-    /// Makes a group, and the groups above it as needed, each with every controller that
-    /// [`setup`](Self::setup) enabled. An existing one is left as it is.
+    /// Creates a cgroup and its missing ancestors, each with every controller that
+    /// [`setup`](Self::setup) has enabled. Does not change an existing cgroup.
     fn create_cgroup(&self, name: &str) -> Result<(), Error>;
 
-    /// Thaws a cgroup, moves its processes out, waits until it is empty and removes it; a missing
-    /// one is fine. Processes go to the root of the hierarchy, or to a leaf of what was delegated;
-    /// of a threaded cgroup, threads go to its parent.
+    /// Thaws a cgroup, moves its processes out, waits until it is empty and removes it. Succeeds if it
+    /// does not exist. Processes move to the root of the hierarchy, or to a leaf of the delegated
+    /// cgroup; threads of a threaded cgroup move to its parent.
     ///
     /// # Errors
     ///
-    /// If it has groups below it or does not get empty. Failures are counted: while more than ten
-    /// such groups are there, others are refused. Removing one of them again, or a group below
+    /// If it has children or does not become empty. Failures are counted: while more than ten such
+    /// cgroups exist, removing others is refused. Removing one of them again, or a descendant of
     /// one, is always tried.
     fn remove_cgroup(&self, name: &str) -> Result<(), Error>;
 
-    /// Writes a value to a file of the group; the methods below do it by name.
+    /// Writes a value to a file of the cgroup. The methods below do that for each file.
     ///
     /// # Errors
     ///
-    /// A failed `cpuset.cpus` carries a snapshot of the group and the one above.
+    /// An error of `cpuset.cpus` describes the state of the cgroup and its parent.
     fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error>;
 
     /// Sets `cpuset.cpus`; the empty set is [`clear_cpuset`](Self::clear_cpuset).
@@ -61,11 +61,11 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
 
     /// Empties `cpuset.cpus`: the cgroup inherits the CPUs of its parent.
     ///
-    /// While processes are in the cgroup or below it, Linux 6.12 and earlier refuse that (ENOSPC;
-    /// 7.2 does not), and `cpuset.cpus` becomes a copy of the parent's `cpuset.cpus.effective`.
-    /// What inheriting would have is lost then: CPUs that the parent gets later, or that come
-    /// online later, are not added. CPUs that the parent loses are still taken away, and if none of
-    /// the copy is left, the parent's are used.
+    /// While processes are in the cgroup or a descendant, Linux 6.12 and earlier refuse that (ENOSPC;
+    /// 7.2 does not). `cpuset.cpus` is then set to the parent's `cpuset.cpus.effective`. Unlike with
+    /// inheritance, CPUs that the parent gets later, or that come online later, are not added. CPUs
+    /// that the parent loses are still removed, and if none of the copy is left, those of the parent
+    /// are used.
     fn clear_cpuset(&self, name: &str) -> Result<(), Error> {
         self.set_cpuset(name, &BTreeSet::new())
     }
@@ -81,34 +81,34 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
         self.set_cpuset_mems(name, &BTreeSet::new())
     }
 
-    /// Sets `cpu.max`: `quota_us` (from 1,000; `None` is no limit) of CPU time in each period of
+    /// Sets `cpu.max`: `quota_us` (from 1,000; `None` for no limit) of CPU time in each period of
     /// `period_us` (1,000 to 1,000,000).
     fn set_cpu_max(&self, name: &str, quota_us: Option<u64>, period_us: u64) -> Result<(), Error> {
         self.set_knob(name, &Knob::cpu_max(quota_us, period_us)?)
     }
 
-    /// Sets `cpu.weight`, 1 to 10,000; the kernel's default is 100.
+    /// Sets `cpu.weight`, 1 to 10,000; the default is 100.
     fn set_cpu_weight(&self, name: &str, weight: u32) -> Result<(), Error> {
         self.set_knob(name, &Knob::weight("cpu.weight", weight)?)
     }
 
-    /// Sets `memory.max` in bytes, rounded down to pages by the kernel; `None` is no limit.
+    /// Sets `memory.max` in bytes, rounded down to pages by the kernel; `None` removes the limit.
     fn set_memory_max(&self, name: &str, bytes: Option<u64>) -> Result<(), Error> {
         self.set_knob(name, &Knob::memory("memory.max", bytes, "max")?)
     }
 
-    /// Sets `memory.high` in bytes, rounded down to pages by the kernel; `None` is no limit.
+    /// Sets `memory.high` in bytes, rounded down to pages by the kernel; `None` removes the limit.
     fn set_memory_high(&self, name: &str, bytes: Option<u64>) -> Result<(), Error> {
         self.set_knob(name, &Knob::memory("memory.high", bytes, "max")?)
     }
 
-    /// Sets `memory.low` in bytes, rounded down to pages by the kernel; `None` is no protection:
-    /// `0`, as `max` would protect everything.
+    /// Sets `memory.low` in bytes, rounded down to pages by the kernel; `None` removes the
+    /// protection: it writes `0`, because `max` would protect everything.
     fn set_memory_low(&self, name: &str, bytes: Option<u64>) -> Result<(), Error> {
         self.set_knob(name, &Knob::memory("memory.low", bytes, "0")?)
     }
 
-    /// Sets `memory.swap.max` in bytes, rounded down to pages by the kernel; `None` is no limit.
+    /// Sets `memory.swap.max` in bytes, rounded down to pages by the kernel; `None` removes the limit.
     fn set_memory_swap_max(&self, name: &str, bytes: Option<u64>) -> Result<(), Error> {
         self.set_knob(name, &Knob::memory("memory.swap.max", bytes, "max")?)
     }
@@ -118,59 +118,59 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
         self.set_knob(name, &Knob::weight("io.weight", weight)?)
     }
 
-    /// Sets `pids.max`, up to 4,194,304; `None` is no limit.
+    /// Sets `pids.max`, up to 4,194,304; `None` removes the limit.
     fn set_pids_max(&self, name: &str, max: Option<u64>) -> Result<(), Error> {
         self.set_knob(name, &Knob::pids_max(max)?)
     }
 
-    /// Freezes or thaws a group and all below it; returns when `cgroup.events` says so, or at once if
-    /// a group above keeps it frozen.
+    /// Freezes or thaws a cgroup and its descendants; returns when `cgroup.events` reports it, or at
+    /// once if a frozen ancestor prevents thawing.
     ///
     /// # Errors
     ///
-    /// If the caller is in a group to freeze, or it takes more than ten seconds.
+    /// If the caller is in a cgroup to freeze, or it takes more than ten seconds.
     fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error>;
 
-    /// Kills every process in a cgroup and below it; returns when the last one is gone. In a
+    /// Kills every process in a cgroup and its descendants; returns when the last one has ended. In a
     /// threaded cgroup, kills every process that has a thread there.
     ///
     /// # Errors
     ///
-    /// If the caller is in it, or processes are left after ten seconds: they are named.
+    /// If the caller is in it, or processes are left after ten seconds: the error lists them.
     fn kill_cgroup(&self, name: &str) -> Result<(), Error>;
 
-    /// Moves one process as [`move_tasks`](Self::move_tasks) does.
+    /// Moves one process, see [`move_tasks`](Self::move_tasks).
     fn move_task(&self, name: &str, pid: i32) -> Result<(), Error> {
         self.move_tasks(name, &[pid])
     }
 
-    /// Moves processes, with all their threads, into a group. Those that have ended are skipped
-    /// with a warning; EBUSY is tried three times more, 100 ms apart, as a sched_ext scheduler may
-    /// say no for a moment.
+    /// Moves processes, with all their threads, into a cgroup. Skips those that have ended, with a
+    /// warning. Retries EBUSY three times, 100 ms apart, because a sched_ext scheduler may reject a
+    /// move temporarily.
     ///
     /// # Errors
     ///
-    /// If all of them have ended, or the group has CPUs but no memory nodes.
+    /// If all of them have ended, or the cgroup has CPUs but no memory nodes.
     fn move_tasks(&self, name: &str, pids: &[i32]) -> Result<(), Error>;
 
-    /// Moves a child that is held between its fork and its work. Unlike
-    /// [`move_task`](Self::move_task) it does not look at the group's cpuset first.
+    /// Moves a child that waits between its fork and its work. Unlike [`move_task`](Self::move_task),
+    /// it does not check the cpuset of the cgroup first.
     ///
     /// # Errors
     ///
-    /// Whatever kept the child out, its end included. The caller must not let it go on then: it
-    /// would work in the wrong group.
+    /// If the child could not be moved, also because it has ended. The caller must not start its work
+    /// then, because it would run in the wrong cgroup.
     fn place_task_during_handshake(&self, name: &str, pid: i32) -> Result<(), Error>;
 
-    /// Disables all controllers for the children of a group.
+    /// Disables all controllers for the children of a cgroup.
     fn clear_subtree_control(&self, name: &str) -> Result<(), Error>;
 
     /// Enables one more controller for the children of the parent.
     fn add_parent_subtree_controller(&self, controller: Controller) -> Result<(), Error>;
 
-    /// Moves the processes of a cgroup out until none is left: to the root of the hierarchy, or to
-    /// a leaf of what was delegated, where no other cgroup may hold processes. Moves the threads of
-    /// a threaded cgroup to its parent, so that their processes stay in their threaded domain.
+    /// Moves the processes of a cgroup out until none is left: to the root of the hierarchy, or to a
+    /// leaf of the delegated cgroup. Moves the threads of a threaded cgroup to its parent, so that
+    /// their processes stay in their threaded domain.
     fn drain_tasks(&self, name: &str) -> Result<(), Error>;
 
     /// Returns the processes in a cgroup, in the order of `cgroup.procs`; of a threaded cgroup,
@@ -178,10 +178,10 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// If there is no such group; an empty one is an empty list.
+    /// If the cgroup does not exist.
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error>;
 
-    /// What the kernel counts for a group; a part is `None` if its controller is not enabled.
+    /// Reads the counters of a cgroup; those of a controller that is not enabled are `None`.
     fn stats(&self, name: &str) -> Result<CgroupStats, Error>;
 
     /// Removes all cgroups below the parent, the deepest first, and the parent unless it is the
@@ -190,7 +190,7 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
     /// # Errors
     ///
     /// [`Error::Root`] if the parent is the root of the hierarchy: nothing is removed then. Else the
-    /// first cgroup that cannot be listed or removed. All others are tried too, and each that
-    /// remains is logged as a warning.
+    /// error of the first cgroup that cannot be listed or removed. All others are still tried, and
+    /// each error is logged as a warning.
     fn cleanup_all(&self) -> Result<(), Error>;
 }

@@ -1,4 +1,4 @@
-//! Properties of what is only text: lists, names, values.
+//! Property tests of lists, names and values.
 //!
 //! 10,000 cases each; `PROPTEST_CASES` overrides it.
 
@@ -12,7 +12,7 @@ fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(10_000) }
 }
 
-/// Pieces of which names that mean harm are made.
+/// Generates names with parts that are not allowed.
 fn name() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("..".to_owned()),
@@ -27,7 +27,7 @@ fn name() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }
 
-/// Numbers of every size, and many where knobs have their limits.
+/// Generates numbers of every size, and many near the limits of knobs.
 fn near_limits() -> impl Strategy<Value = u64> {
     let edges = [0, 1_000, 1_000_000, 4_194_304, 1 << 44, 1 << 63];
     prop_oneof![
@@ -46,10 +46,10 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn lists_are_read_as_they_were_written(numbers in prop::collection::btree_set(0..300_usize, 0..40)) {
+    fn list_parse_reverses_format(numbers in prop::collection::btree_set(0..300_usize, 0..40)) {
         let text = list::format(&numbers);
         prop_assert_eq!(&list::parse(&text), &Some(numbers.clone()));
-        // As short as it can be: neighbours are never listed apart.
+        // Adjacent ranges are merged.
         let ends: Vec<usize> = text
             .split(',')
             .filter(|part| !part.is_empty())
@@ -60,7 +60,7 @@ proptest! {
     }
 
     #[test]
-    fn no_name_leaves_the_parent(name in name()) {
+    fn path_never_leaves_the_parent(name in name()) {
         let parent = Path::new("/sys/fs/cgroup/ktstr");
         match CgroupManager::new(parent).path(&name) {
             Ok(path) => {
@@ -73,9 +73,8 @@ proptest! {
         }
     }
 
-    /// Whatever is asked for, a value in range goes to its knob, and no other does.
     #[test]
-    fn no_value_is_written_out_of_range(
+    fn set_methods_write_exactly_the_values_in_range(
         quota in limit(), period in near_limits(), weight in 0..20_000_u32, bytes in limit(),
     ) {
         let cgroups = RecordingCgroups::new();

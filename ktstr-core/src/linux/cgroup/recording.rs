@@ -1,4 +1,4 @@
-//! A double of the manager for unit tests: in memory, recording, failing on demand.
+//! A test double of the manager: in memory, records calls, fails on request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use super::controller::{Controller, subtree_control};
 use super::error::Error;
 use super::knobs::Knob;
-use super::model::{Hierarchy, PARENT, ROOT, Refusal, above};
+use super::model::{Hierarchy, PARENT, ROOT, Refusal, parent_of};
 use super::names;
 use super::ops::CgroupOps;
 use super::paths::MOUNT;
@@ -16,7 +16,7 @@ use super::procs::{caller_is_in, check_pid};
 use super::stats::CgroupStats;
 use crate::linux::sync::lock;
 
-/// One call that changes something, as [`RecordingCgroups`] saw it.
+/// One recorded call of an operation that changes cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The method, or the file for a knob: `create_cgroup`, `cpu.max`.
@@ -27,8 +27,8 @@ pub struct Call {
     pub value: String,
 }
 
-/// Cgroups in memory. Calls that change something are recorded, also those that fail; any can be
-/// made to fail, `read_procs` and `stats` included.
+/// Cgroups in memory. Records calls that change cgroups, including those that fail. Any call can be
+/// made to fail, also `read_procs` and `stats`.
 ///
 /// ```
 /// use ktstr_core::cgroup::{CgroupOps, Controller, RecordingCgroups};
@@ -43,36 +43,36 @@ pub struct Call {
 /// # Ok::<_, ktstr_core::cgroup::Error>(())
 /// ```
 ///
-/// What the manager or the kernel refuses is refused here by the same error:
+/// It refuses the same as the manager and the kernel, with the same errors:
 ///
 /// - names, pids and values out of range, as the manager checks them;
 /// - operations on a cgroup that does not exist, names of interface files (`EEXIST`), removing a
 ///   cgroup that has children;
 /// - knobs of a controller that [`setup`](CgroupOps::setup) has not enabled, and enabling one that
-///   the cgroup above has not (`ENOENT`); disabling one that a cgroup below uses (`EBUSY`);
+///   its parent does not have (`ENOENT`); disabling one that a child has enabled (`EBUSY`);
 /// - CPUs the machine does not have (`ERANGE`) and memory nodes it does not have (`EINVAL`);
 /// - processes in a cgroup with controllers enabled for its children (`EBUSY`), controllers in a
-///   cgroup with processes ([`Error::Occupied`]), and what becomes of cgroups where `cpu`, `cpuset`
-///   and `pids` alone are enabled beside processes (`EOPNOTSUPP`: threaded domains);
+///   cgroup with processes ([`Error::Occupied`]), and threaded domains, which are cgroups with both
+///   processes and only `cpu`, `cpuset` and `pids` enabled for their children (`EOPNOTSUPP`);
 /// - moving a process that has ended (`ESRCH`, [`Error::AllGone`]); freezing or killing the caller.
 ///
-/// It emulates the kernel up to 6.12 where `cpuset.cpus` of a cgroup with processes is emptied: see
+/// It emulates Linux up to 6.12 when `cpuset.cpus` of a cgroup with processes is emptied, see
 /// [`clear_cpuset`](CgroupOps::clear_cpuset).
 ///
-/// Unknown to it, and to be provoked by [`fail`](Self::fail): privileges and delegation, controllers
+/// Not modelled, but available through [`fail`](Self::fail): privileges and delegation, controllers
 /// and files that a kernel lacks (`io.weight`), `cgroup.max.depth` and `cgroup.max.descendants`
 /// (`EAGAIN`), cpuset partitions, cgroups made threaded by `cgroup.type`, kernel threads and
-/// real-time processes (`EINVAL`), sched_ext schedulers (`EBUSY`), timeouts. No limit has an effect.
+/// real-time processes (`EINVAL`), sched_ext schedulers (`EBUSY`), timeouts. Limits have no effect.
 #[derive(Debug)]
 pub struct RecordingCgroups {
     parent: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<RecordingState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct RecordingState {
     cgroups: Hierarchy,
-    /// What `setup` has enabled.
+    /// The controllers that `setup` has enabled.
     enabled: BTreeSet<Controller>,
     stats: BTreeMap<String, CgroupStats>,
     calls: Vec<Call>,
@@ -86,15 +86,14 @@ impl Default for RecordingCgroups {
 }
 
 impl RecordingCgroups {
-    /// Returns a double of a machine with 64 CPUs and 8 memory nodes, without cgroups, calls and
-    /// failures.
+    /// Returns a double with 64 CPUs and 8 memory nodes, without cgroups, calls and failures.
     pub fn new() -> Self {
         Self::with_machine(64, 8)
     }
 
-    /// As [`new`](Self::new), of a machine with `nr_cpus` CPUs and `nr_nodes` memory nodes.
+    /// Returns a double like [`new`](Self::new), with `nr_cpus` CPUs and `nr_nodes` memory nodes.
     pub fn with_machine(nr_cpus: usize, nr_nodes: usize) -> Self {
-        let state = State {
+        let state = RecordingState {
             cgroups: Hierarchy::new(nr_cpus, nr_nodes),
             enabled: BTreeSet::new(),
             stats: BTreeMap::new(),
@@ -104,19 +103,19 @@ impl RecordingCgroups {
         Self { parent: PathBuf::from("/sys/fs/cgroup/recording"), state: Mutex::new(state) }
     }
 
-    /// Lets the next `operation` (see [`Call::operation`]) on `cgroup` fail with an error number,
-    /// once. Called twice, it fails twice.
+    /// Makes the next `operation` (see [`Call::operation`]) on `cgroup` fail with an error number.
+    /// Each call adds one failure.
     pub fn fail(&self, operation: &'static str, cgroup: &str, errno: i32) {
         lock(&self.state).failures.push((operation, cgroup.to_owned(), errno));
     }
 
-    /// Ends a process: it leaves its cgroup and cannot be moved any more. Every other positive pid
-    /// is a process, and [`kill_cgroup`](CgroupOps::kill_cgroup) ends those that it finds.
+    /// Ends a process: it leaves its cgroup and cannot be moved any more. All other positive pids are
+    /// running processes; [`kill_cgroup`](CgroupOps::kill_cgroup) also ends some.
     pub fn end_process(&self, pid: i32) {
         lock(&self.state).cgroups.end(pid);
     }
 
-    /// Returns everything that was called, in order.
+    /// Returns all recorded calls, in order.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.state).calls.clone()
     }
@@ -144,8 +143,8 @@ impl RecordingCgroups {
         })
     }
 
-    /// Sets what [`stats`](CgroupOps::stats) returns for a cgroup. Whether it is populated and frozen
-    /// is added there.
+    /// Sets the result of [`stats`](CgroupOps::stats) for a cgroup, except for `populated` and
+    /// `frozen`, which follow from its state.
     ///
     /// # Errors
     ///
@@ -164,7 +163,7 @@ impl RecordingCgroups {
         self.record_any(operation, name, value)
     }
 
-    /// As [`record`](Self::record), of the parent as well.
+    /// Records like [`record`](Self::record), but also accepts the parent.
     fn record_any(&self, operation: &'static str, name: &str, value: String) -> Result<(), Error> {
         let call = Call { operation, cgroup: name.to_owned(), value: value.clone() };
         lock(&self.state).calls.push(call);
@@ -190,14 +189,14 @@ impl RecordingCgroups {
         }
     }
 
-    /// Does something to the cgroups, as an operation on a file of one of them. The name is valid.
+    /// Runs an operation on the model; an error names the file of the cgroup.
     fn run<T>(
         &self,
         operation: &'static str,
         name: &str,
         file: &str,
         value: &str,
-        then: impl FnOnce(&mut State) -> Result<T, Refusal>,
+        then: impl FnOnce(&mut RecordingState) -> Result<T, Refusal>,
     ) -> Result<T, Error> {
         let path = if file.is_empty() { self.path(name) } else { self.path(name).join(file) };
         then(&mut lock(&self.state)).map_err(|refusal| io_error(operation, path, value, refusal))
@@ -207,8 +206,8 @@ impl RecordingCgroups {
         if name == PARENT { self.parent.clone() } else { self.parent.join(name) }
     }
 
-    /// Makes a cgroup; one that exists is fine.
-    fn make(&self, name: &str) -> Result<(), Error> {
+    /// Creates a cgroup; succeeds if it exists.
+    fn create(&self, name: &str) -> Result<(), Error> {
         self.run("create cgroup", name, "", "", |state| match state.cgroups.has(name) {
             true => Ok(()),
             false => state.cgroups.create(name),
@@ -227,10 +226,10 @@ impl RecordingCgroups {
         })
     }
 
-    /// Makes the parent with what `setup` has enabled.
-    fn make_parent(&self) -> Result<(), Error> {
+    /// Creates the parent, with the controllers that `setup` has enabled.
+    fn create_parent(&self) -> Result<(), Error> {
         let enabled = lock(&self.state).enabled.clone();
-        self.make(PARENT)?;
+        self.create(PARENT)?;
         if enabled.is_empty() { Ok(()) } else { self.enable(PARENT, &enabled) }
     }
 
@@ -285,7 +284,7 @@ impl CgroupOps for RecordingCgroups {
         self.run("write", PARENT, "../cgroup.subtree_control", "", |state| {
             state.cgroups.enable(ROOT, controllers)
         })?;
-        self.make(PARENT)?;
+        self.create(PARENT)?;
         self.enable(PARENT, controllers)?;
         lock(&self.state).enabled.extend(controllers);
         Ok(())
@@ -293,16 +292,15 @@ impl CgroupOps for RecordingCgroups {
 
     fn create_cgroup(&self, name: &str) -> Result<(), Error> {
         self.record("create_cgroup", name, String::new())?;
-        self.make_parent()?;
+        self.create_parent()?;
         let enabled = lock(&self.state).enabled.clone();
         let ends = name.match_indices('/').map(|(end, _)| end).chain([name.len()]);
         for level in ends.map(|end| &name[..end]) {
-            if let Some(above) =
-                above(level).filter(|above| *above != PARENT && !enabled.is_empty())
-            {
-                self.enable(above, &enabled)?;
+            let parent = parent_of(level).filter(|parent| *parent != PARENT);
+            if let Some(parent) = parent.filter(|_| !enabled.is_empty()) {
+                self.enable(parent, &enabled)?;
             }
-            self.make(level)?;
+            self.create(level)?;
         }
         Ok(())
     }
@@ -424,13 +422,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_refuses_what_the_manager_refuses() {
+    fn recording_cgroups_refuse_what_the_manager_refuses() {
         let cgroups = RecordingCgroups::new();
         cgroups.move_tasks("none", &[]).expect("nothing to move is fine");
         cgroups.create_cgroup("a/b/c").unwrap();
         cgroups.create_cgroup("ab").unwrap();
         let error = cgroups.remove_cgroup("a").unwrap_err().to_string();
-        assert!(error.contains(r#"it has groups ["b"]"#), "{error}");
+        assert!(error.contains(r#"it has children ["b"]"#), "{error}");
         let error = cgroups.move_tasks("a", &[0]).unwrap_err().to_string();
         assert!(error.contains("pids are positive"), "{error}");
         cgroups.fail("stats", "a", libc::EIO);

@@ -1,4 +1,4 @@
-//! Enables controllers level by level.
+//! Creates cgroups and enables controllers level by level.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ impl CgroupManager {
         if controllers.is_empty() {
             return Ok(());
         }
+        // Everything that can be refused without a write comes first.
         check_walk_root(&self.walk_root, &self.parent)?;
         let uid = rustix::process::geteuid();
         if self.walk_root == Path::new(MOUNT) && self.ours.is_none() && !uid.is_root() {
@@ -26,7 +27,7 @@ impl CgroupManager {
             });
         }
         self.check_available(controllers)?;
-        self.make(&self.parent)?;
+        self.create_all(&self.parent)?;
         for level in self.levels(&self.parent) {
             self.enable(&level, controllers)?;
         }
@@ -37,8 +38,8 @@ impl CgroupManager {
     fn check_available(&self, controllers: &BTreeSet<Controller>) -> Result<(), Error> {
         let path = self.walk_root.join("cgroup.controllers");
         let text = read(&path)?;
-        let there: Vec<_> = text.split_whitespace().collect();
-        let missing = controllers.iter().filter(|wanted| !there.contains(&wanted.name()));
+        let available: Vec<_> = text.split_whitespace().collect();
+        let missing = controllers.iter().filter(|wanted| !available.contains(&wanted.name()));
         let missing: BTreeSet<_> = missing.copied().collect();
         if missing.is_empty() {
             return Ok(());
@@ -50,70 +51,70 @@ impl CgroupManager {
         })
     }
 
-    /// The groups from the walk root to `group`, both included.
-    fn levels(&self, group: &Path) -> Vec<PathBuf> {
-        let below = group.ancestors().take_while(|level| level.starts_with(&self.walk_root));
-        let mut levels: Vec<_> = below.map(Path::to_owned).collect();
+    /// Returns the cgroups from the walk root to `cgroup`, both included.
+    fn levels(&self, cgroup: &Path) -> Vec<PathBuf> {
+        let levels = cgroup.ancestors().take_while(|level| level.starts_with(&self.walk_root));
+        let mut levels: Vec<_> = levels.map(Path::to_owned).collect();
         levels.reverse();
         levels
     }
 
-    /// Makes a group below the parent, and gives it every controller that `set_up` has enabled.
-    pub(super) fn create(&self, group: &Path) -> Result<(), Error> {
+    /// Creates a cgroup below the parent, with every controller that `set_up` has enabled.
+    pub(super) fn create(&self, cgroup: &Path) -> Result<(), Error> {
         let enabled = lock(&self.enabled).clone();
         if !self.parent.is_dir() {
             // `cleanup_all` has removed it since `set_up`.
             self.set_up(&enabled)?;
-            self.make(&self.parent)?;
+            self.create_all(&self.parent)?;
         }
         let mut level = self.parent.clone();
-        let below = group.strip_prefix(&self.parent).expect("names are relative to the parent");
+        let below = cgroup.strip_prefix(&self.parent).expect("names are relative to the parent");
         for component in below {
-            // The parent has them since `set_up`.
+            // `set_up` has enabled them in the parent itself.
             if level != self.parent && !enabled.is_empty() {
                 self.enable(&level, &enabled)?;
             }
             level.push(component);
-            self.make(&level)?;
+            self.create_all(&level)?;
         }
         Ok(())
     }
 
-    /// Makes a group and those above it as needed.
-    pub(super) fn make(&self, group: &Path) -> Result<(), Error> {
-        match (self.make_group(group), group.parent()) {
-            (Err(error), Some(above)) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.make(above)?;
-                self.make_group(group)
+    /// Creates a cgroup and its missing ancestors.
+    fn create_all(&self, cgroup: &Path) -> Result<(), Error> {
+        match (self.create_one(cgroup), cgroup.parent()) {
+            (Err(error), Some(parent)) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.create_all(parent)?;
+                self.create_one(cgroup)
             }
-            (made, _) => made,
+            (created, _) => created,
         }
     }
 
-    /// Enables controllers for the children of `group`.
+    /// Enables controllers for the children of a cgroup.
     pub(super) fn enable(
         &self,
-        group: &Path,
+        cgroup: &Path,
         controllers: &BTreeSet<Controller>,
     ) -> Result<(), Error> {
         let value = subtree_control("+", controllers);
-        let file = group.join("cgroup.subtree_control");
-        if is_hierarchy_root(group)? {
+        let file = cgroup.join("cgroup.subtree_control");
+        if is_hierarchy_root(cgroup)? {
             return self.write(&file, &value);
         }
-        self.make_room(group, &value)?;
+        self.check_unoccupied(cgroup, &value)?;
         self.write(&file, &value)?;
-        // Who came in before the write makes this a threaded domain until it leaves again: the
-        // kernel takes threaded controllers from an occupied group.
-        self.make_room(group, &value)
+        // Again: the kernel enables threaded controllers in a cgroup that contains processes, and a
+        // process that entered between check and write makes it a threaded domain until it leaves.
+        self.check_unoccupied(cgroup, &value)
     }
 
-    /// Sees to it that no process is in a group whose children are to get controllers.
+    /// Fails if a process is in a cgroup whose children are to get controllers, or moves it out.
     ///
-    /// Only a group that was named by the caller is known to be the caller's to rearrange, as whoever
-    /// is delegated a group finds itself in it.
-    fn make_room(&self, group: &Path, value: &str) -> Result<(), Error> {
-        let pids = match read_procs(group) {
+    /// Processes are only moved out of a cgroup that the caller has named or delegated: no other may
+    /// be rearranged.
+    fn check_unoccupied(&self, cgroup: &Path, value: &str) -> Result<(), Error> {
+        let pids = match read_procs(cgroup) {
             Ok(pids) => pids,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
             Err(error) => return Err(error),
@@ -121,14 +122,14 @@ impl CgroupManager {
         if pids.is_empty() {
             return Ok(());
         }
-        if self.ours.as_deref() == Some(group) {
-            return self.drain(group, "enable controllers in");
+        if self.ours.as_deref() == Some(cgroup) {
+            return self.drain(cgroup, "enable controllers in");
         }
-        Err(Error::Occupied { path: group.to_owned(), value: value.to_owned(), pids })
+        Err(Error::Occupied { path: cgroup.to_owned(), value: value.to_owned(), pids })
     }
 
-    pub(super) fn clear_controllers(&self, group: &Path) -> Result<(), Error> {
-        let path = group.join("cgroup.subtree_control");
+    pub(super) fn clear_controllers(&self, cgroup: &Path) -> Result<(), Error> {
+        let path = cgroup.join("cgroup.subtree_control");
         self.check_read(&path)?;
         let text = read(&path)?;
         let words: Vec<_> = text.split_whitespace().map(|name| format!("-{name}")).collect();

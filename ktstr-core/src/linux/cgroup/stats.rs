@@ -12,11 +12,11 @@ pub use crate::cgroup_stats::{
 };
 
 impl CgroupStats {
-    pub(super) fn read(group: &Path) -> Result<Self, Error> {
-        // The one file that every group but the root has; it tells a missing group.
-        let events = keyed(&files::read(&group.join("cgroup.events"))?);
-        let cpu = keyed(&optional(&group.join("cpu.stat"))?.unwrap_or_default());
-        let pressure = |file: &str| Ok(optional(&group.join(file))?.map(|text| pressure(&text)));
+    pub(super) fn read(cgroup: &Path) -> Result<Self, Error> {
+        // Required: every cgroup but the root has it, so ENOENT means that the cgroup is missing.
+        let events = keyed(&files::read(&cgroup.join("cgroup.events"))?);
+        let cpu = keyed(&optional(&cgroup.join("cpu.stat"))?.unwrap_or_default());
+        let pressure = |file: &str| Ok(optional(&cgroup.join(file))?.map(|text| pressure(&text)));
         Ok(Self {
             cpu: CpuStat {
                 usage_usec: cpu.of("usage_usec"),
@@ -26,8 +26,8 @@ impl CgroupStats {
                 nr_throttled: cpu.of("nr_throttled"),
                 throttled_usec: cpu.of("throttled_usec"),
             },
-            memory: memory(group)?,
-            pids: pids(group)?,
+            memory: memory(cgroup)?,
+            pids: pids(cgroup)?,
             cpu_pressure: pressure("cpu.pressure")?,
             memory_pressure: pressure("memory.pressure")?,
             io_pressure: pressure("io.pressure")?,
@@ -37,13 +37,13 @@ impl CgroupStats {
     }
 }
 
-fn memory(group: &Path) -> Result<Option<MemoryStats>, Error> {
-    let Some(current) = number(&group.join("memory.current"))? else { return Ok(None) };
-    let events = keyed(&optional(&group.join("memory.events"))?.unwrap_or_default());
-    let stat = keyed(&optional(&group.join("memory.stat"))?.unwrap_or_default());
+fn memory(cgroup: &Path) -> Result<Option<MemoryStats>, Error> {
+    let Some(current) = number(&cgroup.join("memory.current"))? else { return Ok(None) };
+    let events = keyed(&optional(&cgroup.join("memory.events"))?.unwrap_or_default());
+    let stat = keyed(&optional(&cgroup.join("memory.stat"))?.unwrap_or_default());
     Ok(Some(MemoryStats {
         current,
-        peak: number(&group.join("memory.peak"))?,
+        peak: number(&cgroup.join("memory.peak"))?,
         events: MemoryEvents {
             low: events.of("low"),
             high: events.of("high"),
@@ -63,9 +63,9 @@ fn memory(group: &Path) -> Result<Option<MemoryStats>, Error> {
     }))
 }
 
-fn pids(group: &Path) -> Result<Option<PidsStats>, Error> {
-    let Some(current) = number(&group.join("pids.current"))? else { return Ok(None) };
-    let events = keyed(&optional(&group.join("pids.events"))?.unwrap_or_default());
+fn pids(cgroup: &Path) -> Result<Option<PidsStats>, Error> {
+    let Some(current) = number(&cgroup.join("pids.current"))? else { return Ok(None) };
+    let events = keyed(&optional(&cgroup.join("pids.events"))?.unwrap_or_default());
     Ok(Some(PidsStats { current, max_events: events.of("max") }))
 }
 
@@ -85,7 +85,7 @@ fn pressure(text: &str) -> Pressure {
     Pressure { some: line("some "), full: line("full ") }
 }
 
-/// Lines of a key and a number. Kernels add keys, so unknown ones are nobody's error.
+/// Lines of a key and a number. Unknown keys are ignored, because newer kernels add some.
 struct Keyed(BTreeMap<String, u64>);
 
 impl Keyed {
@@ -105,7 +105,7 @@ fn number(path: &Path) -> Result<Option<u64>, Error> {
     parsed.map(Some).map_err(|cause| Error::io("parse", path, None, cause))
 }
 
-/// The content of a file that need not be there. Pressure that is switched off is not supported.
+/// Reads a file that need not exist. EOPNOTSUPP: pressure accounting is disabled.
 fn optional(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -121,8 +121,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_files_of_a_group_are_read() {
-        let group = tempfile::tempdir().unwrap();
+    fn stats_read_parses_every_file() {
+        let cgroup = tempfile::tempdir().unwrap();
         for (file, text) in [
             ("cgroup.events", "populated 1\nfrozen 0\n"),
             (
@@ -137,9 +137,9 @@ mod tests {
                 "some avg10=1.50 avg60=0.10 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=5\n",
             ),
         ] {
-            fs::write(group.path().join(file), text).unwrap();
+            fs::write(cgroup.path().join(file), text).unwrap();
         }
-        let stats = CgroupStats::read(group.path()).unwrap();
+        let stats = CgroupStats::read(cgroup.path()).unwrap();
         assert!(stats.populated && !stats.frozen);
         assert_eq!((stats.cpu.usage_usec, stats.cpu.nr_throttled), (30, 2));
         let memory = stats.memory.unwrap();
@@ -151,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_group_is_an_error() {
+    fn stats_read_fails_for_a_missing_cgroup() {
         let error = CgroupStats::read(Path::new("/nonexistent/cg")).unwrap_err().to_string();
-        assert!(error.contains("there is no such group"), "{error}");
+        assert!(error.contains("there is no such cgroup"), "{error}");
     }
 }

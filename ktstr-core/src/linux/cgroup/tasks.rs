@@ -1,4 +1,4 @@
-//! Processes: finding, moving, freezing, killing.
+//! Moves, freezes and kills processes.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -11,28 +11,28 @@ use super::error::Error;
 use super::events;
 use super::files::{is_hierarchy_root, read};
 use super::manager::CgroupManager;
-use super::procs::{Unit, caller_is_in, check_pid, is_threaded, read_ids, read_pids};
+use super::procs::{ProcsUnit, caller_is_in, check_pid, is_threaded, read_ids, read_pids};
 
-/// How long a group may take to freeze, to thaw or to get empty.
+/// Timeout for a cgroup to freeze, to thaw or to become empty.
 pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long one round of killing has before the next one looks for whom it has missed.
-const KILLED_WITHIN: Duration = Duration::from_millis(200);
+/// How long to wait for killed processes before looking for processes that were missed.
+const KILL_ROUND: Duration = Duration::from_millis(200);
 
-/// What a destination answers while a sched_ext scheduler's `cgroup_prep_move` says no.
+/// A move fails with EBUSY while `cgroup_prep_move` of a sched_ext scheduler rejects it.
 const EBUSY_RETRIES: u32 = 3;
 const EBUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where processes go that have to leave a group of a delegated tree. No caller can name it: names
-/// do not start with a dot.
+/// The leaf to which processes of a delegated cgroup are moved. It cannot collide with the cgroup of a
+/// caller, because their names do not start with a dot.
 pub(super) const REFUGE: &str = ".ktstr-refuge";
 
-/// Whether a group is such a leaf.
-pub(crate) fn is_leaf(group: &Path) -> bool {
-    group.file_name().is_some_and(|name| name == REFUGE)
+/// Returns whether a cgroup is such a leaf.
+pub(crate) fn is_leaf(cgroup: &Path) -> bool {
+    cgroup.file_name().is_some_and(|name| name == REFUGE)
 }
 
-/// Tries again what was answered by EBUSY. Nothing tells when the scheduler would say yes.
+/// Retries an operation that fails with EBUSY. There is no event to wait for.
 fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
     for _ in 0..EBUSY_RETRIES {
         match attempt() {
@@ -46,30 +46,31 @@ fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Erro
 }
 
 impl CgroupManager {
-    /// The processes in a group and all groups below it; none if it is gone.
+    /// Returns the processes in a cgroup and its descendants; none if it does not exist.
     pub(crate) fn pids_of_tree(&self, name: &str) -> Result<Vec<i32>, Error> {
         self.read_tree(&self.path(name)?)
     }
 
-    /// As [`pids_of_tree`](Self::pids_of_tree). Cgroups that are removed meanwhile are empty.
-    pub(super) fn read_tree(&self, group: &Path) -> Result<Vec<i32>, Error> {
-        let mut pids = self.read_subtree(group)?;
+    /// Returns the processes like [`pids_of_tree`](Self::pids_of_tree). Cgroups that are removed
+    /// meanwhile count as empty.
+    pub(super) fn read_tree(&self, cgroup: &Path) -> Result<Vec<i32>, Error> {
+        let mut pids = self.read_subtree(cgroup)?;
         // A process may have threads in several cgroups.
         let mut seen = HashSet::new();
         pids.retain(|pid| seen.insert(*pid));
         Ok(pids)
     }
 
-    fn read_subtree(&self, group: &Path) -> Result<Vec<i32>, Error> {
-        // ENODEV: removed while it was open.
+    fn read_subtree(&self, cgroup: &Path) -> Result<Vec<i32>, Error> {
+        // ENODEV: removed while the file was open.
         let gone =
             |error: &Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
-        let mut pids = match read_pids(group) {
+        let mut pids = match read_pids(cgroup) {
             Ok((pids, _)) => pids,
             Err(error) if gone(&error) => Vec::new(),
             Err(error) => return Err(error),
         };
-        let children = match self.children(group) {
+        let children = match self.children(cgroup) {
             Ok(children) => children,
             Err(error) if gone(&error) => Vec::new(),
             Err(error) => return Err(error),
@@ -80,15 +81,15 @@ impl CgroupManager {
         Ok(pids)
     }
 
-    pub(super) fn move_all(&self, group: &Path, pids: &[i32]) -> Result<(), Error> {
+    pub(super) fn move_all(&self, cgroup: &Path, pids: &[i32]) -> Result<(), Error> {
         if pids.is_empty() {
             return Ok(());
         }
-        self.check_read(&group.join("cpuset.cpus"))?;
-        check_mems(group)?;
+        self.check_read(&cgroup.join("cpuset.cpus"))?;
+        check_mems(cgroup)?;
         let mut gone = 0;
         for &pid in pids {
-            match self.move_one(group, pid) {
+            match self.move_one(cgroup, pid) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                     tracing::warn!("process {pid} ended before it could move: {error}");
                     gone += 1;
@@ -97,55 +98,55 @@ impl CgroupManager {
             }
         }
         if gone == pids.len() {
-            return Err(Error::AllGone { path: group.to_owned(), pids: pids.to_vec() });
+            return Err(Error::AllGone { path: cgroup.to_owned(), pids: pids.to_vec() });
         }
         Ok(())
     }
 
-    pub(super) fn move_one(&self, group: &Path, pid: i32) -> Result<(), Error> {
-        self.move_unit(group, Unit::Process, pid)
+    pub(super) fn move_one(&self, cgroup: &Path, pid: i32) -> Result<(), Error> {
+        self.move_unit(cgroup, ProcsUnit::Process, pid)
     }
 
-    fn move_unit(&self, group: &Path, unit: Unit, id: i32) -> Result<(), Error> {
-        check_pid(group, id)?;
-        let (path, value) = (group.join(unit.file()), id.to_string());
+    fn move_unit(&self, cgroup: &Path, unit: ProcsUnit, id: i32) -> Result<(), Error> {
+        check_pid(cgroup, id)?;
+        let (path, value) = (cgroup.join(unit.file()), id.to_string());
         while_busy(|| self.write(&path, &value))
     }
 
-    /// Moves all processes of `group` out of it until there are none. Of a threaded cgroup, moves
-    /// the threads to its parent: their processes stay in the threaded domain.
-    pub(super) fn drain(&self, group: &Path, operation: &'static str) -> Result<(), Error> {
-        if is_threaded(group)? {
-            let parent = group.parent().unwrap_or(group);
-            return self.drain_to(group, operation, Unit::Thread, || Ok(parent.to_owned()));
+    /// Moves processes out of a cgroup until it is empty. Moves the threads of a threaded cgroup to its
+    /// parent, so that their processes stay in the threaded domain.
+    pub(super) fn drain(&self, cgroup: &Path, operation: &'static str) -> Result<(), Error> {
+        if is_threaded(cgroup)? {
+            let parent = cgroup.parent().unwrap_or(cgroup);
+            return self.drain_to(cgroup, operation, ProcsUnit::Thread, || Ok(parent.to_owned()));
         }
-        self.drain_to(group, operation, Unit::Process, || self.refuge())
+        self.drain_to(cgroup, operation, ProcsUnit::Process, || self.refuge())
     }
 
-    /// As [`drain`](Self::drain), to a cgroup that is only made if there is something to move.
+    /// Drains like [`drain`](Self::drain). `destination` is only called if there is a process to move.
     pub(super) fn drain_to(
         &self,
-        group: &Path,
+        cgroup: &Path,
         operation: &'static str,
-        unit: Unit,
+        unit: ProcsUnit,
         destination: impl Fn() -> Result<PathBuf, Error>,
     ) -> Result<(), Error> {
-        self.check_read(&group.join(unit.file()))?;
+        self.check_read(&cgroup.join(unit.file()))?;
         let deadline = Instant::now() + SETTLE_WITHIN;
         let mut before = Vec::new();
         loop {
-            let (pids, _) = read_ids(group, unit)?;
+            let (pids, _) = read_ids(cgroup, unit)?;
             if pids.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let (path, within) = (group.to_owned(), SETTLE_WITHIN);
+                let (path, within) = (cgroup.to_owned(), SETTLE_WITHIN);
                 return Err(Error::Populated { operation, path, pids, within });
             }
-            // They are dying: moving them does nothing, and they are listed until they have. One
-            // whose first thread has ended stays listed though its other threads have moved.
+            // The same processes again: they are exiting, or their first thread has ended and the
+            // others were moved. Both stay listed for a while, and moving them has no effect.
             let pause = Duration::from_millis(50);
-            if pids == before && events::wait_for(group, "populated 0", pause)? {
+            if pids == before && events::wait_for(cgroup, "populated 0", pause)? {
                 return Ok(());
             }
             let destination = destination()?;
@@ -159,19 +160,19 @@ impl CgroupManager {
         }
     }
 
-    /// A group that may hold processes, whatever controllers are enabled: the root of the
-    /// hierarchy, or else a leaf made for the purpose.
+    /// Returns a cgroup that may contain processes regardless of enabled controllers: the root of the
+    /// hierarchy, or else a leaf, which is created.
     fn refuge(&self) -> Result<PathBuf, Error> {
         let root = self.refuge_root();
         if is_hierarchy_root(root)? {
             return Ok(root.to_owned());
         }
         let leaf = root.join(REFUGE);
-        self.make_group(&leaf)?;
+        self.create_one(&leaf)?;
         Ok(leaf)
     }
 
-    /// A parent elsewhere than below the walk root is a root of its own.
+    /// Returns the cgroup in which the leaf is. A parent outside of the walk root is its own root.
     fn refuge_root(&self) -> &Path {
         match &self.ours {
             Some(ours) => ours,
@@ -180,101 +181,98 @@ impl CgroupManager {
         }
     }
 
-    /// The leaf that `drain` may have made.
+    /// Returns the path of the leaf that `drain` may have created.
     pub(super) fn refuge_leaf(&self) -> PathBuf {
         self.refuge_root().join(REFUGE)
     }
 
-    pub(super) fn freeze(&self, group: &Path, frozen: bool) -> Result<(), Error> {
+    pub(super) fn freeze(&self, cgroup: &Path, frozen: bool) -> Result<(), Error> {
         let (operation, value, wanted) =
             if frozen { ("freeze", "1", "frozen 1") } else { ("thaw", "0", "frozen 0") };
         if frozen {
-            self.refuse_with_caller(group, "freeze")?;
+            self.refuse_with_caller(cgroup, "freeze")?;
         }
-        self.write(&group.join("cgroup.freeze"), value)?;
-        let is_frozen = |above: &Path| {
-            read(&above.join("cgroup.freeze")).is_ok_and(|value| value.trim() == "1")
+        self.write(&cgroup.join("cgroup.freeze"), value)?;
+        let is_frozen = |ancestor: &Path| {
+            read(&ancestor.join("cgroup.freeze")).is_ok_and(|value| value.trim() == "1")
         };
-        // It thaws when the group above does.
-        if !frozen && group.ancestors().skip(1).any(is_frozen) {
+        // It stays frozen until that ancestor thaws.
+        if !frozen && cgroup.ancestors().skip(1).any(is_frozen) {
             return Ok(());
         }
-        match events::wait_for(group, wanted, SETTLE_WITHIN)? {
-            true => Ok(()),
-            false => Err(Error::NotSettled {
-                operation,
-                path: group.to_owned(),
-                wanted,
-                within: SETTLE_WITHIN,
-            }),
+        if events::wait_for(cgroup, wanted, SETTLE_WITHIN)? {
+            return Ok(());
         }
+        let (path, within) = (cgroup.to_owned(), SETTLE_WITHIN);
+        Err(Error::NotSettled { operation, path, wanted, within })
     }
 
-    pub(super) fn kill(&self, group: &Path) -> Result<(), Error> {
-        self.refuse_with_caller(group, "kill the processes of")?;
+    pub(super) fn kill(&self, cgroup: &Path) -> Result<(), Error> {
+        self.refuse_with_caller(cgroup, "kill the processes of")?;
         let deadline = Instant::now() + SETTLE_WITHIN;
         loop {
-            match self.write(&group.join("cgroup.kill"), "1") {
-                // Linux before 5.14. Without a group there is nothing to fall back to.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && group.is_dir() => {
-                    self.kill_frozen(group)?;
+            match self.write(&cgroup.join("cgroup.kill"), "1") {
+                // ENOENT: Linux before 5.14, unless the cgroup does not exist.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && cgroup.is_dir() => {
+                    self.kill_frozen(cgroup)?;
                 }
-                // A threaded cgroup: the kernel kills all processes of a threaded domain only.
+                // EOPNOTSUPP: a threaded cgroup. The kernel only kills whole threaded domains.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    self.kill_frozen(group)?;
+                    self.kill_frozen(cgroup)?;
                 }
                 other => other?,
             }
-            if events::wait_for(group, "populated 0", KILLED_WITHIN)? {
+            if events::wait_for(cgroup, "populated 0", KILL_ROUND)? {
                 return Ok(());
             }
-            // The kernel passes over processes whose first thread has ended, and somebody may have
-            // come in since, as processes do that are being born or moved.
-            self.kill_one_by_one(group)?;
-            if events::wait_for(group, "populated 0", KILLED_WITHIN)? {
+            // `cgroup.kill` skips processes whose first thread has ended, and processes may have
+            // been forked or moved into the cgroup since.
+            self.kill_one_by_one(cgroup)?;
+            if events::wait_for(cgroup, "populated 0", KILL_ROUND)? {
                 return Ok(());
             }
             if Instant::now() >= deadline {
                 return Err(Error::Populated {
                     operation: "kill the processes of",
-                    path: group.to_owned(),
-                    pids: self.read_tree(group)?,
+                    path: cgroup.to_owned(),
+                    pids: self.read_tree(cgroup)?,
                     within: SETTLE_WITHIN,
                 });
             }
         }
     }
 
-    /// Nobody could thaw a frozen caller, or tell what a dead one did.
-    fn refuse_with_caller(&self, group: &Path, operation: &str) -> Result<(), Error> {
+    /// Fails if this process is in the cgroup: it could not thaw itself, or report after its own death.
+    fn refuse_with_caller(&self, cgroup: &Path, operation: &str) -> Result<(), Error> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        if !self.read_tree(group)?.contains(&own) {
+        if !self.read_tree(cgroup)?.contains(&own) {
             return Ok(());
         }
-        Err(caller_is_in(group, operation))
+        Err(caller_is_in(cgroup, operation))
     }
 
-    /// Frozen processes cannot fork, and SIGKILL reaches them all the same. One that does not
-    /// freeze keeps neither the others alive nor the group frozen.
-    fn kill_frozen(&self, group: &Path) -> Result<(), Error> {
-        let freeze = group.join("cgroup.freeze");
+    /// Kills the processes one by one while the cgroup is frozen, so that they cannot fork. SIGKILL
+    /// also ends frozen processes.
+    fn kill_frozen(&self, cgroup: &Path) -> Result<(), Error> {
+        let freeze = cgroup.join("cgroup.freeze");
         self.write(&freeze, "1")?;
-        let frozen = events::wait_for(group, "frozen 1", SETTLE_WITHIN);
-        let killed = self.kill_one_by_one(group);
-        // Nothing waits for the thaw: below a frozen group it would not come.
+        // Kill and thaw even if it does not freeze.
+        let frozen = events::wait_for(cgroup, "frozen 1", SETTLE_WITHIN);
+        let killed = self.kill_one_by_one(cgroup);
+        // Not waited for: it does not thaw while an ancestor is frozen.
         self.write(&freeze, "0")?;
         frozen.and(killed)
     }
 
-    fn kill_one_by_one(&self, group: &Path) -> Result<(), Error> {
-        // Few at a time, for each takes a descriptor.
-        for pids in self.read_tree(group)?.chunks(64) {
+    fn kill_one_by_one(&self, cgroup: &Path) -> Result<(), Error> {
+        // In chunks, because each process takes a descriptor.
+        for pids in self.read_tree(cgroup)?.chunks(64) {
             let open = |pid: &i32| pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok();
             let pinned: Vec<_> = pids.iter().filter_map(|pid| Some((*pid, open(pid)?))).collect();
-            // Who is still in the group is who was meant, and not a new process of that number.
-            let members = self.read_tree(group)?;
+            // Read again: a pid that is still listed was not reused before its pidfd was opened.
+            let members = self.read_tree(cgroup)?;
             for (_, pidfd) in pinned.iter().filter(|(pid, _)| members.contains(pid)) {
-                // One that has ended by itself is as dead as it should be.
+                // Fails for a process that has ended.
                 let _ = pidfd_send_signal(pidfd, Signal::KILL);
             }
         }
@@ -282,17 +280,17 @@ impl CgroupManager {
     }
 }
 
-/// Refuses a group whose CPUs are chosen while it has no memory nodes.
-fn check_mems(group: &Path) -> Result<(), Error> {
+/// Fails for a cgroup with `cpuset.cpus` but without memory nodes.
+fn check_mems(cgroup: &Path) -> Result<(), Error> {
     let content = |file: &str| {
         let mut text = String::new();
-        let opened = std::fs::File::open(group.join(file));
+        let opened = std::fs::File::open(cgroup.join(file));
         opened.and_then(|mut file| file.read_to_string(&mut text)).ok()?;
         Some(text.trim().to_owned())
     };
     match (content("cpuset.cpus"), content("cpuset.mems.effective")) {
         (Some(cpus), Some(mems)) if !cpus.is_empty() && mems.is_empty() => {
-            Err(Error::EmptyMems { path: group.to_owned(), cpus })
+            Err(Error::EmptyMems { path: cgroup.to_owned(), cpus })
         }
         _ => Ok(()),
     }
@@ -302,7 +300,7 @@ fn check_mems(group: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// How often an attempt is made that fails `failures` times, and what comes of it.
+    /// Returns how many attempts are made at an operation that fails `failures` times, and the result.
     fn attempts(failures: usize, errno: i32) -> (usize, bool) {
         let mut made = 0;
         let done = while_busy(|| {
@@ -315,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_is_tried_three_times_more_and_nothing_else_is() {
+    fn while_busy_retries_ebusy_three_times() {
         assert_eq!(attempts(0, libc::EBUSY), (1, true));
         assert_eq!(attempts(2, libc::EBUSY), (3, true));
         assert_eq!(attempts(4, libc::EBUSY), (4, false));

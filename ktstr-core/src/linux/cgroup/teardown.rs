@@ -1,4 +1,4 @@
-//! Removing groups, and keeping count of those that would not go.
+//! Removes cgroups and counts those that cannot be removed.
 
 use std::fs;
 use std::io;
@@ -6,128 +6,128 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::events;
-use super::files::{is_group, is_hierarchy_root, is_there, read};
+use super::files::{exists, is_cgroup, is_hierarchy_root, read};
 use super::manager::CgroupManager;
 use super::paths::MOUNT;
-use super::procs::Unit;
+use super::procs::ProcsUnit;
 use super::tasks::{REFUGE, SETTLE_WITHIN};
 use crate::linux::sync::lock;
 
-/// With more groups than this that could not be removed, something is wrong with all of them.
-pub(super) const MOST_OUTSTANDING: usize = 10;
+/// With more cgroups than this that could not be removed, no further removal is attempted.
+pub(super) const MAX_OUTSTANDING: usize = 10;
 
-/// The type of a cgroup v2 file system. The one of libc has another type with musl.
+/// The magic number of the cgroup v2 file system. That of libc has another integer type with musl.
 ///
 /// Source: Linux 6.12, include/uapi/linux/magic.h.
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 impl CgroupManager {
-    /// The groups that could not be removed, without those that have gone by now.
-    pub(super) fn count_outstanding(&self) -> Vec<PathBuf> {
+    /// Returns the cgroups that could not be removed and still exist.
+    pub(super) fn outstanding(&self) -> Vec<PathBuf> {
         let mut outstanding = lock(&self.outstanding);
-        outstanding.retain(|group| is_group(group).unwrap_or(true));
+        outstanding.retain(|cgroup| is_cgroup(cgroup).unwrap_or(true));
         outstanding.iter().cloned().collect()
     }
 
-    pub(super) fn remove(&self, group: &Path) -> Result<(), Error> {
-        self.check_dir("remove cgroup", group, group.parent().unwrap_or(group))?;
-        // A file of cgroupfs is not a cgroup, and could never leave the count.
-        if !is_group(group)? {
+    pub(super) fn remove(&self, cgroup: &Path) -> Result<(), Error> {
+        self.check_dir("remove cgroup", cgroup, cgroup.parent().unwrap_or(cgroup))?;
+        // A file of cgroupfs is not a cgroup, and would be counted for ever.
+        if !is_cgroup(cgroup)? {
             return Ok(());
         }
-        let outstanding = self.count_outstanding();
-        // A group that is counted already may be tried again, and so may those below it, which may
-        // be why it is counted; or the count could never fall.
-        let counted = outstanding.iter().any(|one| group.starts_with(one));
-        if outstanding.len() > MOST_OUTSTANDING && !counted {
-            return Err(Error::TooManyOutstanding { path: group.to_owned(), outstanding });
+        let outstanding = self.outstanding();
+        // Counted cgroups and their descendants, which may be the reason, are always tried again, or
+        // the count could never decrease.
+        let counted = outstanding.iter().any(|one| cgroup.starts_with(one));
+        if outstanding.len() > MAX_OUTSTANDING && !counted {
+            return Err(Error::TooManyOutstanding { path: cgroup.to_owned(), outstanding });
         }
-        self.take_down_and_count(group)
+        self.remove_and_count(cgroup)
     }
 
-    fn take_down_and_count(&self, group: &Path) -> Result<(), Error> {
-        let taken = self.take_down(group);
+    fn remove_and_count(&self, cgroup: &Path) -> Result<(), Error> {
+        let removed = self.empty_and_remove(cgroup);
         let mut outstanding = lock(&self.outstanding);
-        match &taken {
-            Ok(()) => outstanding.remove(group),
-            Err(_) => outstanding.insert(group.to_owned()),
+        match &removed {
+            Ok(()) => outstanding.remove(cgroup),
+            Err(_) => outstanding.insert(cgroup.to_owned()),
         };
-        taken
+        removed
     }
 
-    fn take_down(&self, group: &Path) -> Result<(), Error> {
-        match self.empty(group) {
+    fn empty_and_remove(&self, cgroup: &Path) -> Result<(), Error> {
+        match self.empty(cgroup) {
             Ok(()) => {}
-            // Somebody else was faster.
-            Err(_) if !is_group(group)? => return Ok(()),
+            // Another process has removed it meanwhile.
+            Err(_) if !is_cgroup(cgroup)? => return Ok(()),
             Err(error) => return Err(error),
         }
-        match self.remove_group(group) {
-            // A process came in after the last look.
+        match self.remove_one(cgroup) {
+            // A process has entered since it was empty.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                self.empty(group)?;
-                self.remove_group(group)
+                self.empty(cgroup)?;
+                self.remove_one(cgroup)
             }
             other => other,
         }
     }
 
-    /// Thaws a group and moves its processes out.
-    fn empty(&self, group: &Path) -> Result<(), Error> {
-        let below = self.children(group)?;
-        if !below.is_empty() {
+    /// Thaws a cgroup and moves its processes out.
+    fn empty(&self, cgroup: &Path) -> Result<(), Error> {
+        let children = self.children(cgroup)?;
+        if !children.is_empty() {
             let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into());
-            let children = below.iter().filter_map(name).collect();
-            return Err(Error::HasChildren { path: group.to_owned(), children });
+            let children = children.iter().filter_map(name).collect();
+            return Err(Error::HasChildren { path: cgroup.to_owned(), children });
         }
-        let freeze = group.join("cgroup.freeze");
-        if is_there(&freeze)? && read(&freeze)?.trim() == "1" {
+        let freeze = cgroup.join("cgroup.freeze");
+        if exists(&freeze)? && read(&freeze)?.trim() == "1" {
             self.write(&freeze, "0")?;
         }
-        if is_there(&group.join("cgroup.procs"))? {
-            self.drain(group, "remove cgroup")?;
+        if exists(&cgroup.join("cgroup.procs"))? {
+            self.drain(cgroup, "remove cgroup")?;
         }
-        if events::wait_for(group, "populated 0", SETTLE_WITHIN)? {
+        if events::wait_for(cgroup, "populated 0", SETTLE_WITHIN)? {
             return Ok(());
         }
         Err(Error::Populated {
             operation: "remove cgroup",
-            path: group.to_owned(),
-            pids: self.read_tree(group)?,
+            path: cgroup.to_owned(),
+            pids: self.read_tree(cgroup)?,
             within: SETTLE_WITHIN,
         })
     }
 
-    /// Removes a group and all groups below it, which hold no processes; missing ones are fine.
+    /// Removes an empty cgroup and its descendants; succeeds if it does not exist.
     pub(crate) fn remove_empty_tree(&self, name: &str) -> Result<(), Error> {
         self.remove_empty(&self.path(name)?)
     }
 
-    fn remove_empty(&self, group: &Path) -> Result<(), Error> {
-        if !is_group(group)? {
+    fn remove_empty(&self, cgroup: &Path) -> Result<(), Error> {
+        if !is_cgroup(cgroup)? {
             return Ok(());
         }
-        for child in self.children(group)? {
+        for child in self.children(cgroup)? {
             self.remove_empty(&child)?;
         }
-        self.remove_group(group)
+        self.remove_one(cgroup)
     }
 
-    /// Undoes what `set_up` did to a job's parent, unless somebody still has groups there:
-    /// disables the controllers and moves the processes back from the leaf.
+    /// Reverts what `set_up` has done to the parent of a job, unless other cgroups exist in it: disables
+    /// the controllers and moves the processes back from the leaf.
     pub(crate) fn move_back(&self) -> Result<(), Error> {
         let refuge = self.parent.join(REFUGE);
         if !refuge.is_dir() || self.children(&self.parent)? != [refuge.clone()] {
             return Ok(());
         }
         self.clear_controllers(&self.parent)?;
-        self.drain_to(&refuge, "move processes back from", Unit::Process, || {
+        self.drain_to(&refuge, "move processes back from", ProcsUnit::Process, || {
             Ok(self.parent.clone())
         })?;
-        self.remove_group(&refuge)
+        self.remove_one(&refuge)
     }
 
-    /// Whether there is a leaf to move processes back from.
+    /// Returns whether there is a leaf to move processes back from.
     pub(crate) fn has_leaf(&self) -> bool {
         self.parent.join(REFUGE).is_dir()
     }
@@ -138,21 +138,21 @@ impl CgroupManager {
         }
         let refuge = self.refuge_leaf();
         let mut cleaned = Ok(());
-        for group in self.children_if_any(&self.parent, &mut cleaned) {
-            if group != refuge {
-                self.clean_up_tree(&group, &mut cleaned);
+        for cgroup in self.children_if_any(&self.parent, &mut cleaned) {
+            if cgroup != refuge {
+                self.clean_up_tree(&cgroup, &mut cleaned);
             }
         }
         self.remove_refuge(&refuge);
         if self.parent != self.walk_root && self.parent.exists() {
-            note(&mut cleaned, self.take_down_and_count(&self.parent));
+            note(&mut cleaned, self.remove_and_count(&self.parent));
             self.remove_refuge(&refuge);
         }
         cleaned
     }
 
-    /// Whether the parent is the root of a hierarchy or of a cgroup namespace, so that every cgroup
-    /// of the machine or the container is below it.
+    /// Returns whether the parent is the root of a hierarchy or of a cgroup namespace, so that it
+    /// contains every cgroup of the machine or the container.
     fn is_root(&self) -> Result<bool, Error> {
         if self.parent == Path::new(MOUNT) {
             return Ok(true);
@@ -162,23 +162,23 @@ impl CgroupManager {
         Ok(is_cgroupfs && is_hierarchy_root(&self.parent)?)
     }
 
-    /// What was drained may live on in there; then it stays, and goes with the delegated group.
+    /// Removes the leaf unless it contains processes; it is then removed with the delegated cgroup.
     fn remove_refuge(&self, refuge: &Path) {
         if refuge.exists() {
-            let _ = self.remove_group(refuge);
+            let _ = self.remove_one(refuge);
         }
     }
 
-    fn clean_up_tree(&self, group: &Path, cleaned: &mut Result<(), Error>) {
-        for child in self.children_if_any(group, cleaned) {
+    fn clean_up_tree(&self, cgroup: &Path, cleaned: &mut Result<(), Error>) {
+        for child in self.children_if_any(cgroup, cleaned) {
             self.clean_up_tree(&child, cleaned);
         }
-        note(cleaned, self.take_down_and_count(group));
+        note(cleaned, self.remove_and_count(cgroup));
     }
 
-    /// Returns the cgroups in `group`; none if it does not exist or cannot be listed.
-    fn children_if_any(&self, group: &Path, cleaned: &mut Result<(), Error>) -> Vec<PathBuf> {
-        match self.children(group) {
+    /// Returns the cgroups in `cgroup`; none if it does not exist or cannot be listed.
+    fn children_if_any(&self, cgroup: &Path, cleaned: &mut Result<(), Error>) -> Vec<PathBuf> {
+        match self.children(cgroup) {
             Ok(children) => children,
             Err(error) if error.is_missing() => Vec::new(),
             Err(error) => {
@@ -188,16 +188,16 @@ impl CgroupManager {
         }
     }
 
-    /// The groups directly in `group`.
-    pub(super) fn children(&self, group: &Path) -> Result<Vec<PathBuf>, Error> {
-        self.check_dir("list cgroup", group, group)?;
-        let fail = |cause| Error::io("list cgroup", group, None, cause);
+    /// Returns the children of a cgroup.
+    pub(super) fn children(&self, cgroup: &Path) -> Result<Vec<PathBuf>, Error> {
+        self.check_dir("list cgroup", cgroup, cgroup)?;
+        let fail = |cause| Error::io("list cgroup", cgroup, None, cause);
         let mut children = Vec::new();
-        for entry in fs::read_dir(group).map_err(fail)? {
+        for entry in fs::read_dir(cgroup).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => children.push(entry.path()),
-                // Removed meanwhile.
+                // NotFound: removed meanwhile.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
                 _ => {}
             }
@@ -210,7 +210,7 @@ impl CgroupManager {
 /// Keeps the first error of a cleanup that continues after it, and logs each.
 fn note(cleaned: &mut Result<(), Error>, result: Result<(), Error>) {
     let Err(error) = result else { return };
-    tracing::warn!("left behind: {error}");
+    tracing::warn!("failed to clean up: {error}");
     if cleaned.is_ok() {
         *cleaned = Err(error);
     }

@@ -1,4 +1,4 @@
-//! The manager on temporary folders, where only what it writes and answers can be seen.
+//! The manager on temporary directories, which show what it writes and returns.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::*;
 
-/// A folder that looks like the root of a hierarchy with these controllers.
+/// Creates a directory that looks like the root of a hierarchy, and a manager for it.
 fn hierarchy() -> (tempfile::TempDir, CgroupManager) {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
@@ -18,7 +18,7 @@ fn hierarchy() -> (tempfile::TempDir, CgroupManager) {
     (root, manager.unwrap())
 }
 
-fn group(root: &Path, name: &str, files: &[(&str, &str)]) {
+fn add_cgroup(root: &Path, name: &str, files: &[(&str, &str)]) {
     let path = root.join("ktstr").join(name);
     fs::create_dir_all(&path).unwrap();
     for (file, text) in files {
@@ -27,24 +27,24 @@ fn group(root: &Path, name: &str, files: &[(&str, &str)]) {
 }
 
 #[test]
-fn making_a_manager_touches_nothing() {
+fn new_writes_nothing() {
     let manager = CgroupManager::new("/nonexistent/ktstr");
     assert_eq!(manager.parent_path(), Path::new("/nonexistent/ktstr"));
     assert_eq!(manager.walk_root(), Path::new("/sys/fs/cgroup"));
     manager.setup(&BTreeSet::new()).expect("an empty set does nothing");
-    manager.remove_cgroup("cg").expect("a missing group is fine");
+    manager.remove_cgroup("cg").expect("removing a missing cgroup succeeds");
     assert_eq!(manager.outstanding_removes(), 0);
-    manager.cleanup_all().expect("nothing to clean up is fine");
+    manager.cleanup_all().expect("cleaning up nothing succeeds");
 }
 
 #[test]
-fn walk_roots_that_cannot_be_are_refused_by_name() {
+fn with_walk_root_refuses_paths_that_do_not_fit() {
     for (parent, root, reason) in [
         ("/a/b", "/a/c", "not at or below"),
         ("/ab", "/a", "not at or below"),
-        ("/a/../b", "/a", "holds `..`"),
-        ("/a/b", "/a/../a", "holds `..`"),
-        ("/a/b", "", "does not begin with `/`"),
+        ("/a/../b", "/a", "contains `..`"),
+        ("/a/b", "/a/../a", "contains `..`"),
+        ("/a/b", "", "is not absolute"),
     ] {
         let error = CgroupManager::new(parent).with_walk_root(root).unwrap_err().to_string();
         for part in [parent, root, reason] {
@@ -55,7 +55,7 @@ fn walk_roots_that_cannot_be_are_refused_by_name() {
 }
 
 #[test]
-fn the_environment_names_what_was_delegated() {
+fn below_uses_the_walk_root_of_the_environment() {
     let paths = |named: Option<&str>| {
         let manager = CgroupManager::below(named.map(Into::into), "/ktstr/suite").unwrap();
         (manager.parent_path().to_owned(), manager.walk_root().to_owned())
@@ -65,11 +65,11 @@ fn the_environment_names_what_was_delegated() {
     assert_eq!(paths(Some("")), default);
     assert_eq!(paths(Some("/cg/mine")), ("/cg/mine/ktstr/suite".into(), "/cg/mine".into()));
     let error = CgroupManager::below(Some("/cg/../mine".into()), "/ktstr").unwrap_err();
-    assert!(error.to_string().contains("holds `..`"), "{error}");
+    assert!(error.to_string().contains("contains `..`"), "{error}");
 }
 
 #[test]
-fn setup_writes_one_sorted_line_at_every_level() {
+fn setup_writes_one_sorted_line_per_level() {
     let (root, manager) = hierarchy();
     manager
         .setup(&BTreeSet::from([Controller::Pids, Controller::Cpu, Controller::Cpuset]))
@@ -81,20 +81,20 @@ fn setup_writes_one_sorted_line_at_every_level() {
 }
 
 #[test]
-fn a_parent_that_was_removed_is_set_up_again() {
+fn create_cgroup_sets_up_a_removed_parent_again() {
     let (root, manager) = hierarchy();
     let (level, parent) = (root.path().join("cgroup.subtree_control"), root.path().join("ktstr"));
     manager.setup(&BTreeSet::from([Controller::Cpu])).unwrap();
     fs::remove_dir_all(&parent).unwrap();
     fs::write(&level, "").unwrap();
-    // A folder has no files but those that are put there.
+    // In a directory, the new cgroup has no files.
     let error = manager.create_cgroup("cg").unwrap_err().to_string();
     assert!(error.contains("write `+cpu` to ") && error.contains("ktstr/cgroup.sub"), "{error}");
     assert_eq!(fs::read_to_string(level).unwrap(), "+cpu");
 }
 
 #[test]
-fn setup_lists_what_is_available() {
+fn setup_lists_available_controllers() {
     let (root, manager) = hierarchy();
     fs::write(root.path().join("cgroup.controllers"), "cpu pids\n").unwrap();
     let wanted = BTreeSet::from([Controller::Memory, Controller::Io, Controller::Cpu]);
@@ -106,42 +106,46 @@ fn setup_lists_what_is_available() {
 }
 
 #[test]
-fn setup_fails_at_the_level_that_refuses() {
+fn setup_fails_at_the_level_that_rejects_the_write() {
     let (root, manager) = hierarchy();
     fs::remove_file(root.path().join("ktstr/cgroup.subtree_control")).unwrap();
     let error = manager.setup(&BTreeSet::from([Controller::Cpu])).unwrap_err().to_string();
     assert!(error.contains("write `+cpu` to "), "{error}");
-    assert!(error.contains("ktstr/cgroup.subtree_control: ENOENT ("), "{error}");
+    assert!(error.contains("ktstr/cgroup.subtree_control`: ENOENT ("), "{error}");
     assert!(!root.path().join("ktstr/cgroup.subtree_control").exists(), "nothing is created");
 }
 
 #[test]
-fn controllers_are_not_enabled_in_a_group_that_holds_processes() {
+fn setup_refuses_levels_with_processes() {
     let (root, manager) = hierarchy();
-    group(root.path(), "", &[("cgroup.procs", "1\n"), ("cgroup.type", "domain\n")]);
+    add_cgroup(root.path(), "", &[("cgroup.procs", "1\n"), ("cgroup.type", "domain\n")]);
     let error = manager.setup(&BTreeSet::from([Controller::Pids])).unwrap_err().to_string();
-    assert!(error.contains("holds processes [1]"), "{error}");
+    assert!(error.contains("contains processes [1]"), "{error}");
     assert!(error.contains("threaded domain"), "{error}");
 }
 
 #[test]
-fn a_missing_knob_names_its_controller() {
+fn set_knob_names_the_missing_controller() {
     let (root, manager) = hierarchy();
-    group(root.path(), "cg", &[("cgroup.controllers", "cpu\n")]);
+    add_cgroup(root.path(), "cg", &[("cgroup.controllers", "cpu\n")]);
     let error = manager.set_memory_max("cg", Some(4096)).unwrap_err().to_string();
     assert!(error.contains("write `4096` to "), "{error}");
-    assert!(error.contains("cg/memory.max: ENOENT (No such file or directory)"), "{error}");
-    assert!(error.contains("controller `memory` is not enabled for this group"), "{error}");
+    assert!(error.contains("cg/memory.max`: ENOENT (No such file or directory)"), "{error}");
+    assert!(error.contains("controller `memory` is not enabled for this cgroup"), "{error}");
     let error = manager.set_cpu_weight("cg", 100).unwrap_err().to_string();
     assert!(error.contains("this kernel has no cpu.weight"), "{error}");
     let error = manager.set_cpu_weight("none", 100).unwrap_err().to_string();
-    assert!(error.contains("there is no such group"), "{error}");
+    assert!(error.contains("there is no such cgroup"), "{error}");
 }
 
 #[test]
-fn a_failed_cpuset_carries_a_snapshot() {
+fn set_cpuset_error_contains_a_snapshot() {
     let (root, manager) = hierarchy();
-    group(root.path(), "cg", &[("cgroup.controllers", "cpu\n"), ("cpuset.mems.effective", "0\n")]);
+    add_cgroup(
+        root.path(),
+        "cg",
+        &[("cgroup.controllers", "cpu\n"), ("cpuset.mems.effective", "0\n")],
+    );
     let error = manager.set_cpuset("cg", &BTreeSet::from([0, 1])).unwrap_err().to_string();
     for part in [
         "write `0-1` to ",
@@ -149,28 +153,28 @@ fn a_failed_cpuset_carries_a_snapshot() {
         "cgroup.controllers: cpu",
         "cpuset.mems.effective: 0",
         "cpuset.cpus.effective: ENOENT",
-        "holds: cgroup.controllers cpuset.mems.effective",
+        "entries: cgroup.controllers cpuset.mems.effective",
     ] {
         assert!(error.contains(part), "{part}: {error}");
     }
 }
 
 #[test]
-fn a_group_with_cpus_and_no_nodes_takes_no_process_but_at_its_birth() {
+fn move_task_refuses_cgroups_without_memory_nodes() {
     let (root, manager) = hierarchy();
     let files = [("cpuset.cpus", "0\n"), ("cpuset.mems.effective", "\n"), ("cgroup.procs", "")];
-    group(root.path(), "cg", &files);
+    add_cgroup(root.path(), "cg", &files);
     let error = manager.move_task("cg", 4711).unwrap_err().to_string();
     assert!(error.contains("cpuset.cpus is `0` and cpuset.mems.effective is empty"), "{error}");
-    manager.move_tasks("cg", &[]).expect("nothing to move is fine");
+    manager.move_tasks("cg", &[]).expect("moving nothing succeeds");
     manager.place_task_during_handshake("cg", 4711).unwrap();
     assert_eq!(manager.read_procs("cg").unwrap(), [4711]);
 }
 
 #[test]
-fn pids_that_would_move_somebody_else_are_refused() {
+fn move_task_refuses_pids_that_are_not_positive() {
     let (root, manager) = hierarchy();
-    group(root.path(), "cg", &[("cgroup.procs", "")]);
+    add_cgroup(root.path(), "cg", &[("cgroup.procs", "")]);
     for pid in [0, -1, i32::MIN] {
         let error = manager.move_task("cg", pid).unwrap_err().to_string();
         assert!(error.contains("pids are positive"), "{error}");
@@ -181,22 +185,22 @@ fn pids_that_would_move_somebody_else_are_refused() {
 #[test]
 fn read_procs_refuses_malformed_lines_and_missing_cgroups() {
     let (root, manager) = hierarchy();
-    // 0 is a process of another pid namespace.
-    group(root.path(), "cg", &[("cgroup.procs", "12\n0\n34\n")]);
+    // 0 is a process in another pid namespace.
+    add_cgroup(root.path(), "cg", &[("cgroup.procs", "12\n0\n34\n")]);
     assert_eq!(manager.read_procs("cg").unwrap(), [12, 34]);
-    group(root.path(), "bad", &[("cgroup.procs", "12\nabc\n")]);
+    add_cgroup(root.path(), "bad", &[("cgroup.procs", "12\nabc\n")]);
     let error = manager.read_procs("bad").unwrap_err().to_string();
     assert!(error.contains("failed to parse ") && error.contains("bad/cgroup.procs"), "{error}");
     let error = manager.read_procs("none").unwrap_err().to_string();
-    assert!(error.contains("read ") && error.contains("there is no such group"), "{error}");
+    assert!(error.contains("read ") && error.contains("there is no such cgroup"), "{error}");
 }
 
 #[test]
-fn the_cap_on_failed_removals_rises_and_recovers() {
+fn remove_cgroup_refuses_after_eleven_failures() {
     let (root, manager) = hierarchy();
     let name = |number: usize| format!("cg{number}");
     for number in 0..12 {
-        group(root.path(), &name(number), &[("stuck", "")]);
+        add_cgroup(root.path(), &name(number), &[("stuck", "")]);
     }
     for number in 0..11 {
         let error = manager.remove_cgroup(&name(number)).unwrap_err();
@@ -205,11 +209,11 @@ fn the_cap_on_failed_removals_rises_and_recovers() {
     }
     let refused = manager.remove_cgroup(&name(11)).unwrap_err();
     assert!(matches!(refused, Error::TooManyOutstanding { .. }), "{refused}");
-    manager.remove_cgroup("missing").expect("a missing group is never refused");
-    assert_eq!(manager.outstanding_removes(), 11, "neither is counted");
+    manager.remove_cgroup("missing").expect("a missing cgroup is never refused");
+    assert_eq!(manager.outstanding_removes(), 11, "neither of the two is counted");
 
     fs::remove_file(root.path().join("ktstr/cg0/stuck")).unwrap();
-    manager.remove_cgroup(&name(0)).expect("a counted group may be tried again");
+    manager.remove_cgroup(&name(0)).expect("a counted cgroup is tried again");
     let error = manager.remove_cgroup(&name(11)).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTEMPTY), "tried again, not refused: {error}");
 
@@ -220,16 +224,16 @@ fn the_cap_on_failed_removals_rises_and_recovers() {
     assert_eq!(
         error.raw_os_error(),
         Some(libc::ENOTEMPTY),
-        "the parent holds a file here: {error}"
+        "the parent contains a file here: {error}"
     );
     assert_eq!(manager.outstanding_removes(), 1);
 }
 
 #[test]
-fn files_are_no_groups() {
+fn operations_do_not_take_files_for_cgroups() {
     let (root, manager) = hierarchy();
-    group(root.path(), "", &[("cgroup.procs", "")]);
-    manager.remove_cgroup("cgroup.procs").expect("there is no such group");
+    add_cgroup(root.path(), "", &[("cgroup.procs", "")]);
+    manager.remove_cgroup("cgroup.procs").expect("there is no such cgroup");
     assert_eq!(manager.outstanding_removes(), 0);
     assert!(root.path().join("ktstr/cgroup.procs").exists());
     for error in [
@@ -237,16 +241,16 @@ fn files_are_no_groups() {
         manager.create_cgroup("cgroup.procs/leaf").unwrap_err(),
         manager.set_cpu_weight("cgroup.procs", 1).unwrap_err(),
     ] {
-        assert!(error.to_string().contains("a file of that name is there"), "{error}");
+        assert!(error.to_string().contains("a file with that name exists"), "{error}");
     }
 }
 
 #[test]
-fn groups_below_a_counted_one_are_removed_whatever_the_count() {
+fn remove_cgroup_always_tries_below_a_counted_one() {
     let (root, manager) = hierarchy();
     let name = |number: usize| format!("cg{number}");
     for number in 0..11 {
-        group(root.path(), &format!("{}/below", name(number)), &[]);
+        add_cgroup(root.path(), &format!("{}/below", name(number)), &[]);
         manager.remove_cgroup(&name(number)).unwrap_err();
     }
     assert_eq!(manager.outstanding_removes(), 11);
@@ -255,38 +259,42 @@ fn groups_below_a_counted_one_are_removed_whatever_the_count() {
     assert_eq!(manager.outstanding_removes(), 10);
 }
 
-/// Its first thread has ended, and the others have moved: it is listed, and in no one's way.
+/// A process whose first thread has ended stays listed after the others were moved.
 #[test]
-fn a_process_that_stays_listed_in_an_empty_group_is_drained() {
+fn drain_tasks_ends_when_the_cgroup_is_not_populated() {
     let (root, manager) = hierarchy();
     fs::write(root.path().join("cgroup.procs"), "").unwrap();
-    group(root.path(), "cg", &[("cgroup.procs", "4711\n"), ("cgroup.events", "populated 0\n")]);
+    add_cgroup(
+        root.path(),
+        "cg",
+        &[("cgroup.procs", "4711\n"), ("cgroup.events", "populated 0\n")],
+    );
     manager.drain_tasks("cg").unwrap();
     assert_eq!(fs::read_to_string(root.path().join("cgroup.procs")).unwrap(), "4711");
 }
 
 /// Without `cgroup.kill`, as before Linux 5.14.
 #[test]
-fn processes_are_killed_one_by_one_where_they_must() {
+fn kill_cgroup_falls_back_to_single_processes() {
     let (root, manager) = hierarchy();
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = child.id().to_string();
-    group(root.path(), "cg/below", &[("cgroup.procs", &pid)]);
-    group(root.path(), "cg", &[("cgroup.procs", ""), ("cgroup.freeze", "")]);
+    add_cgroup(root.path(), "cg/below", &[("cgroup.procs", &pid)]);
+    add_cgroup(root.path(), "cg", &[("cgroup.procs", ""), ("cgroup.freeze", "")]);
     manager.kill_cgroup("cg").unwrap();
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
     let freeze = fs::read_to_string(root.path().join("ktstr/cg/cgroup.freeze")).unwrap();
-    assert_eq!(freeze, "0", "thawed in the end");
+    assert_eq!(freeze, "0", "thawed at the end");
 }
 
 #[test]
-fn what_does_not_freeze_is_killed_and_thawed_all_the_same() {
+fn kill_cgroup_kills_and_thaws_without_freezing() {
     let (root, manager) = hierarchy();
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = child.id().to_string();
-    group(root.path(), "cg/cgroup.events", &[]);
-    group(root.path(), "cg", &[("cgroup.procs", &pid), ("cgroup.freeze", "")]);
+    add_cgroup(root.path(), "cg/cgroup.events", &[]);
+    add_cgroup(root.path(), "cg", &[("cgroup.procs", &pid), ("cgroup.freeze", "")]);
     let error = manager.kill_cgroup("cg").unwrap_err().to_string();
     assert!(error.contains("wait for ") && error.contains("EISDIR"), "{error}");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
@@ -295,11 +303,11 @@ fn what_does_not_freeze_is_killed_and_thawed_all_the_same() {
 }
 
 #[test]
-fn a_group_with_the_caller_in_it_is_neither_killed_nor_frozen() {
+fn kill_and_freeze_refuse_a_cgroup_with_the_caller() {
     let (root, manager) = hierarchy();
     let own = format!("{}\n", std::process::id());
     let files = ["cgroup.kill", "cgroup.freeze"];
-    group(root.path(), "cg", &[("cgroup.procs", &own), (files[0], ""), (files[1], "")]);
+    add_cgroup(root.path(), "cg", &[("cgroup.procs", &own), (files[0], ""), (files[1], "")]);
     for refused in [manager.kill_cgroup("cg"), manager.set_freeze("cg", true)] {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains("the caller is in it"), "{error}");
@@ -307,13 +315,13 @@ fn a_group_with_the_caller_in_it_is_neither_killed_nor_frozen() {
     for file in files {
         assert_eq!(fs::read_to_string(root.path().join("ktstr/cg").join(file)).unwrap(), "");
     }
-    manager.set_freeze("cg", false).expect("somebody else may have frozen it");
+    manager.set_freeze("cg", false).expect("another process may have frozen it");
 }
 
 #[test]
-fn controllers_are_cleared_and_added() {
+fn subtree_controllers_are_cleared_and_added() {
     let (root, manager) = hierarchy();
-    group(root.path(), "cg", &[("cgroup.subtree_control", "cpu memory\n")]);
+    add_cgroup(root.path(), "cg", &[("cgroup.subtree_control", "cpu memory\n")]);
     manager.clear_subtree_control("cg").unwrap();
     let path = root.path().join("ktstr/cg/cgroup.subtree_control");
     assert_eq!(fs::read_to_string(path).unwrap(), "-cpu -memory");

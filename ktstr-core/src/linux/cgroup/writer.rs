@@ -295,9 +295,9 @@ impl TimedOut {
     fn describe(&self) -> String {
         match &self.operation {
             Operation::Write(value) => {
-                format!("the write of `{}` to {}", value.trim_end(), self.path.display())
+                format!("the write of `{}` to `{}`", value.trim_end(), self.path.display())
             }
-            other => format!("the operation `{}` on {}", other.name(), self.path.display()),
+            other => format!("the operation `{}` on `{}`", other.name(), self.path.display()),
         }
     }
 }
@@ -326,8 +326,8 @@ mod tests {
         assert!(error.contains("write `5` to") && error.contains("ETIMEDOUT"), "{error}");
         for error in [writer.run(&fifo, write("6")), writer.check_read(&fifo)] {
             let error = error.unwrap_err().to_string();
-            assert!(error.contains("the write of `5` to /"), "{error}");
-            assert!(error.contains("/fifo started"), "{error}");
+            assert!(error.contains("the write of `5` to `/"), "{error}");
+            assert!(error.contains("/fifo` started"), "{error}");
         }
         writer.run(&file, write("7")).expect("other files are not in doubt");
         assert_eq!(fs::read_to_string(&file).unwrap(), "7");
@@ -363,7 +363,7 @@ mod tests {
                 writer.check_dir("remove cgroup", &parent.join("other"), parent),
             ] {
                 let error = refused.unwrap_err().to_string();
-                let earlier = format!("`{}` on {} started", operation.name(), cgroup.display());
+                let earlier = format!("`{}` on `{}` started", operation.name(), cgroup.display());
                 assert!(error.contains(&earlier), "{error}");
             }
             writer.check_read(&parent.join("cgroup.procs")).expect("files need no lock");

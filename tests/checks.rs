@@ -447,9 +447,8 @@ fn oom_kill_that_is_expected_leaves_other_workers_running(ctx: &Ctx) -> Result<A
     let _guard = bridge.clone().set_thread_local();
     let backdrop = Backdrop::new()
         .push_cgroup(eater(16 * MIB).expect_oom_kill())
-        .push_cgroup(CgroupDef::named("beside").workers(1));
-    let captures =
-        ["cg", "beside"].map(|cgroup| Op::capture_cgroup_procs("after the kill", cgroup));
+        .push_cgroup(CgroupDef::named("other").workers(1));
+    let captures = ["cg", "other"].map(|cgroup| Op::capture_cgroup_procs("after the kill", cgroup));
     let steps = [Step::new([], HoldSpec::FULL), Step::new(captures, hold(100))];
     let verdict = execute_scenario(ctx, backdrop, steps)?;
     let left: Vec<_> =

@@ -59,7 +59,7 @@ fn worker_is_killed(ctx: &Ctx) -> Result<AssertResult> {
 fn detail_has_the_signal(result: &VmResult) -> Result<()> {
     let RunEnd::Verdict(verdict) = &result.end else { bail!("{}", result.end) };
     let detail = &verdict.details[0];
-    ensure!(detail.kind == DetailKind::WorkerDied, "{detail}");
+    ensure!(detail.kind == DetailKind::WorkerExited, "{detail}");
     let text = detail.to_string();
     let end = "worker exited early: signal 9 (SIGKILL) (expected to run until stopped), worker ";
     let whose = text.strip_prefix(end).context(text.clone())?;

@@ -39,7 +39,7 @@ impl fmt::Display for Outcome {
 #[non_exhaustive]
 pub enum DetailKind {
     /// A worker process ended before it was stopped.
-    WorkerDied,
+    WorkerExited,
     /// `not_stuck`: a worker completed no iteration for too long.
     WorkerStuck,
     /// `isolation`: a worker ran outside of its cpuset.
@@ -93,7 +93,7 @@ pub enum DetailKind {
 impl fmt::Display for DetailKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::WorkerDied => "worker exited early",
+            Self::WorkerExited => "worker exited early",
             Self::WorkerStuck => "not_stuck",
             Self::Isolation => "isolation",
             Self::Gap => "max_gap_ms",
@@ -130,7 +130,7 @@ impl fmt::Display for DetailKind {
 pub struct AssertDetail {
     /// What it is about.
     pub kind: DetailKind,
-    /// How serious it is: [`Outcome::Fail`], unless the verdict it became part of says otherwise.
+    /// How serious it is: [`Outcome::Fail`], unless it became part of another verdict.
     pub outcome: Outcome,
     /// What was observed; if there is a measured value, an explanation of it.
     pub message: String,

@@ -97,7 +97,7 @@ impl Scope {
         }
     }
 
-    /// Returns the texts of the scope, for a caller that bounds their length.
+    /// Returns the texts of the scope, so that a caller can bound their length.
     pub(crate) fn texts_mut(&mut self) -> impl Iterator<Item = &mut String> {
         let (first, second) = match self {
             Self::Worker { comm: name, cgroup, .. } | Self::Payload { name, cgroup } => {

@@ -34,7 +34,7 @@ pub struct AssertResult {
     pub outcome: Outcome,
     /// Its reasons, those of the most serious conclusion first.
     pub details: Vec<AssertDetail>,
-    /// Information beside them. Notes never change the conclusion.
+    /// Additional information. Notes never change the conclusion.
     pub notes: Vec<Note>,
     /// What the checks measured, whether or not there was a limit.
     pub measurements: Vec<Measurement>,
@@ -52,7 +52,7 @@ impl AssertResult {
         Self::with_reason(Outcome::Fail, detail)
     }
 
-    /// Creates a failed verdict whose only reason is a message.
+    /// Creates a failed verdict with a message as the only reason.
     pub fn fail_msg(message: impl Into<String>) -> Self {
         Self::fail(AssertDetail::new(DetailKind::Other, message))
     }
@@ -147,7 +147,7 @@ impl AssertResult {
     }
 
     /// Returns the best of alternative verdicts: a pass before an inconclusive one before a failure, and
-    /// a skip only if there is nothing else.
+    /// a skip only without any of them.
     ///
     /// Details of the others become notes. Without any verdict, the result is inconclusive.
     pub fn any_of(verdicts: impl IntoIterator<Item = Self>) -> Self {

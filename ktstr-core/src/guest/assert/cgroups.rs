@@ -276,8 +276,8 @@ pub(super) fn weights(family: &[&CgroupSample], samples: &[CgroupSample]) -> Vec
 
 /// Returns what a cgroup used and wanted; `None` if the counters went back.
 ///
-/// The waiting of a worker is counted when it is over. Pressure also counts waiting that goes on, but
-/// at most the length of the window however many tasks wait. So the larger one is used.
+/// The waiting of a worker is counted when it ends. Pressure also counts unfinished waiting, but at most
+/// the length of the window, however many tasks wait. So the larger one is used.
 fn contender(sample: &CgroupSample, is_limited: bool) -> Option<Contender<'_>> {
     let (before, after) = (&sample.before.cpu, &sample.after.cpu);
     let used = after.usage_usec.checked_sub(before.usage_usec)? as f64 / 1e6;

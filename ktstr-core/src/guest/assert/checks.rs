@@ -11,7 +11,7 @@ use crate::model::measurement::{Limit, Scope};
 use crate::model::verdict::AssertResult;
 use crate::model::worker::WorkerReport;
 
-/// What the checks of workers need beside the workers' reports.
+/// What the checks of workers need in addition to the workers' reports.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
     /// A worker counts as stuck if it completed no iteration in this time, or in five times as long after
@@ -78,7 +78,7 @@ checks! {
     switches {
         /// Fails the test if a worker completed no iteration in [`Surroundings::stuck_after`], or none for
         /// five times as long later on, or where a `memory.high` may slow it down. The limit is longer
-        /// for a worker whose weight, quota and competitors leave it little of a CPU
+        /// for a worker that gets little of a CPU because of its weight, quota and competitors
         /// ([`WorkerReport::fair_wait_bound`]), and time in which the scenario froze it does not count. A
         /// [`Custom`](crate::guest::workload::WorkType::Custom) worker with longer iterations has to
         /// call [`record_iteration`](crate::guest::workload::WorkerCtx::record_iteration) more often, or the test
@@ -127,7 +127,7 @@ checks! {
         /// [`FEWEST_WAKES`](super::FEWEST_WAKES) wake-ups, and therefore for workers of a sleeping type
         /// that never woke up. Time-based: a vCPU that the host does not run wakes no task.
         max_p99_wake_latency_ns: u64,
-        /// The largest coefficient of variation of each worker's wake-up latencies, for the same workers.
+        /// The largest coefficient of variation of each worker's wake-up latencies; of the same workers.
         max_wake_latency_cv: f64,
         /// The lowest part, 0 to 1, of each worker's pages on the NUMA nodes of the CPUs it may run on, for
         /// work types that count them. Not time-based: a page is where it was touched first.
@@ -377,10 +377,11 @@ fn all_or_unmeasured(
     limit: Option<Limit>,
     judged: Vec<AssertResult>,
 ) -> AssertResult {
-    match judged.is_empty() {
-        true => AssertResult::judge(unmeasured(kind, "the limit applies to nothing here"), limit),
-        false => AssertResult::all_of(judged),
+    if judged.is_empty() {
+        let nothing = unmeasured(kind, "the limit applies to nothing here");
+        return AssertResult::judge(nothing, limit);
     }
+    AssertResult::all_of(judged)
 }
 
 /// Returns the verdict with its details about `worker`.

@@ -21,8 +21,7 @@ pub(super) fn lower(
     unit: &str,
     samples: u64,
 ) -> AssertDetail {
-    let measured = Measurement::new(name, value, unit).better(Better::Lower).samples(samples);
-    AssertDetail { time_based: is_time_based(kind), ..AssertDetail::measured(kind, measured) }
+    measured(kind, Measurement::new(name, value, unit).better(Better::Lower).samples(samples))
 }
 
 /// Returns a detail with a value that was measured; larger values are better.
@@ -33,7 +32,10 @@ pub(super) fn higher(
     unit: &str,
     samples: u64,
 ) -> AssertDetail {
-    let measured = Measurement::new(name, value, unit).better(Better::Higher).samples(samples);
+    measured(kind, Measurement::new(name, value, unit).better(Better::Higher).samples(samples))
+}
+
+fn measured(kind: DetailKind, measured: Measurement) -> AssertDetail {
     AssertDetail { time_based: is_time_based(kind), ..AssertDetail::measured(kind, measured) }
 }
 

@@ -38,9 +38,10 @@ fn idle(worker: &WorkerReport, limit: Duration) -> AssertResult {
         return AssertResult::fail(stuck(worker, had, limit, frozen));
     }
     let mut verdict = AssertResult::pass();
-    let frozen = match frozen.is_zero() {
-        true => String::new(),
-        false => format!(", not counting {frozen:.1?} while frozen"),
+    let frozen = if frozen.is_zero() {
+        String::new()
+    } else {
+        format!(", not counting {frozen:.1?} while frozen")
     };
     verdict.note(format!(
         "{worker} completed no iteration in {had:.1?}{frozen}: too short to judge (limit {limit:.1?}); {}",
@@ -91,10 +92,10 @@ fn stuck(worker: &WorkerReport, had: Duration, limit: Duration, frozen: Duration
 
 /// Adds that the time in which a worker was frozen is left out of what was measured.
 pub(super) fn less_frozen(detail: AssertDetail, frozen: Duration) -> AssertDetail {
-    match frozen.is_zero() {
-        true => detail,
-        false => detail.because(&format!("not counting {frozen:.1?} while frozen")),
+    if frozen.is_zero() {
+        return detail;
     }
+    detail.because(&format!("not counting {frozen:.1?} while frozen"))
 }
 
 /// Returns how long the worker was asleep, at least, in a part of its time that is `had` long.

@@ -28,7 +28,7 @@ pub(super) fn exited_early(worker: &WorkerReport) -> AssertResult {
         }
         Some(end) => {
             let text = format!("{end} (expected to run until stopped)");
-            let detail = AssertDetail::new(DetailKind::WorkerDied, text);
+            let detail = AssertDetail::new(DetailKind::WorkerExited, text);
             AssertResult::fail(AssertDetail { cpu: worker.last_cpu, ..detail })
         }
     }

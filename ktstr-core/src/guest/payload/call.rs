@@ -10,6 +10,7 @@ use super::definition::{Payload, PayloadRun};
 use super::report::PayloadReport;
 use super::running::Running;
 use crate::linux::cgroup::CgroupOps;
+use crate::linux::process::is_job_cgroup;
 use crate::linux::sys::since_boot_ns;
 use crate::model::wire::{GuestMessage, ScenarioEvent};
 
@@ -116,7 +117,7 @@ fn list_cgroups(directory: &Path, name: &str, there: &mut Vec<String>) {
         let own = entry.file_name().to_string_lossy().into_owned();
         let is_cgroup = entry.file_type().is_ok_and(|kind| kind.is_dir());
         // Cgroups of jobs, such as those of payloads, are internal.
-        if is_cgroup && !own.starts_with("ktstr-job.") {
+        if is_cgroup && !is_job_cgroup(&own) {
             let path = if name.is_empty() { own } else { format!("{name}/{own}") };
             list_cgroups(&entry.path(), &path, there);
             there.push(path);

@@ -11,7 +11,7 @@ use super::output::short;
 /// The directory of the guest with the programs of payloads: each in a directory with its own name.
 pub const DIRECTORY: &str = "/ktstr/payloads";
 
-/// The directory beside such a program with its libraries, if they are not those of the guest.
+/// The directory next to such a program with its libraries, if they are not those of the guest.
 pub const LIBRARIES: &str = "lib";
 
 /// A program that runs in the guest, and what is expected of it.

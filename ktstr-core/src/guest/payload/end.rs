@@ -14,7 +14,7 @@ pub enum PayloadEnd {
     Signaled(i32),
     /// SIGKILL killed it in a cgroup in which an OOM kill is expected.
     KilledAsExpected,
-    /// The test stopped it: how. There is no exit status to judge.
+    /// The test stopped it: how. It has not exited, so no exit status can be judged.
     Stopped(String),
 }
 

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn judge_includes_the_limits() {
-        let whose = "payload load, cgroup cg";
+        let scope = "payload load, cgroup cg";
         for (check, stdout, outcome, text) in [
             (Check::Min("p", 2.5), "p=2.5;", Pass, String::new()),
             (Check::Min("p", 2.5), "p=2.4999999;", Fail, "p = 2.4999999 (minimum 2.5)".to_owned()),
@@ -162,7 +162,7 @@ mod tests {
             ),
         ] {
             let text =
-                if text.is_empty() { text } else { format!("payload metric: {text}, {whose}") };
+                if text.is_empty() { text } else { format!("payload metric: {text}, {scope}") };
             is(check, stdout, outcome, &text);
         }
     }
@@ -173,10 +173,10 @@ mod tests {
             [Check::Min("p", f64::MIN), Check::Max("p", f64::MAX), Check::Range("p", 0.0, 9.0)]
         {
             let could_not = "payload metric: p could not be measured: ";
-            let whose = ", payload load, cgroup cg";
-            let text = format!("{could_not}nothing matches `p=([^;]*)`{whose}");
+            let scope = ", payload load, cgroup cg";
+            let text = format!("{could_not}nothing matches `p=([^;]*)`{scope}");
             is(check, "", Inconclusive, &text);
-            let text = format!("{could_not}not a number: \"nan\"{whose}");
+            let text = format!("{could_not}not a number: \"nan\"{scope}");
             is(check, "p=nan;", Inconclusive, &text);
         }
     }
@@ -205,7 +205,7 @@ mod tests {
     fn judge_compares_the_exit_status() {
         let died = || PayloadEnd::Signaled(libc::SIGSEGV);
         let stopped = || PayloadEnd::Stopped("killed by the test".to_owned());
-        let whose = "payload load, cgroup cg";
+        let scope = "payload load, cgroup cg";
         let words = "; its last output: first | last";
         let plain = Payload::new("load");
         let three = Payload::new("load").checks(&[Check::ExitCode(3)]);
@@ -216,7 +216,7 @@ mod tests {
                 PayloadEnd::Exited(3),
                 Fail,
                 1,
-                format!("payload end: exit status 3 (expected exit status 0){words}, {whose}"),
+                format!("payload end: exit status 3 (expected exit status 0){words}, {scope}"),
             ),
             (three, PayloadEnd::Exited(3), Pass, 1, String::new()),
             (
@@ -224,7 +224,7 @@ mod tests {
                 PayloadEnd::Exited(0),
                 Fail,
                 1,
-                format!("payload end: exit status 0 (expected exit status 3){words}, {whose}"),
+                format!("payload end: exit status 0 (expected exit status 3){words}, {scope}"),
             ),
             (
                 plain,
@@ -232,7 +232,7 @@ mod tests {
                 Fail,
                 1,
                 format!(
-                    "payload end: signal 11 (SIGSEGV) (expected exit status 0){words}, {whose}"
+                    "payload end: signal 11 (SIGSEGV) (expected exit status 0){words}, {scope}"
                 ),
             ),
             (plain, stopped(), Pass, 0, String::new()),
@@ -242,7 +242,7 @@ mod tests {
                 PayloadEnd::KilledAsExpected,
                 Inconclusive,
                 0,
-                format!("payload end: no exit status, because it was killed as expected, {whose}"),
+                format!("payload end: no exit status, because it was killed as expected, {scope}"),
             ),
         ] {
             let context = format!("{payload:?} {end:?}");

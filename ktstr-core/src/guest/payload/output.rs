@@ -46,7 +46,7 @@ impl Output {
     }
 }
 
-/// Cuts a text after 80 characters, for a message.
+/// Cuts a text after 80 characters, as messages need it.
 pub(super) fn short(text: &str) -> String {
     const MOST: usize = 80;
     match text.char_indices().nth(MOST) {

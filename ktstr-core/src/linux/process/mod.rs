@@ -45,6 +45,7 @@ pub(crate) use child::wait_for;
 pub use error::Error;
 pub use job::{Job, Mechanism, Stats};
 pub use limits::Limits;
+pub(crate) use name::is_job_cgroup;
 pub use procfs::Process;
 pub(crate) use procfs::Stat;
 pub use rustix::process::Signal;

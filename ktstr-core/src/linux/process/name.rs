@@ -27,6 +27,11 @@ pub(super) struct JobName {
     number: u32,
 }
 
+/// Returns whether a cgroup with this name is that of a job.
+pub(crate) fn is_job_cgroup(name: &str) -> bool {
+    JobName::parse(name).is_some()
+}
+
 impl JobName {
     /// Returns a name that this process has not used yet.
     ///

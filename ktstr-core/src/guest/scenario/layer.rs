@@ -10,7 +10,7 @@ pub(super) enum Resource {
     Cgroup(CgroupState),
     /// The workers of one spawn that have not been stopped.
     Workers(Vec<PlacedWorker>),
-    Payload(Running),
+    Payload(Box<Running>),
     /// A CPU that was onlined or offlined, and its state before.
     Cpu {
         cpu: u32,
@@ -153,7 +153,7 @@ impl Layers {
     /// Returns the payloads that have not been stopped, in order of creation.
     pub(super) fn payloads(&self) -> impl Iterator<Item = &Running> {
         self.resources().filter_map(|resource| match resource {
-            Resource::Payload(payload) => Some(payload),
+            Resource::Payload(payload) => Some(&**payload),
             _ => None,
         })
     }
@@ -170,7 +170,7 @@ impl Layers {
             taken.extend(layer.resources.extract_if(.., is_taken));
         }
         let taken = taken.into_iter().rev().filter_map(|resource| match resource {
-            Resource::Payload(payload) => Some(payload),
+            Resource::Payload(payload) => Some(*payload),
             _ => None,
         });
         taken.collect()

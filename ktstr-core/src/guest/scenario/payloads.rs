@@ -22,7 +22,7 @@ impl Scenario<'_> {
         let directory = cgroup.map(|cgroup| self.ctx.cgroups.parent_path().join(cgroup));
         let cgroup = cgroup.unwrap_or_default();
         let running = Running::start(run.clone(), self.ctx.payloads, directory.as_deref(), cgroup)?;
-        self.layers.push(Resource::Payload(running));
+        self.layers.push(Resource::Payload(Box::new(running)));
         self.update_waits();
         Ok(())
     }

@@ -6,9 +6,10 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::linux::process::Stat;
+use crate::linux::sync::lock;
 pub use crate::model::snapshot::{
     CgroupProcsSnapshot, CgroupSnapshot, KernelSnapshot, ProcIdentity, Snapshot,
 };
@@ -95,22 +96,22 @@ impl SnapshotBridge {
 
     /// Returns the number of captures of both kinds that were collected and not drained.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        lock(&self.captures).len()
     }
 
     /// Returns whether it holds no captures.
     pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        lock(&self.captures).is_empty()
     }
 
     /// Returns whether there is a capture of either kind with this tag or name.
     pub fn has(&self, name: &str) -> bool {
-        self.lock().iter().any(|capture| capture.name() == name)
+        lock(&self.captures).iter().any(|capture| capture.name() == name)
     }
 
     /// Returns a copy of the oldest capture of a cgroup's processes with this tag, which stays.
     pub fn cgroup_procs_by_tag(&self, tag: &str) -> Option<CgroupProcsSnapshot> {
-        self.lock().iter().find_map(|capture| match capture {
+        lock(&self.captures).iter().find_map(|capture| match capture {
             Capture::CgroupProcs(procs) if procs.tag == tag => Some(procs.clone()),
             _ => None,
         })
@@ -118,12 +119,12 @@ impl SnapshotBridge {
 
     /// Takes all captures collected so far, the oldest first.
     pub fn drain_ordered(&self) -> Vec<Capture> {
-        std::mem::take(&mut *self.lock())
+        std::mem::take(&mut *lock(&self.captures))
     }
 
     /// Takes the captures of cgroups' processes collected so far, the oldest first. Snapshots stay.
     pub fn drain_cgroup_procs(&self) -> Vec<CgroupProcsSnapshot> {
-        let mut captures = self.lock();
+        let mut captures = lock(&self.captures);
         let drained = captures.extract_if(.., |capture| matches!(capture, Capture::CgroupProcs(_)));
         let drained = drained.filter_map(|capture| match capture {
             Capture::CgroupProcs(procs) => Some(procs),
@@ -134,17 +135,13 @@ impl SnapshotBridge {
 
     /// Takes the snapshots collected so far, the oldest first. Captures of processes stay.
     pub fn drain_snapshots(&self) -> Vec<Snapshot> {
-        let mut captures = self.lock();
+        let mut captures = lock(&self.captures);
         let drained = captures.extract_if(.., |capture| matches!(capture, Capture::Snapshot(_)));
         let drained = drained.filter_map(|capture| match capture {
             Capture::Snapshot(snapshot) => Some(snapshot),
             Capture::CgroupProcs(_) => None,
         });
         drained.collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Capture>> {
-        self.captures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -179,7 +176,7 @@ pub(crate) fn collect(capture: Capture) {
     if let Capture::CgroupProcs(procs) = &capture {
         (bridge.on_cgroup_procs)(procs);
     }
-    bridge.lock().push(capture);
+    lock(&bridge.captures).push(capture);
 }
 
 /// Returns the kernel values that the bridge of the current thread, if any, has for the snapshot `name`.

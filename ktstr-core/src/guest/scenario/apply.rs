@@ -80,9 +80,8 @@ impl Scenario<'_> {
         }
         def.knobs.iter().try_for_each(|knob| self.set_knob(&def.name, knob))?;
         let placement = || SpawnPlacement::cgroup(&def.name);
-        works
-            .into_iter()
-            .try_for_each(|work| self.carry_out_part(&Op::spawn(placement(), work)))?;
+        let mut spawns = works.into_iter().map(|work| Op::spawn(placement(), work));
+        spawns.try_for_each(|op| self.carry_out_part(&op))?;
         let runs = def.payloads.iter().cloned();
         runs.map(|run| Op::run_payload(run, &*def.name)).try_for_each(|op| self.carry_out_part(&op))
     }
@@ -145,6 +144,7 @@ impl Scenario<'_> {
     fn spawn(&mut self, cgroup: &str, work: &WorkSpec) -> Result<()> {
         self.check_known(cgroup)?;
         let from_ns = since_boot_ns();
+        // Step 1: fork and place. Workers that are not all in the cgroup are killed before they run.
         let workers = Workers::fork(work, self.ctx.topo, &self.cpus_of(cgroup))?;
         let mut pids = workers.iter().map(Worker::pid);
         let cgroups = self.ctx.cgroups;
@@ -161,7 +161,7 @@ impl Scenario<'_> {
         let frozen_since_ns = self.is_frozen(cgroup).then_some(from_ns);
         let spawn = self.spawns;
         self.spawns += 1;
-        // All are placed; the first one must not run before the last one is in the cgroup.
+        // Step 2: the scenario owns them before the first release: if one fails, the teardown stops all.
         let placed = workers.into_iter().map(|worker| PlacedWorker {
             worker,
             cgroup: cgroup.to_owned(),
@@ -174,8 +174,8 @@ impl Scenario<'_> {
             frozen_periods: Vec::new(),
             frozen_since_ns,
         });
-        // Owned before the first release: if one fails, the teardown stops them all.
         self.layers.push(Resource::Workers(placed.collect()));
+        // Step 3: release them, now that all are in the cgroup.
         let cpuset = self.cpusets.confinement(cgroup);
         for placed in self.layers.workers_mut().filter(|placed| placed.spawn == spawn) {
             placed.confine(cpuset.as_ref());
@@ -252,8 +252,11 @@ impl Scenario<'_> {
     fn hotplug(&mut self, cpu: u32, online: bool) -> Result<()> {
         let was_online = self.set_cpu_online(cpu, online)?;
         // The teardown restores the state before the layer's first change.
-        let is_known = |resource: &Resource| matches!(resource, Resource::Cpu { cpu: known, .. } if *known == cpu);
-        if !self.layers.of_innermost().iter().any(is_known) {
+        let is_it = |resource: &Resource| match resource {
+            Resource::Cpu { cpu: other, .. } => *other == cpu,
+            _ => false,
+        };
+        if !self.layers.of_innermost().iter().any(is_it) {
             self.layers.push(Resource::Cpu { cpu, was_online });
         }
         Ok(())

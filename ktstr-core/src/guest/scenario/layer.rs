@@ -112,8 +112,8 @@ impl Layers {
 
     /// Forgets a cgroup that has been removed.
     pub(super) fn forget_cgroup(&mut self, name: &str) {
-        let is_it = |resource: &Resource| matches!(resource, Resource::Cgroup(cgroup) if cgroup.name == name);
-        self.0.iter_mut().for_each(|layer| layer.resources.retain(|resource| !is_it(resource)));
+        let stays = |resource: &Resource| resource.cgroup_name() != Some(name);
+        self.0.iter_mut().for_each(|layer| layer.resources.retain(stays));
     }
 
     /// Returns the workers that have not been stopped, in order of creation.
@@ -166,7 +166,10 @@ impl Layers {
     ) -> Vec<Running> {
         let mut taken = Vec::new();
         for (index, layer) in self.0.iter_mut().enumerate() {
-            let is_taken = |resource: &mut Resource| matches!(resource, Resource::Payload(payload) if which(index, payload));
+            let is_taken = |resource: &mut Resource| match resource {
+                Resource::Payload(payload) => which(index, payload),
+                _ => false,
+            };
             taken.extend(layer.resources.extract_if(.., is_taken));
         }
         let taken = taken.into_iter().rev().filter_map(|resource| match resource {

@@ -1,5 +1,7 @@
 //! Undoes what a layer has created.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 
 use super::first_error::FirstError;
@@ -38,12 +40,9 @@ impl Scenario<'_> {
         // workers stop together: one that ran on would be measured without its competitors. A worker or
         // payload of another layer stops too if it is in a cgroup of this one, which is removed below.
         let innermost = self.layers.innermost();
-        let cgroups: Vec<_> =
-            self.layers.of_innermost().iter().filter_map(Resource::cgroup_name).collect();
-        let cgroups: Vec<_> = cgroups.into_iter().map(str::to_owned).collect();
-        let ends = |layer: usize, cgroup: &str| {
-            layer == innermost || cgroups.iter().any(|name| name == cgroup)
-        };
+        let cgroups = self.layers.of_innermost().iter().filter_map(Resource::cgroup_name);
+        let cgroups: BTreeSet<_> = cgroups.map(str::to_owned).collect();
+        let ends = |layer: usize, cgroup: &str| layer == innermost || cgroups.contains(cgroup);
         let how = format!("stopped at the end of {}", self.layers.phase());
         errors.keep(self.stop_payloads(&how, |layer, payload| ends(layer, payload.cgroup())));
         errors.keep(self.stop_workers(|layer, placed| ends(layer, &placed.cgroup)));

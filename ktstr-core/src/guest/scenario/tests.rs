@@ -332,7 +332,7 @@ fn operations_report_what_they_cannot_find() {
         (Op::hotplug_cpu(9999, false), "cannot online or offline CPU 9999"),
         (Op::wait_payload("load", Duration::ZERO), "unknown payload `load`"),
         (Op::kill_payload("load"), "unknown payload `load`; this scenario runs: nothing"),
-        (Op::run_payload(&LOAD, "a"), "this guest has no program `load`"),
+        (Op::run_payload(&LOAD, "a"), "unknown program `load`"),
         (Op::run_payload(LOAD.named(""), "a"), "a run needs a name"),
         (Op::run_payload(&Payload::new(""), "a"), "the program has no name"),
     ] {
@@ -594,7 +594,7 @@ fn execute_scenario_adds_failed_checks_to_an_error() {
     assert_eq!(error.matches("EBUSY").count(), 1, "{error}");
     let (first, failed) = error.split_once("; checks that failed before:\n  ").unwrap();
     assert!(first.contains("remove_cgroup") && first.contains("EBUSY"), "{error}");
-    assert!(failed.starts_with("worker died: exit status 0, "), "{error}");
+    assert!(failed.starts_with("worker exited early: exit status 0 "), "{error}");
 }
 
 #[test]

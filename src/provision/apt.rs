@@ -247,7 +247,7 @@ pub fn require_tools() -> Result<()> {
     Ok(())
 }
 
-/// Returns the private configuration. `APT_CONFIG` is read first, so it can exclude the files of the machine, whose
+/// Returns the private configuration. `APT_CONFIG` is read first, so it can exclude the files of the machine: their
 /// hooks would clean the caches of the machine.
 fn configuration(dir: &str, suite: &str, machine: &str) -> String {
     let acquire = machine.lines().filter(|line| {

@@ -40,7 +40,7 @@ impl Format {
         }
     }
 
-    /// Unpacks `data`. Bytes after its end are ignored, except for LZ4, whose frame has no end mark.
+    /// Unpacks `data`. Bytes after its end are ignored, except for LZ4: its frame has no end mark.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Collects the modules that a guest needs, in the order to load them.
 //!
-//! Packages are unpacked without depmod, so there is no modules.dep: dependencies are read from
-//! the `.modinfo` section of each module (`depends=`, Linux 6.12, scripts/mod/modpost.c).
+//! Packages are unpacked without depmod, so modules.dep does not exist: dependencies are read from the `.modinfo`
+//! section of each module (`depends=`, Linux 6.12, scripts/mod/modpost.c).
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -109,7 +109,7 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// Returns the names of modules that are built into the kernel; `None` if there is no list of them.
+/// Returns the names of modules that are built into the kernel; `None` without a list of them.
 fn built_in(dir: &Path) -> Result<Option<HashSet<String>>> {
     let path = dir.join("modules.builtin");
     match fs::read_to_string(&path) {

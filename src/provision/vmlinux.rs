@@ -1,8 +1,8 @@
 //! Extracts the uncompressed kernel from a bzImage.
 //!
 //! Booting it directly saves the decompression in the guest, a third of a boot under TCG. Follows
-//! Documentation/arch/x86/boot.rst of Linux 6.12 (boot protocol 2.08 and later) and, for the notes of the ELF file,
-//! xen/include/public/elfnote.h.
+//! Documentation/arch/x86/boot.rst of Linux 6.12 (boot protocol 2.08 and later) and
+//! xen/include/public/elfnote.h for the notes of the ELF file.
 
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -24,7 +24,7 @@ const PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 /// Why no vmlinux can be extracted from an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no x86 setup header.
+    /// The x86 setup header is missing.
     #[error("not a kernel: no `HdrS` at offset 0x202")]
     NotAKernel,
     /// The position of the payload is part of protocol 2.08 (Linux 2.6.26) and later.
@@ -82,7 +82,7 @@ pub fn from_bzimage(image: &[u8]) -> Result<Vec<u8>, Error> {
     let Some(format) = Format::of(payload) else {
         return Err(Error::UnknownCompression(payload[..payload.len().min(6)].to_vec()));
     };
-    // The kernel build appends the unpacked size, except for gzip, whose format already ends with it.
+    // The kernel build appends the unpacked size, except for gzip, which already ends with it.
     let data = match format {
         Format::Gzip => payload,
         _ => &payload[..payload.len().saturating_sub(4)],
@@ -100,7 +100,7 @@ pub fn bzimage_release(image: &[u8]) -> Result<String, Error> {
     if !is_bzimage(image) {
         return Err(Error::NotAKernel);
     }
-    // The offset counts from the second sector; 0 means that there is no string.
+    // The offset counts from the second sector; 0 means that the string is missing.
     let field = u16_at(image, KERNEL_VERSION, "the setup header")?;
     let start = usize::from(field) + SECTOR;
     let text = image.get(start..).unwrap_or_default();

@@ -58,7 +58,7 @@ pub fn run(entry: &'static TestEntry) -> TestResult {
     run_and_judge(entry, Program::this_test_binary, None)
 }
 
-/// Runs a test of a program without libtest, whose `main` begins with [`init_if_guest`].
+/// Runs a test of a program without libtest. Its `main` must begin with [`init_if_guest`].
 /// `command` is the command that runs it again.
 pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
     run_and_judge(entry, || Ok(Program::this_program()), Some(command))

@@ -38,7 +38,7 @@ const MACHINE: MachineSpec = MachineSpec {
 pub struct Outer {
     /// The kernels in the cache of the machine; only those known by name.
     pub kernels: Vec<KernelSpec>,
-    /// More programs, whose libraries are added: path on this host, path in the machine. The machine mounts empty
+    /// More programs: path on this host, path in the machine. Their libraries are added. The machine mounts empty
     /// file systems over `/tmp` and `/run`.
     pub programs: Vec<(PathBuf, String)>,
     /// Other files, with their permissions: path on this host, path in the machine.

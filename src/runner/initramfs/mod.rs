@@ -42,7 +42,7 @@ pub(crate) struct Initramfs<'a> {
 /// The files of a guest besides its program.
 #[derive(Debug, Default)]
 pub(crate) struct GuestFiles {
-    /// Programs, whose libraries are added: path on the host, path in the guest.
+    /// Programs: path on the host, path in the guest. Their libraries are added.
     pub(crate) programs: Vec<(PathBuf, String)>,
     /// Programs of fetched packages, with the loader and the libraries of those packages.
     pub(crate) foreign: Vec<Foreign>,

@@ -430,7 +430,7 @@ impl Session {
         };
         let phase = self.watchdog.phase();
         let console = self.collector.console();
-        // PID 1 states why it gave up, before the body or beside it.
+        // PID 1 may have printed why it failed, before the body or during it.
         if (phase != RunPhase::Body || console.contains(FAILURE_PREFIX))
             && let Some(why) = console::init_failure(&console)
         {

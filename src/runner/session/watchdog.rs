@@ -198,7 +198,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// Returns a watchdog whose guest reached `phase` right away, and its start.
+    /// Returns a watchdog that entered `phase` at its start, and the start.
     fn watchdog(phase: RunPhase) -> (Watchdog, Instant) {
         let start = Instant::now();
         let mut watchdog = Watchdog::new(LIMITS, start);

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use ktstr_core::machine::Timing;
+
 use crate::config::VmConfig;
 use crate::error::Error;
 
@@ -19,15 +21,6 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// The machine may be killed when the calling *thread* ends (not just its process), so that
     /// nothing survives a killed test. Keep that thread until the machine has exited.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error>;
-}
-
-/// What executes the instructions of a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timing {
-    /// CPUs of the host: durations in the guest are those of hardware.
-    Native,
-    /// Software: code runs many times slower, and unevenly so.
-    Emulated,
 }
 
 /// A running machine. Dropping it stops the machine and frees all its resources.

@@ -20,5 +20,5 @@ mod schedstat;
 mod tsc;
 
 pub use config::VmConfig;
-pub use engine::{Engine, Event, ExitReason, Registers, Timing, Vm};
+pub use engine::{Engine, Event, ExitReason, Registers, Vm};
 pub use error::Error;

@@ -3,9 +3,10 @@
 use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
+use ktstr_core::machine::Timing;
+use ktstr_vmm::Engine;
 use ktstr_vmm::kvm::Kvm;
 use ktstr_vmm::qemu::Qemu;
-use ktstr_vmm::{Engine, Timing};
 
 use crate::provision::{self, cache::Cache};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 use ktstr_core::machine::{self, MachineSpec, Topology};
 use ktstr_core::model::pid1;
-use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts, Timing};
+use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts};
 use ktstr_core::registry;
 use ktstr_core::result::{InitFailure, RunEnd};
 use ktstr_core::wire::{self, Request};
@@ -144,7 +144,6 @@ impl Prepared {
     ///
     /// If the kernel image cannot be examined.
     pub(crate) fn machine(&self) -> Result<MachineFacts> {
-        let timing = if self.choice.is_emulated() { Timing::Emulated } else { Timing::Native };
         let image = match self.kernel.sha256() {
             Some(sha256) => ImageId::PackageSha256(sha256.to_owned()),
             None => image_file(&self.kernel.image)?,
@@ -153,7 +152,7 @@ impl Prepared {
             engine: EngineFacts {
                 name: self.choice.name.to_owned(),
                 version: self.choice.engine.describe(),
-                timing,
+                timing: self.choice.engine.timing(),
                 reason: self.choice.reason.clone(),
             },
             kernel: KernelFacts {

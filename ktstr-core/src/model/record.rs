@@ -13,6 +13,8 @@ use super::result::{KernelEvent, RunEnd, Timings};
 use super::snapshot::{CgroupProcsSnapshot, Snapshot};
 use super::wire::ScenarioEvent;
 
+pub use super::machine::Timing;
+
 /// What `post_vm` gets: everything the host knows about the run.
 pub type VmResult = RunRecord;
 
@@ -119,16 +121,6 @@ pub struct EngineFacts {
     pub timing: Timing,
     /// Why it was selected.
     pub reason: String,
-}
-
-/// What executes the instructions of a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Timing {
-    /// CPUs of the host: durations in the guest are those of hardware.
-    Native,
-    /// Software: code runs many times slower, and unevenly so.
-    Emulated,
 }
 
 /// A kernel.

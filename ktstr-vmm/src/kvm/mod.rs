@@ -25,8 +25,10 @@ mod tsc;
 mod vcpu;
 mod vm;
 
+use ktstr_core::machine::Timing;
+
 use crate::config::VmConfig;
-use crate::engine::{Engine, Timing, Vm};
+use crate::engine::{Engine, Vm};
 use crate::probe::{self, KvmFacts, Unusable};
 
 #[doc(hidden)]

@@ -17,8 +17,10 @@ mod vm;
 
 use std::ffi::OsString;
 
+use ktstr_core::machine::Timing;
+
 use crate::config::VmConfig;
-use crate::engine::{Engine, Timing, Vm};
+use crate::engine::{Engine, Vm};
 use crate::error::Error;
 
 /// A QEMU program for x86-64 guests.

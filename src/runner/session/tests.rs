@@ -111,8 +111,8 @@ impl Engine for ScriptedEngine {
         "a script".to_owned()
     }
 
-    fn timing(&self) -> ktstr_vmm::Timing {
-        ktstr_vmm::Timing::Native
+    fn timing(&self) -> ktstr_core::machine::Timing {
+        ktstr_core::machine::Timing::Native
     }
 
     fn boot(&self, _: &VmConfig) -> Result<Box<dyn Vm>, Error> {

@@ -1,12 +1,14 @@
 //! The machine that a test runs on, as its author describes it.
 
 pub mod kargs;
+mod timing;
 mod topology;
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+pub use timing::Timing;
 pub use topology::{Llcs, Topology, TopologyError};
 
 /// A virtual machine: its hardware, and the kernel that it boots.

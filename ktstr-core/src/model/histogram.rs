@@ -4,14 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Values of one power of two are told apart by this many bits: within 1/32, some 3 %.
+/// The bits that are kept below a value's highest one: a relative error of 1/32, some 3 %.
 const PRECISION_BITS: u32 = 5;
 const STEPS: usize = 1 << PRECISION_BITS;
 
 /// Values below `STEPS` have a bucket each, then each power of two has `STEPS`.
 pub(crate) const BUCKETS: usize = STEPS * (64 - PRECISION_BITS as usize + 1);
 
-/// Counts values of any size, in nanoseconds say, with a relative error of at most 1/32.
+/// Counts values of any size, such as nanoseconds, with a relative error of at most 1/32.
 ///
 /// The buckets are those of Gil Tene's HdrHistogram: linear within a power of two.
 #[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -21,19 +21,19 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Returns the histogram whose buckets have these counts, in order.
+    /// Returns the histogram with these counts of all buckets, in order.
     pub(crate) fn from_counts(counts: impl Iterator<Item = u32>) -> Self {
         let counts = (0..).zip(counts).filter(|(_, count)| *count > 0);
         Self { counts: counts.collect() }
     }
 
-    /// How many values were counted.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.counts.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
-    /// The value that so many percent of all values do not exceed, 0 to 100, rounded up to the end of
-    /// its bucket; `None` if nothing was counted.
+    /// Returns the value that `percent` of all values, 0 to 100, do not exceed, rounded up to the end of its
+    /// bucket; `None` if there are no values.
     pub fn percentile(&self, percent: f64) -> Option<u64> {
         let wanted = (self.count() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil().max(1.0);
         let mut seen = 0.0;
@@ -43,15 +43,15 @@ impl Histogram {
         })
     }
 
-    /// The mean, of the middles of the buckets; `None` if nothing was counted.
+    /// Returns the mean, by the middles of the buckets; `None` if there are no values.
     pub fn mean(&self) -> Option<f64> {
         let sum: f64 =
             self.counts.iter().map(|(bucket, count)| middle_of(*bucket) * f64::from(*count)).sum();
         (!self.counts.is_empty()).then(|| sum / self.count() as f64)
     }
 
-    /// The coefficient of variation: the standard deviation over the mean; `None` if nothing was
-    /// counted or all values are zero.
+    /// Returns the coefficient of variation, the standard deviation over the mean; `None` if there are no
+    /// values or all are zero.
     pub fn variation(&self) -> Option<f64> {
         let mean = self.mean().filter(|mean| *mean > 0.0)?;
         let squares: f64 = self
@@ -62,7 +62,7 @@ impl Histogram {
         Some((squares / self.count() as f64).sqrt() / mean)
     }
 
-    /// Adds what another one has counted.
+    /// Adds the values of another histogram.
     pub fn merge(&mut self, other: &Self) {
         for (bucket, count) in &other.counts {
             match self.counts.binary_search_by_key(bucket, |(bucket, _)| *bucket) {
@@ -88,7 +88,7 @@ impl fmt::Debug for Histogram {
 pub(crate) fn bucket_of(value: u64) -> usize {
     let power = u64::BITS - value.leading_zeros();
     match power.checked_sub(PRECISION_BITS + 1) {
-        // So small that every value has its own.
+        // Small values have a bucket each.
         None => value as usize,
         Some(shift) => (shift as usize + 1) * STEPS + (value >> shift) as usize - STEPS,
     }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_has_a_bucket_that_holds_it() {
+    fn bucket_of_contains_its_value() {
         let powers = (0..64).map(|power| 1_u64 << power);
         for value in powers.flat_map(|power| [power - 1, power, power + 1]).chain([u64::MAX]) {
             let bucket = bucket_of(value);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_those_of_the_values() {
+    fn percentile_matches_the_values() {
         let histogram = of(1..=1000);
         assert_eq!(histogram.count(), 1000);
         for (percent, value) in [(0.0, 1), (50.0, 500), (99.0, 990), (100.0, 1000)] {
@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn variation_is_none_of_equal_values_and_that_of_others() {
+    fn variation_is_zero_for_equal_values() {
         assert_eq!(of([7; 9]).variation(), Some(0.0));
         assert!((of([0, 20]).variation().unwrap() - 1.0).abs() < 1e-9);
         assert_eq!((of([0, 0]).variation(), of([]).variation()), (None, None));
     }
 
     #[test]
-    fn merging_is_counting_together() {
+    fn merge_adds_the_values() {
         let mut histogram = of([3, 500]);
         histogram.merge(&of([3, 70_000, 1]));
         assert_eq!(histogram, of([1, 3, 3, 500, 70_000]));

@@ -1,4 +1,4 @@
-//! What a worker has done, as it was measured.
+//! What a worker has done, as measured.
 
 use std::fmt;
 use std::io;
@@ -9,85 +9,85 @@ use serde::{Deserialize, Serialize};
 use super::exit::ExitKind;
 use super::histogram::Histogram;
 
-/// What one worker has done between its release and its stop, or its end if that was earlier.
+/// What one worker did between its release and its stop, or its end if that was earlier.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WorkerReport {
-    /// Its number.
+    /// Its pid.
     pub pid: i32,
     /// Its command name.
     pub comm: String,
-    /// The cgroup it was placed in; empty for none.
+    /// Its cgroup; empty for none.
     pub cgroup: String,
-    /// Which spawn of its scenario it is of: workers of one spawn and role did the same work.
+    /// The number of its spawn in the scenario: workers of one spawn and role did the same work.
     pub spawn: u32,
-    /// Its part in the group that it works in, for types whose workers do different things.
+    /// Its role in its group, for types whose workers do different things.
     pub role: u32,
-    /// The cpusets that confined it, one after the other. None for the times in which it had none,
-    /// or in which one changed.
+    /// The cpusets that were in effect for it, in order. The times without one, or in which one changed,
+    /// are left out.
     pub cpuset_periods: Vec<CpusetPeriod>,
-    /// How many more it had before those: only the last 64 are told apart.
+    /// The number of cpusets before those: only the last 64 are kept.
     pub cpuset_periods_dropped: u32,
-    /// Processes of its cgroup, or one above, were expected to be killed for want of memory.
+    /// The test expected OOM kills in its cgroup or in an ancestor.
     pub oom_kill_expected: bool,
-    /// Its cgroup, or one above, had a `memory.high`. The kernel may have held it up for up to two
-    /// seconds each time it took memory.
+    /// Its cgroup or an ancestor had a `memory.high`. The kernel may have throttled it for up to two
+    /// seconds at each allocation.
     ///
     /// Source: Linux 6.12, mm/memcontrol.c, `MEMCG_MAX_HIGH_DELAY_JIFFIES`.
     pub is_memory_throttled: bool,
-    /// How long a fair scheduler may have kept it from its first 20 ms of CPU time: by its weight, the
-    /// weights and quotas of its cgroups, and all workers that may have competed with it.
+    /// The longest time for which a fair scheduler may delay its first 20 ms of CPU time, given its weight,
+    /// the weights and quotas of its cgroups, and all workers that may have competed with it.
     pub fair_wait_bound: Duration,
-    /// Its iterations depend on other tasks, or wait for the kernel.
+    /// Its iterations depend on other tasks or wait for the kernel.
     pub needs_others: bool,
-    /// When the scenario had its cgroup, or one above, frozen; in order.
+    /// The times in which the scenario had its cgroup or an ancestor frozen, in order.
     pub frozen_periods: Vec<FrozenPeriod>,
-    /// The CPUs it was allowed at its stop, by its cgroup and its affinity.
+    /// The CPUs that its cgroup and its affinity allowed at its stop.
     pub allowed_cpus: Vec<u32>,
     /// How it ended before it was stopped; `None` if it ran until then.
     pub ended: Option<WorkerEnd>,
-    /// From its release until its stop was requested, or until its own end.
+    /// The time from its release until SIGKILL, or until its own end.
     pub active: Duration,
-    /// When that was, in nanoseconds since boot.
+    /// The end of `active`, in nanoseconds since boot.
     pub active_until_ns: u64,
-    /// From its release to its end: on a busy CPU, it takes a while to end.
+    /// The time from its release to its end. On a busy CPU, a killed worker waits for the CPU to exit.
     pub wall: Duration,
-    /// When that was, in nanoseconds since boot.
+    /// The end of `wall`, in nanoseconds since boot.
     pub until_ns: u64,
     /// Time on a CPU, by the kernel's `schedstat`.
     pub cpu: Duration,
-    /// Time it was runnable and waited for a CPU, by the kernel's `schedstat`.
+    /// Time in which it was runnable and waited for a CPU, by the kernel's `schedstat`.
     pub run_delay: Duration,
-    /// How many times the kernel put it on a CPU.
+    /// The number of times that the kernel put it on a CPU.
     pub timeslices: u64,
-    /// Turns of its work loop.
+    /// Iterations of its work loop.
     pub iterations: u64,
-    /// Units of work, whatever its type counts: loop turns, bytes, wake-ups, pages.
+    /// Units of work, which depend on its type: bursts, bytes, wake-ups, pages.
     pub work_units: u64,
-    /// The longest time without the end of a turn of its work loop: between two, from its release to
-    /// the first, or from the last to its stop. `None` if it made no turn.
+    /// The longest time without the end of an iteration: between two, from its release to the first, or
+    /// from the last to its stop. `None` if it made no iteration.
     pub longest_gap: Option<IterationGap>,
-    /// How many times it found itself on another CPU than at its last turn.
+    /// The number of iterations that ended on another CPU than the one before.
     pub migrations: u64,
-    /// The CPUs it found itself on, sorted.
+    /// The CPUs on which its iterations ended, sorted.
     pub cpus_used: Vec<u32>,
-    /// The one of the last turn; `None` before the first.
+    /// The CPU of its last iteration; `None` before the first.
     pub last_cpu: Option<u32>,
-    /// Workers of its type, whatever their role, count their wake-ups.
+    /// Workers of its type, of all roles, record their wake-ups.
     pub measures_wakeups: bool,
-    /// From when it could have run again to when it did, in nanoseconds, for types that sleep.
+    /// The times from a possible wake-up to the actual one, in nanoseconds, for types that sleep.
     pub wake_latency_ns: Histogram,
-    /// Pages of its memory by NUMA node, for types that look.
+    /// Pages of its memory by NUMA node, for types that measure it.
     pub numa_pages: Vec<u64>,
 }
 
 impl WorkerReport {
-    /// Time on no CPU, be it that it slept, waited for one, or was frozen.
+    /// Returns the time on no CPU, whether it slept, waited for a CPU, or was frozen.
     pub fn off_cpu(&self) -> Duration {
         self.wall.saturating_sub(self.cpu)
     }
 }
 
-/// How a worker ended that was not stopped.
+/// How a worker ended before it was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerEnd {
     /// Exit status or signal; `None` if it is lost because another part of the process reaped the
@@ -119,38 +119,37 @@ impl fmt::Display for WorkerEnd {
     }
 }
 
-/// A time without a turn of a work loop.
+/// A time without an iteration of a work loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IterationGap {
-    /// How long it was.
+    /// Its length.
     pub length: Duration,
-    /// The CPU on which the worker was when it ended.
+    /// The CPU on which the iteration that ended it was.
     pub cpu: u32,
-    /// When it ended, in nanoseconds since boot.
+    /// Its end, in nanoseconds since boot.
     pub at_ns: u64,
 }
 
-/// A time in which a worker was confined to the same CPUs.
+/// A time in which one cpuset was in effect for a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CpusetPeriod {
-    /// The CPUs that the cpusets asked for its cgroup, and those above, left it; sorted.
+    /// The CPUs in the cpusets of its cgroup and all ancestors, sorted.
     pub cpuset: Vec<u32>,
-    /// Those on which it found itself, sorted; empty if it made no turn.
+    /// The CPUs on which its iterations ended, sorted; empty if it made none.
     pub cpus_used: Vec<u32>,
 }
 
-/// A time in which a worker was frozen and could do nothing, from before the kernel was told to
-/// freeze it until it had thawed it.
+/// A time in which a worker was frozen: from before `cgroup.freeze` was written until the thaw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrozenPeriod {
-    /// When it began, in nanoseconds since boot.
+    /// Its begin, in nanoseconds since boot.
     pub from_ns: u64,
-    /// When it ended, in nanoseconds since boot.
+    /// Its end, in nanoseconds since boot.
     pub until_ns: u64,
 }
 
 impl WorkerReport {
-    /// How long it was frozen within a time.
+    /// Returns how long it was frozen in the time of this length that ended at `until_ns`.
     pub(crate) fn frozen_within(&self, length: Duration, until_ns: u64) -> Duration {
         let from_ns = until_ns.saturating_sub(length.as_nanos() as u64);
         let within = self.frozen_periods.iter().map(|frozen| {
@@ -160,7 +159,7 @@ impl WorkerReport {
     }
 }
 
-/// `worker 77 (spin) in cg_0`: who it was.
+/// `worker 77 (spin) in cg_0`.
 impl fmt::Display for WorkerReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "worker {} ({})", self.pid, self.comm)?;

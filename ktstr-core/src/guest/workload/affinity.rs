@@ -1,4 +1,4 @@
-//! On which CPUs workers may run.
+//! The CPUs on which workers may run.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use rustix::thread::CpuSet;
 
 use crate::guest::topology::TestTopology;
 
-/// The CPUs of all workers of a spec, said by intent.
+/// The CPUs of all workers of a spec, by intent.
 ///
 /// It is resolved when the workers are spawned: to CPUs that are online and that their cgroup
 /// allows.
@@ -18,18 +18,18 @@ pub enum AffinityIntent {
     Inherit,
     /// All on one CPU, the first.
     SingleCpu,
-    /// Below one last-level cache: the one of which most CPUs are allowed, the first of equals.
+    /// Those that share one last-level cache: the one with most allowed CPUs, the first of equals.
     LlcAligned,
     /// On the two first SMT threads of one core, the first core that has two.
     SmtSiblingPair,
-    /// Some of the CPUs, at least one; which, follows from the seed.
+    /// Some of the CPUs, at least one, chosen by the seed.
     RandomSubset(u64),
     /// Exactly these.
     Exact(BTreeSet<u32>),
 }
 
 impl AffinityIntent {
-    /// The CPUs to pin to; `None` for no pinning.
+    /// Returns the CPUs to pin to; `None` for no pinning.
     pub(super) fn resolve(
         &self,
         topology: &TestTopology,
@@ -75,7 +75,7 @@ pub(super) fn cpu_list(set: CpuSet) -> Vec<u32> {
     (0..CpuSet::MAX_CPU as u32).filter(|cpu| set.is_set(*cpu as usize)).collect()
 }
 
-/// The first two SMT threads of each core that has two among `usable`.
+/// Returns the first two SMT threads of each core that has two among `usable`.
 pub(super) fn sibling_pairs(
     topology: &TestTopology,
     usable: &BTreeSet<u32>,
@@ -86,7 +86,7 @@ pub(super) fn sibling_pairs(
     })
 }
 
-/// Tosses a coin for each CPU; if all fall on the same side, which leaves none, it takes one.
+/// Returns each CPU with a probability of one half; one CPU if that leaves none.
 fn random_subset(seed: u64, usable: &BTreeSet<u32>) -> BTreeSet<u32> {
     let mut random = SplitMix(seed);
     let subset: BTreeSet<_> = usable.iter().copied().filter(|_| random.next() >> 63 == 1).collect();
@@ -97,7 +97,7 @@ fn random_subset(seed: u64, usable: &BTreeSet<u32>) -> BTreeSet<u32> {
     usable.iter().copied().nth(index).into_iter().collect()
 }
 
-/// Sebastiano Vigna's SplitMix64: any seed will do.
+/// Sebastiano Vigna's SplitMix64, which accepts any seed.
 pub(super) struct SplitMix(pub(super) u64);
 
 impl SplitMix {

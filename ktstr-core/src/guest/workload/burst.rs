@@ -1,8 +1,7 @@
 //! Bursts: computing for a fixed time without a system call.
 //!
-//! The number of loops in a burst is found once per process, by the parent, before its workers are
-//! forked. Each worker on its own would measure at the moment when all start, that is, mostly how the
-//! others preempt it.
+//! The parent calibrates the number of loops in a burst once, before its workers are forked. Workers would
+//! calibrate while all of them start and preempt each other.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::OnceLock;
@@ -27,7 +26,7 @@ const FEWEST_LOOPS: u32 = 4;
 /// However the clock behaves, a burst takes no longer than a few ticks.
 const MOST_LOOPS: u32 = 1 << 16;
 
-/// How many loops make a burst on this machine.
+/// The number of loops in a burst on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bursts {
     length_ns: u64,
@@ -76,8 +75,8 @@ fn spin(loops: u32) {
 fn compute(loops: u32) {
     let mut chains = black_box([3_u64, 5, 7, 11]);
     for _ in 0..loops {
-        // Not one shift for all: the compiler would make SSE2 vectors of them, whose loop takes 8 %
-        // more or less time by how far the chains are apart when it is entered.
+        // A different shift for each chain: with one shift, the compiler makes SSE2 vectors of them. The
+        // time of that loop varies by 8 % with the distance of the chains at its entry.
         for (chain, shift) in chains.iter_mut().zip(29..) {
             *chain = chain.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ (*chain >> shift);
         }

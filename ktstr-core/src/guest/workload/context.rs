@@ -1,4 +1,4 @@
-//! What a work loop has to work with: bursts, the counting of iterations, its place in its group.
+//! The interface of a work loop: bursts, the counting of iterations, its index in its group.
 
 use std::cell::Cell;
 use std::fmt;
@@ -15,13 +15,13 @@ use super::resources::Resources;
 use super::telemetry::Telemetry;
 use crate::linux::sys::{Shared, since_boot_ns};
 
-/// A worker, as its own work loop sees it.
+/// The interface of a worker for its own work loop.
 pub struct WorkerCtx {
     pages: Arc<[Shared<Page>]>,
     index: usize,
     pub(super) resources: Arc<Resources>,
     bursts: Bursts,
-    /// When the current phase of a sequence ends.
+    /// The end of the current phase of a sequence.
     until_ns: Cell<u64>,
 }
 
@@ -30,12 +30,12 @@ impl WorkerCtx {
         Self { pages, index, resources, bursts: Bursts::get(), until_ns: Cell::new(u64::MAX) }
     }
 
-    /// Its place in its group, from 0; 0 if it works alone.
+    /// Returns its index in its group, from 0; 0 if it works alone.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// How many workers are in its group; 1 if it works alone.
+    /// Returns the number of workers in its group; 1 if it works alone.
     pub fn group_size(&self) -> usize {
         self.pages.len()
     }
@@ -46,7 +46,7 @@ impl WorkerCtx {
         self.bursts.spin();
     }
 
-    /// Computes for as long, as fast as the CPU can.
+    /// Computes for a burst, as fast as the CPU can.
     pub fn compute(&self) {
         self.bursts.compute();
     }
@@ -68,18 +68,18 @@ impl WorkerCtx {
         self.telemetry().wake_latency.record(since_boot_ns().saturating_sub(due_ns));
     }
 
-    /// Sleeps, and counts how much later than that it goes on.
+    /// Sleeps for `length` and records the wake-up latency.
     pub fn sleep(&self, length: Duration) {
         self.sleep_until(since_boot_ns() + length.as_nanos() as u64);
     }
 
-    /// Sleeps until so many nanoseconds after boot, and counts how much later it goes on.
+    /// Sleeps until `due_ns`, in nanoseconds since boot, and records the wake-up latency.
     pub fn sleep_until(&self, due_ns: u64) {
         self.pause_until(due_ns);
         self.record_wakeup(due_ns);
     }
 
-    /// Sleeps without counting when it wakes.
+    /// Sleeps until `due_ns` without recording the wake-up latency.
     pub(super) fn pause_until(&self, due_ns: u64) {
         let due = Timespec {
             tv_sec: (due_ns / 1_000_000_000) as i64,
@@ -88,12 +88,13 @@ impl WorkerCtx {
         while clock_nanosleep_absolute(ClockId::Boottime, &due) == Err(Errno::INTR) {}
     }
 
-    /// False when the phase of a sequence is over, by the time of the last turn. Otherwise always
-    /// true: a worker is stopped from outside.
+    /// Returns whether to make another iteration: false once the phase of a sequence has ended, by the
+    /// time of the last iteration. Without a sequence always true, because a worker is stopped by SIGKILL.
     pub fn should_continue(&self) -> bool {
         self.telemetry().last_iteration_ns() < self.until_ns.get()
     }
 
+    /// Sets the end of the current phase of a sequence.
     pub(super) fn end_at(&self, until_ns: u64) {
         self.until_ns.set(until_ns);
     }
@@ -102,7 +103,7 @@ impl WorkerCtx {
         &self.pages[self.index].telemetry
     }
 
-    /// The page of the worker with this index in the group.
+    /// Returns the page of the worker with this index in the group.
     pub(super) fn page(&self, index: usize) -> &Page {
         &self.pages[index]
     }
@@ -111,7 +112,7 @@ impl WorkerCtx {
         self.page(self.index)
     }
 
-    /// In a group of two.
+    /// Returns the page of the other worker of a group of two.
     pub(super) fn partner(&self) -> &Page {
         self.page(1 - self.index)
     }

@@ -1,4 +1,4 @@
-//! All workers of a spec: how they are forked together and stopped together.
+//! Forks and stops all workers of a spec together.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,12 +14,12 @@ use super::affinity::sibling_pairs;
 use super::burst::Bursts;
 use super::page::Page;
 use super::resources::Resources;
-use super::worker::{Treatment, Worker};
+use super::worker::{SchedParams, Worker};
 use super::{AffinityIntent, SchedPolicy, WorkSpec, WorkType};
 use crate::guest::topology::TestTopology;
 use crate::linux::sys::Shared;
 
-/// Even on a machine that is busy, one of many workers ends within this.
+/// The longest time between the ends of two killed workers, even on a busy machine.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// The workers of one spec.
@@ -27,13 +27,13 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Workers;
 
 impl Workers {
-    /// Forks the workers of a spec; all wait to be placed and released. `allowed` are the CPUs of
-    /// their cgroup, in which their affinity is looked for.
+    /// Forks the workers of a spec, which wait for their release. Their affinity is resolved within
+    /// `allowed`, the CPUs of their cgroup.
     ///
     /// # Errors
     ///
-    /// If the spec is impossible, here or anywhere, or a worker cannot be given its user or memory
-    /// policy. Nothing is left then.
+    /// If the spec is invalid, or impossible on this machine, or a worker's preparation fails. No worker is
+    /// left then.
     pub(crate) fn fork(
         spec: &WorkSpec,
         topology: &TestTopology,
@@ -42,24 +42,26 @@ impl Workers {
         spec.check().map_err(anyhow::Error::msg)?;
         let size = spec.work_type.group_size(spec.count()).map_err(anyhow::Error::msg)?;
         let places = Places::new(spec, topology, allowed).map_err(anyhow::Error::msg)?;
-        // Found before there are workers to disturb it.
+        // Calibrated before there are workers that compete for the CPU.
         let _ = Bursts::get();
         let mut workers = Vec::new();
         for group in 0..spec.count() / size {
             let pages = (0..size).map(|_| Shared::new(Page::default()));
             let pages: Arc<[_]> = pages
                 .collect::<io::Result<Vec<_>>>()
-                .context("cannot share memory with the workers")?
+                .context("failed to map memory shared with the workers")?
                 .into();
             let resources = match spec.work_type {
                 WorkType::PipeIo => Resources::pipes(),
                 WorkType::EpollStorm => Resources::events(),
                 _ => Ok(Resources::None),
             };
-            let resources = Arc::new(resources.context("cannot open what the workers share")?);
+            let resources = Arc::new(
+                resources.context("failed to open the descriptors that the workers share")?,
+            );
             for index in 0..size {
-                let treatment = places.treatment(spec, group, index);
-                workers.push(Worker::fork(spec, treatment, &pages, index as usize, &resources)?);
+                let sched = places.sched_params(spec, group, index);
+                workers.push(Worker::fork(spec, sched, &pages, index as usize, &resources)?);
             }
         }
         match workers.iter().try_for_each(Worker::wait_until_ready) {
@@ -71,19 +73,19 @@ impl Workers {
         }
     }
 
-    /// Ends workers of which nobody wants to know any more. Dropped one by one, each would be
-    /// waited for.
+    /// Stops workers whose reports are not needed. Together: dropped one by one, each would be waited for
+    /// on its own.
     pub(crate) fn discard(mut workers: Vec<Worker>) {
         if let Err(error) = Self::stop(&mut workers.iter_mut().collect::<Vec<_>>()) {
             tracing::warn!("{error}");
         }
     }
 
-    /// Gives workers that run another affinity, looked for in the CPUs of their cgroup.
+    /// Changes the affinity of running workers, resolved within the CPUs of their cgroup.
     ///
     /// # Errors
     ///
-    /// If it is impossible there, or for a worker: Deadline has none of its own.
+    /// If it is impossible there, or for a worker: the kernel refuses it for SCHED_DEADLINE.
     pub(crate) fn set_affinity<'w>(
         workers: impl Iterator<Item = &'w Worker>,
         affinity: &AffinityIntent,
@@ -95,14 +97,13 @@ impl Workers {
         workers.into_iter().try_for_each(|worker| worker.set_affinity(&cpus))
     }
 
-    /// Kills all of them, then waits until they have ended: one by one, each of a thousand workers
-    /// would have to wait for its turn among all others. What they report from then on is what they
-    /// did until their end, with the kernel's final counts.
+    /// Kills all workers, then waits until they have ended. Not one by one: each of a thousand workers would
+    /// compete with all others for the CPU time to exit. From then on their reports are final.
     ///
     /// # Errors
     ///
-    /// If none of those left ends for 10 s: a task that gets no CPU cannot die. They are left to
-    /// the kernel then, which reaps them at the latest with this process.
+    /// If none of the rest ends within 10 s: a task that gets no CPU time cannot exit. They are given up
+    /// and reaped when this process ends.
     pub(crate) fn stop(workers: &mut [&mut Worker]) -> io::Result<()> {
         workers.iter_mut().try_for_each(|worker| worker.kill())?;
         Self::wait_for_ends(workers, END_WITHIN)
@@ -119,48 +120,44 @@ impl Workers {
             match poll(&mut ends, Some(&timeout)) {
                 Ok(0) => {
                     left.iter_mut().for_each(|worker| worker.give_up());
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, undying(&left, within)));
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        describe_unended(&left, within),
+                    ));
                 }
                 Ok(_) => deadline = Instant::now() + within,
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let ended: Vec<_> = ends.iter().map(|end| !end.revents().is_empty()).collect();
-            let mut ended = ended.into_iter();
-            left.retain_mut(|worker| {
-                let ended = ended.next() == Some(true);
-                if ended {
-                    worker.note_end();
-                }
-                !ended
-            });
+            let (ended, running): (Vec<_>, Vec<_>) =
+                left.into_iter().zip(ended).partition(|(_, ended)| *ended);
+            ended.into_iter().for_each(|(worker, _)| worker.record_end());
+            left = running.into_iter().map(|(worker, _)| worker).collect();
         }
         Ok(())
     }
 }
 
-/// Who has not ended.
-fn undying(left: &[&mut &mut Worker], within: Duration) -> String {
+/// Names the workers that have not ended.
+fn describe_unended(left: &[&mut &mut Worker], within: Duration) -> String {
     const NAMED: usize = 5;
-    let named: Vec<_> = left.iter().take(NAMED).map(|worker| worker.who()).collect();
+    let named: Vec<_> = left.iter().take(NAMED).map(|worker| worker.label()).collect();
     let more = match left.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let who = named.join(", ");
-    let (have, why) = match left {
-        [_] => ("has", "it gets no CPU"),
-        _ => ("have", "they get no CPU"),
-    };
-    format!("{who}{more} {have} not ended {within:?} after SIGKILL: {why}")
+    let named = named.join(", ");
+    let (have, they) = if left.len() == 1 { ("has", "it gets") } else { ("have", "they get") };
+    format!("{named}{more} {have} not ended {within:?} after SIGKILL: {they} no CPU time")
 }
 
-/// Where the workers of a spec may run.
+/// The CPUs on which the workers of a spec may run.
 struct Places {
-    /// For all; `None` for no pinning.
+    /// Those of all workers; `None` for no pinning.
     cpus: Option<BTreeSet<u32>>,
-    /// For the groups of the types that place their workers themselves: one set per worker of a
-    /// group, or one for all.
+    /// Those of each group, for types that place their workers: one set per worker of a group, or one for
+    /// all.
     groups: Vec<Vec<BTreeSet<u32>>>,
 }
 
@@ -184,14 +181,14 @@ impl Places {
         };
         if groups.is_empty() {
             return Err(format!(
-                "{:?} needs a core with two SMT threads, which CPUs {within:?} have not",
+                "{:?} needs a core with two SMT threads; CPUs {within:?} have none",
                 spec.work_type
             ));
         }
         Ok(Self { cpus, groups })
     }
 
-    fn treatment(&self, spec: &WorkSpec, group: u32, index: u32) -> Treatment {
+    fn sched_params(&self, spec: &WorkSpec, group: u32, index: u32) -> SchedParams {
         let place = self.groups.iter().cycle().nth(group as usize);
         let own = place.map(|place| &place[index as usize % place.len()]);
         let (policy, nice) = match (&spec.work_type, index) {
@@ -200,7 +197,7 @@ impl Places {
             (WorkType::RtStarvation, 0) => (SchedPolicy::Fifo(1), 0),
             _ => (spec.policy, spec.nice),
         };
-        Treatment { cpus: own.or(self.cpus.as_ref()).cloned(), policy, nice }
+        SchedParams { cpus: own.or(self.cpus.as_ref()).cloned(), policy, nice }
     }
 }
 
@@ -210,20 +207,20 @@ mod tests {
     use crate::guest::workload::testing::Running;
 
     #[test]
-    fn who_does_not_end_is_named_and_not_waited_for() {
+    fn wait_for_ends_names_workers_that_do_not_end() {
         let mut running = Running::of(WorkType::SpinWait, 7);
-        let who = running.0[0].who();
+        let first = running.0[0].label();
         let mut workers: Vec<_> = running.0.iter_mut().collect();
-        // Nobody has killed them.
+        // They have not been killed.
         let wait = |workers: &mut [&mut Worker]| {
             Workers::wait_for_ends(workers, Duration::from_millis(20)).unwrap_err().to_string()
         };
         let all = wait(&mut workers);
-        assert!(all.starts_with(&who) && all.contains(" and 2 more have"), "{all}");
-        assert!(all.ends_with(" not ended 20ms after SIGKILL: they get no CPU"), "{all}");
+        assert!(all.starts_with(&first) && all.contains(" and 2 more have"), "{all}");
+        assert!(all.ends_with(" not ended 20ms after SIGKILL: they get no CPU time"), "{all}");
         let one = wait(&mut workers[..1]);
-        assert_eq!(one, format!("{who} has not ended 20ms after SIGKILL: it gets no CPU"));
-        // What they did is known all the same.
+        assert_eq!(one, format!("{first} has not ended 20ms after SIGKILL: it gets no CPU time"));
+        // Their reports are available all the same.
         assert!(workers.iter().all(|worker| worker.report("").ended.is_none()));
         Workers::stop(&mut workers).unwrap();
     }

@@ -85,7 +85,7 @@ mod tests {
         for (policy, why) in [
             (MemoryPolicy::Bind(BTreeSet::new()), "has no memory node"),
             (MemoryPolicy::Preferred(64), "below 64"),
-            (MemoryPolicy::Bind(BTreeSet::from([63])), "cannot set the memory policy"),
+            (MemoryPolicy::Bind(BTreeSet::from([63])), "failed to set the memory policy"),
         ] {
             let error = Running::try_start(WorkSpec::default().memory_policy(policy)).unwrap_err();
             assert!(format!("{error:#}").contains(why), "{error:#}");

@@ -1,12 +1,12 @@
-//! Workers: processes that load the machine in a stated way, and are measured while they do.
+//! Workers: processes that load the machine in a defined way, and are measured while they do.
 //!
-//! A [`WorkSpec`] says how many workers there are, what they do ([`WorkType`]) and how the kernel
-//! is to treat them ([`SchedPolicy`], [`AffinityIntent`], [`MemoryPolicy`]).
+//! A [`WorkSpec`] sets the number of workers, what they do ([`WorkType`]) and how the kernel
+//! schedules them ([`SchedPolicy`], [`AffinityIntent`], [`MemoryPolicy`]).
 //!
 //! A worker starts in two phases: it is forked and waits, it is placed in its cgroup, and only
-//! then released, so that none of its load runs in the wrong group. What it did is counted in
-//! memory it shares with its parent, which can read it even if the worker dies; what the kernel
-//! did with it is read from `/proc`. Both are in a [`WorkerReport`].
+//! then released, so that none of its load runs in another cgroup. It counts its iterations in
+//! memory that it shares with its parent, which can read them even if the worker dies; what the kernel
+//! counts of it is read from `/proc`. Both are in a [`WorkerReport`].
 
 mod affinity;
 mod burst;

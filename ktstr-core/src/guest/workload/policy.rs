@@ -62,7 +62,7 @@ impl SchedPolicy {
     pub(super) fn check(&self) -> Result<(), String> {
         match *self {
             Self::Fifo(priority) | Self::RoundRobin(priority) if !(1..=99).contains(&priority) => {
-                Err(format!("{priority} is no realtime priority: 1 to 99"))
+                Err(format!("{priority} is not a realtime priority (1 to 99)"))
             }
             Self::Deadline { runtime, deadline, period }
                 if runtime < Duration::from_nanos(1024)
@@ -133,7 +133,7 @@ impl SchedPolicy {
 pub(super) fn check_nice(nice: i8) -> Result<(), String> {
     match nice {
         -20..=19 => Ok(()),
-        _ => Err(format!("{nice} is no nice value: -20 to 19")),
+        _ => Err(format!("{nice} is not a nice value (-20 to 19)")),
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     const POLICY: usize = 41;
 
     #[test]
-    fn a_worker_has_the_policy_and_the_nice_value_it_was_given() {
+    fn worker_has_the_policy_and_nice_value_of_its_spec() {
         let deadline = SchedPolicy::Deadline {
             runtime: Duration::from_micros(100),
             deadline: Duration::from_millis(50),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_sched_ext_is_told_of() {
+    fn apply_reports_a_kernel_without_sched_ext() {
         let released = Running::try_start(WorkSpec::default().policy(SchedPolicy::Ext));
         let has_ext = std::path::Path::new("/sys/kernel/sched_ext").exists();
         match released {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_change_by_a_quarter_per_nice_level() {
+    fn weight_changes_by_a_quarter_per_nice_level() {
         for (policy, nice, weight) in [
             (SchedPolicy::Normal, 0, Some(1024)),
             (SchedPolicy::Batch, 19, Some(15)),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_policies_are_refused() {
+    fn check_refuses_impossible_policies() {
         let ms = Duration::from_millis;
         for bad in [
             SchedPolicy::Fifo(0),

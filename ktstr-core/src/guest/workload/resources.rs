@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// How many event descriptors an EpollStorm has.
+/// The number of event descriptors of an EpollStorm.
 const EVENTS: usize = 16;
 
-/// What a group's workers inherit. The parent closes its own when the group is forked.
+/// Descriptors that a group's workers inherit. The parent closes its own when the group is forked.
 #[derive(Debug)]
 pub(super) enum Resources {
     None,

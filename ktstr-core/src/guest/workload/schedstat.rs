@@ -1,4 +1,4 @@
-//! What the kernel counts of a process: `/proc/PID/schedstat`.
+//! The kernel's counters of a process in `/proc/PID/schedstat`.
 
 use std::io;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use rustix::process::Pid;
 
 /// Time on a CPU, time waiting for one, times put on one.
 ///
-/// Of a process that runs, the first is that of the last tick or switch: up to a tick old. Of one that
-/// has ended and was not waited for, all are final.
+/// While a process runs, the first is that of the last tick or context switch. Once it has ended and until
+/// it is reaped, all are final.
 ///
 /// Source: Linux 6.12, Documentation/scheduler/sched-stats.rst ("/proc/<pid>/schedstat").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,7 +22,7 @@ impl Schedstat {
     pub(super) fn read(pid: Pid) -> io::Result<Self> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
         Self::parse(&text).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("no schedstat: `{text}`"))
+            io::Error::new(io::ErrorKind::InvalidData, format!("malformed schedstat `{text}`"))
         })
     }
 
@@ -36,7 +36,7 @@ impl Schedstat {
         })
     }
 
-    /// What was added since `before`.
+    /// Returns what was added since `before`.
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             cpu: self.cpu.saturating_sub(before.cpu),
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_numbers_are_a_schedstat() {
+    fn parse_takes_three_numbers() {
         let ns = Duration::from_nanos;
         let stat = Schedstat { cpu: ns(51), run_delay: ns(17), timeslices: 2 };
         assert_eq!(Schedstat::parse("51 17 2\n"), Some(stat));

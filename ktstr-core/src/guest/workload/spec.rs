@@ -35,19 +35,19 @@ impl Default for WorkSpec {
 }
 
 impl WorkSpec {
-    /// Sets how many workers there are; if not set, 1, or what their cgroup's definition says.
+    /// Sets the number of workers; if not set, 1, or the number of their cgroup's definition.
     pub fn workers(mut self, workers: u32) -> Self {
         self.workers = Some(workers);
         self
     }
 
-    /// Sets how many workers there are if it does not say itself.
+    /// Sets the number of workers if it is not set.
     pub(crate) fn or_workers(mut self, workers: u32) -> Self {
         self.workers = self.workers.or(Some(workers));
         self
     }
 
-    /// How many workers there are.
+    /// Returns the number of workers.
     pub(crate) fn count(&self) -> u32 {
         self.workers.unwrap_or(1)
     }
@@ -70,7 +70,7 @@ impl WorkSpec {
         self
     }
 
-    /// Sets on which CPUs the workers may run; what their cgroup allows if not set.
+    /// Sets the CPUs on which the workers may run; those that their cgroup allows if not set.
     pub fn affinity(mut self, affinity: AffinityIntent) -> Self {
         self.affinity = affinity;
         self
@@ -94,21 +94,21 @@ impl WorkSpec {
         self
     }
 
-    /// Sets from which NUMA nodes the workers get their memory.
+    /// Sets the NUMA nodes from which the workers get their memory.
     pub fn memory_policy(mut self, memory_policy: MemoryPolicy) -> Self {
         self.memory_policy = memory_policy;
         self
     }
 
-    /// Says what is wrong with the spec whatever the machine.
+    /// Checks what does not depend on the machine. The error is a text.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.count() == 0 {
-            return Err("a spawn of no workers loads nothing".to_owned());
+            return Err("a spawn needs at least 1 worker, not 0".to_owned());
         }
         let comm = &self.comm;
         if comm.is_empty() || comm.len() > 15 || comm.contains(['\0', '\n']) {
             return Err(format!(
-                "`{comm}` is no command name: 1 to 15 bytes, no NUL, no line break"
+                "`{comm}` is not a command name (1 to 15 bytes, without NUL and line break)"
             ));
         }
         policy::check_nice(self.nice)?;
@@ -124,11 +124,11 @@ impl WorkSpec {
         if matches!(self.policy, SchedPolicy::Deadline { .. })
             && (self.affinity != AffinityIntent::Inherit || work.places_itself())
         {
-            return Err("the kernel lets no Deadline task have an affinity of its own".to_owned());
+            return Err("the kernel refuses an affinity for a Deadline task".to_owned());
         }
         if work.ranks_itself() && (self.policy != SchedPolicy::Normal || self.nice != 0) {
             return Err(format!(
-                "{work:?} gives its workers their policies and nice values itself"
+                "{work:?} sets the policies and nice values of its workers; remove the spec's"
             ));
         }
         Ok(())
@@ -149,24 +149,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn impossible_specs_are_refused() {
+    fn check_refuses_impossible_specs() {
         let spec = WorkSpec::default;
         let of = |work_type, workers| spec().work_type(work_type).workers(workers);
         let ms = Duration::from_millis;
         let deadline = SchedPolicy::Deadline { runtime: ms(1), deadline: ms(10), period: ms(10) };
         for (bad, why) in [
-            (spec().workers(0), "no workers"),
+            (spec().workers(0), "at least 1 worker"),
             (spec().comm(""), "command name"),
             (spec().comm("sixteen bytes xx"), "command name"),
-            (spec().nice(20), "no nice value"),
-            (spec().policy(SchedPolicy::Fifo(0)), "no realtime priority"),
-            (spec().policy(deadline).affinity(AffinityIntent::SingleCpu), "no Deadline task"),
+            (spec().nice(20), "not a nice value"),
+            (spec().policy(SchedPolicy::Fifo(0)), "not a realtime priority"),
+            (spec().policy(deadline).affinity(AffinityIntent::SingleCpu), "for a Deadline task"),
             (of(WorkType::PipeIo, 3), "groups of 2"),
             (of(WorkType::PriorityInversion, 2), "groups of 3"),
-            (of(WorkType::PriorityInversion, 3).nice(1), "itself"),
+            (of(WorkType::PriorityInversion, 3).nice(1), "sets the policies"),
             (of(WorkType::FutexFanOut, 1), "at least 2"),
-            (of(WorkType::Sequence(vec![(WorkType::NiceSweep, ms(9))]), 1).nice(1), "itself"),
-            (of(WorkType::Sequence(vec![]), 1), "no phase"),
+            (
+                of(WorkType::Sequence(vec![(WorkType::NiceSweep, ms(9))]), 1).nice(1),
+                "sets the policies",
+            ),
+            (of(WorkType::Sequence(vec![]), 1), "at least 1 phase"),
             (of(WorkType::Sequence(vec![(WorkType::PipeIo, ms(10))]), 2), "works alone"),
             (of(WorkType::Sequence(vec![(WorkType::SpinWait, ms(0))]), 2), "at least 1ms"),
         ] {

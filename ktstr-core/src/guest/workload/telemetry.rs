@@ -1,4 +1,12 @@
-//! What a worker tells of itself, in memory that it shares with its parent.
+//! The counters of a worker, in memory that it shares with its parent.
+//!
+//! Invariant: each value has one writer, the worker, except for the current epoch, which only its parent
+//! writes. So no atomic read-modify-write is needed. A worker can be killed between any two writes; values that
+//! belong together (a gap, an epoch's CPUs) are written beside the valid ones and then made valid by one store.
+//!
+//! An epoch is a time in which one cpuset is in effect. The parent ends the epoch before it writes a
+//! cpuset and begins the next one after the kernel has applied it; the worker reads the epoch, then its
+//! CPU, then the epoch again, and counts the CPU only if the epoch has not changed.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
@@ -7,14 +15,13 @@ use super::histogram::SharedHistogram;
 use crate::linux::sys::since_boot_ns;
 use crate::model::worker::IterationGap;
 
-/// CPUs beyond are not told apart by `cpus_used`.
+/// `cpus_used` does not contain CPUs from this number on.
 const MAX_CPUS: usize = 1024;
 const MAX_NODES: usize = 64;
-/// Of so many cpusets, the latest, a worker tells where it was while each held.
+/// The number of latest cpusets for which the CPUs used are kept.
 pub(super) const MAX_EPOCHS: usize = 64;
 
-/// The counters of one worker. It alone writes them, so that no instruction has to be locked; but
-/// for the epoch, which only its parent writes.
+/// The counters of one worker.
 #[derive(Debug)]
 pub(super) struct Telemetry {
     iterations: AtomicU64,
@@ -24,14 +31,14 @@ pub(super) struct Telemetry {
     last_cpu: AtomicU32,
     migrations: AtomicU64,
     cpus_used: CpuBits,
-    /// Odd while a cpuset holds, another number for each; even while there is none, or while the
-    /// kernel is being told of another and nobody knows which holds.
+    /// Odd while a cpuset is in effect, a new number for each; even while there is none, or while it is
+    /// being changed.
     epoch: AtomicU32,
-    /// By epoch; one that is long past gives its place to a new one.
+    /// A ring: an epoch replaces the one `MAX_EPOCHS` cpusets before.
     epochs: [Epoch; MAX_EPOCHS],
-    /// The longest gap is in the one or the other: the worker may be killed while it writes.
+    /// The longest gap, and room for the next longest: the worker may be killed while it writes.
     gaps: [SharedGap; 2],
-    /// Which of `gaps` is valid, from 1; 0 for none.
+    /// The number of the valid one of `gaps`, from 1; 0 for none.
     longest_gap: AtomicU32,
     pub(super) wake_latency: SharedHistogram,
     numa_pages: [AtomicU64; MAX_NODES],
@@ -44,10 +51,10 @@ struct SharedGap {
     at_ns: AtomicU64,
 }
 
-/// The CPUs that a worker found itself on while one cpuset held.
+/// The CPUs on which a worker was during one epoch.
 #[derive(Debug, Default)]
 struct Epoch {
-    /// 0 while it changes.
+    /// The epoch of `cpus_used`; 0 while they change.
     number: AtomicU32,
     cpus_used: CpuBits,
 }
@@ -56,7 +63,7 @@ struct Epoch {
 struct CpuBits([AtomicU64; MAX_CPUS / 64]);
 
 impl CpuBits {
-    fn note(&self, cpu: u32) {
+    fn insert(&self, cpu: u32) {
         let Some(word) = self.0.get(cpu as usize / 64) else { return };
         let (bits, bit) = (word.load(Ordering::Relaxed), 1 << (cpu % 64));
         if bits & bit == 0 {
@@ -68,15 +75,15 @@ impl CpuBits {
         self.0.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 
-    /// Sorted.
+    /// Returns the CPUs, sorted.
     fn list(&self) -> Vec<u32> {
         let words: Vec<_> = self.0.iter().map(|word| word.load(Ordering::Acquire)).collect();
-        let is_noted = |cpu: &u32| words[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
-        (0..MAX_CPUS as u32).filter(is_noted).collect()
+        let is_set = |cpu: &u32| words[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
+        (0..MAX_CPUS as u32).filter(is_set).collect()
     }
 }
 
-/// What `Telemetry::last_cpu` says before the first turn.
+/// The value of `Telemetry::last_cpu` before the first iteration.
 const NO_CPU: u32 = u32::MAX;
 
 impl Default for Telemetry {
@@ -102,13 +109,14 @@ impl Default for Telemetry {
 impl Telemetry {
     /// Counts an iteration that ends now on the CPU on which this runs.
     pub(super) fn sample(&self, units: u64) {
+        // The epoch is read before the CPU, and again after it in `record_cpu_in`.
         let epoch = self.epoch();
         let cpu = rustix::thread::sched_getcpu() as u32;
-        self.note_place(epoch, cpu);
+        self.record_cpu_in(epoch, cpu);
         self.record_iteration(since_boot_ns(), cpu, units);
     }
 
-    /// Counts a turn of the work loop that ended now on this CPU, with so many units of work.
+    /// Counts an iteration that ended at `now_ns` on `cpu`, with `units` of work.
     pub(super) fn record_iteration(&self, now_ns: u64, cpu: u32, units: u64) {
         add(&self.work_units, units);
         add(&self.iterations, 1);
@@ -116,19 +124,20 @@ impl Telemetry {
         self.last_iteration_ns.store(now_ns, Ordering::Relaxed);
         match last_ns {
             0 => self.first_iteration_ns.store(now_ns, Ordering::Relaxed),
-            _ => self.note_gap(now_ns.saturating_sub(last_ns), cpu, now_ns),
+            _ => self.record_gap(now_ns.saturating_sub(last_ns), cpu, now_ns),
         }
         let last_cpu = self.last_cpu.load(Ordering::Relaxed);
         if cpu != last_cpu {
-            self.note_cpu(cpu, last_cpu);
+            self.record_cpu(cpu, last_cpu);
         }
     }
 
-    fn note_gap(&self, length_ns: u64, cpu: u32, at_ns: u64) {
+    fn record_gap(&self, length_ns: u64, cpu: u32, at_ns: u64) {
         let valid = self.longest_gap.load(Ordering::Relaxed);
         if valid != 0 && length_ns <= self.gap(valid).length_ns.load(Ordering::Relaxed) {
             return;
         }
+        // The other one is free: readers use it no more once they see that it is not valid.
         let free = if valid == 1 { 2 } else { 1 };
         let gap = self.gap(free);
         gap.length_ns.store(length_ns, Ordering::Relaxed);
@@ -137,65 +146,69 @@ impl Telemetry {
         self.longest_gap.store(free, Ordering::Release);
     }
 
-    fn note_cpu(&self, cpu: u32, last_cpu: u32) {
+    fn record_cpu(&self, cpu: u32, last_cpu: u32) {
         if last_cpu != NO_CPU {
             add(&self.migrations, 1);
         }
         self.last_cpu.store(cpu, Ordering::Relaxed);
-        self.cpus_used.note(cpu);
+        self.cpus_used.insert(cpu);
     }
 
-    /// Which cpuset holds, to be asked before the worker asks on which CPU it is.
+    /// Returns the current epoch. The worker reads it before it reads its CPU.
     pub(super) fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Notes on which CPU the worker was after `epoch` was read; in no epoch if that has changed
-    /// since, as nobody knows which cpuset held at the time.
-    pub(super) fn note_place(&self, epoch: u32, cpu: u32) {
+    /// Records the CPU on which the worker was after `epoch` was read. Drops it if the epoch has changed
+    /// since, because either cpuset may have been in effect at the time.
+    pub(super) fn record_cpu_in(&self, epoch: u32, cpu: u32) {
         fence(Ordering::Acquire);
         if epoch.is_multiple_of(2) || self.epoch.load(Ordering::Relaxed) != epoch {
             return;
         }
-        let own = self.place_of(epoch);
+        let own = self.slot_of(epoch);
         if own.number.load(Ordering::Relaxed) == epoch {
-            return own.cpus_used.note(cpu);
+            return own.cpus_used.insert(cpu);
         }
+        // The first CPU of a new epoch: invalidate the slot, fill it, make it valid.
         own.number.store(0, Ordering::Relaxed);
         own.cpus_used.clear();
-        own.cpus_used.note(cpu);
+        own.cpus_used.insert(cpu);
         own.number.store(epoch, Ordering::Release);
     }
 
-    /// By the parent: no cpuset is known to hold from now on.
+    /// Ends the current epoch. Called by the parent before it writes a cpuset.
     pub(super) fn end_epoch(&self) {
         let epoch = self.epoch();
+        // From odd to even; an even one stays.
         self.epoch.store(epoch + epoch % 2, Ordering::SeqCst);
     }
 
-    /// By the parent: another cpuset holds from now on, in the epoch that is returned.
+    /// Begins the epoch of another cpuset and returns it. Called by the parent once the kernel has applied
+    /// that.
     pub(super) fn begin_epoch(&self) -> u32 {
         let epoch = self.epoch();
+        // The next odd number.
         let next = epoch + 1 + epoch % 2;
         self.epoch.store(next, Ordering::SeqCst);
         next
     }
 
-    /// The CPUs that the worker found itself on in one of the last epochs, sorted.
+    /// Returns the CPUs on which the worker was in one of the last epochs, sorted.
     pub(super) fn cpus_used_in(&self, epoch: u32) -> Vec<u32> {
-        let own = self.place_of(epoch);
+        let own = self.slot_of(epoch);
         let is_valid = || own.number.load(Ordering::Acquire) == epoch;
         let cpus_used = if is_valid() { own.cpus_used.list() } else { Vec::new() };
-        // The worker may have begun to write another one.
+        // The worker may have reused the slot during the read.
         if is_valid() { cpus_used } else { Vec::new() }
     }
 
-    fn place_of(&self, epoch: u32) -> &Epoch {
+    fn slot_of(&self, epoch: u32) -> &Epoch {
         &self.epochs[epoch as usize / 2 % MAX_EPOCHS]
     }
 
-    /// Adds to the pages seen on a NUMA node.
-    pub(super) fn note_pages(&self, node: usize, pages: u64) {
+    /// Adds to the number of pages on a NUMA node.
+    pub(super) fn record_pages(&self, node: usize, pages: u64) {
         if let Some(counter) = self.numa_pages.get(node) {
             add(counter, pages);
         }
@@ -217,13 +230,13 @@ impl Telemetry {
         Some(self.last_cpu.load(Ordering::Relaxed)).filter(|cpu| *cpu != NO_CPU)
     }
 
-    /// When the last turn ended; 0 before the first.
+    /// Returns the end of the last iteration; 0 before the first.
     pub(super) fn last_iteration_ns(&self) -> u64 {
         self.last_iteration_ns.load(Ordering::Relaxed)
     }
 
-    /// The longest time between two turns, or before the first, or after the last; `None` without a
-    /// turn.
+    /// Returns the longest time between two iterations, before the first, or after the last; `None` if
+    /// there was no iteration.
     pub(super) fn longest_gap_within(
         &self,
         released_ns: u64,
@@ -255,7 +268,7 @@ impl Telemetry {
                 cpu: gap.cpu.load(Ordering::Acquire),
                 at_ns: gap.at_ns.load(Ordering::Acquire),
             };
-            // The worker writes to this one again only after it has made the other one valid.
+            // The worker writes to a gap again only after it has made the other one valid.
             if self.longest_gap.load(Ordering::Acquire) == valid {
                 return Some(read);
             }
@@ -266,12 +279,12 @@ impl Telemetry {
         &self.gaps[which as usize - 1]
     }
 
-    /// Sorted.
+    /// Returns the CPUs on which the worker was, sorted.
     pub(super) fn cpus_used(&self) -> Vec<u32> {
         self.cpus_used.list()
     }
 
-    /// By node, up to the last one with any.
+    /// Returns the number of pages by node, up to the last node with any.
     pub(super) fn numa_pages(&self) -> Vec<u64> {
         let mut pages: Vec<_> =
             self.numa_pages.iter().map(|pages| pages.load(Ordering::Relaxed)).collect();
@@ -281,7 +294,7 @@ impl Telemetry {
     }
 }
 
-/// For a counter with one writer.
+/// Adds to a counter that has one writer.
 fn add(counter: &AtomicU64, value: u64) {
     counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
 }
@@ -291,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_add_up() {
+    fn record_iteration_adds_up() {
         let telemetry = Telemetry::default();
         assert_eq!((telemetry.longest_gap(), telemetry.cpus_used()), (None, vec![]));
         for (now, cpu, units) in [(100, 3, 1), (150, 3, 2), (400, 70, 0), (500, 3, 7)] {
@@ -305,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_too_many_is_no_harm() {
+    fn record_iteration_ignores_cpus_beyond_the_limit() {
         let telemetry = Telemetry::default();
         telemetry.record_iteration(1, MAX_CPUS as u32, 1);
         telemetry.record_iteration(2, 0, 1);
@@ -313,34 +326,34 @@ mod tests {
     }
 
     #[test]
-    fn each_cpuset_has_its_own_cpus() {
+    fn cpus_used_in_separates_epochs() {
         let telemetry = Telemetry::default();
-        // Before there is any.
-        telemetry.note_place(telemetry.epoch(), 9);
+        // No cpuset is in effect yet.
+        telemetry.record_cpu_in(telemetry.epoch(), 9);
         let first = telemetry.begin_epoch();
-        [3, 70, 3].into_iter().for_each(|cpu| telemetry.note_place(first, cpu));
+        [3, 70, 3].into_iter().for_each(|cpu| telemetry.record_cpu_in(first, cpu));
         telemetry.end_epoch();
         telemetry.end_epoch();
-        telemetry.note_place(telemetry.epoch(), 9);
-        // It had read the epoch before it ended, and the CPU who knows when.
-        telemetry.note_place(first, 9);
+        telemetry.record_cpu_in(telemetry.epoch(), 9);
+        // Read before the epoch ended; the CPU may have been read after it.
+        telemetry.record_cpu_in(first, 9);
         let second = telemetry.begin_epoch();
         let third = telemetry.begin_epoch();
-        telemetry.note_place(second, 9);
-        telemetry.note_place(third, 1);
-        telemetry.note_place(third, MAX_CPUS as u32);
+        telemetry.record_cpu_in(second, 9);
+        telemetry.record_cpu_in(third, 1);
+        telemetry.record_cpu_in(third, MAX_CPUS as u32);
         for (epoch, cpus) in [(first, vec![3, 70]), (second, vec![]), (third, vec![1])] {
             assert_eq!(telemetry.cpus_used_in(epoch), cpus, "{epoch}");
         }
     }
 
     #[test]
-    fn a_new_cpuset_takes_the_place_of_the_oldest() {
+    fn cpus_used_in_drops_the_oldest_epoch() {
         let telemetry = Telemetry::default();
         let epochs: Vec<_> = (0..=MAX_EPOCHS as u32)
             .map(|cpu| {
                 let epoch = telemetry.begin_epoch();
-                telemetry.note_place(epoch, cpu);
+                telemetry.record_cpu_in(epoch, cpu);
                 epoch
             })
             .collect();
@@ -351,12 +364,12 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_listed_up_to_the_last_node_with_any() {
+    fn numa_pages_ends_with_the_last_node_that_has_any() {
         let telemetry = Telemetry::default();
         assert_eq!(telemetry.numa_pages(), [0; 0]);
-        telemetry.note_pages(2, 5);
-        telemetry.note_pages(2, 1);
-        telemetry.note_pages(MAX_NODES, 9);
+        telemetry.record_pages(2, 5);
+        telemetry.record_pages(2, 1);
+        telemetry.record_pages(MAX_NODES, 9);
         assert_eq!(telemetry.numa_pages(), [0, 0, 6]);
     }
 }

@@ -1,4 +1,4 @@
-//! What the tests of workers have in common.
+//! Helpers of the tests of workers.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ impl Running {
         }
     }
 
-    /// Waits until each has done so much.
+    /// Waits until each has done this many units.
     pub(super) fn wait_for_units(&self, units: u64) {
         self.wait_until(|running| running.0.iter().all(|it| it.report("").work_units >= units));
     }
@@ -58,7 +58,7 @@ impl Running {
         self.0.iter().map(|worker| worker.report("")).collect()
     }
 
-    /// Stops them and returns what they did.
+    /// Stops them and returns their reports.
     pub(super) fn stop(mut self) -> Vec<WorkerReport> {
         Workers::stop(&mut self.0.iter_mut().collect::<Vec<_>>()).unwrap();
         self.reports()
@@ -77,21 +77,21 @@ pub(super) fn own_cpus() -> BTreeSet<u32> {
     cpu_list(rustix::thread::sched_getaffinity(None).unwrap()).into_iter().collect()
 }
 
-/// A number of `/proc/PID/stat`, counted as proc_pid_stat(5) does.
+/// Reads a number of `/proc/PID/stat`, counted as proc_pid_stat(5) does.
 pub(super) fn stat_field(pid: i32, field: usize) -> i64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     fields.split(' ').nth(field - 3).unwrap().parse().unwrap()
 }
 
-/// The number after `name:` in a file of `/proc/PID`.
+/// Reads the number after `name:` in a file of `/proc/PID`.
 pub(super) fn proc_number(pid: i32, file: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()).unwrap().parse().unwrap()
 }
 
-/// How often a process has gone to sleep.
+/// Returns the number of times that a process has gone to sleep.
 pub(super) fn sleeps(pid: i32) -> u64 {
     proc_number(pid, "status", "voluntary_ctxt_switches")
 }

@@ -1,17 +1,17 @@
-//! What workers do, by the pressure it makes.
+//! The types of work, by the pressure they make.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{SchedPolicy, WorkerCtx};
 
-/// Shorter phases of a sequence would be over before their load has begun.
+/// The shortest phase of a sequence: a shorter one ends before its load has begun.
 const SHORTEST_PHASE: Duration = Duration::from_millis(1);
 
 /// What a worker does with its CPU.
 ///
-/// Each type says which pressure it makes, what an iteration is if that is not obvious, and what a unit
-/// of work is. A *burst* is computing without a system call for 5 µs, and for up to 50 µs where taking
+/// Each type documents the pressure that it makes, its iteration if that is not obvious, and its unit of
+/// work. A *burst* is computing without a system call for 5 µs, and for up to 50 µs where taking
 /// the time is slow, so that measuring takes a few percent at most. Types that need partners form groups in
 /// the order of the workers: of two, of three, or one of all.
 // Two specs with one `Custom` function may compare as different, which nothing relies on.
@@ -23,17 +23,17 @@ pub enum WorkType {
     /// PAUSE, which leaves the core to an SMT sibling. Unit: a burst.
     #[default]
     SpinWait,
-    /// Gives the CPU back after each burst, and is runnable again at once: the scheduler picks the
-    /// next task all the time. Unit: a yield.
+    /// Yields the CPU after each burst, and is runnable again at once: the scheduler picks the next task
+    /// all the time. Unit: a yield.
     YieldHeavy,
-    /// Computes, yields and sleeps in turn, like a program with some of everything. Unit: a round of
+    /// Computes, yields and sleeps alternately, like a program with some of everything. Unit: a round of
     /// eight bursts, a yield and a sleep of 100 µs.
     Mixed,
-    /// Computes with all the arithmetic units there are: no PAUSE, no memory, no system call; what an
-    /// SMT sibling or a lower frequency costs, shows. Unit: a burst.
+    /// Computes with all arithmetic units: no PAUSE, no memory, no system call; shows the cost of a busy
+    /// SMT sibling and of a lower frequency. Unit: a burst.
     AluHot,
     /// Pairs that compute like AluHot, each on one SMT thread of the pair's own core: they compete
-    /// for what is inside of it. There must be SMT. Unit: a burst.
+    /// for its execution units. Needs SMT. Unit: a burst.
     SmtSiblingSpin,
     /// Computes for 2 ms, sleeps for 3 ms: a load that comes and goes faster than averages follow.
     /// Unit: such a period.
@@ -41,18 +41,18 @@ pub enum WorkType {
     /// Sleeps for 50 µs after each burst: its CPU enters and leaves the idle state all the time, and
     /// is picked for a task that hardly uses it. Unit: a sleep.
     IdleChurn,
-    /// Sleeps until each next millisecond, on the dot, and does nothing else: measures how late a
-    /// timer's task gets its CPU. Unit: a timer.
+    /// Sleeps until exactly each next millisecond and does no other work: measures how late the task of a
+    /// timer gets its CPU. Unit: a timer.
     TimerLatency,
     /// A ring of all workers, 2 or more: each wakes the next and goes to sleep. One is runnable at a
     /// time, and always another one. Unit: a wake-up passed on.
     WakeChain,
-    /// 2 or more: the first wakes all others at once, of whom one gets something to do. The rest was
-    /// woken in vain, on as many CPUs as there are. Unit: a herd woken; for the others, the prize won.
+    /// 2 or more: the first wakes all others at once, and one of them gets work. The rest wakes in
+    /// vain, on all CPUs. Unit: a herd woken; for the others, the prize won.
     /// Its wake-up latencies count from the last wake-up before, so they are lower bounds.
     ThunderingHerd,
     /// Pairs that send 4 KiB to and fro through pipes: blocking I/O, with wake-ups that are
-    /// synchronous (the waker says it is about to sleep). Unit: a byte received.
+    /// synchronous (the waker is about to sleep). Unit: a byte received.
     PipeIo,
     /// Pairs that wake each other by a futex and sleep: the shortest possible wake-ups. Unit: a
     /// wake-up received.
@@ -60,27 +60,27 @@ pub enum WorkType {
     /// 2 or more: the first hands each of the others a message, one by one, and sleeps until all have
     /// answered: wide fan-outs of short requests. Unit: a round; for the others, a message.
     FutexFanOut,
-    /// 2 or more that all need the same lock, half of the time: lock holders that are preempted hold
-    /// everybody up. Unit: a time the lock was held. Wake-up latencies are lower bounds, as above.
+    /// 2 or more that all need the same lock, half of the time: a preempted lock holder delays all
+    /// others. Unit: a time the lock was held. Wake-up latencies are lower bounds, as above.
     MutexContention,
     /// Groups of three on one CPU: one of nice 19 holds a lock for long, one of nice -10 needs it, and
-    /// one of nice 0 computes in between, which keeps the first from ever letting go. Unit: a time the
-    /// lock was held; for the one in between, a burst.
+    /// one of nice 0 computes, which keeps the first from releasing it. Unit: a time the
+    /// lock was held; for the one of nice 0, a burst.
     PriorityInversion,
     /// Pairs with a queue of 16 items between them: the producer makes bursts of twice as many, so
     /// that it waits for the consumer, then computes, so that the consumer waits for it. Unit: an item.
     ProducerConsumer,
-    /// Reads and writes 4 MiB in no order that could be foreseen: more than a core's own caches hold,
-    /// so that migration and neighbours cost. Unit: a cache line.
+    /// Reads and writes 4 MiB in random order: more than a core's own caches hold, so that migrations and
+    /// the load of other CPUs cost time. Unit: a cache line.
     CachePressure,
     /// Takes 1 MiB page by page and gives it back: page faults, the memory's locks, and as many TLB
     /// flushes. Unit: a page fault.
     PageFaultChurn,
-    /// Works in 1 MiB of memory from each NUMA node in turn, wherever it runs itself. Reports what
-    /// pages it got from which node. Unit: a page.
+    /// Works in 1 MiB of memory of each NUMA node, one after the other, on whatever node it runs. Reports
+    /// the number of pages per node. Unit: a page.
     NumaSweep,
-    /// Writes 4 KiB to a file in the temporary folder and waits until they are safe: sleeps that
-    /// nothing can interrupt, on a disk; on a memory file system only the way there and back. Unit: a
+    /// Writes 4 KiB to a file in the temporary directory and waits for fdatasync: uninterruptible sleeps
+    /// on a disk; only the system calls on a file system in memory. Unit: a
     /// write.
     IoSyncWrite,
     /// Forks a process that ends at once, and waits for it: new tasks have to be placed all the time.
@@ -96,34 +96,34 @@ pub enum WorkType {
     /// latter two if it may: it moves from one scheduling class to the other. Unit: a change.
     PolicyChurn,
     /// Pairs on one CPU: one spins as Fifo, which leaves the other, a fair task, only what the kernel
-    /// saves for those. Needs root. Unit: a burst.
+    /// reserves for those. Needs root. Unit: a burst.
     RtStarvation,
     /// 2 or more: the first writes to 16 event descriptors, one after each burst, and all others wait
-    /// for all of them by epoll: each event wakes several, one of whom gets it. Unit: an event written;
+    /// for all of them by epoll: each event wakes several, and one of them gets it. Unit: an event written;
     /// for the others, got. Wake-up latencies are lower bounds, as above.
     EpollStorm,
     /// Pairs: one sends a signal after each burst, the other computes and is interrupted by them.
     /// Unit: a signal sent; for the other, handled.
     SignalStorm,
-    /// One type after the other, each for its time, and again from the first. Of those that work
-    /// alone.
+    /// One type after the other, each for its time, then again from the first. Only types whose workers
+    /// work alone.
     Sequence(Vec<(Self, Duration)>),
-    /// Whatever the function does. The worker ends when it returns, and that counts as dying early.
-    /// It should call [`WorkerCtx::record_iteration`] at least every now and then: one that makes none for 10 s
-    /// is stuck, unless the test has switched `not_stuck` off.
+    /// Runs the function. The worker ends when it returns, which counts as an early exit. It has to call
+    /// [`WorkerCtx::record_iteration`] regularly: a worker without an iteration for 10 s is stuck, unless the
+    /// test sets `not_stuck = false`.
     ///
-    /// It runs in a fork. In a `host_only` test, whose process has other threads, it must not wait for
-    /// what one of those may hold at that time: standard output, a logger, a lock.
+    /// It runs in a forked process. In a `host_only` test, whose process has other threads, it must not
+    /// wait for locks that one of them may hold at the fork: standard output, a logger.
     Custom(fn(&WorkerCtx)),
-    /// Moves itself from one cgroup to the other after each burst. Both are folders in the cgroup
-    /// file system, and the worker's own cgroup plays no role after its first move. Unit: a move.
+    /// Moves itself from one cgroup to the other after each burst. Both are directories in the
+    /// cgroup file system. The worker's own cgroup has no effect after the first move. Unit: a move.
     CgroupAttachStorm {
-        /// The two folders.
+        /// The two directories.
         groups: [PathBuf; 2],
     },
 }
 
-/// How many workers of a type belong together.
+/// The number of workers of a type that form a group.
 enum Grouping {
     Alone,
     Of(u32),
@@ -149,14 +149,14 @@ impl WorkType {
         }
     }
 
-    /// How many of so many workers form a group.
+    /// Returns the number of workers in a group, if there are `workers` in all.
     pub(super) fn group_size(&self, workers: u32) -> Result<u32, String> {
         match self.grouping() {
             Grouping::Alone => Ok(1),
             Grouping::Of(size) if workers.is_multiple_of(size) => Ok(size),
-            Grouping::Of(size) => {
-                Err(format!("{self:?} works in groups of {size}, which {workers} workers are not"))
-            }
+            Grouping::Of(size) => Err(format!(
+                "{self:?} works in groups of {size}, and {workers} is not a multiple of that"
+            )),
             Grouping::AllOf(least) if workers >= least => Ok(workers),
             Grouping::AllOf(least) => {
                 Err(format!("{self:?} takes at least {least} workers, not {workers}"))
@@ -164,8 +164,8 @@ impl WorkType {
         }
     }
 
-    /// The part of a worker in its group, by its place there: of a few each has its own, of many the
-    /// first.
+    /// Returns the role of a worker in its group, by its index: in a group of fixed size each has its own,
+    /// in one of any size the first has.
     pub(super) fn role(&self, index: usize) -> u32 {
         match self.grouping() {
             Grouping::Alone => 0,
@@ -177,10 +177,10 @@ impl WorkType {
     pub(super) fn check(&self) -> Result<(), String> {
         let Self::Sequence(phases) = self else { return Ok(()) };
         if phases.is_empty() {
-            return Err("a sequence with no phase does nothing".to_owned());
+            return Err("a sequence needs at least 1 phase".to_owned());
         }
         phases.iter().try_for_each(|(work, length)| match work {
-            Self::Sequence(_) => Err("a sequence is no phase of another".to_owned()),
+            Self::Sequence(_) => Err("a sequence cannot be a phase of another".to_owned()),
             _ if !matches!(work.grouping(), Grouping::Alone) => {
                 Err(format!("{work:?} cannot be a phase: each worker of a sequence works alone"))
             }
@@ -191,7 +191,7 @@ impl WorkType {
         })
     }
 
-    /// True if the type decides on which CPUs its workers run.
+    /// Returns whether the type sets the CPUs of its workers.
     pub(super) fn places_itself(&self) -> bool {
         match self {
             Self::SmtSiblingSpin
@@ -203,8 +203,8 @@ impl WorkType {
         }
     }
 
-    /// True if workers of the type, whatever their role, count their wake-ups; what a function
-    /// does, nobody knows.
+    /// Returns whether workers of the type, of all roles, record their wake-ups; false for a custom
+    /// function, of which it is unknown.
     pub(super) fn measures_wakeups(&self) -> bool {
         match self {
             Self::Mixed
@@ -224,7 +224,7 @@ impl WorkType {
         }
     }
 
-    /// True if the type leaves the cgroup it was placed in.
+    /// Returns whether workers of the type leave their cgroup.
     pub(crate) fn moves_itself(&self) -> bool {
         match self {
             Self::CgroupAttachStorm { .. } => true,
@@ -245,8 +245,8 @@ impl WorkType {
         }
     }
 
-    /// True if an iteration needs other tasks to run, or waits for the kernel: a worker that sleeps
-    /// then may be one for which another task, that gets no CPU time, has to do something first.
+    /// Returns whether an iteration needs other tasks to run, or waits for the kernel: such a worker may
+    /// sleep because another task gets no CPU time.
     pub(super) fn needs_others(&self) -> bool {
         match self {
             Self::ForkExit | Self::IoSyncWrite | Self::CgroupAttachStorm { .. } => true,
@@ -255,7 +255,7 @@ impl WorkType {
         }
     }
 
-    /// True if the type decides who goes before whom.
+    /// Returns whether the type sets the policies and nice values of its workers.
     pub(super) fn ranks_itself(&self) -> bool {
         match self {
             Self::PriorityInversion | Self::RtStarvation | Self::NiceSweep | Self::PolicyChurn => {

@@ -24,26 +24,27 @@ use super::telemetry::MAX_EPOCHS;
 use super::{CpusetPeriod, SchedPolicy, WorkSpec, WorkerCtx, WorkerEnd, WorkerReport, types};
 use crate::linux::sys::{self, Shared, since_boot_ns};
 
-/// The steps of a worker that may fail. They are told by number, through shared memory.
+/// The steps of a worker's preparation that may fail. A worker reports the index of the one that did.
 const STEPS: [&str; 4] = [
-    "cannot set the command name",
-    "cannot set the memory policy",
-    "cannot set the user",
-    "cannot be bound to its parent",
+    "failed to set the command name",
+    "failed to set the memory policy",
+    "failed to set the user",
+    "failed to set the parent-death signal",
 ];
 
-/// How the kernel is to treat one worker.
+/// The affinity, policy and nice value of one worker.
 #[derive(Debug, Clone)]
-pub(super) struct Treatment {
+pub(super) struct SchedParams {
     pub(super) cpus: Option<BTreeSet<u32>>,
     pub(super) policy: SchedPolicy,
     pub(super) nice: i8,
 }
 
-impl Treatment {
-    /// By the parent: a worker that may use none of its group's time cannot do it.
+impl SchedParams {
+    /// Applies all three. The parent does it, because a worker whose cgroup has no runtime for its policy
+    /// would not run.
     fn apply(&self, pid: Pid) -> anyhow::Result<()> {
-        // The affinity goes first: Deadline is admitted by it.
+        // The affinity goes first: the admission of SCHED_DEADLINE depends on it.
         if let Some(cpus) = &self.cpus {
             set_affinity(pid, cpus)?;
         }
@@ -55,10 +56,10 @@ fn set_affinity(pid: Pid, cpus: &BTreeSet<u32>) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     cpus.iter().for_each(|cpu| set.set(*cpu as usize));
     rustix::thread::sched_setaffinity(Some(pid), &set)
-        .with_context(|| format!("cannot set the affinity to CPUs {cpus:?}"))
+        .with_context(|| format!("failed to set the affinity to CPUs {cpus:?}"))
 }
 
-/// A worker process. Dropping it kills and reaps it, unless it was given up.
+/// A worker process. Dropping it kills and reaps it; one that was given up is killed only.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pid: Pid,
@@ -71,10 +72,10 @@ pub(crate) struct Worker {
     measures_wakeups: bool,
     needs_others: bool,
     weights: Option<RangeInclusive<u32>>,
-    treatment: Treatment,
-    /// The last cpusets that were known to hold, each with its epoch.
+    sched: SchedParams,
+    /// The last cpusets that were in effect, each with its epoch.
     cpusets: VecDeque<(u32, Vec<u32>)>,
-    cpusets_forgotten: u32,
+    cpusets_dropped: u32,
     released: Option<Released>,
     stopped: Option<Stopped>,
     given_up: bool,
@@ -86,24 +87,24 @@ struct Released {
     schedstat: Schedstat,
 }
 
-/// What a dead worker does not tell any more.
+/// What cannot be read from a worker any more once it is dead.
 #[derive(Debug, Clone)]
 struct Stopped {
-    /// When it was found to have ended; before that, when it was killed. On a busy CPU it is long
-    /// until it gets to run and to die, which the kernel counts as any other waiting.
+    /// The time at which it was found to have ended; before that, the time of SIGKILL. A killed worker
+    /// needs CPU time to exit. On a busy CPU it waits for that, which the kernel counts in `schedstat`.
     at_ns: u64,
-    /// When it was killed.
+    /// The time of SIGKILL.
     killed_ns: u64,
-    /// How it had ended before it was killed.
+    /// The end of a worker that had ended before SIGKILL.
     ended: Option<WorkerEnd>,
     allowed_cpus: Vec<u32>,
 }
 
 impl Worker {
-    /// Forks a worker, which prepares itself and then waits to be released.
+    /// Forks a worker, which prepares itself and then waits for its release.
     pub(super) fn fork(
         spec: &WorkSpec,
-        treatment: Treatment,
+        sched: SchedParams,
         pages: &Arc<[Shared<Page>]>,
         index: usize,
         resources: &Arc<Resources>,
@@ -113,7 +114,7 @@ impl Worker {
         let child = || {
             let page = &pages[index];
             match prepare(spec, &comm, parent) {
-                Ok(()) => live(spec, pages, index, resources),
+                Ok(()) => wait_and_work(spec, pages, index, resources),
                 Err((step, error)) => {
                     page.failed_step.store(step, Ordering::Relaxed);
                     let status = page.fail(&error);
@@ -122,19 +123,19 @@ impl Worker {
                 }
             }
         };
-        // rustix finds both in the vDSO at the first call, and would have to read a file for it that a
-        // worker with another user may not read.
+        // Before the fork: at the first call, rustix reads /proc/self/auxv to find both in the vDSO, and
+        // a worker with another user may not read that file.
         let _ = (since_boot_ns(), rustix::thread::sched_getcpu());
-        // SAFETY: the child makes system calls, counts in atomics and allocates, which glibc keeps
-        // possible; it waits for nothing but the kernel and its group.
-        let pid = unsafe { sys::fork(child) }.context("cannot fork a worker")?;
+        // SAFETY: the child makes system calls, counts in atomics and allocates, which glibc allows
+        // after a fork; it waits only for the kernel and for its group.
+        let pid = unsafe { sys::fork(child) }.context("failed to fork a worker")?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
-            // Nobody has waited for it, so the number is its own.
+            // It has not been reaped, so the pid is still its own.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
             let _ = sys::reap(pid);
         });
         let pidfd = pidfd.context(
-            "cannot open a worker's pidfd; each takes a descriptor (RLIMIT_NOFILE, `ulimit -n`)",
+            "failed to open the pidfd of a worker; raise the limit of descriptors (`ulimit -n`)",
         )?;
         Ok(Self {
             pid,
@@ -143,41 +144,45 @@ impl Worker {
             pages: Arc::clone(pages),
             index,
             role: spec.work_type.role(index),
-            is_fair_and_free: treatment.cpus.is_none()
-                && treatment.policy.is_fair()
+            is_fair_and_free: sched.cpus.is_none()
+                && sched.policy.is_fair()
                 && !spec.work_type.places_itself()
                 && !spec.work_type.ranks_itself(),
             measures_wakeups: spec.work_type.measures_wakeups(),
             needs_others: spec.work_type.needs_others(),
-            weights: treatment.policy.weight(treatment.nice).map(|weight| {
+            weights: sched.policy.weight(sched.nice).map(|weight| {
                 spec.work_type.least_weight().map_or(weight, |least| least.min(weight))..=weight
             }),
-            treatment,
+            sched,
             cpusets: VecDeque::new(),
-            cpusets_forgotten: 0,
+            cpusets_dropped: 0,
             released: None,
             stopped: None,
             given_up: false,
         })
     }
 
-    /// Waits until the worker is ready to be released, for 30 s at most.
+    /// Waits until the worker is ready to be released.
+    ///
+    /// # Errors
+    ///
+    /// If its preparation fails, it ends before, or it is not ready after 30 s.
     pub(super) fn wait_until_ready(&self) -> anyhow::Result<()> {
-        const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        const RECHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         const READY_WITHIN: Duration = Duration::from_secs(30);
         let deadline = Instant::now() + READY_WITHIN;
         let state = &self.page().state;
         while state.load(Ordering::Acquire) == PREPARING {
             if Instant::now() > deadline {
-                bail!("{} was not ready after {READY_WITHIN:?}: it gets no CPU", self.who());
+                bail!("{} was not ready after {READY_WITHIN:?}: it gets no CPU time", self.label());
             }
             if let Some(end) = self.ended()? {
-                bail!("{} ended before it was ready: {end}", self.who());
+                bail!("{} ended before it was ready: {end}", self.label());
             }
-            // The timeout is for a worker that was killed, which wakes nobody.
-            match futex::wait(state, futex::Flags::empty(), PREPARING, Some(&LOOK_AGAIN)) {
+            // With a timeout, because a worker that was killed does not wake its parent.
+            match futex::wait(state, futex::Flags::empty(), PREPARING, Some(&RECHECK)) {
                 Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
-                Err(errno) => return Err(errno).context("cannot wait for a worker"),
+                Err(errno) => return Err(errno).context("failed to wait for a worker"),
             }
         }
         if state.load(Ordering::Acquire) == UNFIT {
@@ -196,24 +201,24 @@ impl Worker {
         &self.comm
     }
 
-    /// `worker 77 (spin)`.
-    pub(super) fn who(&self) -> String {
+    /// Returns `worker 77 (spin)`.
+    pub(super) fn label(&self) -> String {
         format!("worker {} ({})", self.pid(), self.comm)
     }
 
-    /// Readable once the worker has ended.
+    /// Returns the pidfd, which is readable once the worker has ended.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
 
-    /// Gives the worker its affinity, policy and nice value, and lets it begin. By now it should be in
-    /// its cgroup, which has a say in all three.
+    /// Sets the worker's affinity, policy and nice value, and starts its work loop. The worker has to be
+    /// in its cgroup before, whose cpuset and runtime limit what can be set.
     pub(crate) fn release(&mut self) -> anyhow::Result<()> {
         if self.released.is_some() {
             return Ok(());
         }
-        self.treatment.apply(self.pid).with_context(|| self.who())?;
-        let schedstat = Schedstat::read(self.pid).with_context(|| self.who())?;
+        self.sched.apply(self.pid).with_context(|| self.label())?;
+        let schedstat = Schedstat::read(self.pid).with_context(|| self.label())?;
         self.released = Some(Released { at_ns: since_boot_ns(), schedstat });
         self.page().change_state(RELEASED);
         Ok(())
@@ -221,27 +226,28 @@ impl Worker {
 
     /// Pins the worker, which has been released, to other CPUs.
     pub(super) fn set_affinity(&self, cpus: &BTreeSet<u32>) -> anyhow::Result<()> {
-        set_affinity(self.pid, cpus).with_context(|| self.who())
+        set_affinity(self.pid, cpus).with_context(|| self.label())
     }
 
-    /// The CPUs to which it is confined, as far as is known.
+    /// Returns the cpuset that is in effect; `None` while there is none or it changes.
     pub(crate) fn cpuset(&self) -> Option<&[u32]> {
         let (epoch, cpuset) = self.cpusets.back()?;
         (*epoch == self.page().telemetry.epoch()).then_some(cpuset)
     }
 
-    /// Before the kernel is told of another cpuset: until it has taken it, any CPU may be right.
+    /// Ends the current cpuset's epoch, before another cpuset is written: until the kernel has applied it,
+    /// the worker may be on the CPUs of either.
     pub(crate) fn unconfine(&self) {
         self.page().telemetry.end_epoch();
     }
 
-    /// The kernel has taken a cpuset; from now on the worker has to be on these CPUs.
+    /// Begins the epoch of a cpuset that the kernel has applied.
     pub(crate) fn confine(&mut self, cpuset: &BTreeSet<u32>) {
         let epoch = self.page().telemetry.begin_epoch();
         self.cpusets.push_back((epoch, cpuset.iter().copied().collect()));
         if self.cpusets.len() > MAX_EPOCHS {
             self.cpusets.pop_front();
-            self.cpusets_forgotten += 1;
+            self.cpusets_dropped += 1;
         }
     }
 
@@ -253,7 +259,7 @@ impl Worker {
         self.cpusets.iter().map(of).collect()
     }
 
-    /// Turns of the work loop so far.
+    /// Returns the number of iterations so far.
     pub(crate) fn iterations(&self) -> u64 {
         self.page().telemetry.iterations()
     }
@@ -267,24 +273,26 @@ impl Worker {
         Ok(Some(WorkerEnd { kind: Some(status.into()), errno }))
     }
 
-    /// What the worker has done so far, or had when it was stopped or ended.
+    /// Returns what the worker has done until now, or until its stop or end.
     ///
-    /// Times on and waiting for the CPU are the kernel's. They are final when the worker has ended, as
-    /// nobody waits for it before it is dropped, and up to a tick old while it runs; so is what goes
-    /// with them. The wall time of a worker that ended by itself is that of its last turn, or what its
-    /// CPU and waiting time add up to if that is more: nobody notes when a process dies.
+    /// CPU time and run delay are the kernel's: up to a tick old while the worker runs, final once it
+    /// has ended, because it is not reaped before it is dropped.
     pub(crate) fn report(&self, cgroup: &str) -> WorkerReport {
         let telemetry = &self.page().telemetry;
+        // The end is read before the counters: those of a worker that has ended are final.
         let ended = self.ended_unstopped();
         let kernel = self.schedstat();
         let now_ns = since_boot_ns();
         let released_ns = self.released.map_or(now_ns, |released| released.at_ns);
+        // Step 1: the end of its wall time. No clock records when a process dies, so the last iteration
+        // stands for the end of a worker that was not stopped.
         let until_ns = match (&self.stopped, &ended) {
             (_, Some(_)) => telemetry.last_iteration_ns().max(released_ns),
             (Some(stopped), None) => stopped.at_ns,
             (None, None) => now_ns,
         };
-        // Until it was killed: dying takes time that is not the load's.
+        // Step 2: the end of its active time. A worker that is killed on a busy CPU waits for it before it
+        // can exit; that time belongs to the wall time only.
         let worked_until_ns = self.stopped.as_ref().map_or(until_ns, |stopped| stopped.killed_ns);
         let worked_until_ns = worked_until_ns.min(until_ns);
         let wall = Duration::from_nanos(until_ns.saturating_sub(released_ns));
@@ -297,11 +305,13 @@ impl Worker {
             measures_wakeups: self.measures_wakeups,
             needs_others: self.needs_others,
             cpuset_periods: self.cpuset_periods(),
-            cpuset_periods_dropped: self.cpusets_forgotten,
+            cpuset_periods_dropped: self.cpusets_dropped,
             allowed_cpus: self.allowed_cpus(),
             ended,
             active: Duration::from_nanos(active_ns),
             active_until_ns: worked_until_ns,
+            // Invariant: CPU time and run delay fit into the wall time. It is not given for the stand-in of
+            // step 1.
             wall: wall.max(kernel.cpu + kernel.run_delay),
             until_ns,
             cpu: kernel.cpu,
@@ -319,8 +329,8 @@ impl Worker {
         }
     }
 
-    /// Whether it was begun as a fair task that may use all CPUs of its cgroup, and its type leaves it at
-    /// that.
+    /// Returns whether it was started as a fair task that may use all CPUs of its cgroup, and whose type
+    /// does not change that.
     pub(crate) fn is_fair_and_free(&self) -> bool {
         self.is_fair_and_free
     }
@@ -331,11 +341,12 @@ impl Worker {
         self.weights.clone()
     }
 
-    /// How long it was runnable and waited for a CPU since its release.
+    /// Returns the time since its release in which it was runnable and waited for a CPU.
     pub(crate) fn run_delay(&self) -> Duration {
         self.schedstat().run_delay
     }
 
+    /// Returns the end of a worker that has ended without a stop.
     fn ended_unstopped(&self) -> Option<WorkerEnd> {
         match &self.stopped {
             Some(stopped) => stopped.ended,
@@ -345,8 +356,8 @@ impl Worker {
         }
     }
 
-    /// What the kernel has counted since the release. Nothing if the process is not there any more,
-    /// which only happens if somebody else reaps this process's children.
+    /// Returns what the kernel has counted since the release; zeroes if the worker was reaped by another
+    /// part of this process.
     fn schedstat(&self) -> Schedstat {
         let Some(released) = self.released else { return Schedstat::default() };
         Schedstat::read(self.pid)
@@ -362,7 +373,7 @@ impl Worker {
         }
     }
 
-    /// Kills the worker, without waiting for its end.
+    /// Kills the worker without waiting for its end.
     pub(super) fn kill(&mut self) -> io::Result<()> {
         if self.stopped.is_none() {
             let (ended, allowed_cpus) = (self.ended()?, self.allowed_cpus());
@@ -370,20 +381,20 @@ impl Worker {
             self.stopped = Some(Stopped { at_ns: now_ns, killed_ns: now_ns, ended, allowed_cpus });
         }
         match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
-            // It has been reaped, which nobody else should have done.
+            // Another part of this process has reaped it.
             Err(Errno::SRCH) => Ok(()),
             sent => Ok(sent?),
         }
     }
 
-    /// Notes that the worker, which was killed, has ended now.
-    pub(super) fn note_end(&mut self) {
+    /// Records that the worker, which was killed, has ended now.
+    pub(super) fn record_end(&mut self) {
         if let Some(stopped) = &mut self.stopped {
             stopped.at_ns = since_boot_ns();
         }
     }
 
-    /// Nobody is to wait any more for the worker, which was killed and does not end.
+    /// Makes the drop not wait for the worker, which was killed and does not end.
     pub(super) fn give_up(&mut self) {
         self.given_up = true;
     }
@@ -395,29 +406,26 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Both can only fail if the worker is gone and reaped, which nobody else does.
+        // Both fail only if another part of this process has reaped it.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd));
         let mut end = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let within = Timespec { tv_sec: 10, tv_nsec: 0 };
-        // One that gets no CPU does not end, and is left to the kernel.
+        // A worker that gets no CPU time does not end. It is reaped when this process ends.
         while !self.given_up && poll(&mut end, Some(&within)) == Err(Errno::INTR) {}
         let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
 }
 
-/// In the worker: all that only it can do for itself.
+/// Sets, in the worker, what a process can set only for itself.
 fn prepare(spec: &WorkSpec, comm: &CString, parent: Pid) -> Result<(), (u32, io::Error)> {
     rustix::thread::set_name(comm).map_err(|errno| (0, errno.into()))?;
     spec.memory_policy.apply().map_err(|error| (1, error))?;
     become_user(spec).map_err(|errno| (2, errno.into()))?;
-    // After the change of user, which makes the kernel forget it.
+    // After the change of user, which clears the signal.
     sys::die_with_parent().map_err(|error| (3, error))?;
-    // A parent that is gone by now will never be told of by a signal.
-    match rustix::process::getppid() == Some(parent) {
-        true => Ok(()),
-        false => Err((3, Errno::SRCH.into())),
-    }
+    // The end of the parent before that call sends no signal.
+    if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err((3, Errno::SRCH.into())) }
 }
 
 fn become_user(spec: &WorkSpec) -> rustix::io::Result<()> {
@@ -433,8 +441,8 @@ fn become_user(spec: &WorkSpec) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// In the worker: waits for its release and works. Returns its exit status.
-fn live(
+/// Waits, in the worker, for its release and runs its work loop. Returns the exit status.
+fn wait_and_work(
     spec: &WorkSpec,
     pages: &Arc<[Shared<Page>]>,
     index: usize,
@@ -468,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_does_nothing_before_its_release_and_something_after() {
+    fn worker_does_nothing_before_its_release() {
         let mut workers = forked(&WorkSpec::default().comm("spin").workers(2));
         let comm = std::fs::read_to_string(format!("/proc/{}/comm", workers[0].pid())).unwrap();
         assert_eq!(comm, "spin\n");
@@ -477,7 +485,7 @@ mod tests {
         while workers[0].iterations() < 100 {
             std::thread::yield_now();
         }
-        // The other one has slept all the time.
+        // The other worker was not released.
         assert_eq!(workers[1].iterations(), 0);
         assert_eq!(workers[0].ended().unwrap(), None);
         let report = workers[0].report("cg");
@@ -519,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn the_times_of_a_stopped_worker_are_final_and_add_up() {
+    fn report_of_stopped_workers_is_final_and_adds_up() {
         let spec = WorkSpec::default().workers(3).affinity(AffinityIntent::SingleCpu);
         let running = Running::start(spec);
         running.wait_for_units(2000);
@@ -530,9 +538,9 @@ mod tests {
         for (report, worker) in reports.iter().zip(&workers) {
             assert!(report.cpu > Duration::ZERO && report.timeslices > 0, "{report:?}");
             assert!(report.wall >= report.cpu + report.run_delay, "{report:?}");
-            assert_eq!(&worker.report(""), report, "as long as the process is not reaped");
+            assert_eq!(&worker.report(""), report, "final until the process is reaped");
         }
-        // Three cannot have more of a CPU than there was, from the first's release to the last's end.
+        // The CPU time of three workers on one CPU is at most the time from the first release to the last end.
         let longest = reports.iter().map(|report| report.wall).max().unwrap();
         let cpu: Duration = reports.iter().map(|report| report.cpu).sum();
         let waited: Duration = reports.iter().map(|report| report.run_delay).sum();
@@ -541,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_did_can_be_read_after_its_death() {
+    fn report_has_the_iterations_of_a_worker_that_crashed() {
         let running = Running::start(WorkSpec::default());
         running.wait_for_units(100);
         rustix::process::pidfd_send_signal(running.0[0].pidfd(), Signal::ABORT).unwrap();
@@ -553,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_has_the_user_and_the_group_it_was_given_and_dies_all_the_same() {
+    fn worker_has_the_user_and_group_of_its_spec_and_is_killed_by_drop() {
         let running = Running::start(WorkSpec::default().uid(1234).gid(567));
         running.wait_for_units(10);
         let pid = running.pid(0);
@@ -566,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_dies_with_the_process_that_forked_it_whoever_it_became() {
+    fn worker_of_another_user_dies_with_its_parent() {
         let pid = Shared::new(AtomicI32::new(0)).unwrap();
         let spec = WorkSpec::default().uid(1234).work_type(WorkType::TimerLatency);
         let (topology, cpus) = (TestTopology::read().unwrap(), own_cpus());
@@ -592,11 +600,14 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_worker_that_was_not_ready_is_an_error() {
+    fn fork_reports_a_worker_that_fails_to_prepare() {
         let spec =
             WorkSpec::default().memory_policy(crate::guest::workload::MemoryPolicy::Preferred(63));
         let error = Workers::fork(&spec, &TestTopology::read().unwrap(), &own_cpus()).unwrap_err();
         let error = format!("{error:#}");
-        assert_eq!(error, "a worker cannot set the memory policy: Invalid argument (os error 22)");
+        assert_eq!(
+            error,
+            "a worker failed to set the memory policy: Invalid argument (os error 22)"
+        );
     }
 }

@@ -21,8 +21,8 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock. If it had to sleep, returns when the lock was last freed for somebody, in
-    /// nanoseconds since boot.
+    /// Takes the lock. If it had to sleep, returns when the lock was last freed, in nanoseconds since
+    /// boot.
     pub(crate) fn lock(&self) -> io::Result<Option<u64>> {
         let free = self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
         if free.is_ok() {
@@ -39,7 +39,7 @@ impl Lock {
         Ok(slept.then(|| self.freed_at_ns.load(Ordering::Relaxed)))
     }
 
-    /// Frees the lock, which the caller holds, and wakes one that waits.
+    /// Frees the lock, which the caller holds, and wakes one waiter.
     pub(crate) fn unlock(&self) -> io::Result<()> {
         self.freed_at_ns.store(since_boot_ns(), Ordering::Relaxed);
         if self.state.swap(FREE, Ordering::Release) == AWAITED {

@@ -1,4 +1,4 @@
-//! A counter that can be waited for.
+//! A counter on which a process can wait.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use rustix::thread::futex;
 
 use crate::linux::sys::since_boot_ns;
 
-/// Counts what was posted, modulo 2^32.
+/// Counts posts, modulo 2^32.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Mailbox {
@@ -17,12 +17,12 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Posts one and wakes whoever waits, if it is the only one.
+    /// Posts one and wakes one waiter.
     pub(crate) fn post(&self) -> io::Result<()> {
         self.post_to(1)
     }
 
-    /// Posts one and wakes all that wait.
+    /// Posts one and wakes all waiters.
     pub(crate) fn post_to_all(&self) -> io::Result<()> {
         self.post_to(i32::MAX as u32)
     }
@@ -34,12 +34,12 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Notes the time for something that is posted elsewhere.
+    /// Records the time of something that is posted elsewhere.
     pub(crate) fn note(&self) {
         self.posted_at_ns.store(since_boot_ns(), Ordering::Relaxed);
     }
 
-    /// When something was last posted or noted, in nanoseconds since boot.
+    /// Returns the time of the last post or note, in nanoseconds since boot.
     pub(crate) fn noted_ns(&self) -> u64 {
         self.posted_at_ns.load(Ordering::Relaxed)
     }
@@ -48,13 +48,13 @@ impl Mailbox {
         self.posted.load(Ordering::Acquire)
     }
 
-    /// Waits until so many were posted. If it had to sleep, returns when the last was posted, in
+    /// Waits until `count` were posted. If it had to sleep, returns when the last was posted, in
     /// nanoseconds since boot.
     pub(crate) fn wait_for(&self, count: u32) -> io::Result<Option<u64>> {
         let mut slept = false;
         loop {
             let posted = self.posted();
-            // Their distance has a sign, however often both have gone round.
+            // As a signed distance, because both counters wrap.
             if posted.wrapping_sub(count) as i32 >= 0 {
                 return Ok(slept.then(|| self.noted_ns()));
             }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_posted_needs_no_waiting() {
+    fn wait_for_returns_at_once_if_enough_were_posted() {
         let mailbox = Mailbox::default();
         mailbox.post().unwrap();
         mailbox.post_to_all().unwrap();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_wakes_and_learns_since_when_it_could() {
+    fn wait_for_returns_the_time_of_the_last_post() {
         let mailbox = Mailbox { posted: AtomicU32::new(u32::MAX), ..Mailbox::default() };
         let before = since_boot_ns();
         std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! How workers of one group wait for each other: futexes in the memory they share.
+//! Futexes in shared memory, with which the workers of one group wait for each other.
 
 mod lock;
 mod mailbox;
@@ -10,13 +10,13 @@ pub(super) use queue::Queue;
 
 use std::sync::atomic::AtomicU32;
 
-/// The part of a worker's page through which its group reaches it. What the whole group shares is on
-/// the page of its first worker.
+/// The part of a worker's page that its group uses. What the whole group shares is on the page of its
+/// first worker.
 #[derive(Debug, Default)]
 pub(super) struct Desk {
     pub(super) inbox: Mailbox,
     pub(super) answers: Mailbox,
-    /// 1 if it is there to be won.
+    /// 1 while it can be won.
     pub(super) prize: AtomicU32,
     pub(super) lock: Lock,
     pub(super) queue: Queue,

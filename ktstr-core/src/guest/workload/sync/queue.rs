@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Mailbox;
 
-/// One puts, one takes.
+/// A queue with one producer and one consumer.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     put: Mailbox,
@@ -16,7 +16,7 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) const CAPACITY: u32 = 16;
 
-    /// Puts an item in, when there is room. If it had to sleep, returns since when there was.
+    /// Puts an item in when there is room. If it had to sleep, returns when there was room.
     pub(crate) fn put(&self, item: u64) -> io::Result<Option<u64>> {
         let index = self.put.posted();
         let slept = self.taken.wait_for(index.wrapping_add(1).wrapping_sub(Self::CAPACITY))?;
@@ -25,7 +25,7 @@ impl Queue {
         Ok(slept)
     }
 
-    /// Takes the oldest item, when there is one. If it had to sleep, returns since when there was.
+    /// Takes the oldest item when there is one. If it had to sleep, returns when it was put in.
     pub(crate) fn take(&self) -> io::Result<(u64, Option<u64>)> {
         let index = self.taken.posted();
         let slept = self.put.wait_for(index.wrapping_add(1))?;
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn items_arrive_in_order_and_once() {
+    fn take_returns_each_item_once_in_order() {
         let queue = Queue::default();
         std::thread::scope(|scope| {
             scope.spawn(|| (0..1000).for_each(|item| _ = queue.put(item).unwrap()));

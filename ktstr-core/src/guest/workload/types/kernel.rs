@@ -1,4 +1,4 @@
-//! Loops of system calls that are work for the kernel.
+//! Loops of system calls that load the kernel.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -24,7 +24,8 @@ pub(super) fn io_sync_write(ctx: &WorkerCtx) -> io::Result<()> {
     Ok(())
 }
 
-/// In the temporary folder. Not with O_TMPFILE, which not every file system knows.
+/// Opens an unlinked file in the temporary directory. Not with O_TMPFILE, which not every file system
+/// supports.
 fn nameless_file() -> io::Result<File> {
     let name = format!("ktstr-io-{}", rustix::process::getpid());
     let path = std::env::temp_dir().join(name);
@@ -64,18 +65,18 @@ mod tests {
     use crate::guest::workload::WorkType;
     use crate::guest::workload::testing::{Running, proc_number, sleeps};
 
-    fn in_memory(folder: &Path) -> bool {
+    fn is_in_memory(dir: &Path) -> bool {
         const TMPFS_MAGIC: i64 = 0x0102_1994;
         const RAMFS_MAGIC: i64 = 0x8584_58f6;
-        [TMPFS_MAGIC, RAMFS_MAGIC].contains(&rustix::fs::statfs(folder).unwrap().f_type)
+        [TMPFS_MAGIC, RAMFS_MAGIC].contains(&rustix::fs::statfs(dir).unwrap().f_type)
     }
 
     #[test]
-    fn each_write_is_one_and_its_file_has_no_name() {
+    fn io_sync_write_counts_writes_to_an_unlinked_file() {
         let running = Running::of(WorkType::IoSyncWrite, 1);
         running.wait_for_units(10);
         let pid = running.pid(0);
-        if !in_memory(&std::env::temp_dir()) {
+        if !is_in_memory(&std::env::temp_dir()) {
             assert!(sleeps(pid) > 5, "it never waited for the disk");
         }
         let (bytes, units) = (proc_number(pid, "io", "wchar"), running.report(0).work_units);
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn children_are_forked_and_none_is_left() {
+    fn fork_exit_reaps_its_children() {
         let running = Running::of(WorkType::ForkExit, 1);
         let forks = || {
             let stat = fs::read_to_string("/proc/stat").unwrap();
@@ -100,7 +101,7 @@ mod tests {
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }
 
-    /// Two fresh cgroups, where version 2 is mounted and this process may make some.
+    /// Two fresh cgroups, if version 2 is mounted and this process may create cgroups.
     struct Groups([PathBuf; 2]);
 
     impl Groups {
@@ -120,9 +121,9 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_moves_from_one_cgroup_to_the_other() {
+    fn cgroup_attach_storm_moves_between_the_cgroups() {
         let Some(groups) = Groups::new() else {
-            eprintln!("skipped: no cgroup can be made here");
+            eprintln!("skipped: this process cannot create cgroups");
             return;
         };
         let running = Running::of(WorkType::CgroupAttachStorm { groups: groups.0.clone() }, 1);

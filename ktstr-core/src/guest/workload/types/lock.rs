@@ -13,7 +13,7 @@ pub(super) fn mutex_contention(ctx: &WorkerCtx) -> io::Result<()> {
             ctx.record_wakeup(due_ns);
         }
         ctx.compute();
-        // While it is held, so that units are in the order of the holders.
+        // Counted while the lock is held, so that units are in the order of the holders.
         ctx.record_iteration(1);
         lock.unlock()?;
         ctx.compute();
@@ -32,12 +32,12 @@ pub(super) fn priority_inversion(ctx: &WorkerCtx) -> io::Result<()> {
     }
 }
 
-/// The CPU time for which the unimportant worker holds the lock: so long that the important one, which
-/// wants it after each millisecond, always interrupts it. From then on it has to wait for its CPU. No
-/// longer, because it gets little CPU time.
+/// The CPU time for which the worker of low priority holds the lock. Long enough that the one of high
+/// priority, which needs it after each millisecond, always interrupts it, so that the holder waits for its
+/// CPU from then on. No longer, because it gets little CPU time.
 const HOLD: Duration = Duration::from_millis(2);
 
-/// Runs the unimportant worker.
+/// Runs the worker of low priority.
 fn hold_for_long(ctx: &WorkerCtx) -> io::Result<()> {
     let lock = &ctx.page(0).desk.lock;
     let bursts = HOLD.div_duration_f64(ctx.burst()).ceil() as u32;
@@ -50,7 +50,7 @@ fn hold_for_long(ctx: &WorkerCtx) -> io::Result<()> {
     Ok(())
 }
 
-/// The one that is important. Its wake latency is the time from when it wants the lock.
+/// Runs the worker of high priority. Its wake-up latency is the time from its request of the lock.
 fn need_now(ctx: &WorkerCtx) -> io::Result<()> {
     let lock = &ctx.page(0).desk.lock;
     while ctx.should_continue() {
@@ -60,7 +60,7 @@ fn need_now(ctx: &WorkerCtx) -> io::Result<()> {
         ctx.compute();
         ctx.record_iteration(1);
         lock.unlock()?;
-        // Time for the other one to take it.
+        // Gives the other worker time to take it.
         let pause = Duration::from_millis(1).as_nanos() as u64;
         ctx.pause_until(since_boot_ns() + pause);
     }
@@ -73,7 +73,7 @@ mod tests {
     use crate::guest::workload::testing::{Running, sleeps, stat_field};
 
     #[test]
-    fn contenders_wait_for_each_other_and_all_get_the_lock() {
+    fn mutex_contention_makes_workers_wait_and_all_get_the_lock() {
         let running = Running::of(WorkType::MutexContention, 4);
         let slept = |running: &Running| (0..4).map(|it| sleeps(running.pid(it))).sum::<u64>();
         let before = slept(&running);
@@ -84,11 +84,11 @@ mod tests {
     }
 
     #[test]
-    fn the_important_waits_for_the_unimportant_while_another_one_computes() {
+    fn priority_inversion_delays_the_worker_of_high_priority() {
         let running = Running::of(WorkType::PriorityInversion, 3);
         let nice: Vec<_> = (0..3).map(|index| stat_field(running.pid(index), 19)).collect();
         assert_eq!(nice, [19, 0, -10]);
-        // Alone with the holder, it would wait for what the holder computes, at most.
+        // Without the third worker, it would wait for one hold at most.
         running.wait_until(|running| {
             let [low, middle, high] = [0, 1, 2].map(|index| running.report(index));
             let hold = low.cpu.as_nanos() as u64 / low.work_units.max(1);

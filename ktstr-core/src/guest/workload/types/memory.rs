@@ -16,8 +16,8 @@ pub(super) fn cache_pressure(ctx: &WorkerCtx) {
     /// Of 64 bytes each: 4 MiB.
     const LINES: usize = 1 << 16;
     const LINES_PER_ITERATION: u64 = 128;
-    // Zeroes come from the kernel page by page. To write them all here would delay the first iteration
-    // by 0.2 s of CPU time in an unoptimized build on an emulated CPU.
+    // Zero pages come from the kernel at the first access. To write all of them here would delay the first
+    // iteration by 0.2 s of CPU time in an unoptimized build on an emulated CPU.
     let mut words = vec![0_u64; LINES * WORDS_PER_LINE];
     let mut random = SplitMix(ctx.own().pid.load(std::sync::atomic::Ordering::Relaxed) as u64);
     while ctx.should_continue() {
@@ -46,7 +46,7 @@ pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
     for node in nodes.iter().cycle() {
         match sys::set_mempolicy(libc::MPOL_PREFERRED, 1_u64.checked_shl(*node as u32).unwrap_or(0))
         {
-            // Its cgroup has no memory there.
+            // Its cgroup has no memory on this node.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
             set => set?,
         }
@@ -57,7 +57,7 @@ pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
         }
         for node in region.nodes()? {
             if let Ok(node) = usize::try_from(node) {
-                ctx.telemetry().note_pages(node, 1);
+                ctx.telemetry().record_pages(node, 1);
             }
         }
         ctx.record_iteration(PAGES as u64);
@@ -74,22 +74,22 @@ mod tests {
     use crate::guest::workload::testing::{Running, proc_number, sleeps, stat_field};
 
     #[test]
-    fn a_cache_is_filled_and_walked_without_a_sleep() {
+    fn cache_pressure_fills_its_memory_and_never_sleeps() {
         let running = Running::of(WorkType::CachePressure, 1);
         running.wait_for_units(1 << 17);
         let slept = sleeps(running.pid(0));
-        // Every line in the mean a second time, in what is in memory by now.
+        // Each line a second time on average, in pages that are mapped.
         running.wait_for_units(1 << 18);
         assert!(proc_number(running.pid(0), "status", "RssAnon") >= 4 * 1024);
         assert_eq!(sleeps(running.pid(0)), slept);
     }
 
     #[test]
-    fn each_unit_of_churn_is_a_page_fault() {
+    fn page_fault_churn_counts_page_faults() {
         let faults = |pid| stat_field(pid, 10) as u64;
         let running = Running::of(WorkType::PageFaultChurn, 1);
         running.wait_for_units(1);
-        // In this order: the worker goes on between the two.
+        // In this order: the worker continues between the two.
         let (units, before) = (running.report(0).work_units, faults(running.pid(0)));
         running.wait_for_units(units + 10_000);
         let (done, after) = (running.report(0).work_units, faults(running.pid(0)));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_gets_its_memory_from_each_node() {
+    fn numa_sweep_gets_memory_of_each_node() {
         let nodes = std::fs::read_to_string("/sys/devices/system/node/has_memory");
         let Ok(nodes) = nodes else {
             eprintln!("skipped: a kernel without NUMA");

@@ -13,7 +13,7 @@ use crate::guest::workload::resources::Resources;
 use crate::guest::workload::sync::Queue;
 
 pub(super) fn pipe_io(ctx: &WorkerCtx) -> io::Result<()> {
-    /// What a pipe takes in one piece.
+    /// The most bytes that a pipe takes atomically.
     const MESSAGE: usize = libc::PIPE_BUF;
     let Resources::Pipes(pipes) = &*ctx.resources else { return Err(Errno::BADF.into()) };
     let (from, to) = (&pipes[ctx.index()].reader, &pipes[1 - ctx.index()].writer);
@@ -76,7 +76,7 @@ pub(super) fn epoll_storm(ctx: &WorkerCtx) -> io::Result<()> {
     Ok(())
 }
 
-/// The events that are ready. A thaw interrupts the wait for them.
+/// Returns the events that are ready. A thaw interrupts the wait, which is repeated then.
 fn wait_ready(epoll: &OwnedFd, timeout: Option<&Timespec>) -> io::Result<Vec<usize>> {
     loop {
         let mut ready = [MaybeUninit::<epoll::Event>::uninit(); 16];
@@ -107,7 +107,7 @@ fn epoll_listen(ctx: &WorkerCtx, events: &[OwnedFd]) -> io::Result<()> {
             let mut count = [0; 8];
             match rustix::io::read(&events[event], &mut count) {
                 Ok(_) => got += u64::from_ne_bytes(count),
-                // Another one was faster.
+                // Another worker has read it.
                 Err(Errno::AGAIN) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -123,11 +123,11 @@ mod tests {
     use crate::guest::workload::testing::{Running, sleeps};
 
     #[test]
-    fn bytes_go_to_and_fro_through_pipes() {
+    fn pipe_io_exchanges_messages_in_pairs() {
         let running = Running::of(WorkType::PipeIo, 4);
         let before: Vec<_> = (0..4).map(|index| sleeps(running.pid(index))).collect();
         running.wait_for_units(100 * 4096);
-        // They may have come as far before this process looked how often they had waited.
+        // They may have done that many units before this process read the number of sleeps.
         running.wait_until(|it| (0..4).all(|index| sleeps(it.pid(index)) > before[index]));
         for pair in running.stop().chunks(2) {
             let messages = pair.iter().map(|report| report.work_units / 4096);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_producer_waits_for_its_consumer_and_the_other_way_round() {
+    fn producer_consumer_makes_both_wait() {
         let running = Running::of(WorkType::ProducerConsumer, 2);
         running.wait_until(|it| it.reports().iter().all(|it| it.wake_latency_ns.count() > 5));
         let [producer, consumer] = running.stop().try_into().unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn each_event_is_had_by_one_and_wakes_others_in_vain() {
+    fn epoll_storm_gives_each_event_to_one_worker() {
         let running = Running::of(WorkType::EpollStorm, 4);
         let slept = |running: &Running| (1..4).map(|it| sleeps(running.pid(it))).sum::<u64>();
         running.wait_until(|running| running.report(0).work_units > 500 && slept(running) > 50);

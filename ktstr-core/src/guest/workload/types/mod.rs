@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::{WorkType, WorkerCtx};
 use crate::linux::sys::since_boot_ns;
 
-/// In the worker, after its release: does what its type says.
+/// Runs the work loop of a type, in the worker after its release.
 pub(super) fn run(work: &WorkType, ctx: &WorkerCtx) -> io::Result<()> {
     match work {
         WorkType::SpinWait => spin::spin_wait(ctx),
@@ -68,24 +68,24 @@ mod tests {
     use crate::model::exit::ExitKind;
 
     #[test]
-    fn a_sequence_does_all_its_phases_and_begins_again() {
+    fn sequence_repeats_all_phases() {
         let ms = Duration::from_millis;
         let phases = vec![(WorkType::AluHot, ms(3)), (WorkType::IdleChurn, ms(3))];
         let running = Running::of(WorkType::Sequence(phases), 1);
         let pid = running.pid(0);
         let slept = |running: &Running| running.report(0).wake_latency_ns.count();
         running.wait_until(|running| slept(running) > 0);
-        // Computing again: turns without sleeps.
-        let (turns, sleeps_before) = (running.report(0).iterations, sleeps(pid));
+        // Computing again: iterations without sleeps.
+        let (iterations, sleeps_before) = (running.report(0).iterations, sleeps(pid));
         running.wait_until(|running| {
             let report = running.report(0);
-            report.iterations > turns + 2 * (report.wake_latency_ns.count() + 50)
+            report.iterations > iterations + 2 * (report.wake_latency_ns.count() + 50)
         });
         running.wait_until(|_| sleeps(pid) > sleeps_before);
     }
 
     #[test]
-    fn types_that_count_wake_ups_say_so() {
+    fn measures_wakeups_is_true_for_types_that_record_them() {
         for (work, workers) in [
             (WorkType::Mixed, 1),
             (WorkType::Bursty, 1),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_custom_function_is_run_and_ends_its_worker() {
+    fn custom_runs_the_function_and_ends_the_worker() {
         let count_to_three = |ctx: &WorkerCtx| {
             assert_eq!((ctx.index(), ctx.group_size()), (0, 1));
             (0..3).for_each(|_| ctx.record_iteration(5));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_fails_says_by_what() {
+    fn run_reports_the_errno_of_a_failed_loop() {
         let groups = ["/no/such/group", "/no/such/group"].map(Into::into);
         let work = WorkType::CgroupAttachStorm { groups };
         let running = Running::start(WorkSpec::default().work_type(work));

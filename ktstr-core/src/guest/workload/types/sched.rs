@@ -17,7 +17,7 @@ pub(super) fn affinity_churn(ctx: &WorkerCtx) -> io::Result<()> {
         one.set(*cpu as usize);
         let units = match sched_setaffinity(None, &one) {
             Ok(()) => 1,
-            // Its cgroup has lost this CPU.
+            // The cpuset of its cgroup lacks this CPU now.
             Err(Errno::INVAL) => 0,
             Err(errno) => return Err(errno.into()),
         };
@@ -68,7 +68,7 @@ mod tests {
     use crate::guest::workload::WorkType;
     use crate::guest::workload::testing::{Running, own_cpus, stat_field};
 
-    /// Waits until a field of the worker's `stat` has had so many values.
+    /// Waits until a field of the worker's `stat` has had this number of values. Returns them.
     fn wait_for_values(running: &Running, field: usize, values: usize) -> BTreeSet<i64> {
         let seen = RefCell::new(BTreeSet::new());
         running.wait_until(|running| {
@@ -90,13 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn nice_values_are_swept() {
+    fn nice_sweep_sets_all_nice_values() {
         let running = Running::of(WorkType::NiceSweep, 1);
         assert_eq!(wait_for_values(&running, 19, 20), (0..20).collect());
     }
 
     #[test]
-    fn policies_are_changed_all_the_time() {
+    fn policy_churn_changes_policies() {
         let running = Running::of(WorkType::PolicyChurn, 1);
         let seen = wait_for_values(&running, 41, 3);
         assert!(seen.is_subset(&BTreeSet::from([0, 1, 2, 3, 5])), "{seen:?}");

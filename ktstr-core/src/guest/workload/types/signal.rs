@@ -13,7 +13,7 @@ pub(super) fn signal_storm(ctx: &WorkerCtx) -> io::Result<()> {
 }
 
 fn send(ctx: &WorkerCtx) -> io::Result<()> {
-    // Before it counts signals, one would end it.
+    // A signal before the receiver has its handler would kill it.
     ctx.partner().desk.inbox.wait_for(1)?;
     let pid = Pid::from_raw(ctx.partner().pid.load(Ordering::Relaxed));
     let partner = pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())?;
@@ -44,11 +44,11 @@ mod tests {
     use crate::guest::workload::testing::Running;
 
     #[test]
-    fn signals_are_sent_and_handled_while_their_receiver_computes() {
+    fn signal_storm_interrupts_a_receiver_that_computes() {
         let running = Running::of(WorkType::SignalStorm, 2);
         running.wait_for_units(100);
         let [sender, receiver] = running.stop().try_into().unwrap();
-        // Signals of one kind that come at once are one.
+        // Pending signals with the same number are merged.
         assert!(receiver.work_units <= sender.work_units + 1, "{receiver:?}, {sender:?}");
         assert!(receiver.iterations > 0);
     }

@@ -44,17 +44,17 @@ pub(super) fn idle_churn(ctx: &WorkerCtx) {
 }
 
 pub(super) fn timer_latency(ctx: &WorkerCtx) -> io::Result<()> {
-    // Timers of fair tasks may be late by 50 µs without it, for the sake of others.
+    // By default, the kernel may delay the timers of fair tasks by 50 µs to merge wake-ups.
     rustix::thread::set_current_timer_slack(NonZero::new(1))?;
     let mut due_ns = since_boot_ns();
     while ctx.should_continue() {
-        // Those that were missed are not made up for; the next one is on the dot.
+        // Missed timers are dropped; the next one is at a whole millisecond again.
         let late_ns = since_boot_ns().saturating_sub(due_ns);
         due_ns += (late_ns / MILLISECOND_NS + 1) * MILLISECOND_NS;
         ctx.sleep_until(due_ns);
         ctx.record_iteration(1);
     }
-    // To what the process began with.
+    // Back to the slack that the process began with.
     Ok(rustix::thread::set_current_timer_slack(None)?)
 }
 
@@ -64,17 +64,17 @@ mod tests {
     use crate::guest::workload::testing::{Running, sleeps};
 
     #[test]
-    fn a_sleeper_sleeps_once_per_unit_and_tells_how_late_it_woke() {
+    fn sleeping_types_sleep_and_record_wakeup_latency() {
         for work in [WorkType::Mixed, WorkType::Bursty, WorkType::IdleChurn, WorkType::TimerLatency]
         {
             let running = Running::of(work.clone(), 1);
-            // In this order: the worker goes on between the two lines.
+            // In this order: the worker continues between the two lines.
             let units = running.report(0).work_units;
             let before = sleeps(running.pid(0));
             running.wait_for_units(units + 40);
             let slept = sleeps(running.pid(0)) - before;
             let [report] = running.stop().try_into().unwrap();
-            // A timer that is due at once needs no sleep.
+            // A timer that has expired already does not put the worker to sleep.
             assert!(slept >= 10, "{work:?}: {slept}");
             assert!(report.wake_latency_ns.count() >= 20, "{report:?}");
             assert!(report.wall > report.cpu + report.run_delay, "{report:?}");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_computes_uses_more_cpu_than_one_that_only_wakes() {
+    fn bursty_uses_more_cpu_than_timer_latency() {
         let cpu_per_unit = |work| {
             let running = Running::of(work, 1);
             running.wait_for_units(30);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_idles_leaves_the_cpu_most_of_the_time() {
+    fn idle_churn_leaves_the_cpu_idle_most_of_the_time() {
         let running = Running::of(WorkType::IdleChurn, 1);
         running.wait_for_units(300);
         let [report] = running.stop().try_into().unwrap();

@@ -38,7 +38,7 @@ mod tests {
     use crate::linux::sys;
     use crate::model::exit::ExitKind;
 
-    /// The kernel kills a process that makes a system call after this.
+    /// Runs a work loop whose process the kernel kills at its first system call.
     fn without_system_calls(work: fn(&WorkerCtx), ctx: &WorkerCtx) {
         if sys::forbid_system_calls().is_ok() {
             work(ctx);
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_spinning_nor_computing_nor_measuring_makes_a_system_call() {
+    fn spin_and_compute_make_no_system_call() {
         let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
         let clock = std::fs::read_to_string(clock).unwrap();
         if !["tsc", "kvm-clock", "hyperv_clocksource_tsc_page"].contains(&clock.trim()) {
@@ -72,7 +72,7 @@ mod tests {
         for work in [WorkType::SpinWait, WorkType::AluHot, WorkType::YieldHeavy] {
             let running = Running::of(work.clone(), 1);
             running.wait_for_units(100);
-            // The first turns may still meet a page fault.
+            // The first iterations may sleep in page faults.
             let slept = sleeps(running.pid(0));
             let units = running.report(0).work_units;
             running.wait_for_units(units + 1000);
@@ -84,26 +84,26 @@ mod tests {
     }
 
     #[test]
-    fn yielding_lets_another_one_run_each_time() {
+    fn yield_heavy_switches_tasks_at_each_yield() {
         let one_cpu = crate::guest::workload::AffinityIntent::SingleCpu;
         let spec = WorkSpec::default().work_type(WorkType::YieldHeavy).workers(2);
         let running = Running::start(spec.affinity(one_cpu));
         running.wait_for_units(500);
         let [first, second] = running.stop().try_into().unwrap();
-        // Put on the CPU more often than ticks could have taken it from them, on any kernel.
+        // More time slices than preemption by ticks could cause, on any kernel.
         let ticks = first.wall.as_millis() as u64;
         let timeslices = first.timeslices + second.timeslices;
         assert!(timeslices > 2 * ticks.min(200), "{timeslices} in {ticks} ms");
     }
 
     #[test]
-    fn smt_siblings_are_the_two_threads_of_a_core() {
+    fn smt_sibling_spin_places_a_pair_on_one_core() {
         let cpus: Vec<_> = own_cpus().into_iter().take(2).collect();
         let &[first, second] = cpus.as_slice() else {
             eprintln!("skipped: there is one CPU");
             return;
         };
-        // As far as the workers know.
+        // A topology that only the spawn sees.
         let topology = |cores: Vec<Vec<u32>>| TestTopology {
             cpus: cpus.clone(),
             nodes: vec![cpus.clone()],
@@ -128,12 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn realtime_leaves_a_fair_task_what_the_kernel_saves_for_it() {
+    fn rt_starvation_leaves_a_fair_task_little_cpu_time() {
         let running = Running::of(WorkType::RtStarvation, 2);
         let [starving, starved] = [running.pid(0), running.pid(1)];
         assert_eq!((stat_field(starving, 41), stat_field(starved, 41)), (1, 0));
-        // The starved one may not run at all before the kernel gives it its first share, after up to
-        // a second. Its times begin there.
+        // The kernel gives the fair task its first time slice after up to a second. Its times begin there.
         running.wait_until(|running| {
             running.report(1).work_units > 0
                 && running.report(1).run_delay > Duration::from_millis(300)

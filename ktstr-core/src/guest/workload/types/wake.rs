@@ -77,7 +77,7 @@ pub(super) fn thundering_herd(ctx: &WorkerCtx) -> io::Result<()> {
         if let Some(due_ns) = first.inbox.wait_for(round.wrapping_add(1))? {
             ctx.record_wakeup(due_ns);
         }
-        // Who was late has missed some.
+        // A late worker has missed some.
         round = first.inbox.posted();
         let won = first.prize.swap(0, Ordering::AcqRel) == 1;
         ctx.record_iteration(won.into());

@@ -262,7 +262,7 @@ const CASES: &[(&str, &[(Run, &str)])] = &[
         ],
     ),
     (
-        "no processes beside domain controllers",
+        "no processes together with domain controllers",
         &[
             (Setup(&[Memory]), "ok"),
             (Create("a"), "ok"),
@@ -283,7 +283,7 @@ const CASES: &[(&str, &[(Run, &str)])] = &[
         ],
     ),
     (
-        "processes beside cpu and pids make a threaded domain",
+        "processes together with cpu and pids make a threaded domain",
         &[
             (Setup(&[Cpu, Pids]), "ok"),
             (Create("a/b"), "ok"),

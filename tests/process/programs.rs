@@ -38,7 +38,7 @@ pub(crate) enum Role {
     Deaf,
     /// Stops itself.
     Stops,
-    /// Its child waits in the kernel, state D, for a child that waits for ever.
+    /// Its child waits in the kernel, state D, until a child ends, which never does.
     WaitsInKernel,
     /// The first thread of its child ends, the second waits for ever.
     LosesFirstThread,
@@ -135,7 +135,7 @@ fn program() {
                 ready();
                 pause();
             });
-            // SAFETY: ends this thread, whose stack the other one does not use.
+            // SAFETY: ends this thread; the other one does not use its stack.
             unsafe { libc::syscall(libc::SYS_exit, 0) };
         }),
         // In a process with one thread, because the call changes one thread.

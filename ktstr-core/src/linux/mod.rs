@@ -1,6 +1,6 @@
 //! Linux as a library: cgroup v2, process containment and the system calls that no safe crate offers.
 //!
-//! It knows nothing of tests and can be used alone.
+//! It does not use types of ktstr and can be used alone.
 
 pub mod cgroup;
 pub mod process;

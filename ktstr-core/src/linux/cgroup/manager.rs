@@ -18,8 +18,8 @@ use super::writer::{Operation, Writer};
 pub struct CgroupManager {
     pub(super) parent: PathBuf,
     pub(super) walk_root: PathBuf,
-    /// The cgroup whose processes may be moved to its leaf: a walk root named by the caller, or the
-    /// parent of a job.
+    /// The processes in this cgroup may be moved to its leaf: a walk root named by the caller, or
+    /// the parent of a job.
     pub(super) ours: Option<PathBuf>,
     /// The controllers that `setup` has enabled for the children of the parent.
     pub(super) enabled: Mutex<BTreeSet<Controller>>,
@@ -73,7 +73,7 @@ impl CgroupManager {
         self
     }
 
-    /// Returns the manager of a test whose cgroups are below `workload_root`: in the delegated cgroup
+    /// Returns the manager of a test with the workload root `workload_root`: in the delegated cgroup
     /// that `KTSTR_CGROUP_WALK_ROOT` names, else in the root of the hierarchy
     /// (`/sys/fs/cgroup/ktstr`).
     ///

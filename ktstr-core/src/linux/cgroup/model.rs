@@ -150,14 +150,14 @@ impl Hierarchy {
 
     /// Source: `cgroup_is_valid_domain`.
     fn check_domain(&self, name: &str) -> Result<(), Refusal> {
-        match levels(name).skip(1).any(|level| self.is_thread_root(level)) {
-            true => refuse(
+        if levels(name).skip(1).any(|level| self.is_thread_root(level)) {
+            return refuse(
                 libc::EOPNOTSUPP,
                 "an ancestor contains processes and has cpu, cpuset or pids enabled for its \
                  children, which makes it a threaded domain",
-            ),
-            false => Ok(()),
+            );
         }
+        Ok(())
     }
 
     /// Creates a cgroup.
@@ -286,7 +286,7 @@ impl Hierarchy {
         levels(name).any(|level| self.nodes.get(level).is_some_and(|node| node.freezes))
     }
 
-    /// Writes a knob, whose value is in range.
+    /// Writes a knob. Its value is in range.
     pub(super) fn write(&mut self, name: &str, knob: &Knob) -> Result<(), Refusal> {
         self.node(name)?;
         let controller = knob.file().split('.').next().unwrap_or_default();
@@ -294,19 +294,19 @@ impl Hierarchy {
             return refuse(libc::ENOENT, "the controller is not enabled in its parent");
         }
         match knob.file() {
-            "cpuset.cpus" => self.write_cpuset(name, knob, Cpuset::Cpus),
-            "cpuset.mems" => self.write_cpuset(name, knob, Cpuset::Mems),
+            "cpuset.cpus" => self.write_cpuset(name, knob, CpusetList::Cpus),
+            "cpuset.mems" => self.write_cpuset(name, knob, CpusetList::Mems),
             _ => Ok(()),
         }
     }
 
     /// Writes a cpuset as the manager does on Linux 6.12 and earlier: emptying that of a cgroup with
     /// processes sets it to a copy of the inherited value.
-    fn write_cpuset(&mut self, name: &str, knob: &Knob, what: Cpuset) -> Result<(), Refusal> {
+    fn write_cpuset(&mut self, name: &str, knob: &Knob, what: CpusetList) -> Result<(), Refusal> {
         let mut list = list::parse(knob.value()).unwrap_or_default();
         let (most, nr) = match what {
-            Cpuset::Cpus => (self.nr_cpus, self.nr_cpus),
-            Cpuset::Mems => (MAX_NODES, self.nr_nodes),
+            CpusetList::Cpus => (self.nr_cpus, self.nr_cpus),
+            CpusetList::Mems => (MAX_NODES, self.nr_nodes),
         };
         if list.iter().any(|number| *number >= most) {
             return refuse(libc::ERANGE, "the CPU or node is out of range");
@@ -322,11 +322,11 @@ impl Hierarchy {
     }
 
     /// Returns `cpuset.cpus.effective` or `cpuset.mems.effective`.
-    fn effective(&self, name: &str, what: Cpuset) -> BTreeSet<usize> {
+    fn effective(&self, name: &str, what: CpusetList) -> BTreeSet<usize> {
         let Some(parent) = parent_of(name) else {
             return match what {
-                Cpuset::Cpus => (0..self.nr_cpus).collect(),
-                Cpuset::Mems => (0..self.nr_nodes).collect(),
+                CpusetList::Cpus => (0..self.nr_cpus).collect(),
+                CpusetList::Mems => (0..self.nr_nodes).collect(),
             };
         };
         let parent = self.effective(parent, what);
@@ -336,18 +336,18 @@ impl Hierarchy {
 
     /// Returns the CPUs that processes of a cgroup may run on.
     pub(super) fn effective_cpus(&self, name: &str) -> Result<BTreeSet<usize>, Refusal> {
-        self.node(name).map(|_| self.effective(name, Cpuset::Cpus))
+        self.node(name).map(|_| self.effective(name, CpusetList::Cpus))
     }
 }
 
 /// One of the two lists of a cpuset.
 #[derive(Debug, Clone, Copy)]
-enum Cpuset {
+enum CpusetList {
     Cpus,
     Mems,
 }
 
-impl Cpuset {
+impl CpusetList {
     fn of(self, node: &ModelCgroup) -> &BTreeSet<usize> {
         match self {
             Self::Cpus => &node.cpus,

@@ -113,7 +113,7 @@ pub trait CgroupOps: fmt::Debug + Send + Sync {
         self.set_knob(name, &Knob::memory("memory.swap.max", bytes, "max")?)
     }
 
-    /// Sets `io.weight`, 1 to 10,000, for all devices. Needs a kernel with `CONFIG_BLK_CGROUP_IOCOST`.
+    /// Sets `io.weight`, 1 to 10,000, for all devices. Requires a kernel with `CONFIG_BLK_CGROUP_IOCOST`.
     fn set_io_weight(&self, name: &str, weight: u32) -> Result<(), Error> {
         self.set_knob(name, &Knob::weight("io.weight", weight)?)
     }

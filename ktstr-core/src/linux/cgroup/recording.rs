@@ -208,9 +208,8 @@ impl RecordingCgroups {
 
     /// Creates a cgroup; succeeds if it exists.
     fn create(&self, name: &str) -> Result<(), Error> {
-        self.run("create cgroup", name, "", "", |state| match state.cgroups.has(name) {
-            true => Ok(()),
-            false => state.cgroups.create(name),
+        self.run("create cgroup", name, "", "", |state| {
+            if state.cgroups.has(name) { Ok(()) } else { state.cgroups.create(name) }
         })
     }
 
@@ -242,10 +241,10 @@ impl RecordingCgroups {
 
     fn refuse_with_caller(&self, name: &str, operation: &str) -> Result<(), Error> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        match lock(&self.state).cgroups.pids_of_tree(name).contains(&own) {
-            true => Err(caller_is_in(&self.path(name), operation)),
-            false => Ok(()),
+        if lock(&self.state).cgroups.pids_of_tree(name).contains(&own) {
+            return Err(caller_is_in(&self.path(name), operation));
         }
+        Ok(())
     }
 }
 

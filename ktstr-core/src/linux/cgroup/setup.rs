@@ -109,7 +109,8 @@ impl CgroupManager {
         self.check_unoccupied(cgroup, &value)
     }
 
-    /// Fails if a process is in a cgroup whose children are to get controllers, or moves it out.
+    /// Fails if a process is in a cgroup before controllers are enabled for its children, or moves it
+    /// out.
     ///
     /// Processes are only moved out of a cgroup that the caller has named or delegated: no other may
     /// be rearranged.

@@ -32,7 +32,7 @@ pub(crate) fn is_leaf(cgroup: &Path) -> bool {
     cgroup.file_name().is_some_and(|name| name == REFUGE)
 }
 
-/// Retries an operation that fails with EBUSY. There is no event to wait for.
+/// Retries an operation that fails with EBUSY. The kernel provides no event to wait for.
 fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
     for _ in 0..EBUSY_RETRIES {
         match attempt() {
@@ -225,7 +225,7 @@ impl CgroupManager {
             if events::wait_for(cgroup, "populated 0", KILL_ROUND)? {
                 return Ok(());
             }
-            // `cgroup.kill` skips processes whose first thread has ended, and processes may have
+            // `cgroup.kill` skips processes without their first thread, and processes may have
             // been forked or moved into the cgroup since.
             self.kill_one_by_one(cgroup)?;
             if events::wait_for(cgroup, "populated 0", KILL_ROUND)? {

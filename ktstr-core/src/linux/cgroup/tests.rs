@@ -259,7 +259,7 @@ fn remove_cgroup_always_tries_below_a_counted_one() {
     assert_eq!(manager.outstanding_removes(), 10);
 }
 
-/// A process whose first thread has ended stays listed after the others were moved.
+/// A process without its first thread stays listed after the other threads were moved.
 #[test]
 fn drain_tasks_ends_when_the_cgroup_is_not_populated() {
     let (root, manager) = hierarchy();

@@ -94,7 +94,7 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// The error of the kernel; [`Error::TimedOut`] if there was no answer; [`Error::InDoubt`] if an
+    /// The error of the kernel; [`Error::TimedOut`] without an answer in time; [`Error::InDoubt`] if an
     /// earlier operation that timed out may still affect this one.
     pub(super) fn run(&self, path: &Path, operation: Operation) -> Result<(), Error> {
         let (name, value) = (operation.name(), operation.value());
@@ -176,7 +176,7 @@ impl WriterState {
             // at the fork. Dropping it could block for ever.
             other => std::mem::forget(other),
         }
-        let slot = Arc::<Slot>::default();
+        let slot = Arc::<OperationSlot>::default();
         let served = Arc::clone(&slot);
         let thread = std::thread::Builder::new().name("ktstr-cgroupfs".to_owned());
         let handle = thread.spawn(move || {
@@ -194,7 +194,7 @@ impl WriterState {
 struct WriterThread {
     /// The process that started the thread.
     pid: Pid,
-    slot: Arc<Slot>,
+    slot: Arc<OperationSlot>,
     thread: Thread,
 }
 
@@ -210,7 +210,7 @@ impl Drop for WriterThread {
 /// Not a channel of std: its receiver spins before it blocks, which under an emulator takes longer
 /// than the operation.
 #[derive(Debug, Default)]
-struct Slot(Mutex<SlotState>);
+struct OperationSlot(Mutex<SlotState>);
 
 #[derive(Debug, Default)]
 struct SlotState {
@@ -220,7 +220,7 @@ struct SlotState {
     is_closed: bool,
 }
 
-impl Slot {
+impl OperationSlot {
     /// Runs requests until the slot is closed.
     fn serve(&self) {
         loop {
@@ -240,7 +240,7 @@ impl Slot {
         }
     }
 
-    /// Has `thread` run an operation; `None` if there is no result [`WITHIN`] the timeout.
+    /// Has `thread` run an operation; `None` if it takes longer than [`WITHIN`].
     fn call(&self, thread: &Thread, path: &Path, operation: &Operation) -> Option<io::Result<()>> {
         let request = (path.to_owned(), operation.clone(), std::thread::current());
         lock(&self.0).request = Some(request);
@@ -265,7 +265,7 @@ struct TimedOut {
     path: PathBuf,
     operation: Operation,
     began: Instant,
-    slot: Arc<Slot>,
+    slot: Arc<OperationSlot>,
 }
 
 impl TimedOut {

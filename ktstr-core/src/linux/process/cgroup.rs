@@ -31,7 +31,7 @@ const MAX_FAILURES: u32 = 600;
 
 /// A cgroup that was created for one job.
 #[derive(Debug)]
-pub(super) struct Cgroup {
+pub(super) struct JobCgroup {
     site: CgroupSite,
     cgroups: CgroupManager,
     name: String,
@@ -69,7 +69,7 @@ impl CgroupSite {
 
     fn new(parent: &Path, own: Option<PathBuf>) -> Result<Self, Error> {
         // Where an earlier job has moved the processes of a cgroup to a leaf, the cgroup of a job is
-        // created beside the leaf and not in it.
+        // created as a sibling of the leaf and not in it.
         let own = own.map(|own| if cgroup::is_leaf(&own) { parent_of(&own) } else { own });
         let parent = if cgroup::is_leaf(parent) { parent_of(parent) } else { parent.to_owned() };
         let may_move = own.as_ref() == Some(&parent);
@@ -117,7 +117,7 @@ fn parent_of(cgroup: &Path) -> PathBuf {
     cgroup.parent().unwrap_or(cgroup).to_owned()
 }
 
-impl Cgroup {
+impl JobCgroup {
     /// Creates a cgroup for a job.
     pub(super) fn new(site: CgroupSite, limits: Limits) -> Result<Self, Error> {
         // 1. Check that processes can be moved: that needs write access to this file.
@@ -157,8 +157,8 @@ impl Cgroup {
             let controllers = limits.controllers();
             let _lock = (!controllers.is_empty()).then(|| site.lock()).transpose()?;
             cgroups.setup(&controllers)?;
-            // Under the lock: the last job to end moves processes back from the leaf, and the last
-            // one is the one without another cgroup beside the leaf.
+            // Under the lock: a job that ends moves processes back from the leaf unless the leaf has
+            // siblings.
             cgroups.create_cgroup(name)?;
         }
         let cgroup = site.parent.join(name);
@@ -183,7 +183,7 @@ impl Cgroup {
     }
 }
 
-impl Containment for Cgroup {
+impl Containment for JobCgroup {
     fn entry(&self, _: &mut Command) -> Result<EnterFn, Error> {
         let entry = Arc::clone(&self.entry);
         Ok(Box::new(move |state| entry.enter(state)))
@@ -254,7 +254,7 @@ impl Containment for Cgroup {
     }
 }
 
-impl Drop for Cgroup {
+impl Drop for JobCgroup {
     fn drop(&mut self) {
         let removed = self.kill().and_then(|()| {
             self.cgroups.remove_empty_tree(&self.name)?;
@@ -268,7 +268,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes the cgroups of jobs whose owner is dead.
+/// Removes the cgroups of jobs with a dead owner.
 fn remove_stale(site: &CgroupSite, cgroups: &CgroupManager) {
     let listed = std::fs::read_dir(&site.parent).and_then(|entries| entries.collect());
     let entries: Vec<std::fs::DirEntry> = listed.unwrap_or_else(|error| {
@@ -283,10 +283,10 @@ fn remove_stale(site: &CgroupSite, cgroups: &CgroupManager) {
         }
         let removed = cgroups.kill_cgroup(&name).and_then(|()| cgroups.remove_empty_tree(&name));
         match removed {
-            Ok(()) => tracing::info!("removed {name}, whose owner is dead"),
+            Ok(()) => tracing::info!("removed {name}: its owner is dead"),
             // Its keeper or another job has removed it meanwhile.
             Err(_) if !entry.path().exists() => {}
-            Err(error) => tracing::warn!("failed to remove {name}, whose owner is dead: {error}"),
+            Err(error) => tracing::warn!("failed to remove {name} of a dead owner: {error}"),
         }
     }
 }
@@ -358,8 +358,8 @@ impl CgroupEntry {
                 state.sibling.store(sibling.as_raw_nonzero().get(), Ordering::Release);
                 sys::exit_now()
             }
-            // Linux before 5.7; a seccomp filter that rejects clone3; a command that has changed to
-            // a user who may not do this.
+            // Linux before 5.7; a seccomp filter that rejects clone3; a command that has changed
+            // its user and lost the permission.
             Err(error)
                 if matches!(
                     error.raw_os_error(),

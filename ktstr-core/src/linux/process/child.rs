@@ -66,7 +66,7 @@ impl Child {
     ///
     /// As for [`wait`](Self::wait).
     pub fn wait_timeout(&mut self, within: Duration) -> Result<Option<ExitStatus>, Error> {
-        // A deadline beyond the range of the clock is no deadline.
+        // Beyond the range of the clock, wait without a deadline.
         self.process.wait_until(Some(Instant::now().checked_add(within)).flatten())
     }
 }
@@ -142,7 +142,7 @@ impl SpawnedProcess {
 pub(crate) fn wait_for(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool, Errno> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // A timeout beyond the range of the kernel is no timeout.
+        // Beyond the range of the kernel, wait without a timeout.
         let timeout = left.and_then(|left| left.try_into().ok());
         match poll(fds, timeout.as_ref()) {
             Ok(ready) => return Ok(ready > 0),

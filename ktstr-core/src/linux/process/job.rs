@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-use super::cgroup::{Cgroup, CgroupSite};
+use super::cgroup::{CgroupSite, JobCgroup};
 use super::child::{Child, SpawnedProcess};
 use super::containment::{Containment, EntryState};
 use super::error::Error;
@@ -40,7 +40,7 @@ pub enum Mechanism {
     /// where /proc is mounted with `hidepid`.) Limits and suspending are not supported. The programs
     /// run in the background of their terminal.
     ProcessGroup {
-        /// Why there is no cgroup: which files were tried, and what the kernel answered.
+        /// Why it is not a cgroup: which files were tried, and what the kernel answered.
         why: String,
     },
 }
@@ -117,7 +117,7 @@ impl Job {
     /// being enabled, they move to a leaf cgroup, this process included. They move back when the last
     /// job ends.
     ///
-    /// Removes jobs in the same cgroup whose owner is dead.
+    /// Removes jobs of dead owners in the same cgroup.
     ///
     /// # Errors
     ///
@@ -127,7 +127,7 @@ impl Job {
         let why = match CgroupSite::own() {
             Ok(site) => {
                 let parent = site.parent.display().to_string();
-                match Cgroup::new(site, limits) {
+                match JobCgroup::new(site, limits) {
                     Ok(cgroup) => return Ok(Self::in_cgroup(cgroup)),
                     // A value out of range is wrong with any mechanism.
                     Err(error @ Error::Cgroup(cgroup::Error::Range { .. })) => return Err(error),
@@ -150,10 +150,10 @@ impl Job {
     /// If the cgroup cannot be created.
     pub fn below(parent: impl AsRef<Path>, limits: Limits) -> Result<Self, Error> {
         pinned::check_proc()?;
-        Ok(Self::in_cgroup(Cgroup::new(CgroupSite::below(parent.as_ref())?, limits)?))
+        Ok(Self::in_cgroup(JobCgroup::new(CgroupSite::below(parent.as_ref())?, limits)?))
     }
 
-    fn in_cgroup(cgroup: Cgroup) -> Self {
+    fn in_cgroup(cgroup: JobCgroup) -> Self {
         let mechanism = Mechanism::CgroupV2 { group: cgroup.path() };
         Self::contained_by(Box::new(cgroup), mechanism)
     }
@@ -193,7 +193,7 @@ impl Job {
     ///
     /// Processes that a `pre_exec` of the command starts are not in the job, because `pre_exec` runs
     /// before the entry. With a cgroup, the process that runs it is then replaced by a clone, which
-    /// has the same session and process group, but nothing that a fork does not inherit: timers,
+    /// has the same session and process group, but no state that a fork does not inherit: timers,
     /// locks, a tracer.
     ///
     /// The program is killed when the calling *thread* ends: spawn from a thread that lives as long
@@ -226,10 +226,10 @@ impl Job {
             }
             child_state.has_entered.store(true, Ordering::Release);
             // If the owner ended before `die_with_parent`, no signal is sent any more.
-            match pinned::has_ended(&owner) {
-                false => Ok(()),
-                true => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            if pinned::has_ended(&owner) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
+            Ok(())
         };
         // SAFETY: between fork and exec the closure only makes system calls, on descriptors it owns
         // and in shared memory; it does not allocate or take a lock.

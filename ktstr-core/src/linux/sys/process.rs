@@ -93,8 +93,8 @@ pub(crate) fn reap(pid: Pid) -> io::Result<(ExitStatus, Duration)> {
     Ok((ExitStatus::from_raw(status), time(usage.ru_utime) + time(usage.ru_stime)))
 }
 
-/// Reaps children that have ended until there are none or the next one is `except`, whose exit
-/// status another caller reads.
+/// Reaps children that have ended, until there are none or the next one is `except`, which another
+/// caller reaps.
 pub(crate) fn reap_orphans(except: Option<Pid>) -> io::Result<()> {
     loop {
         // SAFETY: all fields of `siginfo_t` are plain data, for which zeros are valid.

@@ -89,7 +89,7 @@ fn sched_getattr() -> io::Result<SchedAttr> {
 pub(crate) fn sched_setattr(tid: Option<Pid>, attr: SchedAttr) -> io::Result<()> {
     let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..attr };
     let tid = Pid::as_raw(tid);
-    // SAFETY: the kernel reads `attr`, whose length is its field `size`.
+    // SAFETY: the kernel reads as many bytes of `attr` as its field `size` states.
     match unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -72,7 +72,7 @@ pub(crate) fn forbid_system_calls() -> io::Result<()> {
     let code = (libc::BPF_RET | libc::BPF_K) as u16;
     let mut always = libc::sock_filter { code, jt: 0, jf: 0, k: kill };
     let program = libc::sock_fprog { len: 1, filter: &mut always };
-    // SAFETY: the kernel copies the program, whose length is `len`.
+    // SAFETY: the kernel copies `len` instructions of the program.
     match unsafe {
         libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
     } {

@@ -243,46 +243,60 @@ impl AssertResult {
     }
 
     /// Bounds the encoded size of the verdict, so that it fits a frame of the wire. Failures that steal
-    /// time cannot explain are dropped last; a note states what was dropped.
+    /// time cannot explain are dropped last; notes state what was dropped.
     pub(crate) fn shorten(&mut self) {
         const DETAILS: usize = 100;
         const NOTES: usize = 200;
-        const MEASUREMENTS: usize = 1000;
-        // In bytes: the message of a detail, the name of a note, a text of a measurement.
+        // In bytes: all measurements, the message of a detail, the name of a note, a text of a
+        // measurement.
+        const MEASUREMENTS: usize = 384 << 10;
         const MESSAGE: usize = 3 << 10;
         const TEXT: usize = 256;
         const WORD: usize = 96;
-        self.keep(DETAILS, NOTES, MEASUREMENTS);
+        /// The encoded size of a measurement without its texts, at most.
+        const NUMBERS: usize = 40;
         let cut_measurement = |measured: &mut Measurement| {
             let Measurement { name, unit, scope, .. } = measured;
-            [name, unit].into_iter().chain(scope.texts_mut()).for_each(|text| cut(text, WORD));
+            let mut size = NUMBERS;
+            for text in [name, unit].into_iter().chain(scope.texts_mut()) {
+                cut(text, WORD);
+                size += text.len();
+            }
+            size
         };
+        self.keep(DETAILS, NOTES);
         for detail in &mut self.details {
             cut(&mut detail.message, MESSAGE);
             detail.scope.texts_mut().for_each(|text| cut(text, TEXT));
-            detail.measured.iter_mut().for_each(cut_measurement);
+            if let Some(measured) = &mut detail.measured {
+                cut_measurement(measured);
+            }
+        }
+        let mut size = 0;
+        let mut kept = 0;
+        for measured in &mut self.measurements {
+            size += cut_measurement(measured);
+            kept += usize::from(size <= MEASUREMENTS);
+        }
+        if kept < self.measurements.len() {
+            self.note(format!("{} more measurements were dropped", self.measurements.len() - kept));
+            self.measurements.truncate(kept);
         }
         for note in &mut self.notes {
             note.name.iter_mut().for_each(|name| cut(name, TEXT));
             cut(&mut note.text, 2 * TEXT);
         }
-        self.measurements.iter_mut().for_each(cut_measurement);
     }
 
-    /// Drops what is beyond the given numbers, and notes how much that was.
-    fn keep(&mut self, details: usize, notes: usize, measurements: usize) {
+    /// Drops details and notes beyond the given numbers, and notes how many that were.
+    fn keep(&mut self, details: usize, notes: usize) {
         let more = |length: usize, most: usize| length.saturating_sub(most);
         let dropped = more(self.details.len(), details) + more(self.notes.len(), notes);
-        let unkept = more(self.measurements.len(), measurements);
-        self.measurements.truncate(measurements);
         if dropped > 0 {
             self.sort();
             self.details.truncate(details);
             self.notes.truncate(notes);
             self.note(format!("{dropped} more details and notes were dropped"));
-        }
-        if unkept > 0 {
-            self.note(format!("{unkept} more measurements were dropped"));
         }
     }
 
@@ -479,9 +493,9 @@ mod tests {
         }
         verdict.absorb(AssertResult::fail(detail("oom")));
         let whole = verdict.clone();
-        verdict.keep(11, 9, 0);
+        verdict.keep(11, 9);
         assert_eq!(verdict, whole);
-        verdict.keep(2, 3, 0);
+        verdict.keep(2, 3);
         assert_eq!(verdict.details.iter().map(|d| &*d.message).collect::<Vec<_>>(), ["oom", "gap"]);
         assert_eq!(verdict.notes.len(), 4);
         assert_eq!(verdict.notes[3].to_string(), "15 more details and notes were dropped");
@@ -538,9 +552,21 @@ mod tests {
         }
         verdict.shorten();
         Payload::encode(&verdict).unwrap();
-        let lengths = [verdict.details.len(), verdict.notes.len(), verdict.measurements.len()];
-        assert_eq!((lengths, verdict.is_fail()), ([100, 202, 1000], true));
-        assert_eq!(verdict.notes[201].text, "1 more measurements were dropped");
+        let lengths = [verdict.details.len(), verdict.notes.len()];
+        assert_eq!((lengths, verdict.is_fail()), ([100, 202], true));
+        let dropped = 1001 - verdict.measurements.len();
+        assert!(dropped < 200, "{dropped}");
+        assert_eq!(verdict.notes[201].text, format!("{dropped} more measurements were dropped"));
+    }
+
+    #[test]
+    fn shorten_keeps_all_measurements_of_many_workers() {
+        let scope = Scope::Worker { pid: 1 << 22, comm: "x".repeat(15), cgroup: "cg_0".to_owned() };
+        let measured = Measurement::new("iteration_rate", 0.1, "iterations/s").scope(scope);
+        let whole = AssertResult { measurements: vec![measured; 4000], ..AssertResult::pass() };
+        let mut short = whole.clone();
+        short.shorten();
+        assert_eq!(short, whole);
     }
 
     fn any_verdict() -> impl Strategy<Value = AssertResult> {
@@ -574,7 +600,7 @@ mod tests {
         fn keep_preserves_the_outcome_after_excuse(verdict in any_verdict(), room in 1..4_usize) {
             let noise = |_: &AssertDetail| Some("noise".to_owned());
             let mut short = verdict.clone();
-            short.keep(room, 0, 0);
+            short.keep(room, 0);
             prop_assert_eq!(short.excuse(noise).outcome, verdict.excuse(noise).outcome);
         }
     }

@@ -1,4 +1,4 @@
-//! What a test needs: `use ktstr::prelude::*;`.
+//! Everything that a test usually needs: `use ktstr::prelude::*;`.
 
 pub use anyhow::{Context, Result, bail, ensure};
 pub use ktstr_core::assert::{Assert, AssertDetail, AssertResult, DetailKind, Outcome};
@@ -20,7 +20,7 @@ pub use ktstr_core::workload::{
 pub use ktstr_core::{claim, claim_present};
 pub use ktstr_macros::ktstr_test;
 
-// The attribute names the crate so. Where the dependency has another name, or is a dependency of a
-// crate that re-exports it, this is what it finds.
+// The expansion of the attribute uses this name. It resolves to this import if the dependency has
+// another name, or is a dependency of a crate that re-exports it.
 #[doc(hidden)]
 pub use crate as ktstr;

@@ -1,6 +1,6 @@
-//! `#[ktstr_test]` as its users meet it: what it reports, and the entry it registers.
+//! `#[ktstr_test]` from the outside: its compile errors, and the entries that it registers.
 
-// The documented signature has to compile where these lints are errors: `&Ctx`, not `&Ctx<'_>`.
+// The documented signature, with `&Ctx` instead of `&Ctx<'_>`, must compile if these lints are errors.
 #![deny(rust_2018_idioms)]
 
 use std::fs;
@@ -12,15 +12,15 @@ use ktstr::__private::{ExpectErr, Llcs, MachineSpec, TESTS, TestEntry, Topology}
 use ktstr::prelude::*;
 
 #[test]
-fn diagnostics_match_snapshots() {
+fn ktstr_test_diagnostics_match_snapshots() {
     let cases = trybuild::TestCases::new();
     cases.compile_fail("tests/ui/*.rs");
     cases.pass("tests/ui/pass/all_keys.rs");
 }
 
-/// What depends on the target and on other macros, which trybuild's programs without tests do not show.
+/// Errors that depend on the target and on other macros: trybuild compiles programs without tests.
 #[test]
-fn tests_that_nothing_would_run_do_not_compile() -> Result<()> {
+fn ktstr_test_rejects_tests_that_would_never_run() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let copy = tempfile::tempdir()?;
     let files = [
@@ -38,7 +38,7 @@ fn tests_that_nothing_would_run_do_not_compile() -> Result<()> {
         fs::create_dir_all(place.parent().context("a file has a directory")?)?;
         fs::write(place, text.replace("\"../..\"", &format!("{root:?}")))?;
     }
-    // The versions that this test was built with, so that nothing is fetched.
+    // The versions of this build, so that nothing is fetched.
     fs::copy(root.join("Cargo.lock"), copy.path().join("Cargo.lock"))?;
     let output = Command::new(env!("CARGO"))
         .args(["check", "--tests", "--keep-going", "--offline", "--color=never"])
@@ -48,7 +48,7 @@ fn tests_that_nothing_would_run_do_not_compile() -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr);
     let mut errors = Vec::new();
     for (line, next) in text.lines().zip(text.lines().skip(1)) {
-        // cargo's own errors have no place.
+        // Errors of cargo itself have no location.
         if line.starts_with("error")
             && let Some(place) = next.trim().strip_prefix("--> ")
         {
@@ -87,7 +87,7 @@ fn tests_that_nothing_would_run_do_not_compile() -> Result<()> {
     expect_err,
     allow_inconclusive,
     host_only = false,
-    ignore = "only its entry is of interest",
+    ignore = "only its entry is examined",
     kaslr = false,
     mitigations = true,
     kargs = "isolcpus=1",
@@ -105,7 +105,7 @@ fn accept(_: &VmResult) -> Result<()> {
 }
 
 #[test]
-fn every_key_reaches_the_entry() {
+fn entry_has_every_key() {
     let entry = TESTS.iter().find(|entry| entry.name == "all_keys").expect("`all_keys` is linked");
     let topology = Topology { numa_nodes: 2, llcs: Llcs::even(4, 1), threads_per_core: 2 };
     assert_eq!(entry.module_path, module_path!());
@@ -129,13 +129,13 @@ fn every_key_reaches_the_entry() {
     assert_eq!(entry.env, ["SEED=7", "LIMIT"]);
 }
 
-#[ktstr_test(cores = [4, 2], ignore = "only its entry is of interest")]
+#[ktstr_test(cores = [4, 2], ignore = "only its entry is examined")]
 fn list_of_cores(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
 #[test]
-fn a_list_of_cores_reaches_the_entry() {
+fn entry_has_a_list_of_cores() {
     let mut entries = TESTS.iter().filter(|entry| entry.name == "list_of_cores");
     let topology = Topology { llcs: Llcs::of(&[4, 2]), ..Topology::DEFAULT };
     assert!(entries.next().is_some_and(|entry| entry.machine.topology == topology));
@@ -162,14 +162,14 @@ fn a_list_of_cores_reaches_the_entry() {
     max_cpu_pressure_pct = 80,
     max_memory_pressure_pct = 1,
     max_io_pressure_pct = 2,
-    ignore = "only its entry is of interest"
+    ignore = "only its entry is examined"
 )]
 fn all_checks(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
 #[test]
-fn every_check_reaches_the_entry() {
+fn entry_has_every_check() {
     let mut entries = TESTS.iter().filter(|entry| entry.name == "all_checks");
     let entry = entries.next().expect("`all_checks` is linked");
     assert_eq!(entry.expect_err, ExpectErr::Containing("max_gap_ms"));
@@ -197,7 +197,7 @@ fn every_check_reaches_the_entry() {
     assert_eq!(entry.assert, wanted);
 }
 
-/// The expansion needs nothing that is in scope by itself.
+/// The expansion does not depend on names that are in scope.
 #[no_implicit_prelude]
 mod without_the_implicit_prelude {
     use ::ktstr::prelude::{AssertResult, Ctx, Result, VmResult, ktstr_test};
@@ -237,9 +237,9 @@ mod names_of_the_expansion {
     tests!(harness here name path std core ktstr linkme run ctx u8 r#try);
 }
 
-/// The attribute checks keys against each other, and documents them, with these numbers.
+/// The attribute checks and documents the keys with these numbers.
 #[test]
-fn defaults_are_those_of_the_attribute() {
+fn entry_defaults_match_the_attribute() {
     let entry = TestEntry::DEFAULT;
     let topology = Topology { numa_nodes: 1, llcs: Llcs::even(1, 2), threads_per_core: 1 };
     let MachineSpec { memory_mib, kernel, kaslr, mitigations, kargs, .. } = &entry.machine;

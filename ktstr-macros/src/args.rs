@@ -1,7 +1,7 @@
 //! The parser of `#[ktstr_test(...)]`.
 //!
-//! A mistake does not end the parse: it is noted on its token, and the parser goes on behind the
-//! next comma, so that one build reports them all.
+//! An error does not end the parse: it is recorded at its token, and the parser continues after the
+//! next comma, so that one build reports all errors.
 
 use std::ops::RangeInclusive;
 
@@ -17,7 +17,7 @@ use syn::{
 use crate::errors::Errors;
 use crate::keys::{self, KEYS, Key, Takes};
 
-/// The most CPUs of a guest.
+/// The most CPUs of a guest: `Topology::MAX_CPUS` of ktstr-core.
 const MAX_CPUS: u32 = 255;
 
 /// The least memory of a NUMA node.
@@ -30,69 +30,69 @@ const INTEGER_TYPES: [&str; 12] =
 /// The suffixes of a float literal.
 const FLOAT_TYPES: [&str; 2] = ["f32", "f64"];
 
-/// The keys the author gave, checked one by one and against each other.
+/// The keys of an attribute, checked alone and together.
 #[derive(Default)]
 pub(crate) struct Args {
-    /// In the author's order, each key once.
+    /// In the order of the attribute, each key once.
     pub(crate) given: Vec<Arg>,
 }
 
-/// One key and its value.
+/// A key and its value.
 pub(crate) struct Arg {
     pub(crate) key: &'static Key,
     pub(crate) value: Value,
 }
 
-/// A value of the kind that its key takes.
+/// A value of the type that its key takes.
 pub(crate) enum Value {
     Integer(u32, Span),
     /// Finite and in range.
     Number(f64),
-    /// At least one, and the list's own brackets.
+    /// At least one, and the span of the brackets.
     Integers(Vec<u32>, Span),
     Bool(bool),
     Text(LitStr),
-    /// A regular expression that can be read.
+    /// A valid regular expression.
     Regex(LitStr),
     Function(ExprPath),
     /// At least one.
     Paths(Vec<ExprPath>),
     /// At least one.
     Texts(Vec<LitStr>),
-    /// A path of plain components.
+    /// A path without type arguments.
     Path(Path),
     /// `ignore` alone.
     Nothing,
 }
 
 impl Args {
-    /// The value of key `name`, if it was given.
+    /// Returns the value of key `name`, if it was given.
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
         self.given.iter().find(|arg| arg.key.name == name).map(|arg| &arg.value)
     }
 }
 
-/// Parses the attribute's arguments and notes what is wrong with them.
+/// Parses the attribute's arguments and records all errors.
 ///
-/// The result has the keys whose values are good.
+/// The result has the keys with valid values.
 pub(crate) fn parse(attr: TokenStream, errors: &mut Errors) -> Args {
     let mut parser = Parser { args: Args::default(), seen: Vec::new(), errors };
     let rest = syn::parse::Parser::parse2(|input: ParseStream<'_>| parser.parse(input), attr);
     let Parser { args, errors, .. } = parser;
-    // `parse` returns no error of its own and leaves no input that could be one.
+    // `parse` returns no error and leaves no input.
     errors.take(rest);
     args
 }
 
 struct Parser<'a> {
     args: Args,
-    /// Every known key with its token, whether or not its value was good.
+    /// Every known key with its token, whether or not its value is valid.
     seen: Vec<(&'static Key, Ident)>,
     errors: &'a mut Errors,
 }
 
 impl Parser<'_> {
-    /// Consumes all of the input: every error is noted, none returned.
+    /// Consumes all of the input. Records every error and returns none.
     fn parse(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
         while !input.is_empty() {
             if let Err(error) = self.parse_arg(input) {
@@ -105,9 +105,9 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// Parses `key`, `key = value` and the comma behind it.
+    /// Parses `key` or `key = value`, and the comma after it.
     ///
-    /// An error that is returned, not noted, leaves the input inside of the argument.
+    /// After an error that is returned instead of recorded, the input is inside the argument.
     fn parse_arg(&mut self, input: ParseStream<'_>) -> syn::Result<()> {
         if !input.peek(Ident::peek_any) {
             return Err(input.error("expected a key, such as `cores = 2`"));
@@ -118,7 +118,7 @@ impl Parser<'_> {
             skip_past_comma(input);
             return Ok(());
         };
-        let is_first = self.note_key(key, &ident);
+        let is_first = self.record_key(key, &ident);
         let value = parse_value(key, &ident, input)?;
         if let Some(value) = self.errors.take(value)
             && is_first
@@ -128,11 +128,11 @@ impl Parser<'_> {
         self.parse_comma(input)
     }
 
-    /// Remembers the key and tells whether it is its first time.
-    fn note_key(&mut self, key: &'static Key, ident: &Ident) -> bool {
+    /// Records the key and returns whether this is its first occurrence.
+    fn record_key(&mut self, key: &'static Key, ident: &Ident) -> bool {
         let is_first = !self.seen.iter().any(|(seen, _)| seen.name == key.name);
         if !is_first {
-            self.errors.at(ident.span(), format!("remove `{ident}`: it was given before"));
+            self.errors.at(ident.span(), format!("remove `{ident}`: the key is given twice"));
         }
         self.seen.push((key, ident.clone()));
         is_first
@@ -144,7 +144,7 @@ impl Parser<'_> {
         }
         let missing = input.error("expected `,`");
         if input.peek(Ident::peek_any) {
-            // Most likely the next key: its own errors are worth reporting as well.
+            // Most likely the next key, whose errors should be reported as well.
             self.errors.add(missing);
             return Ok(());
         }
@@ -161,7 +161,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Checks what no key can tell alone, as far as the values that it takes are good.
+    /// Checks the keys of the topology together, as far as their values are valid.
     fn check_topology(&mut self) {
         let [numa_nodes, llcs, cores, threads, memory_mib] =
             ["numa_nodes", "llcs", "cores", "threads", "memory_mib"].map(|name| self.number(name));
@@ -186,7 +186,7 @@ impl Parser<'_> {
         }
     }
 
-    /// A list stands for as many last-level caches as it has numbers.
+    /// Checks a list of cores, which has one number for each last-level cache.
     fn check_list(&mut self, list: &List, numa_nodes: Option<&Number>, llcs: Option<&Number>) {
         let count = list.cores.len() as u32;
         if let Some(&Number { value: llcs, span: Some(_) }) = llcs
@@ -206,8 +206,8 @@ impl Parser<'_> {
             self.errors.at(
                 list.span,
                 format!(
-                    "`cores` lists {count} last-level caches, no multiple of `numa_nodes = \
-                     {nodes}`: list {fits} or change `numa_nodes`"
+                    "`cores` lists {count} last-level caches, which is not a multiple of \
+                     `numa_nodes = {nodes}`: list {fits} or change `numa_nodes`"
                 ),
             );
         }
@@ -238,15 +238,15 @@ impl Parser<'_> {
             self.errors.at(
                 span,
                 format!(
-                    "`memory_mib = {mib}` is too little for `numa_nodes = {nodes}`, each needs \
-                     {MIN_MIB_PER_NODE}: write `memory_mib = {fits}` or more"
+                    "`memory_mib = {mib}` is not enough for `numa_nodes = {nodes}` (minimum \
+                     {MIN_MIB_PER_NODE} MiB per node): write `memory_mib = {fits}` or more"
                 ),
             );
         }
     }
 
     fn check_cpus(&mut self, factors: &[&str], values: &str, nr_cpus: u32) {
-        // The last one the author wrote: the factors before it may well be fine.
+        // The error is reported at the last factor: those before it may well be intended.
         let last = self.args.given.iter().rev().find_map(|arg| match arg.value {
             Value::Integer(_, span) | Value::Integers(_, span)
                 if factors.contains(&arg.key.name) =>
@@ -261,15 +261,14 @@ impl Parser<'_> {
             self.errors.at(
                 span,
                 format!(
-                    "{} = {values} = {nr_cpus} CPUs: lower one of them, a guest has at most \
-                     {MAX_CPUS}",
+                    "{} = {values} = {nr_cpus} CPUs (maximum {MAX_CPUS}): lower one of them",
                     factors.join(" * ")
                 ),
             );
         }
     }
 
-    /// The value of an integer key, its default if it was not given, `None` if it was not good.
+    /// Returns the value of an integer key, its default if it was not given, `None` if it is invalid.
     fn number(&self, name: &str) -> Option<Number> {
         if let Some(&Value::Integer(value, span)) = self.args.get(name) {
             return Some(Number { value, span: Some(span) });
@@ -284,7 +283,7 @@ impl Parser<'_> {
         }
     }
 
-    /// The value of `cores`, if it is a list.
+    /// Returns the value of `cores`, if it is a list.
     fn list_of_cores(&self) -> Option<List> {
         match self.args.get("cores") {
             Some(Value::Integers(cores, span)) => Some(List { cores: cores.clone(), span: *span }),
@@ -297,13 +296,13 @@ impl Parser<'_> {
     }
 }
 
-/// An integer of the author's, or, without `span`, a default.
+/// An integer of the attribute, or a default, which has no `span`.
 struct Number {
     value: u32,
     span: Option<Span>,
 }
 
-/// The cores of each last-level cache, by the author.
+/// The cores of each last-level cache, as listed in the attribute.
 struct List {
     cores: Vec<u32>,
     span: Span,
@@ -321,8 +320,8 @@ fn unknown_key(ident: &Ident) -> String {
 
 /// Parses `= value`, or nothing for a key that may stand alone.
 ///
-/// The outer result is about syntax, the inner one about the value: only the first needs
-/// recovery.
+/// The outer error is a syntax error, after which the parser has to skip input; the inner one is an
+/// invalid value.
 fn parse_value(
     key: &Key,
     ident: &Ident,
@@ -356,7 +355,7 @@ fn parse_value(
 
 fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
     match (&key.takes, expr) {
-        // A value that comes out of a `macro_rules!` metavariable.
+        // A value from a `macro_rules!` metavariable.
         (_, Expr::Group(group)) => check_value(key, *group.expr),
         (
             Takes::Integer { range, .. }
@@ -376,7 +375,7 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         (Takes::BoolOrText, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
             if lit.value().trim().is_empty() {
                 let name = key.name;
-                let message = format!("the text is empty: name it, or write `{name}` alone");
+                let message = format!("the text is empty: write one, or `{name}` alone");
                 return Err(syn::Error::new(lit.span(), message));
             }
             Ok(Value::Text(lit))
@@ -388,7 +387,7 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         }
         (Takes::Reason, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
             if lit.value().trim().is_empty() {
-                let message = "the reason is empty: say why, or write `ignore` alone";
+                let message = "the reason is empty: write one, or `ignore` alone";
                 return Err(syn::Error::new(lit.span(), message));
             }
             Ok(Value::Text(lit))
@@ -408,7 +407,7 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
     }
 }
 
-/// Whether a path may be that of a module.
+/// Returns whether a path may be that of a module.
 fn is_plain(path: &ExprPath) -> bool {
     path.qself.is_none() && path.path.segments.iter().all(|segment| segment.arguments.is_none())
 }
@@ -423,7 +422,7 @@ fn check_regex(call: &ExprCall) -> syn::Result<Value> {
         let message = "expected one string literal: write `regex(\"...\")`";
         return Err(syn::Error::new_spanned(call, message));
     };
-    // It would match any failure.
+    // An empty one would match any failure.
     if lit.value().is_empty() {
         let message = "the regular expression is empty: write one, or `expect_err` alone";
         return Err(syn::Error::new(lit.span(), message));
@@ -431,13 +430,13 @@ fn check_regex(call: &ExprCall) -> syn::Result<Value> {
     match regex_lite::Regex::new(&lit.value()) {
         Ok(_) => Ok(Value::Regex(lit.clone())),
         Err(error) => {
-            let message = format!("the regular expression cannot be read: {error}");
+            let message = format!("invalid regular expression: {error}");
             Err(syn::Error::new(lit.span(), message))
         }
     }
 }
 
-/// Reports everything that is no path, not only the first.
+/// Reports every element that is not a path.
 fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
     let (mut errors, mut values) = (Errors::default(), Vec::<ExprPath>::new());
     if list.elems.is_empty() {
@@ -460,7 +459,7 @@ fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
     Ok(Value::Paths(values))
 }
 
-/// A path as it is written, without spaces.
+/// Returns a path as it is written, without spaces.
 fn written(path: &ExprPath) -> String {
     path.to_token_stream().to_string().replace(' ', "")
 }
@@ -496,12 +495,12 @@ fn check_texts(
     Ok(Value::Texts(values))
 }
 
-/// The name in `NAME=value` or `NAME`.
+/// Returns the name in `NAME=value` or `NAME`.
 fn variable(text: &LitStr) -> String {
     text.value().split('=').next().unwrap_or_default().to_owned()
 }
 
-/// An expression that may come out of a `macro_rules!` metavariable.
+/// Returns the expression inside of the groups that `macro_rules!` metavariables make.
 fn ungrouped(mut expr: &Expr) -> &Expr {
     while let Expr::Group(group) = expr {
         expr = &group.expr;
@@ -509,7 +508,7 @@ fn ungrouped(mut expr: &Expr) -> &Expr {
     expr
 }
 
-/// Reports every number that is bad, not only the first.
+/// Reports every invalid number of a list.
 fn check_integers(key: &Key, range: &RangeInclusive<u32>, list: &ExprArray) -> syn::Result<Value> {
     let (mut errors, mut values) = (Errors::default(), Vec::new());
     if list.elems.is_empty() {
@@ -538,7 +537,7 @@ fn check_integer(key: &Key, range: &RangeInclusive<u32>, lit: &LitInt) -> syn::R
         let message = format!("remove `{suffix}`: the key takes {}", key.takes);
         return Err(syn::Error::new(lit.span(), message));
     }
-    // What does not fit is out of range as well.
+    // A number that does not fit into 32 bits is out of range as well.
     match lit.base10_parse::<u32>() {
         Ok(value) if range.contains(&value) => Ok(value),
         _ => {
@@ -571,7 +570,7 @@ fn check_number(key: &Key, range: RangeInclusive<f64>, lit: &Lit) -> syn::Result
     }
 }
 
-/// What an author wrote instead of the value.
+/// Describes an expression that is not the expected value.
 fn describe(expr: &Expr) -> &'static str {
     match expr {
         Expr::Lit(ExprLit { lit, .. }) => match lit {
@@ -592,7 +591,7 @@ fn describe(expr: &Expr) -> &'static str {
     }
 }
 
-/// Moves to the next argument.
+/// Skips to the next argument.
 fn skip_past_comma(input: ParseStream<'_>) {
     while !input.is_empty() {
         let is_comma = input.peek(Token![,]);
@@ -615,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn good_values_are_taken() {
+    fn parse_accepts_valid_values() {
         for attr in [
             "",
             "cores = 1",
@@ -649,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_marks_its_token() {
+    fn parse_marks_the_token_of_every_error() {
         for (attr, want) in [
             ("cores = 256, threads = 0", &["256", "0"][..]),
             ("core = 1, cores = 0, cores = 2.0", &["core", "0", "cores", "2.0"]),
@@ -660,7 +659,7 @@ mod tests {
             ("numa_nodes = 2", &["2"]),
             ("numa_nodes = 32, memory_mib = 512", &["32", "512"]),
             ("threads = 8, llcs = 32, duration_s = 1", &["32"]),
-            // A value that is out of range by itself is not combined with others.
+            // A value that is out of range is not checked together with others.
             ("threads = 9, llcs = 255, cores = 255", &["9"]),
             ("host_only = 1, cores = 1", &["1"]),
             ("cores = [0, 4, 256, x, 2.0]", &["0", "256", "x", "2.0"]),
@@ -696,7 +695,7 @@ mod tests {
             ("crate, crate = \"kt\"", &["crate", "crate", "\"kt\""]),
             ("crate = a::<u8>, cores = 0", &["a::<u8>", "0"]),
             ("crate = <A as B>::c", &["<A as B>::c"]),
-            // Not the third error, of too many CPUs.
+            // There is no third error about too many CPUs.
             ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),
         ] {
             let (_, errors) = parse_text(attr);
@@ -706,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn combinations_stop_at_the_limit() {
+    fn parse_checks_combinations_up_to_the_limit() {
         for (attr, ok) in [
             ("llcs = 255, cores = 1", true),
             ("llcs = 127", true),

@@ -1,4 +1,4 @@
-//! Errors gathered over one expansion, to be reported together.
+//! Collects the errors of one expansion, to report them together.
 
 use std::fmt::Display;
 
@@ -20,7 +20,7 @@ impl Errors {
         self.add(syn::Error::new_spanned(tokens, message));
     }
 
-    /// Adds `error`, with all that was combined into it.
+    /// Adds `error`, with all errors that were combined into it.
     pub(crate) fn add(&mut self, error: syn::Error) {
         match &mut self.0 {
             Some(all) => all.combine(error),
@@ -33,7 +33,7 @@ impl Errors {
         result.map_err(|error| self.add(error)).ok()
     }
 
-    /// All that was added, as one error.
+    /// Returns all errors, combined into one.
     pub(crate) fn into_result(self) -> syn::Result<()> {
         self.0.map_or(Ok(()), Err)
     }
@@ -42,7 +42,7 @@ impl Errors {
         self.0.is_none()
     }
 
-    /// One `compile_error!` for each error.
+    /// Returns one `compile_error!` for each error.
     pub(crate) fn into_compile_error(self) -> TokenStream {
         self.0.map(syn::Error::into_compile_error).unwrap_or_default()
     }
@@ -50,7 +50,7 @@ impl Errors {
 
 #[cfg(test)]
 impl Errors {
-    /// The source text that each error marks, and its message.
+    /// Returns the marked source text and the message of each error.
     pub(crate) fn into_texts(self) -> Vec<(String, String)> {
         let text =
             |error: syn::Error| (error.span().source_text().unwrap_or_default(), error.to_string());

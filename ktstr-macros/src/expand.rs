@@ -1,4 +1,4 @@
-//! The tokens of a test.
+//! The expansion of a test.
 
 use proc_macro2::{Literal, Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
@@ -10,7 +10,7 @@ use crate::errors::Errors;
 use crate::keys::Target;
 use crate::signature::{self, TestFn};
 
-/// Expands `#[ktstr_test(attr)] item`, to a test or to everything that is wrong with it.
+/// Expands `#[ktstr_test(attr)] item` to a test, or to all of its errors.
 pub(crate) fn ktstr_test(attr: TokenStream, item: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let args = args::parse(attr, &mut errors);
@@ -23,7 +23,7 @@ pub(crate) fn ktstr_test(attr: TokenStream, item: TokenStream) -> TokenStream {
     };
     function.check(&mut errors);
     if let (Some(_), Some(attr)) = (args.get("ignore"), function.ignore_attribute()) {
-        errors.on(attr, "remove `#[ignore]` or the key `ignore`: once is enough");
+        errors.on(attr, "remove `#[ignore]` or the key `ignore`: one of them is enough");
     }
     if errors.is_empty() {
         test(&args, &function)
@@ -46,9 +46,9 @@ fn test(args: &Args, function: &TestFn) -> TokenStream {
     let is_visible = is_visible(&private, name);
     let entry = entry(&private, args, sig);
     let sig = with_quiet_context(sig);
-    // The checks and the entry have blocks of their own: the author's body cannot see their names,
-    // nor they the author's function, except for the entry. The lints are those that the required
-    // signature and a test with all of the keys would run into.
+    // The checks and the entry have blocks of their own: their names are not visible in the author's
+    // body, and the author's function is visible in the entry only. The allowed lints are those that
+    // the required signature and a test with all keys would trigger.
     quote! {
         #has_harness
         #[::core::prelude::v1::test]
@@ -71,11 +71,11 @@ fn test(args: &Args, function: &TestFn) -> TokenStream {
     }
 }
 
-/// The signature with the name of the context's type as if it was generated, so that the lint
+/// Returns the signature with the context's type marked as generated, so that the lint
 /// `elided_lifetimes_in_paths` of `rust_2018_idioms` accepts the documented `&Ctx`.
 ///
-/// Not by `#[allow]`, which would cover the author's body too. Only the last name: an earlier one may
-/// be `$crate`, whose span decides what it means.
+/// `#[allow]` would apply to the author's body too. Only the last component is marked: an earlier one
+/// may be `$crate`, which is resolved by its span.
 fn with_quiet_context(sig: &Signature) -> Signature {
     let mut sig = sig.clone();
     if let Some(FnArg::Typed(context)) = sig.inputs.first_mut()
@@ -88,10 +88,10 @@ fn with_quiet_context(sig: &Signature) -> Signature {
     sig
 }
 
-/// Returns the path of the module that has everything an expansion names.
+/// Returns the path of the module with everything that an expansion uses.
 ///
-/// Without the key `crate`, it is relative. It finds the dependency `ktstr`, or else what the prelude
-/// brings under this name: where the dependency is renamed or that of another crate.
+/// Without the key `crate`, the path is relative. It resolves to the dependency `ktstr`, or to the
+/// prelude's import of this name if the dependency is renamed or indirect.
 fn private(args: &Args) -> TokenStream {
     match args.get("crate") {
         Some(Value::Path(path)) => quote!(#path::__private),
@@ -101,8 +101,8 @@ fn private(args: &Args) -> TokenStream {
 
 /// Writes an item that does not compile in a target with `harness = false`, where tests are never run.
 ///
-/// cargo passes `--cfg test` there, but not `--test`, and the compiler removes each `#[test]`. So
-/// the inner name is a function with a harness, and the constant without one.
+/// Without a harness, cargo passes `--cfg test` but not `--test`, and the compiler removes each
+/// `#[test]`. So the name `harness` is the inner function with a harness, and the constant without one.
 fn has_harness(private: &TokenStream, name: &Ident) -> TokenStream {
     let harness = Ident::new("harness", Span::call_site().located_at(name.span()));
     quote! {
@@ -119,11 +119,11 @@ fn has_harness(private: &TokenStream, name: &Ident) -> TokenStream {
     }
 }
 
-/// Writes an item that does not compile if libtest cannot see the test: it finds those of modules, not
-/// those inside functions and constants.
+/// Writes an item that does not compile if libtest cannot find the test: it finds tests in modules, not
+/// inside functions and constants.
 ///
-/// A name is looked up from the inside out. The glob finds what the module calls `name`, if
-/// anything, and that has to be what is called `name` here.
+/// A name is resolved from the inside out. The glob imports the module's item `name`, if there is one,
+/// and that must be the item that `name` resolves to here.
 fn is_visible(private: &TokenStream, name: &Ident) -> TokenStream {
     // The compiler reports an error at the argument.
     let of_module = quote_spanned! {Span::call_site().located_at(name.span())=>
@@ -135,7 +135,7 @@ fn is_visible(private: &TokenStream, name: &Ident) -> TokenStream {
             }
         }
     };
-    // No local variable: the glob may bring a test of its name.
+    // Not a local variable: the glob may import a test of that name.
     quote! {
         #[allow(non_upper_case_globals)]
         const _: fn() = || #private::requires_visible(#name, #of_module);
@@ -150,7 +150,7 @@ fn ignore(args: &Args) -> TokenStream {
     }
 }
 
-/// The `TestEntry`: the keys that were given, and the defaults for all others.
+/// Writes the `TestEntry`: the keys that were given, and the defaults of all others.
 fn entry(private: &TokenStream, args: &Args, sig: &Signature) -> TokenStream {
     let name = libtest_name(private, &sig.ident);
     let body = body(sig);
@@ -172,8 +172,8 @@ fn entry(private: &TokenStream, args: &Args, sig: &Signature) -> TokenStream {
 
 /// Writes the name as libtest shows it, with `r#` or without.
 ///
-/// Which names are keywords depends on the edition of the token. The compiler writes the last
-/// component of a module's path as it writes the name of a test.
+/// The edition of the token decides which names are keywords. The compiler prints the last component
+/// of a module's path in the same way as the name of a test.
 fn libtest_name(private: &TokenStream, name: &Ident) -> TokenStream {
     quote! {
         #private::last_component({
@@ -186,10 +186,10 @@ fn libtest_name(private: &TokenStream, name: &Ident) -> TokenStream {
     }
 }
 
-/// The author's function, called in a closure whose tokens are where its types are.
+/// Writes a closure that calls the author's function, with the spans of the function's types.
 ///
-/// So the compiler reports a wrong context at the parameter's type and a wrong result at the
-/// return type, not both at the attribute.
+/// With them, the compiler reports a wrong context at the parameter's type and a wrong result at the
+/// return type, instead of both at the attribute.
 fn body(sig: &Signature) -> TokenStream {
     let context = match sig.inputs.first() {
         Some(FnArg::Typed(context)) => referent(&context.ty).span(),
@@ -200,13 +200,13 @@ fn body(sig: &Signature) -> TokenStream {
         ReturnType::Default => Span::call_site(),
     };
     let ctx = Ident::new("ctx", generated_at(context));
-    // The name resolves where the author wrote it, else a test called `ctx` would be the local.
+    // The name keeps its hygiene: otherwise a test called `ctx` would resolve to the parameter.
     let mut name = sig.ident.clone();
     name.set_span(name.span().located_at(output));
     quote_spanned!(generated_at(output)=> |#ctx| #name(#ctx))
 }
 
-/// The type behind a reference.
+/// Returns the type behind a reference.
 fn referent(ty: &Type) -> &Type {
     match ty {
         Type::Reference(reference) => &reference.elem,
@@ -266,7 +266,7 @@ fn topology(private: &TokenStream, args: &Args) -> TokenStream {
     }
 }
 
-/// The last-level caches, if a key about them was given; what was not is taken from the default.
+/// Writes the last-level caches, if a key about them was given. The other key has its default.
 fn llcs(private: &TokenStream, args: &Args) -> Option<TokenStream> {
     let number = |value: &Value| match value {
         Value::Integer(value, _) => Some(literal(*value)),
@@ -286,7 +286,7 @@ fn llcs(private: &TokenStream, args: &Args) -> Option<TokenStream> {
     Some(quote!(#private::Llcs::even(#count, #cores)))
 }
 
-/// The checks, if a key about them was given: the defaults, changed by a method for each key.
+/// Writes the checks, if a key about them was given: the defaults, changed by one method per key.
 fn assert(private: &TokenStream, args: &Args) -> TokenStream {
     let calls =
         args.given.iter().filter(|arg| matches!(arg.key.target, Target::Check)).map(|arg| {
@@ -300,7 +300,7 @@ fn assert(private: &TokenStream, args: &Args) -> TokenStream {
     quote!(assert: #private::Assert::DEFAULT #(#calls)*,)
 }
 
-/// The field of `TestEntry` that `arg` sets, if it sets one of its own.
+/// Writes the field of `TestEntry` that `arg` alone sets, if there is one.
 fn field(private: &TokenStream, arg: &Arg) -> Option<TokenStream> {
     let value = tokens(arg);
     let (field, value) = match arg.key.target {
@@ -335,7 +335,7 @@ fn expect_err(private: &TokenStream, value: &Value) -> TokenStream {
     quote!(#private::ExpectErr::#variant)
 }
 
-/// `&[&A, &B]`, which the compiler reports at the one that has the wrong type.
+/// Writes `&[&A, &B]` with the spans of the paths, where the compiler reports a wrong type.
 fn references(value: &Value) -> TokenStream {
     let Value::Paths(paths) = value else { return quote!(&[]) };
     let reference = |path: &syn::ExprPath| quote_spanned!(generated_at(path.span())=> &#path);
@@ -343,7 +343,7 @@ fn references(value: &Value) -> TokenStream {
     quote!(&[#(#references),*])
 }
 
-/// `Some(value)`, which the compiler reports at the value if it has the wrong type.
+/// Writes `Some(value)` with the span of the value, where the compiler reports a wrong type.
 fn optional(value: &Value, tokens: &TokenStream) -> TokenStream {
     let span = match value {
         Value::Function(path) => generated_at(path.span()),
@@ -371,13 +371,13 @@ fn tokens(arg: &Arg) -> TokenStream {
 }
 
 fn literal(value: u32) -> TokenStream {
-    // Not with the author's span: lints would read the digits as the author's.
+    // Without the author's span: with it, lints would apply to the digits.
     Literal::u32_unsuffixed(value).into_token_stream()
 }
 
-/// A span for generated tokens that stand for the author's at `span`.
+/// Returns a span for generated tokens that represent the author's tokens at `span`.
 ///
-/// Errors point there; lints know that the author did not write the tokens.
+/// Errors are reported there; lints treat the tokens as generated.
 fn generated_at(span: Span) -> Span {
     Span::mixed_site().located_at(span)
 }
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn only_given_keys_are_written() {
+    fn field_writes_only_given_keys() {
         for (attr, want) in [
             ("", quote!()),
             ("ignore, cores = 2", quote!()),
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn llcs_take_what_is_missing_from_the_default() {
+    fn llcs_uses_defaults_for_missing_keys() {
         let default = quote!(ktstr::__private::Topology::DEFAULT.llcs);
         for (attr, want) in [
             ("llcs = 2, cores = 3", quote!(even(2, 3))),
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn checks_are_written_once() {
+    fn assert_is_written_once() {
         assert_same(&assert(&path(), &parse_args("memory_mib = 64, expect_err")), &quote!());
         assert_same(
             &assert(
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn ignore_becomes_the_attribute() {
+    fn ignore_writes_the_attribute() {
         for (attr, want) in [
             ("", quote!()),
             ("ignore", quote!(#[ignore])),
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_begin_with_the_key_crate() {
+    fn private_uses_the_key_crate() {
         for (attr, want) in [
             ("", quote!(ktstr::__private)),
             ("crate = kt", quote!(kt::__private)),
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn call_is_where_its_types_are() {
+    fn body_has_the_spans_of_its_types() {
         let sig = syn::parse_str("fn f(c: &Context) -> Outcome<u8>").expect("a signature");
         let texts: Vec<_> = body(&sig)
             .into_iter()
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn all_errors_are_in_one_expansion() {
+    fn ktstr_test_reports_all_errors() {
         let (attr, item) = ("core = 1, cores = 0, ignore", "#[ignore] unsafe fn f(c: Ctx) -> R {}");
         let tokens = ktstr_test(attr.parse().expect("tokens"), item.parse().expect("tokens"));
         let text = tokens.to_string();
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn other_items_stay_as_they_are() {
+    fn ktstr_test_keeps_other_items() {
         let tokens = ktstr_test(
             quote!(cores = 0),
             quote!(

@@ -1,35 +1,35 @@
-//! The keys of `#[ktstr_test(...)]`: what each one takes and where its value goes.
+//! The keys of `#[ktstr_test(...)]`, with their values and their targets in the expansion.
 //!
-//! [`KEYS`] drives the parser, its messages and the expansion; a test holds the attribute's
-//! documentation against it.
+//! The parser, its messages and the expansion use the table [`KEYS`]; a test compares the attribute's
+//! documentation with it.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
 use crate::kargs;
 
-/// One key of the attribute.
+/// A key of the attribute.
 pub(crate) struct Key {
     /// The name as authors write it.
     pub(crate) name: &'static str,
     /// The values the key takes.
     pub(crate) takes: Takes,
-    /// Where the expansion writes the value.
+    /// The place of the value in the expansion.
     pub(crate) target: Target,
     /// Describes the virtual machine, so it contradicts `host_only`.
     pub(crate) is_vm: bool,
 }
 
-/// What a key takes.
+/// The values that a key takes.
 pub(crate) enum Takes {
     /// An integer literal.
     ///
-    /// `default` repeats `TestEntry::DEFAULT` for checks that span several keys, and nothing else:
-    /// a key that was not given is not written.
+    /// `default` repeats `TestEntry::DEFAULT`, only for checks that involve several keys: a key that
+    /// was not given is not written to the expansion.
     Integer { range: RangeInclusive<u32>, default: u32 },
-    /// An integer literal for a bound that is not set by default.
+    /// An integer literal: a bound that is not set by default.
     Count { range: RangeInclusive<u32>, example: u32 },
-    /// A number literal, with a point or without, for a bound that is not set by default.
+    /// An integer or float literal: a bound that is not set by default.
     Number { min: f64, max: f64, example: f64 },
     /// An integer literal, or a list of them in brackets.
     Integers { range: RangeInclusive<u32>, default: u32 },
@@ -37,9 +37,9 @@ pub(crate) enum Takes {
     Bool,
     /// Nothing, `true`, `false`, a string literal that is not empty, or `regex("...")`.
     BoolOrText,
-    /// A string literal that passes `check`, which says what to do otherwise.
+    /// A string literal that passes `check`; its error is the message.
     Text { example: &'static str, check: fn(&str) -> Result<(), String> },
-    /// Nothing, or a string literal that says why.
+    /// Nothing, or a string literal with a reason.
     Reason,
     /// The path of a function.
     Function,
@@ -51,7 +51,7 @@ pub(crate) enum Takes {
     Crate,
 }
 
-/// Where a value goes.
+/// The place of a value in the expansion.
 pub(crate) enum Target {
     /// A field of `Topology`.
     Topology(&'static str),
@@ -108,7 +108,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("ignore", Takes::Reason, Target::IgnoreAttribute),
     Key::new("kaslr", Takes::Bool, Target::Machine("kaslr")).vm(),
     Key::new("mitigations", Takes::Bool, Target::Machine("mitigations")).vm(),
-    Key::new("kargs", text("isolcpus=1", kargs::check), Target::MachineText("kargs")).vm(),
+    Key::new("kargs", text("isolcpus=1", check_kargs), Target::MachineText("kargs")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
     Key::new("post_vm_unconditional", Takes::Function, Target::Optional("post_vm_unconditional"))
@@ -142,14 +142,14 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("max_io_pressure_pct", number(0.0, 100.0, 1.0), Target::Check),
 ];
 
-/// The key called `name`.
+/// Returns the key called `name`.
 pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// The key that the author of `name` most likely meant.
+/// Returns the key with the most similar name, if there is one.
 pub(crate) fn closest(name: &str) -> Option<&'static Key> {
-    // A third of the letters may be wrong; more, and the guess is as often wrong as right.
+    // Up to a third of the letters may differ. With more, about half of the guesses are wrong.
     let limit = (name.chars().count() / 3).clamp(1, 3);
     let by_prefix = || KEYS.iter().find(|key| name.len() >= 4 && key.name.starts_with(name));
     KEYS.iter()
@@ -186,7 +186,7 @@ const fn text(example: &'static str, check: fn(&str) -> Result<(), String>) -> T
     Takes::Text { example, check }
 }
 
-/// What error messages expect: "expected ...".
+/// Writes the end of the error message "expected ...".
 impl fmt::Display for Takes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -211,7 +211,7 @@ impl fmt::Display for Takes {
     }
 }
 
-/// A key with a value, as an author may write it.
+/// Writes an example: the key with a value.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, .. } = self;
@@ -241,7 +241,14 @@ fn check_kernel(spec: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Where guests mount the cgroup2 file system.
+fn check_kargs(words: &str) -> Result<(), String> {
+    if words.trim().is_empty() {
+        return Err("the kernel arguments are empty: write some, or remove the key".into());
+    }
+    kargs::check(words)
+}
+
+/// The mount point of the cgroup2 file system in guests.
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
 /// The longest name of a directory in bytes.
@@ -254,13 +261,15 @@ fn check_cgroup(path: &str) -> Result<(), String> {
         return Err("begin the path with `/`, which stands for the cgroup2 mount".into());
     };
     if components.is_empty() {
-        return Err("name a group below the root: the root is not the scenario's to use".into());
+        return Err("name a cgroup below the root: a scenario must not use the root".into());
     }
     if path.contains('\0') {
-        return Err("remove the NUL character: no path has one".into());
+        return Err("remove the NUL character: a path must not contain one".into());
     }
     if path.contains('\n') {
-        return Err("remove the line break: the kernel refuses it in the name of a cgroup".into());
+        return Err(
+            "remove the line break: the kernel rejects it in the name of a cgroup (EINVAL)".into(),
+        );
     }
     if let Some(below) = path.strip_prefix(CGROUP_MOUNT)
         && (below.is_empty() || below.starts_with('/'))
@@ -270,10 +279,10 @@ fn check_cgroup(path: &str) -> Result<(), String> {
     }
     for component in components.split('/') {
         if component.is_empty() {
-            return Err("remove the extra `/`: no component of the path is empty".into());
+            return Err("remove the extra `/`: a component of the path must not be empty".into());
         }
         if component.starts_with('.') {
-            return Err(format!("rename component `{component}`: it begins with a dot"));
+            return Err(format!("rename component `{component}`: it must not begin with a dot"));
         }
         if component.len() > NAME_MAX {
             let length = component.len();
@@ -288,12 +297,13 @@ fn check_variable(variable: &str) -> Result<(), String> {
         return Err("the variable has no name: write `NAME=value`, or `NAME`".into());
     }
     if variable.contains('\0') {
-        return Err("remove the NUL character: no environment variable has one".into());
+        return Err("remove the NUL character: an environment variable must not contain one".into());
     }
     Ok(())
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b`.
+/// Returns the least number of insertions, deletions, replacements and swaps of neighbours that turn
+/// `a` into `b`.
 ///
 /// Source: optimal string alignment, the restricted form of the Damerau-Levenshtein distance.
 fn edit_distance(a: &str, b: &str) -> usize {
@@ -319,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documentation_states_the_table() {
+    fn keys_match_the_documentation() {
         let rows: Vec<&str> =
             include_str!("lib.rs").lines().filter(|line| line.starts_with("/// | `")).collect();
         assert_eq!(rows.len(), KEYS.len());
@@ -351,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn misspelled_keys_find_their_neighbour() {
+    fn closest_finds_misspelled_keys() {
         for (typo, want) in [
             ("core", Some("cores")),
             ("llc", Some("llcs")),
@@ -392,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_paths_are_absolute_and_plain() {
+    fn check_cgroup_accepts_absolute_plain_paths() {
         for (path, ok) in [
             ("/ktstr", true),
             ("/a/b.slice/c", true),

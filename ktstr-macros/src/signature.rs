@@ -8,14 +8,14 @@ use syn::{Attribute, FnArg, ReturnType, Safety, Signature, Type, TypeReference, 
 
 use crate::errors::Errors;
 
-/// A function whose body is left as the author's tokens.
+/// A function with an unparsed body.
 ///
-/// Not `syn::ItemFn`: the body is the compiler's to parse, in the syntax of its day.
+/// Not `syn::ItemFn`: the compiler parses the body, and its syntax may be newer than that of syn.
 pub(crate) struct TestFn {
     pub(crate) attrs: Vec<Attribute>,
     pub(crate) vis: Visibility,
     pub(crate) sig: Signature,
-    /// The block, or `;` if there is none.
+    /// The block, or `;` of a function without one.
     pub(crate) body: TokenTree,
 }
 
@@ -31,9 +31,9 @@ impl Parse for TestFn {
 }
 
 impl TestFn {
-    /// Notes everything that a test's signature cannot have, and what it lacks.
+    /// Reports everything that a test's signature lacks or must not have.
     pub(crate) fn check(&self, errors: &mut Errors) {
-        // Nothing of what such a macro has made of the function is the author's to change.
+        // Such a macro has rewritten the function, so other errors would not be about the author's code.
         if let Some((span, attr)) = self.macro_above() {
             return errors.at(span, remove_test_macro(&attr));
         }
@@ -50,11 +50,11 @@ impl TestFn {
         }
     }
 
-    /// The author's function alone, to stand in for a test that has errors.
+    /// Returns the plain function, which replaces a test that has errors.
     ///
-    /// It keeps the compiler from reporting what the function would have defined or used. Nothing
-    /// if the compiler would refuse the function as it is; an `async fn` may not elide the
-    /// lifetime of `Ctx`.
+    /// With it, the compiler does not report that the function is missing or that its imports are
+    /// unused. Returns nothing if the compiler would reject the function itself; an `async fn` may not
+    /// elide the lifetime of `Ctx`.
     pub(crate) fn to_plain_function(&self) -> TokenStream {
         let Self { attrs, vis, sig, body } = self;
         let is_refused = !self.has_block()
@@ -64,10 +64,10 @@ impl TestFn {
         if is_refused {
             return TokenStream::new();
         }
-        // An attribute macro would report what it thinks of the function, and `#[case]` is unknown
-        // without its `#[rstest]`.
+        // An attribute macro would report errors of its own, and `#[case]` is unknown without
+        // `#[rstest]`.
         let attrs = attrs.iter().filter(|attr| is_inert(attr));
-        // The compiler would add an error for whatever in the body is not `const`.
+        // The compiler would report everything in the body that is not `const`.
         let mut sig = Signature { constness: None, ..sig.clone() };
         for input in &mut sig.inputs {
             if let FnArg::Typed(parameter) = input {
@@ -77,22 +77,22 @@ impl TestFn {
         quote!(#(#attrs)* #[allow(dead_code)] #vis #sig #body)
     }
 
-    /// `#[ignore]` as the author wrote it.
+    /// Returns the attribute `#[ignore]`.
     pub(crate) fn ignore_attribute(&self) -> Option<&Attribute> {
         self.attrs.iter().find(|attr| attr.path().is_ident("ignore"))
     }
 
-    /// The attribute of another macro that has made a test of the function before, and its place.
+    /// Returns the attribute of another macro that has made the function a test before, and its span.
     ///
-    /// Such a macro adds `#[test]` or takes the parameters away. The tokens that it adds are where its
-    /// attribute is.
+    /// Such a macro adds `#[test]` or removes the parameters. The tokens that it adds have the span of
+    /// its attribute.
     fn macro_above(&self) -> Option<(Span, String)> {
         let tests = self.attrs.iter().filter(|attr| last_segment(attr) == "test");
         let spans = tests.map(Spanned::span).chain([self.sig.paren_token.span.join()]);
         let mut attributes = spans.filter_map(|span| Some((span, span.source_text()?)));
         attributes.find(|(_, text)| {
             let attr = Attribute::parse_outer.parse_str(text);
-            // What is where `#[tokio::test]` is may be that.
+            // A token with the span of `#[tokio::test]` may come from it.
             let is_authors =
                 |attr: &Attribute| self.attrs.iter().any(|own| path(own) == path(attr));
             attr.is_ok_and(|attr| attr.first().is_some_and(|attr| !is_authors(attr)))
@@ -147,7 +147,7 @@ impl TestFn {
     fn check_generics(&self, errors: &mut Errors) {
         let generics = &self.sig.generics;
         if generics.lt_token.is_some() {
-            errors.on(generics, "remove the generics: nothing calls a test with arguments");
+            errors.on(generics, "remove the generics: a test is not called with type arguments");
         }
         if let Some(clause) = &generics.where_clause {
             errors.on(clause, "remove the `where` clause: the function has no generics to bound");
@@ -177,20 +177,20 @@ impl TestFn {
         matches!(self.body, TokenTree::Group(_))
     }
 
-    /// The signature that the function should have.
+    /// Returns the signature that the function should have.
     fn form(&self) -> String {
         format!("fn {}(ctx: &Ctx) -> Result<AssertResult>", self.sig.ident)
     }
 }
 
-/// The error for what is not a function, at the token that shows it.
+/// Returns the error for an item that is not a function.
 pub(crate) fn not_a_function(span: Span) -> syn::Error {
     let message = "`#[ktstr_test]` goes on a free function: \
                    `fn name(ctx: &Ctx) -> Result<AssertResult>`";
     syn::Error::new(span, message)
 }
 
-/// Checks that the context is taken as `&Type`; which type is for the compiler to check.
+/// Checks that the context is a `&Type`. The compiler checks the type.
 fn check_context(ty: &Type, errors: &mut Errors) {
     match ty {
         Type::Group(group) => check_context(&group.elem, errors),
@@ -209,7 +209,7 @@ fn check_context(ty: &Type, errors: &mut Errors) {
     }
 }
 
-/// Attributes of well-known crates that make tests of a function with parameters.
+/// Attributes of well-known crates that turn a function with parameters into tests.
 const TEST_MACROS: [&str; 5] = ["rstest", "test_case", "test_matrix", "quickcheck", "proptest"];
 
 fn remove_test_macro(attr: &str) -> String {
@@ -219,7 +219,7 @@ fn remove_test_macro(attr: &str) -> String {
     )
 }
 
-/// Whether the attribute is the compiler's and means as much on an ordinary function.
+/// Returns whether the attribute is built into the compiler and valid on a function that is not a test.
 fn is_inert(attr: &Attribute) -> bool {
     let names = ["allow", "cfg", "deny", "deprecated", "doc", "expect", "forbid", "warn"];
     names.iter().any(|name| attr.path().is_ident(name))
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn good_signatures_are_taken() {
+    fn check_accepts_valid_signatures() {
         for function in [
             "fn f(ctx: &Ctx) -> Result<AssertResult> {}",
             "pub(crate) fn f(_: &'_ ktstr::prelude::Ctx) -> anyhow::Result<AssertResult> {}",
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_marks_its_token() {
+    fn check_marks_the_token_of_every_error() {
         for (function, want) in [
             ("#[test] fn f(c: &Ctx) -> R {}", &["#[test]"][..]),
             (
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_function_loses_what_makes_it_a_test() {
+    fn to_plain_function_removes_the_test_attributes() {
         for (function, want) in [
             ("#[test] #[cfg(x)] const fn f() {}", "#[cfg(x)] #[allow(dead_code)] fn f() {}"),
             ("#[ignore] pub fn f<T>(n: u8) {}", "#[allow(dead_code)] pub fn f<T>(n: u8) {}"),

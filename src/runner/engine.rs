@@ -1,4 +1,4 @@
-//! Chooses the engine, and says why.
+//! Chooses the engine, with the reason.
 
 use std::sync::OnceLock;
 
@@ -10,14 +10,14 @@ use ktstr_vmm::qemu::Qemu;
 
 use crate::provision::{self, cache::Cache};
 
-/// The engine of this process, and the reason it was chosen.
+/// An engine, and the reason for choosing it.
 #[derive(Debug)]
 pub(crate) struct Choice {
     pub(crate) engine: Box<dyn Engine>,
-    /// The value of `KTSTR_ENGINE` that asks for it.
+    /// The value of `KTSTR_ENGINE` that selects it.
     pub(crate) name: &'static str,
     pub(crate) reason: String,
-    /// Where its program comes from.
+    /// The source of its program.
     pub(crate) origin: String,
 }
 
@@ -28,13 +28,15 @@ impl Choice {
     }
 }
 
-/// The engine for this process: `KTSTR_ENGINE`, or what the host can do. Probed once.
+/// Returns the engine of this process: that of `KTSTR_ENGINE`, or the best that works on this host.
+///
+/// Probes the host once.
 pub(crate) fn choose(cache: &Cache) -> Result<&'static Choice> {
     static CHOICE: Once = Once::new();
     once(&CHOICE, || decide(cache))
 }
 
-/// The engine whose guests have a KVM of their own. `KTSTR_ENGINE` says nothing of it.
+/// Returns the engine whose guests have `/dev/kvm`. `KTSTR_ENGINE` does not affect it.
 pub(crate) fn nesting(cache: &Cache) -> Result<&'static Choice> {
     static CHOICE: Once = Once::new();
     once(&CHOICE, || {
@@ -56,13 +58,13 @@ fn once(choice: &'static Once, decide: impl FnOnce() -> Result<Choice>) -> Resul
 
 fn decide(cache: &Cache) -> Result<Choice> {
     let wanted = std::env::var_os("KTSTR_ENGINE").unwrap_or_default();
-    // What is not UTF-8 names no engine either.
+    // A value that is not UTF-8 is not the name of an engine either.
     match &*wanted.to_string_lossy() {
         "kvm" => match Kvm::open() {
             Ok(kvm) => Ok(on_kvm(kvm, "KTSTR_ENGINE=kvm".to_owned())),
             Err(unusable) => bail!(
-                "KTSTR_ENGINE=kvm, but KVM cannot serve: {unusable}; without KTSTR_ENGINE, QEMU \
-                 emulates the CPUs instead"
+                "KTSTR_ENGINE=kvm, but KVM is not usable: {unusable}; unset KTSTR_ENGINE to emulate the \
+                 CPUs with QEMU"
             ),
         },
         "qemu" => on_qemu(cache, "KTSTR_ENGINE=qemu".to_owned()),
@@ -70,7 +72,9 @@ fn decide(cache: &Cache) -> Result<Choice> {
             Ok(kvm) => Ok(on_kvm(kvm, "it runs a loop at the speed of a CPU".to_owned())),
             Err(unusable) => on_qemu(cache, unusable.to_string()),
         },
-        other => bail!("KTSTR_ENGINE={other} names no engine; there are `auto`, `kvm` and `qemu`"),
+        other => bail!(
+            "unknown engine in KTSTR_ENGINE={other}: the engines are `auto`, `kvm` and `qemu`"
+        ),
     }
 }
 

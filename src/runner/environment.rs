@@ -1,4 +1,4 @@
-//! The environment variables that the guest's programs get from this host.
+//! The environment variables that the programs of the guest have from this host.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -12,26 +12,26 @@ pub(crate) const KTSTR_ENV: &str = "KTSTR_ENV";
 /// The variable with extra words for the kernel command line of every guest.
 pub(crate) const KTSTR_KARGS: &str = "KTSTR_KARGS";
 
-/// Always passed on: they change what Rust programs report or how much stack their threads have, and name no
-/// file of this host.
+/// Variables that are always passed on: they change what Rust programs print or the stack size of their
+/// threads, and do not contain paths of this host.
 const NAMES: [&str; 4] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE", "RUST_LOG", "RUST_MIN_STACK"];
 
-/// So are variables that begin so: the settings of property tests.
+/// Prefixes of variables that are always passed on: the settings of property tests.
 const PREFIXES: [&str; 2] = ["PROPTEST_", "QUICKCHECK_"];
 
-/// Names and values take at most so many bytes in all: they travel in one message.
+/// The limit of the total size of names and values in bytes: they travel in one message.
 const MAX_BYTES: usize = 256 << 10;
 
 type Variable = (OsString, OsString);
 
-/// Returns the variables for a guest whose test has `declared` in its key `env`.
+/// Returns the variables for the guest of a test with `declared` in its key `env`.
 ///
-/// Later ones replace earlier ones: what is always passed on, what `KTSTR_ENV` names, what the test
-/// declares. A name without a value on this host is left out.
+/// These are the variables that are always passed on, those that `KTSTR_ENV` names, and those that the
+/// test declares, which replace the others. A name without a value on this host is omitted.
 ///
 /// # Errors
 ///
-/// If `KTSTR_ENV` is not a list of names, or the variables are too long in all.
+/// If `KTSTR_ENV` is not a list of names, or the variables are too long in total.
 pub(crate) fn passed_on(declared: &[&str]) -> Result<Vec<Variable>> {
     select(env::vars_os().collect(), env::var_os(KTSTR_ENV).as_deref(), declared)
 }
@@ -99,8 +99,8 @@ fn names(list: &OsStr) -> Result<Vec<OsString>> {
     for name in &names {
         ensure!(
             !name.as_bytes().contains(&b'='),
-            "{KTSTR_ENV} has `{}`: list names, as in `{KTSTR_ENV}=SEED,LIMIT`, and set their values \
-             beside it",
+            "invalid name `{}` in {KTSTR_ENV}: list names only, as in `{KTSTR_ENV}=SEED,LIMIT`, and \
+             set the variables separately",
             name.display()
         );
     }
@@ -154,9 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn select_refuses_values_in_the_list_and_too_many_bytes() {
+    fn select_rejects_values_in_the_list_and_too_many_bytes() {
         let error = select(Vec::new(), Some(OsStr::new("A,B=1")), &[]).unwrap_err().to_string();
-        assert!(error.contains("has `B=1`: list names"), "{error}");
+        assert!(error.contains("invalid name `B=1` in KTSTR_ENV: list names"), "{error}");
         let long = "x".repeat(MAX_BYTES);
         let host = vec![("LONG".into(), long.into())];
         let error = select(host, Some(OsStr::new("LONG")), &[]).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Makes a machine ready: kernel, engine, initramfs, command line.
+//! Prepares a machine: kernel, engine, initramfs, command line.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -27,7 +27,7 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) spec: &'a MachineSpec,
     /// The environment variables of the body.
     pub(crate) env: &'a [(OsString, OsString)],
-    /// The files of the guest beside its program.
+    /// The files of the guest, in addition to its program.
     pub(crate) contents: GuestFiles,
     /// Whether the guest has `/dev/kvm`. Its CPUs then share no cache, it boots without the words of
     /// `KTSTR_KARGS`, and its initramfs is not cached.
@@ -77,13 +77,14 @@ impl Prepared {
             .with_context(|| format!("cannot find {}", initramfs.display()))?
             .len();
         let MachineSpec { topology, memory_mib, kaslr, mitigations, .. } = *request.spec;
+        let env_kargs = if request.nests { String::new() } else { environment::kargs()? };
         let spec = MachineSpec {
             topology,
             memory_mib: memory_mib.max(needed_mib(&topology, initramfs_bytes)),
             kernel: Some(kernel.spec.to_string().into()),
             kaslr,
             mitigations,
-            kargs: kargs(request)?.into(),
+            kargs: kargs(&request.spec.kargs, &env_kargs)?.into(),
         };
         // With page-table isolation, each system call flushes the emulated TLB: 20 us become 1 us.
         let pti_disabled = choice.is_emulated() && !mitigations;
@@ -108,14 +109,14 @@ impl Prepared {
         })
     }
 
-    /// Boots the machine and has it carry out `request`.
+    /// Boots the machine and lets it carry out `request`.
     ///
-    /// Before a test, it waits until CPUs of the host are free for the guest's. A shell does not
-    /// take any: it may stay open for hours.
+    /// Before a test, it waits until the host has enough free CPUs for the guest. A shell does not
+    /// reserve any, because it may stay open for hours.
     ///
     /// # Errors
     ///
-    /// If the CPUs of the host cannot be waited for.
+    /// If waiting for CPUs of the host fails.
     pub(crate) fn run(
         &self,
         request: Request,
@@ -181,16 +182,18 @@ fn needed_mib(topology: &Topology, initramfs_bytes: u64) -> u32 {
 }
 
 /// Returns the words of the spec and of `KTSTR_KARGS`, separated by single spaces.
-fn kargs(request: &MachineRequest<'_>) -> Result<String> {
-    let from_env = if request.nests { String::new() } else { environment::kargs()? };
-    let both = format!("{} {from_env}", request.spec.kargs);
-    machine::kargs::check(&both).map_err(|error| {
-        anyhow!(
-            "invalid kernel argument in the key `kargs` or in {}: {error}",
-            environment::KTSTR_KARGS
-        )
+///
+/// # Errors
+///
+/// If a word could break the runner's own arguments.
+fn kargs(of_spec: &str, of_env: &str) -> Result<String> {
+    let both = format!("{of_spec} {of_env}");
+    let words = both.split_whitespace().collect::<Vec<_>>().join(" ");
+    machine::kargs::check(&words).map_err(|error| {
+        let variable = environment::KTSTR_KARGS;
+        anyhow!("invalid kernel arguments `{words}` (key `kargs` and {variable}): {error}")
     })?;
-    Ok(both.split_whitespace().collect::<Vec<_>>().join(" "))
+    Ok(words)
 }
 
 fn cmdline(request: &MachineRequest<'_>, spec: &MachineSpec, pti_disabled: bool) -> Result<String> {
@@ -228,14 +231,14 @@ const MIN_STACK: &str = "RUST_MIN_STACK";
 
 /// Returns the variable `RUST_MIN_STACK` among those of the body, unless Rust ignores its value.
 ///
-/// PID 1 needs it, too: Rust reads it once, and libtest starts a thread before the request of a test
+/// PID 1 needs it too: Rust reads it once, and libtest starts a thread before the request of a test
 /// arrives.
 fn min_stack(env: &[(OsString, OsString)], memory_mib: u32) -> Result<Option<String>> {
     let variable = env.iter().find(|(name, _)| name == MIN_STACK);
     let Some(bytes) = variable.and_then(|(_, value)| value.to_str()?.parse::<u64>().ok()) else {
         return Ok(None);
     };
-    // The kernel refuses a mapping that is larger than its memory, and PID 1 could not start.
+    // The kernel refuses a mapping larger than its memory; PID 1 could not start.
     ensure!(
         bytes <= u64::from(memory_mib) << 19,
         "{MIN_STACK} is {bytes} bytes, more than half of the guest's memory of {memory_mib} MiB: \
@@ -257,7 +260,20 @@ mod tests {
     }
 
     #[test]
-    fn min_stack_is_passed_on_if_rust_takes_it() {
+    fn kargs_appends_the_variable_and_checks_both() {
+        for (of_spec, of_env, want) in
+            [("", "", ""), ("a=1  b", "", "a=1 b"), ("", " c", "c"), ("a", "c\n", "a c")]
+        {
+            assert_eq!(kargs(of_spec, of_env).unwrap(), want);
+        }
+        for (of_spec, of_env) in [("nr_cpus=1", ""), ("", "console=tty0")] {
+            let error = kargs(of_spec, of_env).unwrap_err().to_string();
+            assert!(error.contains("KTSTR_KARGS): remove `"), "{error}");
+        }
+    }
+
+    #[test]
+    fn min_stack_returns_values_that_rust_accepts() {
         for (value, want) in [
             (None, None),
             (Some("8388608"), Some("RUST_MIN_STACK=8388608")),
@@ -272,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn min_stack_larger_than_the_guest_is_refused() {
+    fn min_stack_rejects_values_larger_than_the_guest() {
         let error = min_stack(&env(Some("134217729")), 256).unwrap_err().to_string();
         let want = "RUST_MIN_STACK is 134217729 bytes, more than half of the guest's memory of \
                     256 MiB: lower it or raise `memory_mib`";

@@ -1,4 +1,4 @@
-//! Bounds of checks that are none, and a text that nothing can fail to contain.
+//! Invalid limits of checks, and an empty text for `expect_err`.
 
 use ktstr::prelude::*;
 

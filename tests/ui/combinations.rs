@@ -1,4 +1,4 @@
-//! Keys whose values do not go together.
+//! Valid values that contradict each other.
 
 use ktstr::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `env`: what is not a list, and what in it is not an environment variable.
+//! `env`: values that are not lists, and elements that are not environment variables.
 
 use ktstr::prelude::*;
 

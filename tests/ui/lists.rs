@@ -1,4 +1,4 @@
-//! `cores` as a list: numbers that are bad, and lists that do not fit to other keys.
+//! `cores` as a list: invalid numbers, and lists that contradict other keys.
 
 use ktstr::prelude::*;
 

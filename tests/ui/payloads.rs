@@ -1,4 +1,4 @@
-//! `payloads`: what is no list, and what is in it that is no payload.
+//! `payloads`: values that are not lists, and elements that are not payloads.
 
 use ktstr::prelude::*;
 

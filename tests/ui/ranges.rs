@@ -1,4 +1,4 @@
-//! Values outside of their key's range.
+//! Values outside of the range of their key.
 
 use ktstr::prelude::*;
 

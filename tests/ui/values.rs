@@ -1,4 +1,4 @@
-//! Values of the wrong kind, and values that are missing.
+//! Values of the wrong type, and missing values.
 
 use ktstr::prelude::*;
 

@@ -1,7 +1,7 @@
-//! The tests of a binary: one [`TestEntry`] per `#[ktstr_test]`, gathered by the linker.
+//! The tests of a binary: one [`TestEntry`] per `#[ktstr_test]`, collected by the linker.
 //!
-//! Nothing runs before `main`: the slice is plain static data. The linker does not promise an
-//! order, so entries are found by name.
+//! Nothing runs before `main`: the slice is plain static data. Its order is unspecified, so entries are
+//! found by name.
 
 use std::time::Duration;
 
@@ -16,52 +16,51 @@ use crate::model::record::VmResult;
 #[linkme::distributed_slice]
 pub static TESTS: [TestEntry];
 
-/// A function that examines a run on the host; its error fails the test.
+/// A function that examines the record of a run on the host; its error fails the test.
 pub type PostVm = fn(&VmResult) -> anyhow::Result<()>;
 
-/// One `#[ktstr_test]`: what it asks for and what it runs.
+/// One `#[ktstr_test]`: its parameters and its body.
 ///
-/// The attribute writes only the fields its author gave and takes the others from
-/// [`TestEntry::DEFAULT`], so that each default is stated once.
+/// The attribute writes only the fields that were given and takes the others from
+/// [`TestEntry::DEFAULT`], so that each default exists once.
 #[derive(Debug, Clone)]
 pub struct TestEntry {
     /// The function's name.
     pub name: &'static str,
-    /// `module_path!()` at the function, the crate's name first.
+    /// `module_path!()` at the function; it begins with the crate's name.
     pub module_path: &'static str,
     /// The virtual machine.
     pub machine: MachineSpec,
-    /// How long the body means to run; [`Ctx::duration`].
+    /// The intended run time of the body; [`Ctx::duration`].
     pub duration: Duration,
-    /// How long a load is given to settle; [`Ctx::settle`].
+    /// The time that a load is given to settle; [`Ctx::settle`].
     pub settle: Duration,
-    /// How many workers a cgroup has by default; [`Ctx::cgroup_def`].
+    /// The default number of workers of a cgroup; [`Ctx::cgroup_def`].
     pub workers_per_cgroup: u32,
-    /// How much longer than `duration` and `settle` a body may run, and how long a guest may be silent.
+    /// The time by which a body may exceed `duration` and `settle`, and the longest silence of a guest.
     pub watchdog_timeout: Duration,
-    /// The cgroup below the cgroup2 mount under which the scenario makes its groups.
+    /// The parent of the scenario's cgroups, relative to the cgroup2 mount.
     pub workload_root_cgroup: &'static str,
-    /// Whether the test passes if, and only if, the guest's side of it fails.
+    /// Whether the test passes if, and only if, its body fails.
     pub expect_err: ExpectErr,
     /// Whether an inconclusive verdict passes.
     pub allow_inconclusive: bool,
-    /// What is checked of workers and cgroups, and by which bounds.
+    /// The checks of workers and cgroups, with their limits.
     pub assert: Assert,
-    /// The external programs that are put into the guest.
+    /// The external programs of the guest.
     pub payloads: &'static [&'static Payload],
     /// Environment variables of the body: `NAME=value`, or `NAME` for the host's value.
     pub env: &'static [&'static str],
-    /// Run the body on the host, without a virtual machine.
+    /// Whether the body runs on the host, without a virtual machine.
     pub host_only: bool,
     /// Reserved: reproduce a failure with more tracing.
     pub auto_repro: bool,
-    /// Runs on the host after the guest is gone, whatever the verdict; not if the body was never
-    /// reached, nor after a skip.
+    /// Runs on the host after the guest has ended, whatever the verdict. Does not run if the body did
+    /// not start, nor after a skip.
     pub post_vm: Option<PostVm>,
-    /// As `post_vm`, but runs however the run ended: after a skip and a failure of the infrastructure
-    /// too.
+    /// Like `post_vm`, but also runs after a skip and after an infrastructure failure.
     pub post_vm_unconditional: Option<PostVm>,
-    /// The author's function.
+    /// The function with the attribute.
     pub body: fn(&Ctx) -> anyhow::Result<AssertResult>,
 }
 
@@ -88,7 +87,7 @@ impl TestEntry {
         body: |_| Ok(AssertResult::pass()),
     };
 
-    /// The name libtest knows the test by: the module path without the crate, then the function.
+    /// Returns the name of the test in libtest: the module path without the crate, then the function.
     pub fn test_name(&self) -> String {
         match self.module_path.split_once("::") {
             Some((_, modules)) => format!("{modules}::{}", self.name),
@@ -97,7 +96,7 @@ impl TestEntry {
     }
 }
 
-/// Returns what follows the last `::` of `path`.
+/// Returns the part of `path` after the last `::`.
 pub const fn last_component(path: &'static str) -> &'static str {
     let bytes = path.as_bytes();
     let mut start = bytes.len();
@@ -107,14 +106,14 @@ pub const fn last_component(path: &'static str) -> &'static str {
     path.split_at(start).1
 }
 
-/// Returns the names of all tests as libtest knows them, sorted: the linker does not promise an order.
+/// Returns the names of all tests in libtest, sorted.
 pub fn names() -> Vec<String> {
     let mut names: Vec<_> = TESTS.iter().map(TestEntry::test_name).collect();
     names.sort();
     names
 }
 
-/// Returns the entry that libtest calls `test_name`.
+/// Returns the entry of the test with this name in libtest.
 pub fn find(test_name: &str) -> Option<&'static TestEntry> {
     TESTS.iter().find(|entry| entry.test_name() == test_name)
 }

@@ -18,9 +18,9 @@ use crate::model::machine::Topology;
 pub struct TestTopology {
     /// The online CPUs.
     pub cpus: Vec<u32>,
-    /// The CPUs of each NUMA node that has any.
+    /// The CPUs of each NUMA node that has CPUs.
     pub nodes: Vec<Vec<u32>>,
-    /// The CPUs below each last-level cache.
+    /// The CPUs that share each last-level cache.
     pub llcs: Vec<Vec<u32>>,
     /// The CPUs of each core: SMT siblings.
     pub cores: Vec<Vec<u32>>,
@@ -128,7 +128,7 @@ fn last_level_cache(caches: &Path) -> anyhow::Result<Vec<u32>> {
         let directory = entry?.path();
         let level = match fs::read_to_string(directory.join("level")) {
             Ok(level) => level,
-            // Not a cache, but a file or a directory of another kind.
+            // Not the directory of a cache.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
                 continue;
             }

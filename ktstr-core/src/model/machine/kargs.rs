@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn check_refuses_words_of_the_runner_and_what_is_not_a_word() {
+    fn check_rejects_reserved_and_malformed_words() {
         for (words, want) in [
             ("isolcpus=1 nokaslr", "remove `nokaslr`: use the key `kaslr = false`"),
             ("nr-cpus=2", "remove `nr-cpus=2`: use the keys `llcs`, `cores` and `threads`"),

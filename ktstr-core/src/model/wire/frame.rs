@@ -1,9 +1,9 @@
 //! Frames: a 16-byte header (payload length, frame number, checksum of the payload, checksum of the
-//! header's first 12 bytes; little endian), then the payload, a message in postcard encoding whose
-//! first byte names its kind.
+//! header's first 12 bytes; little endian), then the payload, a message in postcard encoding. The
+//! first byte of the payload is the variant of the message.
 //!
-//! Numbers start at 0 and count up, so that a frame lost or doubled on the way is noticed. The
-//! payload has a checksum of its own: a thread can encode a message before its number is known.
+//! Numbers start at 0 and count up, so that lost and duplicated frames are detected. The payload has a
+//! checksum of its own: a thread can encode a message before its number is known.
 
 use std::borrow::Cow;
 
@@ -15,55 +15,55 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 
 const HEADER: usize = 16;
 
-/// Why a stream cannot be read on, or a message not be sent. A stream does not recover from it.
+/// An error of a stream, which cannot be read further, or of a message, which cannot be sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The length field is beyond [`MAX_PAYLOAD`].
-    #[error("frame {number} claims {length} bytes (limit {MAX_PAYLOAD})")]
+    #[error("frame {number} has {length} bytes (limit {MAX_PAYLOAD})")]
     TooLong {
-        /// Number of the frame, as counted by the reader.
+        /// The number of the frame, as counted by the reader.
         number: u32,
-        /// The length it claims.
+        /// The length in its header.
         length: usize,
     },
-    /// A frame was lost, doubled or made up.
-    #[error("frame {found} arrived where frame {expected} was due")]
+    /// A frame was lost, duplicated or forged.
+    #[error("received frame {found}, expected frame {expected}")]
     OutOfOrder {
-        /// The number that was due.
+        /// The expected number.
         expected: u32,
-        /// The number it carries.
+        /// The number in the frame.
         found: u32,
     },
     /// A checksum does not match.
     #[error("frame {number} is damaged: its checksum is {computed:#010x}, expected {stated:#010x}")]
     Damaged {
-        /// Number of the frame.
+        /// The number of the frame.
         number: u32,
-        /// Of the bytes that arrived.
+        /// The checksum of the received bytes.
         computed: u32,
-        /// In the header.
+        /// The checksum in the header.
         stated: u32,
     },
-    /// The bytes arrived unchanged, but are not a message of this build.
+    /// The checksums match, but the payload is not a message of this build.
     #[error("frame {number} does not contain a message of this build: {cause}")]
     NoMessage {
-        /// Number of the frame.
+        /// The number of the frame.
         number: u32,
         /// The decoder's error.
         cause: String,
     },
     /// A message to send is too long, or cannot be encoded.
-    #[error("message cannot be sent: {cause}")]
+    #[error("cannot send message: {cause}")]
     Unsendable {
-        /// Why.
+        /// The reason.
         cause: Cow<'static, str>,
     },
 }
 
-/// An encoded message: a frame that lacks nothing but its number.
+/// An encoded message: a frame without its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// The frame. Its number and the header's checksum are not filled in.
+    /// The frame. Its number and the header's checksum are not set.
     frame: Vec<u8>,
 }
 
@@ -85,7 +85,7 @@ impl Payload {
         Ok(Self::of(frame))
     }
 
-    /// Makes a payload of a header's room and a message.
+    /// Completes a buffer that has space for the header and then a message.
     fn of(mut frame: Vec<u8>) -> Self {
         let length = frame.len() - HEADER;
         let checksum = checksum(&frame[HEADER..]);
@@ -95,8 +95,8 @@ impl Payload {
     }
 }
 
-/// Where postcard writes a frame: slices are copied as a whole. Its own flavor for `Extend` takes
-/// them byte by byte, which an unoptimized build feels.
+/// The output of postcard. It copies slices as a whole; postcard's own flavor for `Extend` copies byte
+/// by byte, which is slow in an unoptimized build.
 struct Frame(Vec<u8>);
 
 impl postcard::ser_flavors::Flavor for Frame {
@@ -128,8 +128,7 @@ impl Encoder {
     ///
     /// # Errors
     ///
-    /// If the message is larger than [`MAX_PAYLOAD`]; nothing was counted then, and a smaller one
-    /// may follow.
+    /// If the message is larger than [`MAX_PAYLOAD`]. Its number is used by the next message then.
     pub fn encode(&mut self, message: &impl Serialize) -> Result<Vec<u8>, Error> {
         Ok(self.seal(Payload::encode(message)?))
     }
@@ -145,7 +144,7 @@ impl Encoder {
     }
 }
 
-/// Reads messages from a stream that arrives in pieces of any size.
+/// Decodes messages from a stream that arrives in pieces of any size.
 #[derive(Debug, Default)]
 pub struct Decoder {
     number: u32,
@@ -154,26 +153,26 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes the next bytes of the stream.
+    /// Appends the next bytes of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..std::mem::take(&mut self.consumed));
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Returns the next whole message, or `None` until more bytes arrive.
+    /// Returns the next complete message, or `None` if more bytes are needed.
     ///
     /// # Errors
     ///
-    /// Whatever breaks the stream; the reader gives up on it then.
+    /// If the stream is damaged. It cannot be decoded further.
     #[allow(clippy::should_implement_trait)] // an iterator would hide that `None` is not the end
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
-        let Some(length) = self.whole_frame()? else { return Ok(None) };
+        let Some(length) = self.complete_frame()? else { return Ok(None) };
         let message = self.message(length)?;
         self.consume(length);
         Ok(Some(message))
     }
 
-    /// Returns the next whole message beside the payload that carried it, to be sent on.
+    /// Returns the next complete message and its payload, which can be forwarded.
     ///
     /// # Errors
     ///
@@ -181,15 +180,15 @@ impl Decoder {
     pub fn next_with_payload<T: DeserializeOwned>(
         &mut self,
     ) -> Result<Option<(T, Payload)>, Error> {
-        let Some(length) = self.whole_frame()? else { return Ok(None) };
+        let Some(length) = self.complete_frame()? else { return Ok(None) };
         let message = self.message(length)?;
         let payload = Payload { frame: self.buffer[self.consumed..][..HEADER + length].to_vec() };
         self.consume(length);
         Ok(Some((message, payload)))
     }
 
-    /// Checks the next frame; returns the length of its payload once all of it is there.
-    fn whole_frame(&self) -> Result<Option<usize>, Error> {
+    /// Checks the next frame; returns the length of its payload if the frame is complete.
+    fn complete_frame(&self) -> Result<Option<usize>, Error> {
         let unread = &self.buffer[self.consumed..];
         let Some((header, rest)) = unread.split_at_checked(HEADER) else { return Ok(None) };
         let field = |at: usize| {
@@ -213,7 +212,7 @@ impl Decoder {
         Ok(Some(length))
     }
 
-    /// Decodes the message of the next frame, which is whole.
+    /// Decodes the message of the next frame, which is complete.
     fn message<T: DeserializeOwned>(&self, length: usize) -> Result<T, Error> {
         let number = self.number;
         let no_message = |cause| Error::NoMessage { number, cause };
@@ -231,7 +230,7 @@ impl Decoder {
         self.consumed += HEADER + length;
     }
 
-    /// Returns how many bytes belong to a frame which never became whole.
+    /// Returns the number of bytes of an incomplete frame.
     pub fn unread(&self) -> usize {
         self.buffer.len() - self.consumed
     }
@@ -239,9 +238,10 @@ impl Decoder {
 
 /// Computes the checksum of a header or a payload, eight bytes at a time.
 ///
-/// Each step is a bijection of the state, so a change within one word always shows; the product
-/// carries a changed bit upwards, and the shift brings the upper half down again. Not a CRC-32: an unoptimized build is what
-/// users run, there crc32fast manages 12 MB/s in an emulated guest, and this 150 MB/s.
+/// Each step is a bijection of the state, so a change within one word always changes the result; the
+/// product moves a changed bit upwards, and the shift moves the upper half down again. Not a CRC-32:
+/// users run unoptimized builds, in which crc32fast reaches 12 MB/s in an emulated guest, and this
+/// function 150 MB/s.
 fn checksum(bytes: &[u8]) -> u32 {
     // An odd number without a pattern: the golden ratio in 64 bits.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn frame_has_the_documented_layout() {
+    fn encode_writes_the_documented_layout() {
         let frame = frames(&["hi"]).remove(0);
         assert_eq!(frame[..8], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(frame[8..12], checksum(&[2, b'h', b'i']).to_le_bytes());
@@ -303,12 +303,12 @@ mod tests {
                 assert_ne!(checksum(&changed), checksum(&bytes), "bits {first} and {second}");
             }
         }
-        // Zeros at the end count, although the last word is filled with them.
+        // Zeros at the end change the result, although the last word is padded with them.
         assert_ne!(checksum(&[1]), checksum(&[1, 0]));
     }
 
     #[test]
-    fn payload_is_sent_on_as_it_came() {
+    fn next_with_payload_returns_what_can_be_forwarded() {
         let mut decoder = Decoder::default();
         decoder.push(&frames(&["first", "second"]).concat());
         let mut encoder = Encoder::default();
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_survive_any_split() {
+    fn decoder_accepts_any_split() {
         let bytes = frames(&["one", "", "three"]).concat();
         for split in 0..=bytes.len() {
             let mut decoder = Decoder::default();
@@ -336,35 +336,35 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn decoder_detects_every_flipped_bit() {
         let bytes = frames(&["verdict", "end"]).concat();
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            // A length that grew beyond what arrived reads as an unfinished frame, not as a message.
+            // A length beyond the received bytes reads as an incomplete frame.
             let messages = decode(&damaged).unwrap_or_default();
-            assert!(messages.len() < 2, "bit {bit} went unnoticed");
+            assert!(messages.len() < 2, "bit {bit} was not detected");
         }
     }
 
     #[test]
-    fn lost_and_doubled_frames_are_noticed() {
+    fn decoder_detects_lost_and_duplicated_frames() {
         let f = frames(&["a", "b", "c"]);
         let lost = [&f[0][..], &f[2]].concat();
-        let doubled = [&f[0][..], &f[0]].concat();
+        let duplicated = [&f[0][..], &f[0]].concat();
         assert_eq!(decode(&lost), Err(Error::OutOfOrder { expected: 1, found: 2 }));
-        assert_eq!(decode(&doubled), Err(Error::OutOfOrder { expected: 1, found: 0 }));
+        assert_eq!(decode(&duplicated), Err(Error::OutOfOrder { expected: 1, found: 0 }));
     }
 
     #[test]
-    fn a_payload_is_one_message_and_nothing_else() {
+    fn decoder_rejects_bytes_after_the_message() {
         let two = Encoder::default().encode(&("hi", 1_u8)).unwrap();
         let cause = "1 bytes follow it".to_owned();
         assert_eq!(decode(&two), Err(Error::NoMessage { number: 0, cause }));
     }
 
     #[test]
-    fn lengths_are_bounded_on_both_sides() {
+    fn lengths_are_limited_on_both_sides() {
         let long = "x".repeat(MAX_PAYLOAD);
         let mut encoder = Encoder::default();
         assert!(matches!(encoder.encode(&long), Err(Error::Unsendable { .. })));

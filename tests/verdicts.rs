@@ -201,7 +201,7 @@ fn report_shows_log_and_backtrace_of_the_guest() -> Result<()> {
     fails_with(
         "panics_deep_down",
         &[
-            "INFO ktstr_core::scenario::execute: backdrop: add cgroup cg",
+            "INFO ktstr_core::guest::scenario::state: backdrop: add cgroup cg",
             "thread 'panics_deep_down' (",
             ") panicked at tests/verdicts.rs:",
             "stack backtrace:",

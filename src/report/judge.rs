@@ -156,7 +156,7 @@ fn expected(expect_err: &ExpectErr<String>) -> String {
     format!("the test is expected to fail{how} (`expect_err`)")
 }
 
-/// Returns each detail with its outcome, or the verdict's outcome if there are no details.
+/// Returns each detail with its outcome; without details, the verdict's outcome.
 fn reasons_of(verdict: &AssertResult, end: &RunEnd) -> Reasons {
     let details = verdict.details.iter().map(|detail| format!("{}: {detail}", detail.outcome));
     let reasons: Vec<_> = details.collect();
@@ -328,7 +328,7 @@ mod tests {
         }
     }
 
-    /// Returns the record of a run whose verdict has `detail`, on an engine with this timing.
+    /// Returns the record of a run that failed with `detail` on an engine with this timing.
     fn failed(timing: Timing, detail: AssertDetail, stolen: &[f64]) -> RunRecord {
         let mut record = crate::runner::record::begin(&TestEntry::DEFAULT);
         record.machine = Some(crate::report::tests::machine(timing));

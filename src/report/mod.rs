@@ -1,7 +1,7 @@
 //! Formats what is known about a run: the failed checks, the machine, and the command that runs it
 //! again.
 //!
-//! [`render`] makes a report from a [`RunRecord`] alone. No other module of the host formats facts.
+//! [`render`] makes a report from a [`RunRecord`] alone.
 
 mod judge;
 mod printable;
@@ -17,7 +17,7 @@ pub(crate) use judge::{Passed, Reasons, concerns_post_vm, excuse_steal, judge};
 pub(crate) use printable::printable;
 pub use style::Style;
 
-/// How many of the console's last lines a failure shows.
+/// The number of the console's last lines that a failure shows.
 const CONSOLE_LINES: usize = 12;
 
 /// The smallest steal time of a CPU, as a part of the body's time, that a report shows.
@@ -26,7 +26,7 @@ const SHOWN_STEAL: f64 = 0.05;
 /// The number of CPUs that a line names.
 const MAX_CPUS: usize = 8;
 
-/// Why a test failed, as libtest prints it.
+/// The report of a failed test, which libtest prints.
 pub struct Failure {
     text: String,
 }
@@ -37,7 +37,7 @@ impl Failure {
     }
 }
 
-/// libtest shows the error of a test by its `Debug` form: here, the report itself.
+/// Writes the report, because libtest prints the `Debug` form of a test's error.
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

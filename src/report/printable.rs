@@ -1,12 +1,12 @@
-//! Text of a guest, for a terminal.
+//! Makes the output of a guest safe for a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Returns `text` without what a terminal would act on: sequences that only colour are dropped, other
-/// control characters but line breaks and tabs are written as Rust writes them, `\u{1b}`.
+/// Returns `text` without control characters, except line breaks and tabs: colour sequences are
+/// removed, other control characters are escaped as in Rust, `\u{1b}`.
 ///
-/// What a body prints could otherwise move the cursor, hide what comes after it, or set the window's
+/// Otherwise the output of a body could move the cursor, hide the lines after it, or set the window's
 /// title.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     let Some(mut at) = suspicious(text.as_bytes(), 0) else { return Cow::Borrowed(text) };
@@ -35,7 +35,7 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Which bytes may begin a control character in UTF-8: C0, DEL, and the first byte of C1.
+/// The bytes that may begin a control character in UTF-8: C0, DEL, and the first byte of C1.
 const SUSPICIOUS: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -48,9 +48,9 @@ const SUSPICIOUS: [bool; 256] = {
     table
 };
 
-/// Finds the next byte that may begin a control character.
+/// Returns the position of the next byte that may begin a control character.
 fn suspicious(bytes: &[u8], from: usize) -> Option<usize> {
-    // An index, because all output passes here, in builds without optimization.
+    // An index instead of an iterator: all output is scanned here, in builds without optimization.
     let (mut at, len) = (from, bytes.len());
     while at < len {
         if SUSPICIOUS[bytes[at] as usize] {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn printable_keeps_text_and_defuses_controls() {
+    fn printable_keeps_text_and_escapes_control_characters() {
         for (text, want) in [
             ("plain, tab\t and lines\n", "plain, tab\t and lines\n"),
             ("\x1b[1;31mred\x1b[0m and \x1b[38:5:9mmore\x1b[m", "red and more"),

@@ -1,25 +1,25 @@
-//! Colours, where they are wanted.
+//! Colours, if the terminal and the environment allow them.
 
 use std::io::IsTerminal;
 
-/// Whether to colour.
+/// Whether text is coloured.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     colour: bool,
 }
 
 impl Style {
-    /// No colours.
+    /// Without colours.
     pub const PLAIN: Self = Self { colour: false };
 
-    /// `NO_COLOR` (any value but an empty one) forbids; `CARGO_TERM_COLOR` decides between
-    /// `always` and `never`; else a terminal gets colours.
+    /// Returns the style for standard output: no colours if `NO_COLOR` is set and not empty, else what
+    /// `CARGO_TERM_COLOR` selects (`always`, `never`), else colours if it is a terminal.
     ///
     /// Source: no-color.org; the Cargo book, "Configuration", term.color.
     pub fn from_env() -> Self {
         let var = |name| std::env::var_os(name).unwrap_or_default().to_string_lossy().into_owned();
         Self {
-            colour: wanted(
+            colour: is_coloured(
                 &var("NO_COLOR"),
                 &var("CARGO_TERM_COLOR"),
                 std::io::stdout().is_terminal(),
@@ -27,17 +27,17 @@ impl Style {
         }
     }
 
-    /// What is well.
+    /// Formats a good result.
     pub fn good(self, text: &str) -> String {
         self.paint("1;32", text)
     }
 
-    /// What is to be minded.
+    /// Formats a warning.
     pub fn warn(self, text: &str) -> String {
         self.paint("1;33", text)
     }
 
-    /// What is wrong.
+    /// Formats a bad result.
     pub fn bad(self, text: &str) -> String {
         self.paint("1;31", text)
     }
@@ -47,7 +47,7 @@ impl Style {
     }
 }
 
-fn wanted(no_color: &str, cargo_term_color: &str, terminal: bool) -> bool {
+fn is_coloured(no_color: &str, cargo_term_color: &str, terminal: bool) -> bool {
     match (no_color, cargo_term_color) {
         ("", "always") => true,
         ("", "never") => false,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_variables_decide() {
+    fn is_coloured_follows_the_usual_variables() {
         for (no_color, cargo, terminal, colour) in [
             ("", "", true, true),
             ("", "", false, false),
@@ -70,7 +70,11 @@ mod tests {
             ("", "auto", true, true),
             ("1", "always", true, false),
         ] {
-            assert_eq!(wanted(no_color, cargo, terminal), colour, "{no_color} {cargo} {terminal}");
+            assert_eq!(
+                is_coloured(no_color, cargo, terminal),
+                colour,
+                "{no_color} {cargo} {terminal}"
+            );
         }
     }
 }

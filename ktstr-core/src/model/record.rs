@@ -233,7 +233,7 @@ pub struct Rerun {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RerunCaveat {
-    /// The program was unpacked from an archive of nextest, whose path is not known.
+    /// The program was unpacked from an archive of nextest with an unknown path.
     UnknownArchive,
     /// Another program has its path now.
     ProgramReplaced,

@@ -1,4 +1,4 @@
-//! What a body finds in its guest, and what its verdicts mean.
+//! The environment of a test body in its guest, and the effects of its end.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use ktstr::prelude::*;
 use ktstr::record::{MachineFacts, Timing};
 
 #[ktstr_test(cores = 1)]
-fn everything_a_test_expects_is_mounted(_: &Ctx) -> Result<AssertResult> {
+fn guest_has_the_file_systems_that_a_test_expects(_: &Ctx) -> Result<AssertResult> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     for (target, kind) in [
         ("/proc", "proc"),
@@ -130,9 +130,9 @@ fn process_opens_thousands_of_descriptors(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-/// A zombie keeps its folder in /proc until it is reaped; the test overruns if that never happens.
+/// A zombie keeps its directory in /proc until it is reaped; the test times out if that never happens.
 #[ktstr_test(cores = 1)]
-fn orphans_are_reaped(_: &Ctx) -> Result<AssertResult> {
+fn pid_1_reaps_orphans(_: &Ctx) -> Result<AssertResult> {
     let (reader, writer) = rustix::pipe::pipe()?;
     let child = fork(|| {
         let orphan = fork(|| {
@@ -146,8 +146,8 @@ fn orphans_are_reaped(_: &Ctx) -> Result<AssertResult> {
     rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())?;
     let mut orphan = [0; 4];
     ensure!(rustix::io::read(&reader, &mut orphan)? == 4);
-    let folder = format!("/proc/{}", i32::from_le_bytes(orphan));
-    while Path::new(&folder).exists() {
+    let dir = format!("/proc/{}", i32::from_le_bytes(orphan));
+    while Path::new(&dir).exists() {
         rustix::thread::sched_yield();
     }
     Ok(AssertResult::pass())
@@ -181,16 +181,16 @@ fn output_is_in_the_log(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-/// More than any buffer on the way holds.
+/// The output is larger than all buffers on its way.
 #[ktstr_test(cores = 1, duration_s = 60, post_vm = all_output_arrived)]
-fn much_output_arrives_whole(_: &Ctx) -> Result<AssertResult> {
+fn output_larger_than_all_buffers_arrives_complete(_: &Ctx) -> Result<AssertResult> {
     for number in 0..LINES {
         println!("line {number:>90}");
     }
     Ok(AssertResult::pass())
 }
 
-/// A body that floods its output must not starve its workers: its reader has no more right to a CPU.
+/// A body that floods its output must not starve its workers, so its reader has no priority over them.
 #[ktstr_test(cores = 1)]
 fn output_is_read_by_an_ordinary_task(_: &Ctx) -> Result<AssertResult> {
     let mut readers = 0;
@@ -222,7 +222,7 @@ fn all_output_arrived(result: &VmResult) -> Result<()> {
 }
 
 #[ktstr_test(cores = 1, kaslr = false, post_vm = kaslr_was_off)]
-fn kaslr_can_be_switched_off(_: &Ctx) -> Result<AssertResult> {
+fn kaslr_false_disables_kaslr(_: &Ctx) -> Result<AssertResult> {
     let cmdline = fs::read_to_string("/proc/cmdline")?;
     ensure!(cmdline.split(' ').any(|word| word == "nokaslr"), "{cmdline}");
     Ok(AssertResult::pass())
@@ -240,7 +240,7 @@ fn kaslr_was_off(result: &VmResult) -> Result<()> {
 }
 
 #[ktstr_test(cores = 1, post_vm = pti_is_disabled_if_emulated)]
-fn page_table_isolation_is_off_where_cpus_are_emulated(_: &Ctx) -> Result<AssertResult> {
+fn page_table_isolation_is_disabled_if_emulated(_: &Ctx) -> Result<AssertResult> {
     let meltdown = fs::read_to_string(MELTDOWN)?;
     ensure!(!has_pti_off()? || meltdown == "Vulnerable\n", "{meltdown}");
     Ok(AssertResult::pass())
@@ -274,7 +274,7 @@ fn kernel_took_the_rate(result: &VmResult) -> Result<()> {
     let console = &result.console;
     let given = console.split_once(" tsc_early_khz=").and_then(|(_, rest)| rest.split_once(' '));
     ensure!(given.is_none() || machine(result)?.engine.timing == Timing::Emulated, "{console}");
-    // Nor is it given if the host's cannot be measured.
+    // It is not passed either if the host's rate cannot be measured.
     let Some((khz, _)) = given else { return Ok(()) };
     let (mhz, fraction) = khz.split_at_checked(khz.len() - 3).context("less than 1 MHz")?;
     ensure!(console.contains(&format!("tsc: Detected {mhz}.{fraction} MHz")), "{console}");
@@ -287,9 +287,9 @@ fn has_pti_off() -> Result<bool> {
     Ok(fs::read_to_string("/proc/cmdline")?.split(' ').any(|word| word == "pti=off"))
 }
 
-/// A channel that the body has closed must not keep PID 1 busy: it runs before everything else.
+/// A channel that the body has closed must not keep PID 1 busy, which has priority over all other tasks.
 #[ktstr_test(cores = 1)]
-fn a_body_with_its_own_panic_hook_has_the_cpu(_: &Ctx) -> Result<AssertResult> {
+fn pid_1_does_not_spin_on_a_closed_channel(_: &Ctx) -> Result<AssertResult> {
     std::panic::set_hook(Box::new(|_| ()));
     let ticks = || -> Result<u64> {
         let stat = fs::read_to_string("/proc/1/stat")?;
@@ -306,13 +306,13 @@ fn a_body_with_its_own_panic_hook_has_the_cpu(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
-#[ktstr_test(cores = 1, post_vm = the_panic_is_told_not_blamed, expect_err)]
-fn an_abort_after_a_caught_panic(_: &Ctx) -> Result<AssertResult> {
+#[ktstr_test(cores = 1, post_vm = last_panic_is_reported_beside_the_abort, expect_err)]
+fn body_aborts_after_a_caught_panic(_: &Ctx) -> Result<AssertResult> {
     ensure!(std::panic::catch_unwind(|| panic!("harmless")).is_err());
     std::process::abort()
 }
 
-fn the_panic_is_told_not_blamed(result: &VmResult) -> Result<()> {
+fn last_panic_is_reported_beside_the_abort(result: &VmResult) -> Result<()> {
     let RunEnd::BodyExited { kind: ExitKind::Signaled(libc::SIGABRT), last_panic } = &result.end
     else {
         bail!("{}", result.end)
@@ -321,9 +321,9 @@ fn the_panic_is_told_not_blamed(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-/// What a body leaves running may write for ever; the verdict does not wait for it.
+/// A process that the body leaves running may write for ever; the verdict does not wait for it.
 #[ktstr_test(cores = 2, duration_s = 60)]
-fn a_chatty_orphan_does_not_hold_up_the_verdict(_: &Ctx) -> Result<AssertResult> {
+fn verdict_does_not_wait_for_an_orphan_that_writes(_: &Ctx) -> Result<AssertResult> {
     fork(|| {
         loop {
             let _ = rustix::io::write(rustix::stdio::stdout(), &[b'x'; 512]);
@@ -332,27 +332,27 @@ fn a_chatty_orphan_does_not_hold_up_the_verdict(_: &Ctx) -> Result<AssertResult>
     Ok(AssertResult::pass())
 }
 
-/// What a scheduler test does to its own process must concern the code that does it.
+/// A scheduler test that changes its own process has to change the thread that runs its body.
 #[ktstr_test(cores = 2)]
-fn the_body_is_the_main_thread_of_its_process(_: &Ctx) -> Result<AssertResult> {
+fn body_is_the_main_thread_of_its_process(_: &Ctx) -> Result<AssertResult> {
     ensure!(rustix::thread::gettid() == rustix::process::getpid());
     let tasks = fs::read_dir("/proc/self/task")?.count();
     ensure!(tasks == 1, "the process has {tasks} threads");
     Ok(AssertResult::pass())
 }
 
-#[ktstr_test(cores = 1, expect_err, post_vm = the_panic_names_its_test)]
-fn a_panic_names_its_test(_: &Ctx) -> Result<AssertResult> {
+#[ktstr_test(cores = 1, expect_err, post_vm = log_names_the_test)]
+fn panic_names_its_test(_: &Ctx) -> Result<AssertResult> {
     panic!("here")
 }
 
-fn the_panic_names_its_test(result: &VmResult) -> Result<()> {
-    ensure!(result.log.contains("thread 'a_panic_names_its_test'"), "{}", result.log);
+fn log_names_the_test(result: &VmResult) -> Result<()> {
+    ensure!(result.log.contains("thread 'panic_names_its_test'"), "{}", result.log);
     Ok(())
 }
 
 #[ktstr_test(host_only)]
-fn a_host_only_body_runs_here(ctx: &Ctx) -> Result<AssertResult> {
+fn host_only_body_runs_on_the_host(ctx: &Ctx) -> Result<AssertResult> {
     // In a guest, this program is PID 1, too.
     let pid_1 = std::fs::read_link("/proc/1/exe").ok();
     ensure!(pid_1 != Some(std::env::current_exe()?), "this is a guest");
@@ -362,7 +362,7 @@ fn a_host_only_body_runs_here(ctx: &Ctx) -> Result<AssertResult> {
 
 #[ktstr_test(cores = 1)]
 fn verdict_does_not_depend_on_a_profile(_: &Ctx) -> Result<AssertResult> {
-    // PID 1 looks for the profile of an instrumented body here, and cannot open this.
+    // PID 1 opens the profile of an instrumented body at this path, which fails for a link to itself.
     std::os::unix::fs::symlink("body.profraw", "/ktstr/body.profraw")?;
     Ok(AssertResult::pass())
 }

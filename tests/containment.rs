@@ -1,7 +1,7 @@
-//! What is left when one of the processes of a run is killed: nothing. This is about QEMU, which is a
-//! process of its own; a machine on KVM is a part of the test's.
+//! Nothing is left of a run when one of its processes is killed. These tests use QEMU, which is a process of
+//! its own; a machine on KVM is part of the test's process.
 //!
-//! Each test runs this binary again for one long test, and kills a part of it.
+//! Each test runs this binary again with one long test, and kills one of its processes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -23,30 +23,30 @@ fn long_run(_: &Ctx) -> Result<AssertResult> {
     }
 }
 
-/// A process that is killed when the test is done with it, however that ends.
+/// A process that is killed when it is dropped.
 struct Runner(Child);
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        // Both fail only if it is gone already.
+        // Both fail only if it has ended and was reaped.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// This binary running `long_run`, its body up, and the QEMU process that runs it. It is started by
-/// `launcher`, a shell, if one is given.
+/// Starts this binary with `long_run` and waits for its body. Returns the process, its output, and the pid
+/// of its QEMU. If `launcher`, a shell, is given, that starts the binary.
 fn start(launcher: Option<&Path>, temporary: &Path) -> Result<(Runner, BufReader<impl Read>, Pid)> {
     let test = std::env::current_exe()?;
     let mut command = Command::new(launcher.unwrap_or(&test));
     if launcher.is_some() {
-        // With a command after it, the shell stays.
+        // With a second command, the shell does not replace itself with the first.
         command.args(["-c", "\"$0\" \"$@\"; exit $?"]).arg(&test);
     }
     // SAFETY: the closure makes one system call.
     unsafe {
         command.pre_exec(|| {
-            // A script's background job ignores it, and so do the processes that it starts.
+            // A background job of a script ignores SIGINT, and so do its descendants.
             libc::signal(libc::SIGINT, libc::SIG_DFL);
             Ok(())
         });
@@ -74,7 +74,7 @@ fn start(launcher: Option<&Path>, temporary: &Path) -> Result<(Runner, BufReader
     Ok((runner, output, Pid::from_raw(engine).context("pids are positive")?))
 }
 
-/// The one child of a process but for the keeper of its job.
+/// Returns the only child of a process apart from the keeper of its job.
 fn child_of(parent: i32) -> Result<i32> {
     let mut children = Vec::<i32>::new();
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -89,7 +89,7 @@ fn child_of(parent: i32) -> Result<i32> {
     Ok(child)
 }
 
-/// The group of the job that a process is in, if jobs are cgroups here.
+/// Returns the cgroup of the job of a process, if jobs are cgroups on this host.
 fn job_of(pid: Pid) -> Result<Option<PathBuf>> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
@@ -106,18 +106,18 @@ fn ensure_nothing_is_left(launcher: Option<&Path>, signal: Signal) -> Result<()>
     let engine_fd = pidfd_open(engine, PidfdFlags::empty())?;
     let job = job_of(engine)?;
     if rustix::process::geteuid().is_root() {
-        ensure!(job.as_ref().is_some_and(|job| job.exists()), "root's engine is in no job");
+        ensure!(job.as_ref().is_some_and(|job| job.exists()), "the engine of root is not in a job");
     }
     let pid = Pid::from_raw(i32::try_from(runner.0.id())?).context("pids are positive")?;
     kill_process(pid, signal)?;
     ensure!(runner.0.wait()?.signal() == Some(signal.as_raw()));
-    // The engine's end makes its pidfd readable.
+    // A pidfd is readable once its process has ended.
     let mut fds = [rustix::event::PollFd::new(&engine_fd, rustix::event::PollFlags::IN)];
     let minute = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
-    ensure!(rustix::event::poll(&mut fds, Some(&minute))? == 1, "the engine lives on");
+    ensure!(rustix::event::poll(&mut fds, Some(&minute))? == 1, "the engine still runs");
     let began = Instant::now();
     while job.as_ref().is_some_and(|job| job.exists()) {
-        ensure!(began.elapsed().as_secs() < 60, "{job:?} is there");
+        ensure!(began.elapsed().as_secs() < 60, "{job:?} still exists");
         std::thread::yield_now();
     }
     let left: Vec<_> = fs::read_dir(temporary.path())?.flatten().map(|file| file.path()).collect();
@@ -135,17 +135,17 @@ fn nothing_is_left_after_ctrl_c() -> Result<()> {
     ensure_nothing_is_left(None, Signal::INT)
 }
 
-/// A shell under cargo's name, which like cargo starts the runner and waits for it.
+/// A shell with cargo's name, which starts the runner and waits for it, as cargo does.
 #[test]
 fn nothing_is_left_of_a_killed_cargo() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cargo = folder.path().join("cargo");
+    let dir = tempfile::tempdir()?;
+    let cargo = dir.path().join("cargo");
     fs::copy("/bin/sh", &cargo)?;
     ensure_nothing_is_left(Some(&cargo), Signal::KILL)
 }
 
 #[test]
-fn a_killed_engine_is_no_verdict_on_the_test() -> Result<()> {
+fn killed_engine_is_an_infrastructure_failure() -> Result<()> {
     let temporary = tempfile::tempdir()?;
     let (mut runner, mut output, engine) = start(None, temporary.path())?;
     kill_process(engine, Signal::KILL)?;
@@ -161,9 +161,9 @@ fn a_killed_engine_is_no_verdict_on_the_test() -> Result<()> {
     Ok(())
 }
 
-/// A terminal sends them to all processes of a job, also to those of a script that ignores them.
+/// A terminal sends these signals to all processes of a job, also to those of a script that ignores them.
 #[test]
-fn engine_leaves_the_signals_of_a_terminal_to_the_runner() -> Result<()> {
+fn engine_blocks_the_signals_of_a_terminal() -> Result<()> {
     let temporary = tempfile::tempdir()?;
     let (_runner, _output, engine) = start(None, temporary.path())?;
     for thread in fs::read_dir(format!("/proc/{engine}/task"))? {
@@ -181,7 +181,7 @@ fn engine_leaves_the_signals_of_a_terminal_to_the_runner() -> Result<()> {
 }
 
 #[test]
-fn an_engine_that_cannot_start_is_named() -> Result<()> {
+fn runner_names_an_engine_that_cannot_start() -> Result<()> {
     let output = Command::new(std::env::current_exe()?)
         .args(["--exact", "long_run", "--include-ignored"])
         .env("KTSTR_ENGINE", "qemu")
@@ -194,7 +194,7 @@ fn an_engine_that_cannot_start_is_named() -> Result<()> {
 }
 
 #[test]
-fn an_unknown_kernel_is_answered_with_the_known_ones() -> Result<()> {
+fn runner_lists_the_known_kernels_for_an_unknown_one() -> Result<()> {
     let output = Command::new(std::env::current_exe()?)
         .args(["--exact", "long_run", "--include-ignored"])
         .env("KTSTR_KERNEL", "debian:woody")

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ktstr::prelude::*;
 
-/// Where the types that form groups have two each, where they can.
+/// The types with their number of workers: two groups, or the one group of all workers.
 const TYPES: [(WorkType, u32); 27] = [
     (WorkType::SpinWait, 2),
     (WorkType::YieldHeavy, 2),
@@ -35,8 +35,8 @@ const TYPES: [(WorkType, u32); 27] = [
     (WorkType::SignalStorm, 4),
 ];
 
-/// Runs the workers until each has made an iteration, for longer each time: one that others starve gets
-/// some CPU time once in a second, and on a busy host each second has less of it.
+/// Runs the workers until each has made an iteration, for longer each time: a worker that others starve
+/// gets some CPU time once in a second, and less of it on a busy host.
 fn works(ctx: &Ctx, work: &WorkSpec) -> Result<AssertResult> {
     let bridge = SnapshotBridge::default();
     let _guard = bridge.clone().set_thread_local();
@@ -53,10 +53,10 @@ fn works(ctx: &Ctx, work: &WorkSpec) -> Result<AssertResult> {
             return Ok(verdict);
         }
     }
-    bail!("{work}: not each worker has made an iteration: {reports:?}")
+    bail!("{work}: not all workers have made an iteration: {reports:?}")
 }
 
-/// A worker that ends by itself, by an error say, fails the scenario.
+/// A worker that exits early, for example with an error, fails the scenario.
 #[ktstr_test(
     numa_nodes = 2,
     llcs = 2,
@@ -67,7 +67,7 @@ fn works(ctx: &Ctx, work: &WorkSpec) -> Result<AssertResult> {
     not_stuck = false,
     workload_root_cgroup = "/ktstr-suite"
 )]
-fn every_type_works_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
+fn work_types_make_iterations_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
     let each = TYPES.map(|(work, workers)| {
         let comm = format!("{work:?}").chars().take(15).collect::<String>();
         works(ctx, &WorkSpec::default().comm(comm).work_type(work).workers(workers))
@@ -85,11 +85,11 @@ fn every_type_works_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
     not_stuck = false,
     workload_root_cgroup = "/ktstr-suite"
 )]
-fn every_treatment_is_had_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
+fn work_spec_settings_apply_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
     let ms = Duration::from_millis;
     let deadline = SchedPolicy::Deadline { runtime: ms(1), deadline: ms(20), period: ms(40) };
     let spec = || WorkSpec::default().workers(2).work_type(WorkType::TimerLatency);
-    let mut treatments = vec![
+    let mut specs = vec![
         spec().policy(SchedPolicy::Batch).nice(-5),
         spec().policy(SchedPolicy::Idle),
         spec().policy(SchedPolicy::Fifo(10)),
@@ -104,8 +104,8 @@ fn every_treatment_is_had_in_a_guest(ctx: &Ctx) -> Result<AssertResult> {
         spec().uid(1000).gid(1000),
     ];
     if std::path::Path::new("/sys/kernel/sched_ext").exists() {
-        treatments.push(spec().policy(SchedPolicy::Ext));
+        specs.push(spec().policy(SchedPolicy::Ext));
     }
-    let each = treatments.iter().map(|work| works(ctx, work));
+    let each = specs.iter().map(|work| works(ctx, work));
     Ok(AssertResult::all_of(each.collect::<Result<Vec<_>>>()?))
 }

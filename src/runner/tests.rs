@@ -164,7 +164,7 @@ fn run_detects_an_initramfs_without_its_end() {
             bytes.truncate(mark - 110);
         });
     });
-    assert!(init_failure(end).contains("cut short"));
+    assert!(init_failure(end).contains("truncated"));
 }
 
 #[test]

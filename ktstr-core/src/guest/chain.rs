@@ -1,7 +1,7 @@
 //! Errors with their causes as one line of text.
 
-/// Formats an error and its causes as anyhow's `{:#}` does, and omits a cause if the line already has
-/// its text: the errors of this crate that name an errno have its [`std::io::Error`] as their source too.
+/// Formats an error and its causes as anyhow's `{:#}` does, but omits a cause if the line already has its
+/// text: the errors of this crate that name an errno have its [`std::io::Error`] as their source, too.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

@@ -33,7 +33,7 @@ impl Histogram {
     }
 
     /// Returns the value that `percent` of all values, 0 to 100, do not exceed, rounded up to the end of its
-    /// bucket; `None` if there are no values.
+    /// bucket; `None` if it is empty.
     pub fn percentile(&self, percent: f64) -> Option<u64> {
         let wanted = (self.count() as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil().max(1.0);
         let mut seen = 0.0;
@@ -43,15 +43,15 @@ impl Histogram {
         })
     }
 
-    /// Returns the mean, by the middles of the buckets; `None` if there are no values.
+    /// Returns the mean, by the middles of the buckets; `None` if it is empty.
     pub fn mean(&self) -> Option<f64> {
         let sum: f64 =
             self.counts.iter().map(|(bucket, count)| middle_of(*bucket) * f64::from(*count)).sum();
         (!self.counts.is_empty()).then(|| sum / self.count() as f64)
     }
 
-    /// Returns the coefficient of variation, the standard deviation over the mean; `None` if there are no
-    /// values or all are zero.
+    /// Returns the coefficient of variation, the standard deviation over the mean; `None` if it is
+    /// empty or all values are zero.
     pub fn variation(&self) -> Option<f64> {
         let mean = self.mean().filter(|mean| *mean > 0.0)?;
         let squares: f64 = self

@@ -20,7 +20,7 @@ pub struct WorkerReport {
     pub cgroup: String,
     /// The number of its spawn in the scenario: workers of one spawn and role did the same work.
     pub spawn: u32,
-    /// Its role in its group, for types whose workers do different things.
+    /// Its role in its group, for types with different workers in a group.
     pub role: u32,
     /// The cpusets that were in effect for it, in order. The times without one, or in which one changed,
     /// are left out.

@@ -22,7 +22,7 @@ use crate::linux::cgroup::CgroupManager;
 use crate::model::verdict::cut;
 use crate::model::wire::{Decoder, Encoder, End, GuestMessage};
 
-/// What a pipe takes in one piece: a message and the NUL that ends it. Longer ones are cut.
+/// The most bytes that a pipe takes atomically: a message and its final NUL. Longer messages are cut.
 ///
 /// Source: pipe(7), PIPE_BUF.
 const PANIC_MESSAGE: usize = 4096;
@@ -30,9 +30,9 @@ const PANIC_MESSAGE: usize = 4096;
 /// Starts the process that runs the body of `entry` with `env` set. Its last message is
 /// [`GuestMessage::End`].
 ///
-/// The body is the only thread of its process. It is the copy of a thread that is started for it, as
-/// libtest starts one: named after the test and with a stack of `RUST_MIN_STACK` bytes, so that a
-/// panic, an overflow of the stack and `comm` name this test and not the one that PID 1 runs as.
+/// The body is the only thread of its process. PID 1 starts a thread for it, as libtest does: with the
+/// name of the test and a stack of `RUST_MIN_STACK` bytes, and forks that thread. So panics, stack
+/// overflows and `comm` have the name of this test.
 pub(super) fn start(
     entry: &'static TestEntry,
     topo: TestTopology,
@@ -41,28 +41,28 @@ pub(super) fn start(
     let (sender, receiver) = sync_channel(1);
     let parent = thread::Builder::new().name(entry.test_name());
     let started = parent.spawn(move || {
-        // Both ends stay: the agent waits for the one message.
+        // The receiver exists: the agent waits for this one message.
         let _ = sender.send(fork(entry, &topo, &env));
-        // The body's parent: its end would be the signal that the body may have asked for by
-        // PR_SET_PDEATHSIG, which is about the thread.
+        // This thread must not end: it is the body's parent, and PR_SET_PDEATHSIG of the body refers to
+        // the thread that forked it.
         loop {
             thread::park();
         }
     });
-    started.context("cannot start the thread of the body")?;
+    started.context("failed to start the thread of the body")?;
     receiver.recv().context("the thread of the body has ended")?
 }
 
 /// Forks the body's process, in which the calling thread is the only one.
 fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) -> Result<Child> {
-    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let (ours, theirs) = UnixStream::pair().context("failed to create a socket pair")?;
     let (panics, panic_writer) = output_pipe()?;
     set_nonblocking(&panic_writer)?;
     let mut child = Child::fork(|| {
         let login = system::VARIABLES.map(|(name, value)| (name.as_ref(), value.as_ref()));
         let given = env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
         for (name, value) in login.into_iter().chain(given) {
-            // SAFETY: a process has one thread after its fork, and this one has started no other.
+            // SAFETY: a forked process has one thread, and this one has not started another.
             unsafe { std::env::set_var(name, value) };
         }
         report_panics(panic_writer);
@@ -70,7 +70,7 @@ fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) ->
         run_and_send(entry, topo, theirs);
         0
     })?;
-    ours.set_nonblocking(true).context("cannot set socket flags")?;
+    ours.set_nonblocking(true).context("failed to set socket flags")?;
     child.messages = Some((ours, Decoder::default()));
     child.panics = Some(panics);
     Ok(child)
@@ -80,13 +80,14 @@ fn run_and_send(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     let link = RefCell::new((link, Encoder::default()));
     let body = rustix::process::getpid();
     let send_message = |message: GuestMessage| {
-        // What the body forks inherits the link, and would number its frames anew.
+        // Processes that the body forks inherit the link, and would number their frames from the same
+        // number on.
         if rustix::process::getpid() == body {
             send(&mut link.borrow_mut(), &message);
         }
     };
     let end = run(entry, topo, &send_message);
-    // A body that printed its last words without a line break still wants them seen.
+    // Standard output is line-buffered: the last line may lack its line break.
     let _ = std::io::stdout().flush();
     send_message(GuestMessage::End(shortened(end)));
     if rustix::process::getpid() == body {
@@ -105,7 +106,7 @@ fn shortened(mut end: End) -> End {
     end
 }
 
-/// Runs a body in this process to its end, whatever that is, and passes its messages to `send`.
+/// Runs a body in this process, passes its messages to `send`, and returns its end.
 pub fn run(entry: &TestEntry, topo: &TestTopology, send: &dyn Fn(GuestMessage)) -> End {
     let cgroups = match CgroupManager::for_test(entry.workload_root_cgroup) {
         Ok(cgroups) if entry.host_only => cgroups,
@@ -130,21 +131,23 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, send: &dyn Fn(GuestMessage)) 
     }
 }
 
-/// A message that cannot be sent must not pass for one that was: the body ends then, without a
-/// verdict, and says why on its standard error.
+/// Sends a message to PID 1.
+///
+/// If that fails, the body exits without a verdict, with the reason on its standard error: a run must not
+/// pass without one of its messages.
 fn send((link, encoder): &mut (UnixStream, Encoder), message: &GuestMessage) {
     let sent = encoder
         .encode(message)
         .map_err(anyhow::Error::from)
         .and_then(|frame| Ok(link.write_all(&frame)?));
     if let Err(error) = sent {
-        eprintln!("ktstr: cannot send a message to PID 1: {error:#}");
+        eprintln!("ktstr: failed to send a message to PID 1: {error:#}");
         std::process::exit(1);
     }
 }
 
-/// Has every panic told to PID 1 before anything else is done about it, by one write that cannot
-/// block, so that it is known even if the process aborts.
+/// Installs a panic hook that first writes the message to PID 1, in one write that cannot block, so that
+/// it arrives even if the process aborts.
 fn report_panics(pipe: OwnedFd) {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
@@ -158,13 +161,13 @@ fn report_panics(pipe: OwnedFd) {
     }));
 }
 
-/// The text of a panic's payload: `panic!` makes it a string in one of two forms.
+/// Returns the text of a panic's payload, which `panic!` makes in one of two forms.
 pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a payload that is no text")
+        .unwrap_or("(a payload that is not text)")
 }
 
 #[cfg(test)]

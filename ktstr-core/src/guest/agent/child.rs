@@ -1,4 +1,4 @@
-//! A child of PID 1 and the pipes it talks through.
+//! A child of PID 1 and its pipes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,23 +15,23 @@ use super::pipe::output_pipe;
 use crate::linux::sys;
 use crate::model::wire::{Decoder, Stream};
 
-/// A running child, as PID 1 holds it. All its descriptors are non-blocking.
+/// A child of PID 1 that is not reaped yet. All its descriptors are non-blocking.
 #[derive(Debug)]
 pub(super) struct Child {
     pub(super) pid: Pid,
     pidfd: OwnedFd,
-    /// What feeds its standard input, until that is closed.
+    /// The writing end of its standard input, until that is closed.
     pub(super) stdin: Option<OwnedFd>,
-    /// What waits to be written there, and whether that is all.
+    /// Input that is not written yet, and whether that is the last.
     pub(super) input: VecDeque<u8>,
     pub(super) input_ends: bool,
     /// Its standard output and error, or the terminal that is both.
     pub(super) output: Output,
-    /// Whether it has ended: there is nothing to wait for then but its output.
+    /// Whether it has ended: from then on, only its output is awaited.
     pub(super) has_ended: bool,
     /// The socket to which a body sends its messages.
     pub(super) messages: Option<(UnixStream, Decoder)>,
-    /// Where a body says that it panics.
+    /// The pipe to which a body writes the messages of its panics.
     pub(super) panics: Option<OwnedFd>,
 }
 
@@ -40,7 +40,7 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// If a pipe or the fork fails, which means that memory or processes have run out.
+    /// If a pipe or the fork fails, because the guest lacks memory or pids.
     pub(super) fn fork(main: impl FnOnce() -> i32) -> Result<Self> {
         let (stdout, stdout_writer) = output_pipe()?;
         let (stderr, stderr_writer) = output_pipe()?;
@@ -49,9 +49,9 @@ impl Child {
                 .and_then(|()| rustix::stdio::dup2_stderr(&stderr_writer));
             if wired.is_err() || rustix::process::setsid().is_err() { 1 } else { main() }
         };
-        // SAFETY: the other threads of PID 1 hold nothing meanwhile: libtest's waits for its test to
-        // end, the agent's for this one to fork if it is not the agent's.
-        let pid = unsafe { sys::fork(child) }.context("cannot fork")?;
+        // SAFETY: the other threads of PID 1 hold no lock at this time: libtest's waits for its test to
+        // end, and the agent's waits for the thread that forks, if that is another one.
+        let pid = unsafe { sys::fork(child) }.context("failed to fork")?;
         let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
         Self::new(pid, None, outputs)
     }
@@ -62,7 +62,7 @@ impl Child {
         outputs: Vec<(Stream, OwnedFd)>,
     ) -> Result<Self> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .context("cannot open a pidfd; it needs Linux 5.3")?;
+            .context("failed to open a pidfd; this needs Linux 5.3 or later")?;
         Ok(Self {
             pid,
             pidfd,
@@ -76,7 +76,8 @@ impl Child {
         })
     }
 
-    /// What to wait for: input that can go on, output that can be taken if `listen`, the end.
+    /// Returns the descriptors to wait for: its end, input if there is some to write, and output if
+    /// `listen`.
     pub(super) fn interests(&self, listen: bool) -> Vec<PollFd<'_>> {
         let mut fds = Vec::new();
         if !self.has_ended {
@@ -93,13 +94,13 @@ impl Child {
         fds
     }
 
-    /// Writes what its standard input takes without blocking.
+    /// Writes as much input as its standard input takes without blocking.
     pub(super) fn feed(&mut self) {
         while let Some(stdin) = self.stdin.as_ref().filter(|_| !self.input.is_empty()) {
             match rustix::io::write(stdin, self.input.as_slices().0) {
                 Ok(count) => drop(self.input.drain(..count)),
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                // The program has closed its input; that is its right.
+                // The program has closed its standard input, which it may do.
                 Err(_) => self.stdin = None,
             }
         }
@@ -108,12 +109,12 @@ impl Child {
         }
     }
 
-    /// Readable once the child has ended.
+    /// Returns the pidfd, which is readable once the child has ended.
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// How the child ended; `None` while it runs. Leaves it to be reaped.
+    /// Returns how the child ended; `None` while it runs. Does not reap it.
     pub(super) fn ended(&self) -> io::Result<Option<WaitIdStatus>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         Ok(rustix::process::waitid(WaitId::PidFd(self.pidfd()), options)?)

@@ -1,9 +1,9 @@
 //! The guest's side of a run: the test binary as PID 1.
 //!
-//! PID 1 mounts what a test expects, loads the modules it was given, opens the wire and says
-//! hello. Then it carries out one order: it checks that the machine is the one asked for, forks a
-//! process for the body, passes on what that says, and reports how it ended. It does nothing that
-//! could block on the body, so its heartbeat tells a dead guest from a busy one.
+//! PID 1 mounts file systems, loads kernel modules, opens the wire and greets the host. Then it carries
+//! out one request: it checks that the machine is the requested one, forks a process for the body,
+//! forwards its messages, and sends how it ended. It never blocks on the body, so a missing heartbeat
+//! means that the guest is dead and not only busy.
 
 mod body;
 mod child;
@@ -30,22 +30,22 @@ use rustix::system::{RebootCommand, reboot};
 use crate::linux::sys;
 use crate::model::pid1::{END_MARK, ENV, FAILURE_PREFIX, MODULES};
 
-/// Whether this process is PID 1 of a guest that the runner booted.
+/// Returns whether this process is PID 1 of a guest that the runner booted.
 pub fn is_init() -> bool {
     rustix::process::getpid().as_raw_nonzero().get() == 1 && std::env::var_os(ENV).is_some()
 }
 
-/// Does the duties of PID 1. Never returns: its host ends the machine, or PID 1 itself if it fails.
+/// Runs as PID 1. Never returns: the host ends the machine, or PID 1 powers it off if it fails.
 pub fn init() -> ! {
     let began_ns = sys::since_boot_ns();
     match catch_unwind(AssertUnwindSafe(|| serve(began_ns))) {
         Ok(Ok(never)) => match never {},
         Ok(Err(error)) => eprintln!("{FAILURE_PREFIX}{error:#}"),
-        Err(_) => eprintln!("{FAILURE_PREFIX}PID 1 panicked, see above"),
+        Err(_) => eprintln!("{FAILURE_PREFIX}it panicked; see the message above"),
     }
     rustix::fs::sync();
     loop {
-        // Where ACPI is missing, power-off fails and a reset ends the machine as well.
+        // Without ACPI, power-off fails; a reset ends the machine, too.
         let _ = reboot(RebootCommand::PowerOff);
         let _ = reboot(RebootCommand::Restart);
     }
@@ -54,27 +54,27 @@ pub fn init() -> ! {
 fn serve(began_ns: u64) -> Result<Infallible> {
     ensure!(
         std::path::Path::new(END_MARK).exists(),
-        "the initramfs was cut short: its last file {END_MARK} is missing"
+        "the initramfs is truncated: its last file {END_MARK} is missing"
     );
     mounts::mount_all()?;
     system::set_up()?;
-    sys::set_highest_priority().context("cannot raise the priority of PID 1")?;
+    sys::set_highest_priority().context("failed to raise the priority of PID 1")?;
     load_modules()?;
     let port = port::open(crate::model::wire::PORT)?;
     serve::Agent::new(port)?.serve(began_ns)
 }
 
-/// Loads the modules, which the host has put in an order that satisfies their dependencies.
+/// Loads the modules in the order of their names, which satisfies their dependencies.
 fn load_modules() -> Result<()> {
     let Ok(entries) = std::fs::read_dir(MODULES) else { return Ok(()) };
     let mut modules = entries
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()
-        .with_context(|| format!("cannot list {MODULES}"))?;
+        .with_context(|| format!("failed to list {MODULES}"))?;
     modules.sort();
     for module in modules {
         let file = std::fs::File::open(&module)
-            .with_context(|| format!("cannot open {}", module.display()))?;
+            .with_context(|| format!("failed to open {}", module.display()))?;
         match rustix::system::finit_module(&file, c"", 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => {

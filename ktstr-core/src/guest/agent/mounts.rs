@@ -1,4 +1,4 @@
-//! The file systems a test expects.
+//! The file systems that a test expects.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ struct Mount {
     kind: &'static str,
     /// The kernel option that provides it.
     option: &'static str,
-    /// Whether nothing works without it.
+    /// Whether PID 1 fails without it.
     needed: bool,
 }
 
@@ -23,7 +23,7 @@ const fn wanted(target: &'static str, kind: &'static str, option: &'static str) 
     Mount { target, kind, option, needed: false }
 }
 
-/// In the order in which they depend on each other.
+/// The mounts, each after those on which it depends.
 const MOUNTS: [Mount; 14] = [
     needed("/proc", "proc", "CONFIG_PROC_FS"),
     needed("/sys", "sysfs", "CONFIG_SYSFS"),
@@ -41,24 +41,24 @@ const MOUNTS: [Mount; 14] = [
     wanted("/sys/fs/bpf", "bpf", "CONFIG_BPF_SYSCALL"),
 ];
 
-/// Mounts them all. What a kernel without it can still run most tests on is skipped with a line
-/// on the console.
+/// Mounts all of them. One that most tests do not need is skipped, with a line on the console, if the
+/// kernel lacks it.
 pub(super) fn mount_all() -> Result<()> {
     for Mount { target, kind, option, needed } in MOUNTS {
-        // In sysfs the folder comes with the feature, and nothing can be made by hand.
+        // In sysfs, the directory exists if the kernel has the feature, and cannot be created.
         let made = fs::create_dir_all(target);
         let mounted = mount(kind, target, kind, MountFlags::empty(), c"");
         match mounted {
-            // A kernel with CONFIG_DEVTMPFS_MOUNT has done it already.
+            // A kernel with CONFIG_DEVTMPFS_MOUNT has mounted it already.
             Ok(()) | Err(Errno::BUSY) => {}
             Err(errno) if needed => {
                 return Err(errno).with_context(|| {
-                    format!("this kernel cannot mount {kind} at {target}; it needs {option}")
+                    format!("failed to mount {kind} at {target}; this kernel needs {option}")
                 });
             }
             Err(errno) => {
                 let why = made.err().map_or_else(|| errno.to_string(), |error| error.to_string());
-                eprintln!("ktstr-init: no {kind} at {target} ({option}): {why}");
+                eprintln!("ktstr-init: failed to mount {kind} at {target} ({option}): {why}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Frames that wait for the port to take them.
+//! The queue of frames for the port.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-/// Frames in the order in which they are sent. None is copied.
+/// Frames in the order in which they are sent. They are not copied.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     frames: VecDeque<Vec<u8>>,
-    /// How much of the first is sent.
+    /// The bytes of the first frame that are sent.
     sent: usize,
-    /// How much of all is not.
+    /// The bytes of all frames that are not sent.
     unsent: usize,
 }
 
@@ -22,7 +22,7 @@ impl Outbox {
         self.frames.push_back(frame);
     }
 
-    /// Returns how many bytes are not sent.
+    /// Returns the number of bytes that are not sent.
     pub(super) fn len(&self) -> usize {
         self.unsent
     }
@@ -31,11 +31,11 @@ impl Outbox {
         self.unsent == 0
     }
 
-    /// Writes what `port` takes without blocking.
+    /// Writes as much as `port` takes without blocking.
     ///
     /// # Errors
     ///
-    /// Those of the port.
+    /// The errors of the write.
     pub(super) fn flush(&mut self, port: impl AsFd) -> io::Result<()> {
         while let Some(frame) = self.frames.front() {
             match rustix::io::write(&port, &frame[self.sent..]) {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outbox_sends_all_frames_in_order_through_a_full_pipe() {
+    fn flush_sends_all_frames_in_order_through_a_full_pipe() {
         let (mut reader, writer) = io::pipe().unwrap();
         set_nonblocking(&writer).unwrap();
         let frames: Vec<Vec<u8>> = (0..10).map(|index| vec![index; 30_000]).collect();

@@ -1,8 +1,8 @@
-//! The thread that takes a child's output.
+//! The thread that reads a child's output.
 //!
-//! It runs as an ordinary task, below PID 1's own thread: a body that floods its output competes with
-//! a reader of its own weight, and neither the heartbeat nor the workers wait for either. PID 1 only
-//! numbers what the thread has encoded and writes it to the port.
+//! It runs as an ordinary task, with less priority than PID 1's own thread: a body that floods its output
+//! competes with a reader of its own weight, and delays neither the heartbeat nor the workers. PID 1 only
+//! numbers the payloads that the thread has encoded and writes them to the port.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,38 +20,38 @@ use crate::linux::sync::lock;
 use crate::linux::sys;
 use crate::model::wire::{GuestMessage, Payload, Stream};
 
-/// The most that one read takes: what a pipe holds unless it was made larger.
+/// The most bytes that one read takes: the default capacity of a pipe.
 const CHUNK: usize = 1 << 16;
 
-/// While this many payloads wait for PID 1, the output is left in its pipes.
+/// The number of payloads that may wait for PID 1; beyond, the output stays in its pipes.
 const WAITING: usize = 4;
 
-/// How long output gathers after a read that found little: a frame for each short line would cost
-/// more than the lines. A first line is taken at once.
+/// The delay of the next read after one that found little: a frame for each short line would cost more
+/// than the lines. The first line is read at once.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// After so long without room, PID 1 is signalled again.
+/// The time without room after which PID 1 is signalled again.
 const SIGNAL_AGAIN: Duration = Duration::from_millis(10);
 
-/// What a read finds is little below this: the writer is not held up by a full pipe.
+/// Fewer bytes than this are little: the pipe is not full, so the writer does not wait.
 const LITTLE: usize = CHUNK / 2;
 
-/// Output on its way from a child to PID 1.
+/// The output of a child, read by a thread for PID 1.
 #[derive(Debug)]
 pub(super) struct Output {
     shared: Arc<Shared>,
-    /// Ended once it has handed over everything; joined then.
+    /// `None` once it has handed over everything and was joined.
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     handover: Mutex<Handover>,
-    /// Notified when PID 1 has taken what there was.
+    /// Notified when PID 1 has taken the payloads.
     taken: Condvar,
-    /// Readable when there is something for PID 1. Signalled after the lock is released.
+    /// Readable when there are payloads for PID 1. Signalled after the lock is released.
     ready: OwnedFd,
-    /// Readable when the thread is to take what the pipes hold and to end.
+    /// Readable when the thread has to read what the pipes hold and to end.
     finish: OwnedFd,
 }
 
@@ -66,7 +66,7 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// If there is no memory for a thread.
+    /// If memory for a thread is lacking.
     pub(super) fn start(pipes: Vec<(Stream, OwnedFd)>) -> Result<Self> {
         for (_, pipe) in &pipes {
             set_nonblocking(pipe)?;
@@ -75,49 +75,49 @@ impl Output {
         let shared = Arc::new(Shared {
             handover: Mutex::default(),
             taken: Condvar::new(),
-            ready: event().context("cannot make an eventfd")?,
-            finish: event().context("cannot make an eventfd")?,
+            ready: event().context("failed to create an eventfd")?,
+            finish: event().context("failed to create an eventfd")?,
         });
         let theirs = Arc::clone(&shared);
         // SCHED_RESET_ON_FORK of PID 1's thread makes it an ordinary task from its first instruction.
         let thread = std::thread::Builder::new()
             .name("ktstr-output".to_owned())
             .spawn(move || theirs.pump(pipes))
-            .context("cannot start a thread for the output")?;
+            .context("failed to start the thread of the output")?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Readable once [`Output::take`] has something to return.
+    /// Returns a descriptor that is readable once [`Output::take`] has something to return.
     pub(super) fn ready(&self) -> BorrowedFd<'_> {
         self.shared.ready.as_fd()
     }
 
-    /// Returns what the thread has encoded, without ever waiting for it.
+    /// Returns the payloads that the thread has encoded, without waiting for it.
     pub(super) fn take(&mut self) -> VecDeque<Payload> {
-        // First: what is added from now on signals again.
+        // Cleared first: payloads that are added from now on signal again.
         clear(&self.shared.ready);
         let (payloads, is_complete) = match self.shared.handover.try_lock() {
             Ok(mut handover) => (std::mem::take(&mut handover.payloads), handover.is_complete),
-            // The thread adds something this moment, perhaps preempted, and signals when it is done.
+            // The thread adds a payload at this moment, perhaps preempted, and signals afterwards.
             Err(TryLockError::WouldBlock) => return VecDeque::new(),
             Err(TryLockError::Poisoned(_)) => (VecDeque::new(), true),
         };
         self.shared.taken.notify_one();
         if is_complete && let Some(thread) = self.thread.take() {
-            // It has nothing left to do but to end. Its panic, if it had one, is on the console.
+            // The thread is about to end. The message of its panic, if any, is on the console.
             let _ = thread.join();
         }
         payloads
     }
 
-    /// Has the thread take what the pipes hold now and end, before everything but PID 1's own thread.
+    /// Makes the thread read what the pipes hold now and end, with priority over all but PID 1's thread.
     pub(super) fn finish(&self) -> Result<()> {
         signal(&self.shared.finish);
         let Some(thread) = &self.thread else { return Ok(()) };
-        sys::raise_priority(thread).context("cannot raise the priority of the output's thread")
+        sys::raise_priority(thread).context("failed to raise the priority of the output's thread")
     }
 
-    /// Whether everything was taken.
+    /// Returns whether all output was taken.
     pub(super) fn is_complete(&self) -> bool {
         self.thread.is_none()
     }
@@ -136,7 +136,7 @@ impl Shared {
             });
             last_read = (Instant::now(), most);
         }
-        // What the child left in its pipes and no more: what it left running may write for ever.
+        // Only what the pipes held at the child's end: processes that it left running may write for ever.
         for (stream, pipe) in &pipes {
             let mut left =
                 usize::try_from(rustix::io::ioctl_fionread(pipe).unwrap_or(0)).unwrap_or(0);
@@ -149,8 +149,8 @@ impl Shared {
         self.change(|handover| handover.is_complete = true);
     }
 
-    /// Waits until a pipe can be read, and until a little output has become more. Returns whether
-    /// the thread is to finish.
+    /// Waits until a pipe can be read, and after little output until the delay is over. Returns whether the
+    /// thread has to finish.
     fn wait_for_output(
         &self,
         pipes: &[(Stream, OwnedFd)],
@@ -158,7 +158,7 @@ impl Shared {
     ) -> bool {
         let mut fds = vec![PollFd::new(&self.finish, PollFlags::IN)];
         fds.extend(pipes.iter().map(|(_, pipe)| PollFd::new(pipe, PollFlags::IN)));
-        // An interrupted or failed wait is followed by a read that finds nothing.
+        // After an interrupted or failed wait, the read finds nothing.
         let _ = poll(&mut fds, None);
         let gathered = when + GATHER;
         let left = gathered.saturating_duration_since(Instant::now());
@@ -169,11 +169,11 @@ impl Shared {
         !fds[0].revents().is_empty()
     }
 
-    /// Reads once and hands over what there was: how much, or `None` at the end.
+    /// Reads once and hands over the bytes. Returns their number; `None` at the end of the pipe.
     fn forward(&self, stream: Stream, pipe: &OwnedFd, buffer: &mut Vec<u8>) -> Option<usize> {
         buffer.clear();
         match rustix::io::read(pipe, spare_capacity(buffer)) {
-            // A terminal whose last user is gone answers EIO: its end.
+            // EIO is the end of a terminal that no process has open any more.
             Ok(0) | Err(Errno::IO) => return None,
             Ok(_) => {}
             Err(_) => return Some(0),
@@ -199,12 +199,12 @@ impl Shared {
             if !timeout.timed_out() {
                 return;
             }
-            // PID 1 may have found the lock held by this very check, and left all where it was.
+            // PID 1 may have found the lock held by this check, and taken nothing.
             signal(&self.ready);
         }
     }
 
-    /// Changes what waits for PID 1, and signals it once the lock is released.
+    /// Changes the handover, and signals PID 1 once the lock is released.
     fn change(&self, change: impl FnOnce(&mut Handover)) {
         change(&mut lock(&self.handover));
         signal(&self.ready);
@@ -213,7 +213,7 @@ impl Shared {
 
 /// Makes an eventfd readable.
 fn signal(event: &OwnedFd) {
-    // Only a counter near its limit refuses this, and it is readable then.
+    // The write fails only if the counter is near its limit, and it is readable then.
     let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
 }
 
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
     use crate::model::wire::{Decoder, Encoder};
 
-    /// Takes until the output is complete; returns what each stream had, and how many frames it took.
+    /// Takes until the output is complete. Returns the bytes of each stream, and the number of frames.
     fn take_all(output: &mut Output) -> (Vec<u8>, Vec<u8>, usize) {
         let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
         let (mut stdout, mut stderr, mut frames) = (Vec::new(), Vec::new(), 0);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn output_arrives_complete_and_in_order() {
+    fn take_returns_all_output_in_order() {
         let (out, out_writer) = output_pipe().unwrap();
         let (err, err_writer) = output_pipe().unwrap();
         let mut output = Output::start(vec![(Stream::Stdout, out), (Stream::Stderr, err)]).unwrap();
@@ -273,26 +273,26 @@ mod tests {
     }
 
     #[test]
-    fn output_is_left_in_its_pipe_while_nothing_takes_it() {
+    fn pump_leaves_output_in_its_pipe_while_it_is_not_taken() {
         let (out, writer) = output_pipe().unwrap();
         let mut output = Output::start(vec![(Stream::Stdout, out)]).unwrap();
         set_nonblocking(&writer).unwrap();
         let mut written = 0;
-        // Until the pipe stays full although the thread has had its time.
+        // Until the pipe stays full although the thread had time to read.
         loop {
             let timeout = Duration::from_millis(500).try_into().unwrap();
             match poll(&mut [PollFd::new(&writer, PollFlags::OUT)], Some(&timeout)).unwrap() {
                 0 => break,
                 _ => written += rustix::io::write(&writer, &[b'x'; 4096]).unwrap_or(0),
             }
-            assert!(written < 2 * (WAITING + 2) * CHUNK, "there is no bound");
+            assert!(written < 2 * (WAITING + 2) * CHUNK, "the output is unbounded");
         }
         drop(writer);
         assert_eq!(take_all(&mut output).0.len(), written);
     }
 
     #[test]
-    fn finish_takes_what_a_pipe_holds_although_it_stays_open() {
+    fn finish_reads_what_a_pipe_holds_although_it_stays_open() {
         let (out, writer) = output_pipe().unwrap();
         let mut output = Output::start(vec![(Stream::Stdout, out)]).unwrap();
         let mut left_running = std::fs::File::from(writer);

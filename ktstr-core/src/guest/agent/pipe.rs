@@ -5,20 +5,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, Result};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// A pipe that PID 1 reads without blocking; its other end is left to the child alone.
+/// Creates a pipe with a non-blocking reading end; the writing end is for the child.
 pub(super) fn output_pipe() -> Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("failed to create a pipe")?;
     set_nonblocking(&reader)?;
     Ok((reader, writer))
 }
 
 pub(super) fn set_nonblocking(fd: impl AsFd) -> Result<()> {
-    let flags = rustix::fs::fcntl_getfl(&fd).context("cannot read descriptor flags")?;
+    let flags = rustix::fs::fcntl_getfl(&fd).context("failed to read descriptor flags")?;
     rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)
-        .context("cannot set descriptor flags")
+        .context("failed to set descriptor flags")
 }
 
-/// What a non-blocking read found.
+/// The result of a non-blocking read.
 pub(super) enum Taken {
     Bytes(usize),
     Nothing,

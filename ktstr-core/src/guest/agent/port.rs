@@ -1,7 +1,7 @@
 //! Finds a virtio-console port by its name.
 //!
 //! Drivers probe in the background, and a port gets its name after its device, so PID 1 waits for
-//! the kernel's device events instead of looking again and again.
+//! the kernel's device events instead of polling.
 //!
 //! Sources: virtio 1.2, 5.3 Console Device; Linux 6.12,
 //! Documentation/ABI/testing/sysfs-class-virtio-ports.
@@ -20,7 +20,7 @@ use crate::model::pid1::MODULES;
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
-/// How long a driver may take to find its device. It takes milliseconds where nothing is wrong.
+/// The timeout for a driver to find its device, which normally takes milliseconds.
 const APPEARS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Opens the port called `name` for reading and writing without blocking.
@@ -29,16 +29,16 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(20);
 ///
 /// If it does not appear; the error lists the ports that did.
 pub(super) fn open(name: &str) -> Result<File> {
-    // Listening comes first: a port that appears after the look is then announced.
+    // The socket is opened first, so that a port that appears after the check is announced.
     let events = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         Some(KOBJECT_UEVENT),
     )
-    .context("cannot listen for device events (CONFIG_NET)")?;
+    .context("failed to listen for device events (CONFIG_NET)")?;
     rustix::net::bind(&events, &SocketAddrNetlink::new(0, 1))
-        .context("cannot listen for device events")?;
+        .context("failed to listen for device events")?;
     let deadline = Instant::now() + APPEARS_WITHIN;
     loop {
         if let Some(device) = find(name) {
@@ -47,30 +47,31 @@ pub(super) fn open(name: &str) -> Result<File> {
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
                 .open(&device)
-                .with_context(|| format!("cannot open {device}"));
+                .with_context(|| format!("failed to open {device}"));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             bail!(
-                "no virtio-console port is called {name}, there are {:?}; this kernel needs \
+                "no virtio-console port {name} appeared; this guest has {:?}; the kernel needs \
                  CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_PCI, built in or as modules in {}",
                 names(),
                 MODULES
             );
         }
-        let timeout = left.try_into().context("twenty seconds fit a timespec")?;
+        let timeout = left.try_into().context("the timeout does not fit a timespec")?;
         poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout))
-            .context("cannot wait for device events")?;
-        // Only that something happened matters; ENOBUFS means that much did.
+            .context("failed to wait for device events")?;
+        // The content of an event does not matter; ENOBUFS means that there were many.
         while rustix::net::recv(&events, &mut [0_u8; 4096][..], RecvFlags::empty()).is_ok() {}
     }
 }
 
+/// Returns the device of a port, if it has appeared.
 fn find(name: &str) -> Option<String> {
     names().into_iter().find(|(_, port)| port == name).map(|(device, _)| format!("/dev/{device}"))
 }
 
-/// Every port: its device and its name.
+/// Returns all ports, each with its device and its name.
 fn names() -> Vec<(String, String)> {
     let Ok(entries) = fs::read_dir(PORTS) else { return Vec::new() };
     let name = |device: &str| fs::read_to_string(Path::new(PORTS).join(device).join("name"));

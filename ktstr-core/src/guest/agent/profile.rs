@@ -1,4 +1,4 @@
-//! The profile of a body whose program is instrumented, for coverage or for the optimizer.
+//! The profile of a body in an instrumented program, for coverage or for the optimizer.
 //!
 //! LLVM's runtime writes a program's counters to a file when the program exits. A body ends without running exit
 //! handlers, and the guest's files are lost with the guest. So the body writes its profile after it has sent its

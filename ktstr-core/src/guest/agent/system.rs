@@ -1,6 +1,5 @@
-//! What programs expect of any init beside the file systems: names, links, files, limits, loopback.
-//!
-//! Nothing that the initramfs brings along is overwritten.
+//! What programs expect of an init process in addition to file systems: names, links, files, limits,
+//! loopback. Files of the initramfs are not overwritten.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -14,13 +13,13 @@ use crate::linux::sys;
 /// The guest's host name.
 const HOSTNAME: &str = "ktstr";
 
-/// Variables that a login sets, for everything that PID 1 starts.
+/// Variables that a login sets. All processes that PID 1 starts have them.
 pub(super) const VARIABLES: [(&str, &str); 3] =
     [("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root")];
 
-/// Descriptors of a process. A distribution's hard limit; its soft limit of 1,024 is there for
-/// programs that call `select`, and too low for a load with a few hundred tasks. A program that
-/// closes all descriptors it could have still ends within a second under emulation.
+/// The limits of descriptors. The hard limit is that of distributions. Their soft limit of 1,024, for
+/// programs that call `select`, is too low for a load of a few hundred tasks. With this one, a program that
+/// closes all possible descriptors still takes less than a second under emulation.
 const DESCRIPTORS: Rlimit = Rlimit { current: Some(65_536), maximum: Some(524_288) };
 
 /// Directories with their modes, also of those that exist.
@@ -59,34 +58,34 @@ const FILES: [(&str, &str); 5] = [
     ("/etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
 ];
 
-/// Sets all of it up.
+/// Sets up all of them.
 ///
 /// # Errors
 ///
-/// Only a kernel without a network stack goes without a part of it, with a line on the console.
+/// If any of them fails, except for loopback: a kernel without a network stack gets a line on the console.
 pub(super) fn set_up() -> Result<()> {
     for (directory, mode) in DIRECTORIES {
         create_directory(directory, mode)
-            .with_context(|| format!("cannot create the directory {directory}"))?;
+            .with_context(|| format!("failed to create the directory {directory}"))?;
     }
     for (link, target) in LINKS {
         unless_present(symlink(target, link))
-            .with_context(|| format!("cannot create the link {link}"))?;
+            .with_context(|| format!("failed to create the link {link}"))?;
     }
     for (file, content) in FILES {
-        create_file(file, content).with_context(|| format!("cannot write {file}"))?;
+        create_file(file, content).with_context(|| format!("failed to write {file}"))?;
     }
-    rustix::system::sethostname(HOSTNAME.as_bytes()).context("cannot set the host name")?;
-    setrlimit(Resource::Nofile, DESCRIPTORS).context("cannot set the limit of descriptors")?;
+    rustix::system::sethostname(HOSTNAME.as_bytes()).context("failed to set the host name")?;
+    setrlimit(Resource::Nofile, DESCRIPTORS).context("failed to set the limit of descriptors")?;
     if let Err(error) = sys::bring_up_loopback() {
-        eprintln!("ktstr-init: interface lo stays down (CONFIG_INET): {error}");
+        eprintln!("ktstr-init: failed to bring up interface lo (CONFIG_INET): {error}");
     }
     Ok(())
 }
 
 fn create_directory(directory: &str, mode: u32) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    // Not with the creation, where the umask would apply.
+    // Not at creation, where the umask applies.
     fs::set_permissions(directory, Permissions::from_mode(mode))
 }
 

@@ -73,7 +73,7 @@ impl Workers {
         }
     }
 
-    /// Stops workers whose reports are not needed. Together: dropped one by one, each would be waited for
+    /// Stops workers without reading their reports. Together: dropped one by one, each would be waited for
     /// on its own.
     pub(crate) fn discard(mut workers: Vec<Worker>) {
         if let Err(error) = Self::stop(&mut workers.iter_mut().collect::<Vec<_>>()) {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: each value has one writer, the worker, except for the current epoch, which only its parent
 //! writes. So no atomic read-modify-write is needed. A worker can be killed between any two writes; values that
-//! belong together (a gap, an epoch's CPUs) are written beside the valid ones and then made valid by one store.
+//! belong together (a gap, an epoch's CPUs) are written to unused memory and then made valid by one store.
 //!
 //! An epoch is a time in which one cpuset is in effect. The parent ends the epoch before it writes a
 //! cpuset and begins the next one after the kernel has applied it; the worker reads the epoch, then its
@@ -236,7 +236,7 @@ impl Telemetry {
     }
 
     /// Returns the longest time between two iterations, before the first, or after the last; `None` if
-    /// there was no iteration.
+    /// no iteration has ended.
     pub(super) fn longest_gap_within(
         &self,
         released_ns: u64,

@@ -105,15 +105,15 @@ pub enum WorkType {
     /// Pairs: one sends a signal after each burst, the other computes and is interrupted by them.
     /// Unit: a signal sent; for the other, handled.
     SignalStorm,
-    /// One type after the other, each for its time, then again from the first. Only types whose workers
-    /// work alone.
+    /// One type after the other, each for its time, then again from the first. Only types without
+    /// groups.
     Sequence(Vec<(Self, Duration)>),
     /// Runs the function. The worker ends when it returns, which counts as an early exit. It has to call
     /// [`WorkerCtx::record_iteration`] regularly: a worker without an iteration for 10 s is stuck, unless the
     /// test sets `not_stuck = false`.
     ///
-    /// It runs in a forked process. In a `host_only` test, whose process has other threads, it must not
-    /// wait for locks that one of them may hold at the fork: standard output, a logger.
+    /// It runs in a forked process. The process of a `host_only` test has other threads, so it must not wait
+    /// for locks that one of them may hold at the fork: standard output, a logger.
     Custom(fn(&WorkerCtx)),
     /// Moves itself from one cgroup to the other after each burst. Both are directories in the
     /// cgroup file system. The worker's own cgroup has no effect after the first move. Unit: a move.

@@ -41,8 +41,8 @@ pub(super) struct SchedParams {
 }
 
 impl SchedParams {
-    /// Applies all three. The parent does it, because a worker whose cgroup has no runtime for its policy
-    /// would not run.
+    /// Applies all three. The parent does it, because a worker would not run if its cgroup has no runtime for
+    /// its policy.
     fn apply(&self, pid: Pid) -> anyhow::Result<()> {
         // The affinity goes first: the admission of SCHED_DEADLINE depends on it.
         if let Some(cpus) = &self.cpus {
@@ -212,7 +212,7 @@ impl Worker {
     }
 
     /// Sets the worker's affinity, policy and nice value, and starts its work loop. The worker has to be
-    /// in its cgroup before, whose cpuset and runtime limit what can be set.
+    /// in its cgroup before, because the cpuset and the runtime of that limit what can be set.
     pub(crate) fn release(&mut self) -> anyhow::Result<()> {
         if self.released.is_some() {
             return Ok(());
@@ -329,8 +329,8 @@ impl Worker {
         }
     }
 
-    /// Returns whether it was started as a fair task that may use all CPUs of its cgroup, and whose type
-    /// does not change that.
+    /// Returns whether it was started as a fair task that may use all CPUs of its cgroup, and its type does
+    /// not change that.
     pub(crate) fn is_fair_and_free(&self) -> bool {
         self.is_fair_and_free
     }

@@ -38,7 +38,7 @@ mod tests {
     use crate::linux::sys;
     use crate::model::exit::ExitKind;
 
-    /// Runs a work loop whose process the kernel kills at its first system call.
+    /// Runs a work loop. The kernel kills the process at its first system call.
     fn without_system_calls(work: fn(&WorkerCtx), ctx: &WorkerCtx) {
         if sys::forbid_system_calls().is_ok() {
             work(ctx);

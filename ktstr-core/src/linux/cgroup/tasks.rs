@@ -210,6 +210,7 @@ impl CgroupManager {
     pub(super) fn kill(&self, cgroup: &Path) -> Result<(), Error> {
         self.refuse_with_caller(cgroup, "kill the processes of")?;
         let deadline = Instant::now() + SETTLE_WITHIN;
+        // Each round kills everything at once, then one by one what that missed.
         loop {
             match self.write(&cgroup.join("cgroup.kill"), "1") {
                 // ENOENT: Linux before 5.14, unless the cgroup does not exist.

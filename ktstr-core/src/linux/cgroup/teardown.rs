@@ -136,6 +136,8 @@ impl CgroupManager {
         if self.is_root()? {
             return Err(Error::Root { path: self.parent.clone() });
         }
+        // Every step runs; `cleaned` keeps the first error. The leaf comes last, because removing the
+        // others may move processes into it.
         let refuge = self.refuge_leaf();
         let mut cleaned = Ok(());
         for cgroup in self.children_if_any(&self.parent, &mut cleaned) {
@@ -146,6 +148,7 @@ impl CgroupManager {
         self.remove_refuge(&refuge);
         if self.parent != self.walk_root && self.parent.exists() {
             note(&mut cleaned, self.remove_and_count(&self.parent));
+            // Emptying the parent may have created it again.
             self.remove_refuge(&refuge);
         }
         cleaned

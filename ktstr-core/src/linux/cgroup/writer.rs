@@ -222,6 +222,9 @@ struct SlotState {
 
 impl OperationSlot {
     /// Runs requests until the slot is closed.
+    ///
+    /// Both sides check the state before they park, and `unpark` of a running thread makes its next
+    /// `park` return at once. So no request, result or close is missed.
     fn serve(&self) {
         loop {
             let (request, is_closed) = {

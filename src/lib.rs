@@ -1,6 +1,6 @@
 //! Rust tests that run inside their own virtual machine.
 //!
-//! The attribute [`#[ktstr_test]`](macro@ktstr_test) marks a test whose function runs as root in a guest
+//! The attribute [`#[ktstr_test]`](macro@ktstr_test) marks a test. Its function runs as root in a guest
 //! with the requested CPU topology and a stock Linux kernel. `cargo test` builds, runs and reports it like
 //! any other test. The host needs no setup: kernel and QEMU are fetched and cached on first use, and
 //! without KVM, QEMU emulates the CPUs. `cargo ktstr doctor` checks a machine.

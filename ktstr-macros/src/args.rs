@@ -144,7 +144,7 @@ impl Parser<'_> {
         }
         let missing = input.error("expected `,`");
         if input.peek(Ident::peek_any) {
-            // Most likely the next key, whose errors should be reported as well.
+            // Most likely the next key. Its errors should be reported as well.
             self.errors.add(missing);
             return Ok(());
         }
@@ -695,7 +695,7 @@ mod tests {
             ("crate, crate = \"kt\"", &["crate", "crate", "\"kt\""]),
             ("crate = a::<u8>, cores = 0", &["a::<u8>", "0"]),
             ("crate = <A as B>::c", &["<A as B>::c"]),
-            // There is no third error about too many CPUs.
+            // Too many CPUs are not reported in addition.
             ("llcs = 0, cores = [255, 255, 0]", &["0", "0"]),
         ] {
             let (_, errors) = parse_text(attr);

@@ -46,7 +46,7 @@ use proc_macro::TokenStream;
 /// | `memory_mib` | 64 to 1048576 | 256 | memory over all nodes, at least 32 MiB per node; raised if the machine could not boot with it |
 /// | `duration_s` | 1 to 86400 | 5 | intended run time of the body, in seconds |
 /// | `settle_ms` | 0 to 86400000 | 500 | time that a load is given to settle, in milliseconds |
-/// | `workers_per_cgroup` | 1 to 10000 | 2 | workers of a cgroup of `ctx.cgroup_def` whose definition does not set a number |
+/// | `workers_per_cgroup` | 1 to 10000 | 2 | workers of a cgroup of `ctx.cgroup_def`, unless its definition sets a number |
 /// | `watchdog_timeout_s` | 1 to 86400 | 20 | seconds that a body may exceed its run time, or a guest may be silent |
 /// | `kernel` | string | from the environment | the kernel to boot, as in `KTSTR_KERNEL` |
 /// | `workload_root_cgroup` | string | `"/ktstr"` | parent of the cgroups of the scenario |
@@ -120,8 +120,8 @@ use proc_macro::TokenStream;
 /// `KTSTR_ENV=NAME,NAME` names. `env` adds variables or replaces them: `env = ["SEED=7", "LIMIT"]` sets
 /// `SEED` to 7, and `LIMIT` to its value on the host, if it is set there.
 ///
-/// `ktstr::assert::Assert`, whose fields have the names of the keys, documents the checks: the exact
-/// condition, the workers it applies to, and the outcome without measurements.
+/// `ktstr::assert::Assert`, with fields of the same names, documents the checks: the exact condition,
+/// the workers it applies to, and the outcome without measurements.
 ///
 /// # The crate's name
 ///

@@ -36,7 +36,7 @@ pub(crate) fn choose(cache: &Cache) -> Result<&'static Choice> {
     once(&CHOICE, || decide(cache))
 }
 
-/// Returns the engine whose guests have `/dev/kvm`. `KTSTR_ENGINE` does not affect it.
+/// Returns the engine that gives guests `/dev/kvm`. `KTSTR_ENGINE` does not affect it.
 pub(crate) fn nesting(cache: &Cache) -> Result<&'static Choice> {
     static CHOICE: Once = Once::new();
     once(&CHOICE, || {

@@ -62,7 +62,7 @@ struct NotAFunction;
 #[ktstr_test]
 mod not_a_function {}
 
-// The function stays, so that this is no error of its own.
+// The function remains, so that this call is not an error.
 fn main() {
     let _: fn(&Ctx) = no_result;
 }

@@ -189,7 +189,7 @@ impl Llcs {
             llcs.push(cores);
             index += 1;
         }
-        assert!(count > 0, "there is no last-level cache");
+        assert!(count > 0, "the list of last-level caches is empty");
         llcs
     }
 
@@ -206,7 +206,7 @@ impl Llcs {
             llcs.push(cores[index]);
             index += 1;
         }
-        assert!(!cores.is_empty(), "there is no last-level cache");
+        assert!(!cores.is_empty(), "the list of last-level caches is empty");
         llcs
     }
 

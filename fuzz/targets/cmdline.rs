@@ -24,7 +24,7 @@ fuzz_target!(|text: &str| {
     let config = KERNEL.with(|kernel| INITRAMFS.with(|initramfs| machine(kernel, initramfs)));
     match InitialMemory::new(&config, text) {
         Ok(contents) => assert_eq!(found(&contents), text.as_bytes()),
-        Err(Error::Kvm(KvmError::Boot(BootError::CmdlineTooLong { len }))) => {
+        Err(Error::Kvm(KvmError::Boot(BootError::CmdlineTooLong { len, .. }))) => {
             assert!(len == text.len() && len >= COMMAND_LINE_SIZE);
         }
         Err(Error::Kvm(KvmError::Boot(BootError::CmdlineNul))) => assert!(text.contains('\0')),

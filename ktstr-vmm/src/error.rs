@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::kvm::error::Error as KvmError;
+use crate::kvm_error::Error as KvmError;
 
 /// A machine could not be started, reached or read.
 ///

@@ -12,6 +12,7 @@ mod config;
 mod engine;
 mod error;
 pub mod kvm;
+mod kvm_error;
 mod lock;
 pub mod paging;
 pub mod probe;

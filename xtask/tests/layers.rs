@@ -424,14 +424,12 @@ fn listed(faults: &BTreeSet<Fault>) -> String {
 }
 
 #[test]
-#[ignore]
 fn modules_do_not_depend_on_each_other_in_circles() {
     let faults = circles(&between_siblings(&workspace().dependencies()));
     assert!(faults.is_empty(), "{} circles:{}", faults.len(), listed(&faults));
 }
 
 #[test]
-#[ignore]
 fn dependencies_point_one_way() {
     let dependencies = workspace().dependencies();
     assert!(dependencies.len() > 150, "only {} files have dependencies", dependencies.len());

@@ -53,10 +53,10 @@ impl InitialMemory {
 mod tests {
     use std::path::Path;
 
-    use super::super::error::Error as KvmError;
     use super::*;
     use crate::config::even;
     use crate::kvm::BootError;
+    use crate::kvm_error::Error as KvmError;
 
     fn contents(kernel: &Path, initramfs: &Path) -> Result<InitialMemory, Error> {
         let config = VmConfig {

@@ -12,8 +12,8 @@ use vm_memory::{
     GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
-use super::error::Error;
 use super::layout::{HOLE, HOLE_END, LARGE_PAGE};
+use crate::kvm_error::Error;
 
 /// A range of memory of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,6 @@ mod boot;
 mod cpu;
 mod cpus;
 mod device;
-pub(crate) mod error;
 mod hub;
 mod initial_memory;
 mod layout;
@@ -31,11 +30,11 @@ use crate::config::VmConfig;
 use crate::engine::{Engine, Vm};
 use crate::probe::{self, KvmFacts, Unusable};
 
+pub use crate::kvm_error::{BootError, Error};
 #[doc(hidden)]
 pub use acpi::acpi_tables;
 #[doc(hidden)]
 pub use device::{Board, Devices, Msi, Power};
-pub use error::{BootError, Error};
 #[doc(hidden)]
 pub use initial_memory::InitialMemory;
 

@@ -21,11 +21,11 @@ use seccompiler::BpfProgram;
 use vm_memory::GuestMemoryMmap;
 
 use super::device::{Board, Devices, Msi, Power};
-use super::error::Error;
 use super::hub::{Hub, VcpuCommand};
 use super::memory::Memory;
 use super::{pio, seccomp, signal};
 use crate::engine::{ExitReason, Registers};
+use crate::kvm_error::Error;
 use crate::lock::lock;
 
 /// How often the devices are served after the guest's end. A guest that stands still has at most

@@ -12,7 +12,6 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use super::cpu::{cpuid, regs};
 use super::cpus::Cpus;
 use super::device::Devices;
-use super::error::Error as KvmError;
 use super::hub::{Hub, HubEvent, VcpuCommand};
 use super::initial_memory::InitialMemory;
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
@@ -23,6 +22,7 @@ use super::{seccomp, signal};
 use crate::config::VmConfig;
 use crate::engine::{Event, ExitReason, Registers, Vm};
 use crate::error::Error;
+use crate::kvm_error::Error as KvmError;
 use crate::schedstat;
 
 /// How long vCPUs may take to leave the guest. It takes microseconds unless the host is overloaded.

@@ -11,11 +11,11 @@ use object::elf::{
 };
 use object::pod;
 
-use super::super::error::{BootError, Error};
 use super::super::layout::{HIGH_MEMORY, KERNEL};
 use super::super::memory::Memory;
 use super::kaslr::{self, Relocations};
 use super::params::{BootParams, SETUP_HEADER};
+use crate::kvm_error::{BootError, Error};
 
 /// The maximum number of program headers; kernels have fewer.
 const MAX_SEGMENTS: u16 = 64;

@@ -11,10 +11,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use super::error::{BootError, Error};
 use super::layout::{CMDLINE, CMDLINE_SIZE, PAGE, ZERO_PAGE};
 use super::memory::{Memory, MemoryNode};
 use crate::config::VmConfig;
+use crate::kvm_error::{BootError, Error};
 use params::BootParams;
 
 /// Loads the files of `config` and returns the address of the first instruction.
@@ -65,7 +65,7 @@ fn load_initramfs(path: &Path, kernel_end: u64, memory: &mut Memory) -> Result<(
 
 fn write_cmdline(cmdline: &str, memory: &Memory) -> Result<(), Error> {
     if cmdline.len() >= CMDLINE_SIZE {
-        return Err(BootError::CmdlineTooLong { len: cmdline.len() }.into());
+        return Err(BootError::CmdlineTooLong { len: cmdline.len(), max: CMDLINE_SIZE - 1 }.into());
     }
     if cmdline.contains('\0') {
         return Err(BootError::CmdlineNul.into());

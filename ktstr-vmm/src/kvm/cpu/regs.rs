@@ -7,11 +7,11 @@
 
 use kvm_bindings::{kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 
-use super::super::error::Error;
 use super::super::layout::{
     GDT, HOLE_END, LARGE_PAGE, PAGE, PAGE_DIRECTORIES, PDPT, PML4, ZERO_PAGE,
 };
 use super::super::memory::Memory;
+use crate::kvm_error::Error;
 
 /// `__BOOT_CS` and `__BOOT_DS`, which the protocol requires, and a task, because KVM requires one.
 const BOOT_CS: u16 = 0x10;

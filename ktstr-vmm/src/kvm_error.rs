@@ -1,9 +1,9 @@
 //! The errors of KVM, and of setting up a machine for it.
+//!
+//! They are not in the module `kvm`: [`crate::Error`] contains them, and `kvm` uses that.
 
 use std::io;
 use std::path::{Path, PathBuf};
-
-use super::layout::CMDLINE_SIZE;
 
 /// A machine could not be created or run on KVM.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ pub enum Error {
 
 impl Error {
     /// Wraps the error of an ioctl; for `map_err`.
-    pub(super) fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+    pub(crate) fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |errno| {
             let source = io::Error::from_raw_os_error(errno.errno());
             let advice = match errno.errno() {
@@ -101,10 +101,12 @@ pub enum BootError {
         memory_mib: u64,
     },
     /// The command line is longer than kernels take.
-    #[error("the kernel's command line has {len} bytes (maximum {})", CMDLINE_SIZE - 1)]
+    #[error("the kernel's command line has {len} bytes (maximum {max})")]
     CmdlineTooLong {
         /// Its length.
         len: usize,
+        /// The maximum.
+        max: usize,
     },
     /// The command line contains a NUL, at which kernels end it.
     #[error("the kernel's command line contains a NUL byte")]
@@ -113,12 +115,12 @@ pub enum BootError {
 
 impl BootError {
     /// Wraps the error of reading `path`; for `map_err`.
-    pub(super) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Read { path: path.to_owned(), source }
     }
 
     /// Returns the error for `what`, which ends at `end`, in memory that ends at `memory_end`.
-    pub(super) fn no_room(what: &'static str, end: u64, memory_end: u64) -> Self {
+    pub(crate) fn no_room(what: &'static str, end: u64, memory_end: u64) -> Self {
         Self::NoRoom { what, need_mib: end.div_ceil(1 << 20), memory_mib: memory_end >> 20 }
     }
 }

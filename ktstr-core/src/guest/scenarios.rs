@@ -301,6 +301,6 @@ fn quarter(op: Op) -> Step {
 
 fn unless_two_cpus(ctx: &Ctx<'_>) -> Option<AssertResult> {
     (ctx.topo.cpus.len() < 2).then(|| {
-        AssertResult::skip(format!("too few CPUs: the machine has {} (minimum 2 CPUs)", ctx.topo))
+        AssertResult::skip(format!("too few CPUs (minimum 2): the machine has {}", ctx.topo))
     })
 }

@@ -43,7 +43,7 @@ fn capture_lists_the_workers_of_its_cgroup(ctx: &Ctx) -> Result<AssertResult> {
     ];
     let played =
         execute_scenario(ctx, backdrop, vec![Step::new(ops, HoldSpec::fixed(Duration::ZERO))])?;
-    drop(played); // Too short to show anything of the workers.
+    drop(played); // Too short to judge the workers.
 
     let captures = collected.drain_cgroup_procs();
     let seen: Vec<_> = captures
@@ -57,8 +57,8 @@ fn capture_lists_the_workers_of_its_cgroup(ctx: &Ctx) -> Result<AssertResult> {
     Ok(verdict.merge(fail_unless(positive, format!("not all are process ids: {pids:?}"))))
 }
 
-/// Captures of both kinds stay in order, and the callback's report reaches body and host.
-#[ktstr_test(cores = 1, duration_s = 1, workers_per_cgroup = 3, post_vm = host_has_the_report)]
+/// Captures of both kinds stay in order, and the kernel values of the callback reach body and host.
+#[ktstr_test(cores = 1, duration_s = 1, workers_per_cgroup = 3, post_vm = check_kernel_values_on_host)]
 fn bridge_collects_both_kinds_in_order(ctx: &Ctx) -> Result<AssertResult> {
     let bridge = SnapshotBridge::new(Arc::new(|name: &str| {
         (name == "reported").then(|| KernelSnapshot::new().with_value("answer", 42))
@@ -86,17 +86,17 @@ fn bridge_collects_both_kinds_in_order(ctx: &Ctx) -> Result<AssertResult> {
     let captures = collected.drain_ordered();
     let names: Vec<_> = captures.iter().map(Capture::name).collect();
     ensure!(names == ["reported", "cg", "empty", "bare"], "{names:?}");
-    let reports: Vec<_> = captures.iter().filter_map(report).collect();
-    ensure!(reports == [42], "{captures:?}");
+    let values: Vec<_> = captures.iter().filter_map(kernel_value).collect();
+    ensure!(values == [42], "{captures:?}");
     Ok(verdict)
 }
 
-fn report(capture: &Capture) -> Option<u64> {
+fn kernel_value(capture: &Capture) -> Option<u64> {
     let Capture::Snapshot(snapshot) = capture else { return None };
     snapshot.kernel.as_ref()?.values.get("answer").copied()
 }
 
-fn host_has_the_report(result: &VmResult) -> Result<()> {
+fn check_kernel_values_on_host(result: &VmResult) -> Result<()> {
     let reports: Vec<_> = result.snapshots.iter().map(|snapshot| &snapshot.kernel).collect();
     let wanted = KernelSnapshot::new().with_value("answer", 42);
     ensure!(reports == [&Some(wanted), &None], "{reports:?}");

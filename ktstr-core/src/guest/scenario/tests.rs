@@ -333,7 +333,7 @@ fn operations_report_what_they_cannot_find() {
         (Op::wait_payload("load", Duration::ZERO), "unknown payload `load`"),
         (Op::kill_payload("load"), "unknown payload `load`; this scenario runs: nothing"),
         (Op::run_payload(&LOAD, "a"), "unknown program `load`"),
-        (Op::run_payload(LOAD.named(""), "a"), "a run needs a name"),
+        (Op::run_payload(LOAD.named(""), "a"), "the run has an empty name"),
         (Op::run_payload(&Payload::new(""), "a"), "the program has no name"),
     ] {
         let cgroups = RecordingCgroups::new();

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use ktstr::assert::{Limit, Scope};
+use ktstr::assert::{Limit, Measurement, Scope};
 use ktstr::cgroup::{CgroupManager, Error};
 use ktstr::prelude::*;
 use rustix::process::{Pid, WaitOptions};
@@ -294,6 +294,21 @@ fn gap_detail_has_value_limit_worker_cpu_and_time(ctx: &Ctx) -> Result<AssertRes
     ensure!(detail.cpu == Some(0) && detail.at_ns > Some(2_000_000_000), "{detail:?}");
     ensure!(verdict.measurements.contains(measured), "{verdict:?}");
     Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, duration_s = 1, post_vm = has_measurements)]
+fn measurements_reach_the_host_without_limits(ctx: &Ctx) -> Result<AssertResult> {
+    play(ctx, [cg()])
+}
+
+fn has_measurements(result: &VmResult) -> Result<()> {
+    let RunEnd::Verdict(verdict) = &result.end else { bail!("{}", result.end) };
+    for name in ["gap", "iteration_rate", "work_rate", "migration_ratio", "cpu_pressure"] {
+        let is_it =
+            |measured: &Measurement| measured.name == name && measured.scope.cgroup() == Some("cg");
+        ensure!(verdict.measurements.iter().any(is_it), "{name}: {verdict:?}");
+    }
+    Ok(())
 }
 
 /// Two equal workers on a CPU each, one of which also has a realtime task.

@@ -76,8 +76,6 @@ pub enum DetailKind {
     MemoryPressure,
     /// `max_io_pressure_pct`.
     IoPressure,
-    /// A cgroup does not contain the expected processes.
-    Cgroup,
     /// How a payload ended.
     PayloadEnd,
     /// A metric of a payload.
@@ -112,7 +110,6 @@ impl fmt::Display for DetailKind {
             Self::CpuPressure => "max_cpu_pressure_pct",
             Self::MemoryPressure => "max_memory_pressure_pct",
             Self::IoPressure => "max_io_pressure_pct",
-            Self::Cgroup => "cgroup",
             Self::PayloadEnd => "payload end",
             Self::PayloadMetric => "payload metric",
             Self::Claim => "claim",

@@ -65,13 +65,13 @@ impl<'a> PayloadCall<'a> {
         let what = format!("run {run}{what}");
         send_event(send, what.clone());
         let report = || {
-            let group = cgroup.as_ref().map(|cgroup| {
+            let directory = cgroup.as_ref().map(|cgroup| {
                 check_cgroup(cgroups, cgroup)?;
                 Ok::<_, anyhow::Error>(cgroups.parent_path().join(cgroup))
             });
-            let group = group.transpose()?;
+            let directory = directory.transpose()?;
             let cgroup = cgroup.as_deref().unwrap_or_default();
-            let running = Running::start(run, payloads, group.as_deref(), cgroup)?;
+            let running = Running::start(run, payloads, directory.as_deref(), cgroup)?;
             let waited = running.wait(timeout);
             // The output is printed even after a timeout.
             let report = running.finish("stopped", false);
@@ -102,25 +102,25 @@ fn send_event(send: &dyn Fn(GuestMessage), what: String) {
 fn check_cgroup(cgroups: &dyn CgroupOps, cgroup: &str) -> Result<()> {
     match cgroups.read_procs(cgroup) {
         Err(error) if error.is_missing() => {
-            let mut there = Vec::new();
-            list_cgroups(cgroups.parent_path(), "", &mut there);
-            there.sort();
-            bail!("unknown cgroup `{cgroup}`; existing cgroups: {there:?}")
+            let mut existing = Vec::new();
+            list_cgroups(cgroups.parent_path(), "", &mut existing);
+            existing.sort();
+            bail!("unknown cgroup `{cgroup}`; existing cgroups: {existing:?}")
         }
         Err(error) => Err(error.into()),
         Ok(_) => Ok(()),
     }
 }
 
-fn list_cgroups(directory: &Path, name: &str, there: &mut Vec<String>) {
+fn list_cgroups(directory: &Path, name: &str, existing: &mut Vec<String>) {
     for entry in directory.read_dir().into_iter().flatten().flatten() {
         let own = entry.file_name().to_string_lossy().into_owned();
         let is_cgroup = entry.file_type().is_ok_and(|kind| kind.is_dir());
         // Cgroups of jobs, such as those of payloads, are internal.
         if is_cgroup && !is_job_cgroup(&own) {
             let path = if name.is_empty() { own } else { format!("{name}/{own}") };
-            list_cgroups(&entry.path(), &path, there);
-            there.push(path);
+            list_cgroups(&entry.path(), &path, existing);
+            existing.push(path);
         }
     }
 }

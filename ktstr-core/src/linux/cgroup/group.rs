@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::error::Error;
-use super::names;
-use super::ops::CgroupOps;
+use super::{CgroupOps, Error, names};
 
 /// A list of cgroups. Dropping it removes them in reverse order, also during unwinding.
 #[derive(Debug)]

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::error::Error;
-use super::list;
+use super::{Error, list};
 
 /// A value in range for one file of a cgroup, created by [`CgroupOps`](super::CgroupOps).
 #[derive(Debug, Clone, PartialEq, Eq)]

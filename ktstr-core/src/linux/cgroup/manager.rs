@@ -5,13 +5,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::controller::Controller;
-use super::error::Error;
 use super::files::read;
-use super::knobs::Knob;
-use super::names;
-use super::paths::{MOUNT, WALK_ROOT_VARIABLE};
 use super::writer::{Operation, Writer};
+use super::{Controller, Error, Knob, MOUNT, WALK_ROOT_VARIABLE, names};
 
 /// Manages the cgroups below one parent cgroup.
 #[derive(Debug)]

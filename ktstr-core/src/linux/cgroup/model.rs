@@ -8,9 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::controller::Controller;
-use super::knobs::Knob;
-use super::list;
+use super::{Controller, Knob, list};
 
 /// The root of the hierarchy, in which the parent of the manager is.
 pub(super) const ROOT: &str = "/";

@@ -6,13 +6,8 @@ use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 
-use super::controller::Controller;
-use super::error::Error;
-use super::knobs::Knob;
-use super::manager::CgroupManager;
-use super::ops::CgroupOps;
 use super::procs::read_procs;
-use super::stats::CgroupStats;
+use super::{CgroupManager, CgroupOps, CgroupStats, Controller, Error, Knob};
 use crate::linux::sync::lock;
 
 /// Makes the methods of [`CgroupOps`] callable without importing the trait.

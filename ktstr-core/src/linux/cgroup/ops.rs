@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
-use super::controller::Controller;
-use super::error::Error;
-use super::knobs::Knob;
-use super::stats::CgroupStats;
+use super::{CgroupStats, Controller, Error, Knob};
 
 /// Operations on cgroups. Every name is that of a cgroup below the parent, such as `a/b`.
 pub trait CgroupOps: fmt::Debug + Send + Sync {

@@ -6,14 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::controller::{Controller, subtree_control};
-use super::error::Error;
-use super::knobs::Knob;
 use super::model::{Hierarchy, PARENT, ROOT, Refusal, parent_of};
-use super::names;
-use super::ops::CgroupOps;
-use super::paths::MOUNT;
 use super::procs::{caller_is_in, check_pid};
-use super::stats::CgroupStats;
+use super::{CgroupOps, CgroupStats, Error, Knob, MOUNT, names};
 use crate::linux::sync::lock;
 
 /// One recorded call of an operation that changes cgroups.

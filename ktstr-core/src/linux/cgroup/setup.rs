@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::controller::{Controller, subtree_control};
-use super::error::Error;
 use super::files::{is_hierarchy_root, read};
 use super::manager::{CgroupManager, check_walk_root};
-use super::paths::MOUNT;
 use super::procs::read_procs;
+use super::{Error, MOUNT};
 use crate::linux::sync::lock;
 
 impl CgroupManager {

@@ -5,8 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::error::Error;
-use super::files;
+use super::{Error, files};
 pub use crate::cgroup_stats::{
     CgroupStats, CpuStat, MemoryEvents, MemoryStat, MemoryStats, PidsStats, Pressure, Stall,
 };

@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::error::Error;
-use super::events;
 use super::files::{is_hierarchy_root, read};
-use super::manager::CgroupManager;
 use super::procs::{ProcsUnit, caller_is_in, check_pid, is_threaded, read_ids, read_pids};
+use super::{CgroupManager, Error, events};
 
 /// Timeout for a cgroup to freeze, to thaw or to become empty.
 pub(crate) const SETTLE_WITHIN: Duration = Duration::from_secs(10);

@@ -4,13 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::Error;
-use super::events;
 use super::files::{exists, is_cgroup, is_hierarchy_root, read};
-use super::manager::CgroupManager;
-use super::paths::MOUNT;
 use super::procs::ProcsUnit;
 use super::tasks::{REFUGE, SETTLE_WITHIN};
+use super::{CgroupManager, Error, MOUNT, events};
 use crate::linux::sync::lock;
 
 /// With more cgroups than this that could not be removed, no further removal is attempted.

@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::errno;
-use super::error::Error;
+use super::{Error, errno};
 use crate::linux::sync::lock;
 use crate::linux::sys;
 

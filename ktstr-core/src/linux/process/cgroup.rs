@@ -16,12 +16,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, setpgid, setsid};
 
 use super::containment::{Containment, EnterFn, EntryState, Usage};
-use super::error::Error;
 use super::keeper::{Keeper, KeeperTask};
-use super::limits::Limits;
 use super::name::JobName;
-use super::place;
 use super::procfs::{self, Process};
+use super::{Error, Limits, place};
 use crate::linux::cgroup::{self, CgroupManager, CgroupOps};
 use crate::linux::sync::lock;
 use crate::linux::sys;

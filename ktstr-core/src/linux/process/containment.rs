@@ -7,8 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::time::Duration;
 
-use super::error::Error;
-use super::limits::Limits;
+use super::{Error, Limits};
 
 /// Contains the processes of a job. Dropping it kills them and removes what was created for them.
 pub(super) trait Containment: fmt::Debug + Send + Sync {

@@ -5,8 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::limits::Limits;
-use super::procfs::Process;
+use super::{Limits, Process};
 use crate::linux::cgroup;
 
 /// An operation on a job that failed.

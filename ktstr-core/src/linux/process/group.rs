@@ -16,14 +16,12 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_send_signal, setpgid, waitid,
 };
 
-use super::child::wait_for;
 use super::containment::{Containment, EnterFn, Usage};
-use super::error::Error;
 use super::keeper::{Keeper, KeeperTask};
-use super::limits::Limits;
 use super::name::JobName;
 use super::pinned::{self, Pinned};
 use super::procfs::{self, Stat};
+use super::{Error, Limits, wait_for};
 use crate::linux::cgroup::SETTLE_WITHIN;
 use crate::linux::sys;
 

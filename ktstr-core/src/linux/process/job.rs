@@ -14,11 +14,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 use super::cgroup::{CgroupSite, JobCgroup};
 use super::child::{Child, SpawnedProcess};
 use super::containment::{Containment, EntryState};
-use super::error::Error;
 use super::group::ProcessGroup;
-use super::limits::Limits;
 use super::pinned::{self, Pinned};
 use super::procfs::{self, Process, Stat};
+use super::{Error, Limits};
 use crate::linux::cgroup::{self, SETTLE_WITHIN};
 use crate::linux::sync::lock;
 use crate::linux::sys::{self, Shared};

@@ -9,11 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 
-use super::child::wait_for;
-use super::error::Error;
-use super::job::Job;
 use super::pinned::{Pinned, has_ended};
-use super::procfs::Process;
+use super::{Error, Job, Process, wait_for};
 use crate::linux::cgroup::events_contain;
 
 /// The result of [`Job::shutdown`].

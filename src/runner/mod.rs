@@ -168,7 +168,10 @@ fn run_and_judge(
     command: Option<&str>,
 ) -> TestResult {
     let mut record = record::begin(entry);
-    artifacts::begin(&mut record);
+    // A program without libtest may run in any directory: it leaves files there only if it fails.
+    if command.is_none() {
+        artifacts::begin(&mut record);
+    }
     let outcome = if entry.host_only {
         fill_on_host(entry, &mut record)
     } else {
@@ -181,6 +184,9 @@ fn run_and_judge(
     record.rerun = Some(rerun::rerun(&record, command));
     let verdict = report::judge(&record);
     record.passed = Some(verdict.is_ok());
+    if record.artifacts.is_none() && verdict.is_err() {
+        artifacts::begin(&mut record);
+    }
     artifacts::finish(&mut record);
     let text = report::render(&record, Style::from_env());
     let Ok(passed) = verdict else { return Err(Failure::new(text)) };

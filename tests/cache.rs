@@ -30,7 +30,7 @@ fn ensure_only_reading_works(cache: &Cache) -> Result<()> {
     drop(cache.lock("kernel/6.12")?);
     let missing = cache.build_once("kernel/7.2", |_| bail!("it was built"));
     let error = format!("{:#}", missing.err().context("an entry was made")?);
-    for part in ["kernel/7.2` is missing", "no right to write", "set KTSTR_CACHE_DIR"] {
+    for part in ["kernel/7.2` is missing", "no permission to write", "set KTSTR_CACHE_DIR"] {
         ensure!(error.contains(part), "{part:?} is missing in: {error}");
     }
     Ok(())
@@ -70,7 +70,7 @@ fn cache_on_a_read_only_file_system_serves(_: &Ctx) -> Result<AssertResult> {
 }
 
 #[ktstr_test(cores = 1)]
-fn cache_without_the_right_to_run_programs_is_named(_: &Ctx) -> Result<AssertResult> {
+fn cache_on_a_noexec_file_system_is_named(_: &Ctx) -> Result<AssertResult> {
     let folder = Path::new("/tmp/mounted");
     fs::create_dir(folder)?;
     mount("cache", folder, "tmpfs", MountFlags::empty(), None)?;

@@ -134,7 +134,7 @@ mod tests {
             ),
             (
                 "[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000\n",
-                "PID 1 ended before",
+                "PID 1 ended without",
             ),
             (
                 "[    1.000000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\n",

@@ -124,7 +124,7 @@ mod tests {
             (&[Payload::new("/opt/load")], "no program `/opt/load` on this host"),
             (&[LOAD.package("other")], "no `load` on this host: no package other"),
             (&[LOAD.package("pack")], "package pack of Debian trixie has no program `load`"),
-            (&[PATTERN], "payload `load`: metric `m`: cannot read `(`"),
+            (&[PATTERN], "payload `load`: metric `m`: invalid regular expression `(`"),
             (
                 &[Payload::new("here"), Payload::new("/bin/here")],
                 "two payloads name different programs `here`",

@@ -111,7 +111,7 @@ fn run_passes_if_its_parent_ignores_sigchld() -> Result<()> {
 fn artifacts_and_rerun_support_a_name_of_300_bytes() -> Result<()> {
     let (output, text) = run(&std::env::current_exe()?, &["--exact", LONG])?;
     ensure!(!output.status.success(), "{text}");
-    let directory = Path::new(line_of(&text, "artefacts")?);
+    let directory = Path::new(line_of(&text, "artifacts")?);
     let record = read_record(&directory.join("run.json"))?;
     ensure!(record.test == LONG && record.passed == Some(false), "{text}");
     let rerun = line_of(&text, "rerun")?;

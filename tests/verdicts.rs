@@ -135,7 +135,7 @@ fn post_vm_that_panics_keeps_the_report() -> Result<()> {
         &[
             "  fail: check: 5 of 4 CPUs are busy\n",
             "  post_vm: panicked: the first of 0 captures is missing\n",
-            "artefacts",
+            "artifacts",
         ],
     )
 }

@@ -71,7 +71,7 @@ pub(crate) fn render(record: &RunRecord, style: Style) -> String {
     if verdict.is_err() {
         tail(&mut text, "console", &record.console);
         if let Some(artifacts) = &record.artifacts {
-            line(&mut text, "artefacts", &artifacts.directory.display().to_string());
+            line(&mut text, "artifacts", &artifacts.directory.display().to_string());
             artifacts.errors.iter().for_each(|error| line(&mut text, "", error));
         }
         if let Some(rerun) = &record.rerun {

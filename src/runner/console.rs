@@ -25,6 +25,9 @@ const PATTERNS: [(&str, KernelEventKind); 15] = [
     ("System is deadlocked on memory", KernelEventKind::OomKill),
 ];
 
+/// A time stamp has up to 20 digits, `.`, six digits, and with CONFIG_PRINTK_CALLER `][` and a task or CPU.
+const LONGEST_STAMP: usize = 64;
+
 /// Returns the warnings and errors of the kernel, in order.
 pub(super) fn kernel_events(console: &str) -> Vec<KernelEvent> {
     console.lines().filter_map(kernel_line).filter_map(kernel_event).collect()
@@ -45,7 +48,10 @@ fn kernel_event(line: &str) -> Option<KernelEvent> {
 /// kernel wrote its message.
 fn kernel_line(line: &str) -> Option<&str> {
     line.match_indices('[').find_map(|(at, _)| {
-        let (stamp, text) = line[at + 1..].split_once("] ")?;
+        // No further than the longest stamp: a guest may print a line of eight million brackets.
+        let rest = &line[at + 1..];
+        let (stamp, _) = rest[..rest.floor_char_boundary(LONGEST_STAMP)].split_once("] ")?;
+        let text = &rest[stamp.len() + 2..];
         let (seconds, micros) = stamp.trim_start().split_once('.')?;
         seconds.parse::<u64>().ok()?;
         // CONFIG_PRINTK_CALLER adds the task or CPU behind the time.
@@ -122,6 +128,15 @@ mod tests {
         assert_eq!(kinds, expected);
         assert_eq!(panic_message(console).as_deref(), Some("sysrq triggered crash"));
         assert_eq!(init_failure(console), None);
+    }
+
+    #[test]
+    fn kernel_events_takes_linear_time() {
+        let began = std::time::Instant::now();
+        let line = "[".repeat(1 << 20) + "[    1.000000] Kernel panic - not syncing: why";
+        assert_eq!(panic_message(&line).as_deref(), Some("why"));
+        // A quadratic search would take many minutes.
+        assert!(began.elapsed() < std::time::Duration::from_secs(60));
     }
 
     #[test]

@@ -92,6 +92,9 @@ pub(crate) fn notices(record: &RunRecord, passed: &Passed) -> Vec<String> {
         Passed::Skipped(reason) => vec![format!("{test}: SKIPPED: {reason}")],
         Passed::Inconclusive(reasons) => vec![format!("{test}: passed; {}", reasons.join("; "))],
     };
+    // The report of a pass, which libtest hides, does not show them.
+    let errors = record.artifacts.iter().flat_map(|artifacts| &artifacts.errors);
+    notices.extend(errors.map(|error| format!("{test}: passed; {error}")));
     if !record.expect_err.is_expected() {
         let events = record.kernel_events.iter();
         notices
@@ -295,14 +298,15 @@ mod tests {
     }
 
     #[test]
-    fn notices_show_skips_and_kernel_events() {
+    fn notices_show_skips_missing_artifacts_and_kernel_events() {
         let mut record =
             RunRecord { end: RunEnd::Verdict(AssertResult::skip("no KVM")), ..failed() };
+        let missing = "test: passed; failed to write body.log: ENOSPC";
         let event = "test: passed; OOM kill: Out of memory: Killed process 7 (body)";
         let notices = |record: &RunRecord| notices(record, &judge(record).unwrap());
-        assert_eq!(notices(&record), ["test: SKIPPED: no KVM", event]);
+        assert_eq!(notices(&record), ["test: SKIPPED: no KVM", missing, event]);
         record.expect_err = ktstr_core::record::ExpectErr::Any;
-        assert_eq!(notices(&record), ["test: SKIPPED: no KVM"]);
+        assert_eq!(notices(&record), ["test: SKIPPED: no KVM", missing]);
     }
 
     #[test]

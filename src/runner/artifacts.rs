@@ -74,7 +74,11 @@ pub(super) fn finish(record: &mut RunRecord) {
 /// Adds the error to the record. An artifact that cannot be written changes no verdict.
 fn note_error(record: &mut RunRecord, written: Result<()>) {
     let (Some(artifacts), Err(error)) = (&mut record.artifacts, written) else { return };
-    artifacts.errors.push(format!("{error:#}"));
+    let error = format!("{error:#}");
+    // The record is written several times, and may fail each time.
+    if !artifacts.errors.contains(&error) {
+        artifacts.errors.push(error);
+    }
 }
 
 /// Returns the name of a test's directory: the test's own, shortened if a file system refused it.

@@ -304,7 +304,7 @@ impl Session {
         self.timings.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
         self.watchdog.set_slowness(self.timings.slowness);
         self.watchdog.enter(RunPhase::Ready, now);
-        tracing::debug!("hello of Linux {} after {boot:?}; send the request", hello.release);
+        tracing::debug!("hello of Linux {:?} after {boot:?}; send the request", hello.release);
         let request = self.request.take();
         // A shell does not report when its program starts.
         if matches!(request, Some(Request::Shell(_))) {

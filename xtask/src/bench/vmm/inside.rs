@@ -79,9 +79,9 @@ impl Inside {
             Column::Engine | Column::EngineNokaslr => {
                 let mut command = Command::new(BOOT);
                 command.arg(&kernel.boot.path).arg(INITRAMFS).arg(MEMORY_MIB.to_string());
-                command.args(["1", &cpus.to_string(), "1", CMDLINE]).env("FREEZE_AT", HELLO);
+                command.args([&format!("1n1l{cpus}c1t"), CMDLINE]).env("FREEZE_AT", HELLO);
                 if column == Column::EngineNokaslr {
-                    command.arg("nokaslr");
+                    command.arg("nokaslr").env("NOKASLR", "1");
                 }
                 return command;
             }

@@ -30,6 +30,7 @@ pub fn machine(kernel: &File, initramfs: &File) -> VmConfig {
         kernel: kernel.path(),
         initramfs: initramfs.path(),
         cmdline: String::new(),
+        kaslr: true,
         topology: Topology { llcs: Llcs::even(1, 1), ..Topology::DEFAULT },
         memory_mib: 32,
         ports: Vec::new(),

@@ -1,7 +1,8 @@
 //! Boots a kernel on KVM and prints its console, without any test.
 //!
 //! `boot KERNEL INITRAMFS MEMORY_MIB TOPOLOGY [CMDLINE]` runs until the guest ends. On standard error
-//! it prints the wall and CPU time of this process in milliseconds.
+//! it prints the wall and CPU time of this process in milliseconds. With `NOKASLR` in the environment
+//! it does not move the kernel.
 //!
 //! With `FREEZE_AT=TEXT` in the environment it runs until TEXT is on the console. Then it pauses
 //! the guest a hundred times, reads 64 KiB of its memory each time, and prints how long each pause
@@ -32,6 +33,7 @@ fn main() -> Result<()> {
         kernel: kernel.into(),
         initramfs: initramfs.into(),
         cmdline: cmdline.join(" "),
+        kaslr: std::env::var_os("NOKASLR").is_none(),
         topology: topology.parse::<Topology>()?,
         memory_mib: memory_mib.parse()?,
         ports: vec!["a port".to_owned()],

@@ -17,6 +17,9 @@ pub struct VmConfig {
     pub initramfs: PathBuf,
     /// The kernel's command line, without the words that the engine itself adds.
     pub cmdline: String,
+    /// Whether an engine that loads a `vmlinux` itself gives it a random virtual address. The kernel
+    /// reads `nokaslr` from `cmdline`: without KASLR, that needs the word too.
+    pub kaslr: bool,
     /// CPUs, caches and nodes.
     pub topology: Topology,
     /// Memory in MiB over all nodes. Nodes get equal shares, the last one also the remainder.
@@ -78,6 +81,7 @@ mod tests {
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
             cmdline: String::new(),
+            kaslr: true,
             topology,
             memory_mib,
             ports: Vec::new(),

@@ -92,6 +92,7 @@ impl Prepared {
             kernel: kernel.boot.path.clone(),
             initramfs,
             cmdline: cmdline(request, &spec, pti_disabled)?,
+            kaslr: spec.kaslr,
             topology,
             memory_mib: spec.memory_mib,
             ports: vec![wire::PORT.to_owned()],

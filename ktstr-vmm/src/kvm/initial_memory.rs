@@ -58,11 +58,12 @@ mod tests {
     use crate::kvm::BootError;
     use crate::kvm_error::Error as KvmError;
 
-    fn contents(kernel: &Path, initramfs: &Path) -> Result<InitialMemory, Error> {
+    fn contents(kernel: &Path, initramfs: &Path, kaslr: bool) -> Result<InitialMemory, Error> {
         let config = VmConfig {
             kernel: kernel.to_owned(),
             initramfs: initramfs.to_owned(),
             cmdline: String::new(),
+            kaslr,
             topology: even([1, 1, 1, 1]),
             memory_mib: 32,
             ports: Vec::new(),
@@ -93,13 +94,26 @@ mod tests {
         std::fs::write(&image, tiny_kernel()).unwrap();
         for size in [0, 1, 4095, 4096, 4097, 8192] {
             std::fs::write(&initramfs, vec![7; size]).unwrap();
-            let contents = contents(&image, &initramfs).unwrap();
+            let contents = contents(&image, &initramfs, true).unwrap();
             assert_eq!(contents.entry(), 0x100_0000);
             let base = ((32 << 20) - size) / 4096 * 4096;
             let mut bytes = vec![0; size];
             contents.read(base as u64, &mut bytes).unwrap();
             assert!(bytes == vec![7; size], "{size}");
         }
+    }
+
+    #[test]
+    fn new_reads_relocations_only_with_kaslr() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("kernel");
+        let mut kernel = tiny_kernel();
+        kernel[40] = 64; // e_shoff: everything behind it is relocations, and malformed.
+        kernel.push(0);
+        std::fs::write(&image, kernel).unwrap();
+        assert_eq!(contents(&image, &image, false).unwrap().entry(), 0x100_0000);
+        let error = contents(&image, &image, true).unwrap_err().to_string();
+        assert!(error.contains("4033 bytes of relocations"), "{error}");
     }
 
     #[test]
@@ -117,7 +131,7 @@ mod tests {
         .unwrap();
         for other in [pipe.as_path(), dir.path(), Path::new("/dev/zero")] {
             for (kernel, initramfs) in [(other, image.as_path()), (&image, other)] {
-                let error = contents(kernel, initramfs).unwrap_err();
+                let error = contents(kernel, initramfs, true).unwrap_err();
                 let is_read = matches!(error, Error::Kvm(KvmError::Boot(BootError::Read { .. })));
                 assert!(is_read && error.to_string().contains("not a regular file"), "{error}");
             }

@@ -195,6 +195,7 @@ mod tests {
             kernel: "/k/vm,linux".into(),
             initramfs: "/i".into(),
             cmdline: "quiet x=1,2".into(),
+            kaslr: true,
             topology,
             memory_mib,
             ports: ports.iter().map(|&name| name.into()).collect(),

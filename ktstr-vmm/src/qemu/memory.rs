@@ -117,6 +117,7 @@ mod tests {
             kernel: "".into(),
             initramfs: "".into(),
             cmdline: String::new(),
+            kaslr: true,
             topology: crate::config::even([numa_nodes, numa_nodes, 1, 1]),
             memory_mib,
             ports: Vec::new(),

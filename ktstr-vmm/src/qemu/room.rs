@@ -73,6 +73,7 @@ mod tests {
             kernel: path(kernel),
             initramfs: path("initramfs"),
             cmdline: String::new(),
+            kaslr: true,
             topology: crate::config::even([1, 1, 1, 1]),
             memory_mib: 64,
             ports: Vec::new(),

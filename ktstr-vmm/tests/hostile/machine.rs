@@ -78,6 +78,7 @@ impl Guest {
             kernel,
             initramfs,
             cmdline: String::new(),
+            kaslr: true,
             topology: Topology { llcs: Llcs::even(1, 1 + self.others), ..Topology::DEFAULT },
             memory_mib: MEMORY >> 20,
             ports: vec!["a".to_owned(), "b".to_owned()],

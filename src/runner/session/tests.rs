@@ -127,6 +127,7 @@ fn play(actions: impl Into<VecDeque<Action>>) -> RunOutcome {
         kernel: "kernel".into(),
         initramfs: "initramfs".into(),
         cmdline: String::new(),
+        kaslr: true,
         topology: MachineSpec::DEFAULT.topology,
         memory_mib: 256,
         ports: vec!["wire".to_owned()],

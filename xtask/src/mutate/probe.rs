@@ -121,8 +121,8 @@ impl Probes {
     pub(super) fn run(&self, probe: Probe, index: usize) -> &'static str {
         let path = self.victims[index].1.path();
         let is_taken = match probe {
-            Probe::EngineKernel => return load(path, self.initramfs.clone(), ""),
-            Probe::EngineInitramfs => return load(self.kernel.image.clone(), path, "nokaslr"),
+            Probe::EngineKernel => return load(path, self.initramfs.clone(), true),
+            Probe::EngineInitramfs => return load(self.kernel.image.clone(), path, false),
             Probe::Provision => resolve_spec(&self.cache, &KernelSpec::Path(path)).is_ok(),
             Probe::Module => modules_for(&self.with_module, &[MODULE]).is_ok(),
         };
@@ -131,16 +131,17 @@ impl Probes {
 }
 
 /// Loads the files into the memory of a machine.
-fn load(kernel: PathBuf, initramfs: PathBuf, cmdline: &str) -> &'static str {
+fn load(kernel: PathBuf, initramfs: PathBuf, kaslr: bool) -> &'static str {
     let config = VmConfig {
         kernel,
         initramfs,
         cmdline: String::new(),
+        kaslr,
         topology: Topology::DEFAULT,
         memory_mib: 256,
         ports: Vec::new(),
     };
-    match InitialMemory::new(&config, cmdline) {
+    match InitialMemory::new(&config, "") {
         Ok(_) => "taken",
         Err(Error::Kvm(KvmError::Boot(BootError::Image { .. }))) => "wrong",
         Err(Error::Kvm(KvmError::Boot(BootError::NoRoom { .. }))) => "too large",

@@ -74,6 +74,7 @@ pub fn acpi_tables(topology: &Topology, memory_mib: u32) -> Result<Vec<u8>, Erro
         kernel: PathBuf::new(),
         initramfs: PathBuf::new(),
         cmdline: String::new(),
+        kaslr: true,
         topology: *topology,
         memory_mib,
         ports: Vec::new(),

@@ -26,8 +26,7 @@ pub(super) fn load(
 ) -> Result<u64, Error> {
     let kernel = open(&config.kernel)?;
     let mut params = BootParams::default();
-    let with_kaslr = !cmdline.split(' ').any(|word| word == "nokaslr");
-    let loaded = image::load(&config.kernel, &kernel, with_kaslr, memory, &mut params)?;
+    let loaded = image::load(&config.kernel, &kernel, config.kaslr, memory, &mut params)?;
     let initramfs = load_initramfs(&config.initramfs, loaded.end, memory)?;
     params.set_ramdisk(initramfs.0, initramfs.1);
     write_cmdline(cmdline, memory)?;

@@ -24,6 +24,7 @@ fn boot(script: &str) -> Result<QemuVm, Error> {
         kernel: "/k".into(),
         initramfs: "/i".into(),
         cmdline: String::new(),
+        kaslr: true,
         topology: crate::config::even([1, 1, 1, 1]),
         memory_mib: 1,
         ports: vec!["wire".into()],

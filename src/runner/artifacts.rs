@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The longest name of a test's directory. File systems take 255 bytes.
 const LONGEST_NAME: usize = 200;
 
-/// Creates the directory of a run and writes its record. An earlier run of the same test is removed.
+/// Creates the directory of a run and writes its record.
 pub(super) fn begin(record: &mut RunRecord) {
     let root = target_directory().join("ktstr");
     static PRUNE: Once = Once::new();
@@ -30,14 +31,27 @@ pub(super) fn begin(record: &mut RunRecord) {
 fn begin_in(root: &Path, record: &mut RunRecord) {
     let program = this_program::own_name().map(|name| name.path).unwrap_or_default();
     let program = program.file_name().unwrap_or_default();
-    let directory = root.join(&record.run).join(program).join(directory_name(&record.test));
-    // Usually there is none.
-    let _ = fs::remove_dir_all(&directory);
-    let created = fs::create_dir_all(&directory)
-        .with_context(|| format!("failed to create {}", directory.display()));
+    let parent = root.join(&record.run).join(program);
+    let (directory, created) = create_new(&parent, &directory_name(&record.test));
+    let created = created.with_context(|| format!("failed to create {}", directory.display()));
     record.artifacts = Some(Artifacts { directory, files: Vec::new(), errors: Vec::new() });
     note_error(record, created);
     save(record);
+}
+
+/// Creates the directory `name` in `parent`, or `name.2` and so on if earlier runs of the test have
+/// these: nextest retries a test that failed. Returns its path, and whether it was created.
+fn create_new(parent: &Path, name: &str) -> (PathBuf, io::Result<()>) {
+    let mut directory = parent.join(name);
+    let mut created = fs::create_dir_all(parent).and_then(|()| fs::create_dir(&directory));
+    for number in 2_u32.. {
+        if !created.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            break;
+        }
+        directory = parent.join(format!("{name}.{number}"));
+        created = fs::create_dir(&directory);
+    }
+    (directory, created)
 }
 
 /// Writes the record anew. A reader finds the old one or the new one, whenever the writer is killed.
@@ -157,11 +171,35 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_one_test_have_directories_of_their_own() {
+        let root = tempfile::tempdir().unwrap();
+        let mut runs = [(); 3].map(|()| record("test"));
+        for run in &mut runs {
+            begin_in(root.path(), run);
+            run.passed = Some(false);
+            finish(run);
+        }
+        let names = runs.each_ref().map(|run| directory(run).file_name().unwrap());
+        assert_eq!(names, ["test", "test.2", "test.3"]);
+        assert!(runs.iter().all(|run| read(run).artifacts == run.artifacts));
+    }
+
+    #[test]
+    fn directory_that_cannot_be_created_is_an_error_of_the_record() {
+        let root = tempfile::NamedTempFile::new().unwrap();
+        let mut record = record("test");
+        begin_in(root.path(), &mut record);
+        finish(&mut record);
+        let errors = &record.artifacts.as_ref().unwrap().errors;
+        assert!(errors[0].starts_with("failed to create "), "{errors:?}");
+        // Each error once, although the record was written twice.
+        assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+
+    #[test]
     fn passed_run_keeps_its_record_only() {
         let root = tempfile::tempdir().unwrap();
         let mut record = record("test");
-        begin_in(root.path(), &mut record);
-        fs::write(directory(&record).join("console.log"), "of an earlier run").unwrap();
         begin_in(root.path(), &mut record);
         record.passed = Some(true);
         finish(&mut record);

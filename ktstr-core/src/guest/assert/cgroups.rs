@@ -265,6 +265,10 @@ pub(super) fn weights(family: &[&CgroupSample], samples: &[CgroupSample]) -> Vec
             break per_weight;
         }
     };
+    // Nothing was divided, so no share of it is too small.
+    if per_weight == 0.0 {
+        return vec![unmeasured(kind, "none of the siblings that wanted CPU time got any")];
+    }
     let error = |contender: &Contender<'_>| {
         let share = 100.0 * contender.used / (per_weight * contender.weight);
         let detail = lower(kind, "weight_error", (100.0 - share).max(0.0), "%", 1);
@@ -511,6 +515,13 @@ pub(super) mod tests {
                 10.0,
                 Fail,
                 nothing,
+            ),
+            // Another load took all CPU time.
+            (
+                vec![starved(sample("a", 800, 0, 0)), starved(sample("b", 100, 0, 0))],
+                10.0,
+                Inconclusive,
+                "max_weight_error_pct: none of the siblings that wanted CPU time got any",
             ),
             (
                 vec![sample("a", 100, 2000, 7000), unfair(sample("b", 300, 8000, 3000))],

@@ -1,12 +1,13 @@
 //! Numbers that checks measure, and the limits they are compared with.
 //!
 //! A check measures whether or not the test sets a limit, and the host receives every
-//! [`Measurement`]: the numbers of a passing run are what a later run is compared with. Values and
-//! limits are finite, because JSON has no other numbers.
+//! [`Measurement`]: the numbers of a passing run are what a later run is compared with. Checks make finite
+//! values and limits only, because JSON has no other numbers. Others, which a test may set itself, become
+//! NaN in a record.
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A number that was measured in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +17,7 @@ pub struct Measurement {
     /// The unit: `ms`, `%`; empty for a ratio or an unknown unit.
     pub unit: String,
     /// The value, in that unit.
+    #[serde(deserialize_with = "null_as_nan")]
     pub value: f64,
     /// What the value belongs to.
     pub scope: Scope,
@@ -146,11 +148,14 @@ pub enum Better {
 #[non_exhaustive]
 pub enum Limit {
     /// This value or less.
-    AtMost(f64),
+    AtMost(#[serde(deserialize_with = "null_as_nan")] f64),
     /// This value or more.
-    AtLeast(f64),
+    AtLeast(#[serde(deserialize_with = "null_as_nan")] f64),
     /// A value between the two, or one of them.
-    Between(f64, f64),
+    Between(
+        #[serde(deserialize_with = "null_as_nan")] f64,
+        #[serde(deserialize_with = "null_as_nan")] f64,
+    ),
 }
 
 impl Limit {
@@ -202,6 +207,15 @@ impl Limit {
     }
 }
 
+/// Reads a number. serde_json writes `null` for one that is not finite, and would refuse to read the record.
+fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    if deserializer.is_human_readable() {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    } else {
+        f64::deserialize(deserializer)
+    }
+}
+
 /// Formats a value and the limit it is compared with: `957.9 ms (limit 300 ms)`.
 ///
 /// The value has four significant digits, or all of them where four would hide that it is beyond the
@@ -219,7 +233,7 @@ fn with_unit(value: String, unit: &str) -> String {
     if unit.is_empty() { value } else { format!("{value} {unit}") }
 }
 
-/// Rounds to four significant digits unless the result equals one of the bounds.
+/// Rounds to four significant digits unless the result is on another side of one of the bounds.
 fn rounded(value: f64, bounds: &[Option<f64>]) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
@@ -228,7 +242,9 @@ fn rounded(value: f64, bounds: &[Option<f64>]) -> String {
     let rounded =
         if value.abs() < 1000.0 { (value * scale).round() / scale } else { value.round() };
     // The scale of a subnormal number is infinite.
-    let is_exact = bounds.contains(&Some(rounded)) || !rounded.is_finite();
+    let is_moved =
+        |bound: &f64| rounded.partial_cmp(bound) != value.partial_cmp(bound) || rounded == *bound;
+    let is_exact = bounds.iter().flatten().any(is_moved) || !rounded.is_finite();
     if is_exact { value.to_string() } else { rounded.to_string() }
 }
 
@@ -276,6 +292,8 @@ mod tests {
             (50.000_4, 1.0, "50"),
             (50.000_4, 50.0, "50.0004"),
             (999.96, 1.0, "1000"),
+            // 1000 would be beyond the bound.
+            (999.96, 999.98, "999.96"),
             (0.000_123_44, 1.0, "0.0001234"),
             (-2.5, 1.0, "-2.5"),
             (0.0, 1.0, "0"),
@@ -283,6 +301,21 @@ mod tests {
             assert_eq!(rounded(value, &[None, Some(bound)]), text);
         }
         assert_eq!(rounded(5e-324, &[]).parse(), Ok(5e-324));
+    }
+
+    #[test]
+    fn measurement_and_limit_can_be_read_whatever_their_numbers() {
+        for value in [1.5, f64::NAN, f64::INFINITY] {
+            let limits = [Limit::AtMost(value), Limit::AtLeast(value), Limit::Between(value, 1.0)];
+            let all = (Measurement::new("gap", value, "ms"), limits);
+            let json = serde_json::to_string(&all).unwrap();
+            let (read, limits): (Measurement, [Limit; 3]) = serde_json::from_str(&json).unwrap();
+            assert_eq!(read.value.is_nan(), !value.is_finite(), "{json}");
+            assert!(limits.iter().all(|limit| limit.is_finite() == value.is_finite()), "{json}");
+            let bytes = postcard::to_allocvec(&all).unwrap();
+            let (read, _): (Measurement, [Limit; 3]) = postcard::from_bytes(&bytes).unwrap();
+            assert_eq!(read.value.to_bits(), value.to_bits());
+        }
     }
 
     #[test]

@@ -197,6 +197,9 @@ impl AssertResult {
     /// which is added to the detail, or `None`. All other failures stay failures.
     pub fn excuse(mut self, why: impl Fn(&AssertDetail) -> Option<String>) -> Self {
         let is_failure = |detail: &AssertDetail| detail.outcome == Outcome::Fail;
+        if !self.is_fail() {
+            return self;
+        }
         let mut excused = 0;
         for detail in self.details.iter_mut().filter(|detail| is_failure(detail)) {
             if (detail.time_based || detail.explained_by.is_some())

@@ -239,10 +239,10 @@ impl Job {
         let take_sibling = || Pid::from_raw(state.sibling.swap(0, Ordering::AcqRel));
         let mut sibling = take_sibling();
         if let Some(killed) = sibling.filter(|_| !state.has_entered.load(Ordering::Acquire)) {
-            // Linux 6.14 and its stable kernels compare the kill counter of the parent's cgroup with
-            // that of the child's (cgroup_css_set_fork, kill_seq): if the job's cgroup or that of the
-            // parent was ever killed, a process cloned into the former is killed at once. Move from
-            // now on.
+            // Linux 6.14 and later, and stable kernels since then, compare the kill counter of the
+            // parent's cgroup with that of the child's (cgroup_css_set_fork, kill_seq): if the job's
+            // cgroup or that of the parent was ever killed, a process cloned into the former is
+            // killed at once. Move from now on.
             let _ = sys::reap(killed);
             let _ = spawned.map(|mut child| child.wait());
             self.must_move.store(true, Ordering::Release);

@@ -3,7 +3,8 @@
 //! Reads the sources of each crate with syn, resolves every path to the file that defines the item it
 //! names (through `pub use`), and fails on two files of a crate that depend on each other in a circle and on
 //! each dependency that ARCHITECTURE.md rules out. Code under `#[cfg(test)]` is not looked at. Method calls
-//! are not paths, so a dependency on a trait's methods alone is not seen.
+//! are not paths, so a dependency on a trait's methods alone is not seen, and neither is a path in a string,
+//! as in attributes of serde.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -20,6 +21,8 @@ const FORBIDDEN: &[(&str, &str, &[&str])] = &[
     ("ktstr_core::linux", "ktstr_core::guest", &[]),
     ("ktstr_core::model", "ktstr_core::linux", &[]),
     ("ktstr_core::model", "ktstr_core::guest", &[]),
+    // The data that both use must not lead from one to the other.
+    ("ktstr_core::cgroup_stats", "ktstr_core", &["ktstr_core::cgroup_stats"]),
     ("ktstr_core::guest", "ktstr_core::guest::registry", &["ktstr_core::guest::agent"]),
     ("ktstr_vmm", "ktstr_core", &["ktstr_core::linux", "ktstr_core::model::machine"]),
     ("ktstr::provision", "ktstr::runner", &[]),
@@ -108,7 +111,7 @@ impl Sources {
                         }
                     }
                 }
-                other => collect_paths(other.to_token_stream(), &mut module.paths),
+                other => collect(other.to_token_stream(), &mut module),
             }
         }
         self.0.insert(path, module);
@@ -125,15 +128,29 @@ impl Sources {
             });
             let imported = imports.map(|import| (&import.path, import.alias.is_none()));
             for (used, is_glob) in imported.chain(module.paths.iter().map(|path| (path, false))) {
-                let Some(target) = self.resolve(path, used, is_glob) else { continue };
-                let target = &self.0[&target].file;
-                if *target != module.file {
-                    let example = all.entry(module.file.clone()).or_default();
-                    example.entry(target.clone()).or_insert_with(|| used.join("::"));
+                for target in self.targets(path, used, is_glob) {
+                    let target = &self.0[&target].file;
+                    if *target != module.file {
+                        let example = all.entry(module.file.clone()).or_default();
+                        example.entry(target.clone()).or_insert_with(|| used.join("::"));
+                    }
                 }
             }
         }
         all
+    }
+
+    /// Returns the modules that define what `used` names. For a glob, these are the module and all that it
+    /// re-exports from: the names that are used of it need not be paths.
+    fn targets(&self, at: &[String], used: &[String], is_glob: bool) -> Vec<ModulePath> {
+        let Some(target) = self.resolve(at, used, is_glob) else { return Vec::new() };
+        let reexports =
+            self.0[&target].imports.iter().filter(|import| is_glob && import.is_reexport);
+        let reexported = reexports
+            .filter_map(|import| self.resolve(&target, &import.path, import.alias.is_none()));
+        let mut targets: Vec<_> = reexported.collect();
+        targets.push(target);
+        targets
     }
 
     /// Returns the module that defines what `used` names when it stands in the module `at`; `None`
@@ -168,10 +185,12 @@ impl Sources {
         }
     }
 
-    /// Follows `rest` from the module `at`. The flag is whether it ended at an item.
+    /// Follows `rest` from the module `at`. The flag is whether it ended at an item. A name that `at` does
+    /// not show is taken for an item of it, which a macro defines.
     fn descend(&self, at: &[String], rest: &[String], depth: usize) -> Option<(ModulePath, bool)> {
         let Some((first, rest)) = rest.split_first() else { return Some((at.to_vec(), false)) };
-        self.member(at, first, rest, depth)
+        let by_macro = || self.0.contains_key(at).then(|| (at.to_vec(), true));
+        self.member(at, first, rest, depth).or_else(by_macro)
     }
 
     fn member(
@@ -268,22 +287,29 @@ fn imports(tree: UseTree, prefix: &mut Vec<String>, is_reexport: bool, found: &m
     }
 }
 
-/// Collects every `a::b` of the tokens, those in arguments of macros included.
-fn collect_paths(tokens: TokenStream, found: &mut BTreeSet<Vec<String>>) {
+/// Collects every `a::b` of the tokens, those in arguments of macros included, and every `use` in a body.
+fn collect(tokens: TokenStream, module: &mut Module) {
     let mut path: Vec<String> = Vec::new();
     let (mut colons, mut after_dot) = (0, false);
-    let mut end = |path: &mut Vec<String>| {
-        if path.len() > 1 {
-            found.insert(std::mem::take(path));
-        }
-        path.clear();
-    };
     let mut groups = Vec::new();
-    for token in tokens {
-        match token {
+    let mut tokens = tokens.into_iter();
+    while let Some(token) = tokens.next() {
+        match &token {
+            TokenTree::Ident(ident) if ident == "use" => {
+                module.paths.extend(taken(&mut path));
+                let length = tokens.clone().take_while(|token| !is_punct(token, ';')).count() + 1;
+                let rest = tokens.clone().take(length);
+                let item = std::iter::once(token).chain(rest).collect::<TokenStream>();
+                // Not in `impl Trait + use<'a>`.
+                if let Ok(item) = syn::parse2::<syn::ItemUse>(item) {
+                    imports(item.tree, &mut Vec::new(), false, &mut module.imports);
+                    tokens.by_ref().take(length).for_each(drop);
+                }
+                (colons, after_dot) = (0, false);
+            }
             TokenTree::Ident(ident) => {
                 if colons != 2 || path.is_empty() {
-                    end(&mut path);
+                    module.paths.extend(taken(&mut path));
                 }
                 if !after_dot {
                     path.push(ident.to_string());
@@ -291,25 +317,28 @@ fn collect_paths(tokens: TokenStream, found: &mut BTreeSet<Vec<String>>) {
                 (colons, after_dot) = (0, false);
             }
             TokenTree::Punct(punct) if punct.as_char() == ':' => colons += 1,
-            TokenTree::Punct(punct) => {
-                end(&mut path);
-                (colons, after_dot) = (0, punct.as_char() == '.');
-            }
-            TokenTree::Group(group) => {
-                end(&mut path);
-                (colons, after_dot) = (0, false);
-                groups.push(group.stream());
-            }
-            TokenTree::Literal(_) => {
-                end(&mut path);
-                (colons, after_dot) = (0, false);
+            other => {
+                module.paths.extend(taken(&mut path));
+                (colons, after_dot) = (0, is_punct(other, '.'));
+                if let TokenTree::Group(group) = other {
+                    groups.push(group.stream());
+                }
             }
         }
     }
-    end(&mut path);
+    module.paths.extend(taken(&mut path));
     for group in groups {
-        collect_paths(group, found);
+        collect(group, module);
     }
+}
+
+/// Empties `path`; returns it if it has more than one segment.
+fn taken(path: &mut Vec<String>) -> Option<Vec<String>> {
+    Some(std::mem::take(path)).filter(|path| path.len() > 1)
+}
+
+fn is_punct(token: &TokenTree, wanted: char) -> bool {
+    matches!(token, TokenTree::Punct(punct) if punct.as_char() == wanted)
 }
 
 /// A dependency that should not be: the files of a circle, or the two ends of a forbidden arrow.
@@ -461,6 +490,10 @@ fn circles_are_found_through_re_exports_and_macros() {
             "use super::a::a; pub fn f() {}",
             true,
         ),
+        ("in a body", "pub fn a() { use crate::b::{B}; }", "use super::A; pub struct B;", true),
+        ("by macro", "items! { B }", "use super::a::C;", false),
+        ("of a macro", "use crate::b::B; items! { C }", "use super::a::C; items! { B }", true),
+        ("by glob", "use crate::b::*; pub struct A;", "use crate::*; pub struct B;", true),
         ("by module", "use crate::b; pub struct A(b::B);", "use crate::A; pub struct B;", true),
         ("one way", "pub struct A;", "use crate::A; pub struct B;", false),
         (

@@ -215,7 +215,7 @@ impl Hub {
     pub(super) fn wait_parked(&self, deadline: Instant) -> bool {
         let mut state = self.lock();
         loop {
-            state.log_changes();
+            state = self.log_changes(state);
             let parked = state.parked.iter().flatten().count();
             // After the guest's end the vCPU that flushes the output does not park until the owner
             // has taken all of it.
@@ -223,12 +223,28 @@ impl Hub {
                 return true;
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                tracing::debug!(parked, live = state.live, "timed out while vCPUs park");
+                let live = state.live;
+                drop(state);
+                tracing::debug!(parked, live, "timed out while vCPUs park");
                 return false;
             };
             (state, _) =
                 self.owner.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Logs the changes of vCPUs. It releases the lock meanwhile, because vCPUs would wait for a log
+    /// that is read slowly.
+    fn log_changes<'a>(&'a self, mut state: MutexGuard<'a, HubState>) -> MutexGuard<'a, HubState> {
+        if state.changes.is_empty() {
+            return state;
+        }
+        let changes = std::mem::take(&mut state.changes);
+        drop(state);
+        for (cpu, change) in changes {
+            tracing::debug!(cpu, ?change, "vCPU changed its state");
+        }
+        self.lock()
     }
 
     /// Returns the registers of a paused vCPU.
@@ -253,12 +269,14 @@ impl Hub {
     pub(super) fn next(&self, deadline: Instant) -> (Option<HubEvent>, bool) {
         let mut state = self.lock();
         loop {
-            state.log_changes();
+            state = self.log_changes(state);
             let now = Instant::now();
             // 1. The guest's end comes first: vCPUs that still run could write without end.
             if let Some(reason) = &state.end
                 && matches!(state.command, VcpuCommand::Run | VcpuCommand::Pause)
             {
+                let reason = reason.clone();
+                drop(state);
                 tracing::debug!(%reason, "guest ended");
                 return (Some(HubEvent::Finish), false);
             }
@@ -307,12 +325,6 @@ impl HubState {
             self.console_lost = 0;
         }
         bytes
-    }
-
-    fn log_changes(&mut self) {
-        for (cpu, change) in self.changes.drain(..) {
-            tracing::debug!(cpu, ?change, "vCPU changed its state");
-        }
     }
 }
 

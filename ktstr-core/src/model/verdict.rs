@@ -245,6 +245,17 @@ impl AssertResult {
         self
     }
 
+    /// Removes numbers that are not finite, which a guest can send: JSON would keep them as `null`, and
+    /// the record could not be read back.
+    pub fn remove_non_finite(&mut self) {
+        let is_finite = |measured: &Measurement| measured.value.is_finite();
+        self.measurements.retain(is_finite);
+        for detail in &mut self.details {
+            detail.measured = detail.measured.take().filter(is_finite);
+            detail.limit = detail.limit.filter(|limit| limit.is_finite());
+        }
+    }
+
     /// Bounds the encoded size of the verdict, so that it fits a frame of the wire. Failures that steal
     /// time cannot explain are dropped last; notes state what was dropped.
     pub(crate) fn shorten(&mut self) {
@@ -560,6 +571,29 @@ mod tests {
         let dropped = 1001 - verdict.measurements.len();
         assert!(dropped < 200, "{dropped}");
         assert_eq!(verdict.notes[201].text, format!("{dropped} more measurements were dropped"));
+    }
+
+    #[test]
+    fn remove_non_finite_makes_the_verdict_readable() {
+        let measured = |value| Measurement::new("gap", value, "ms");
+        let detail = |value, limit| {
+            let detail = AssertDetail::measured(DetailKind::Gap, measured(1.0));
+            AssertDetail {
+                measured: Some(measured(value)),
+                limit: Some(Limit::AtMost(limit)),
+                ..detail
+            }
+        };
+        let mut verdict = AssertResult::fail(detail(f64::NAN, 1.0));
+        verdict.record_fail(detail(2.0, f64::INFINITY)).record_fail(detail(3.0, 4.0));
+        verdict.measurements = vec![measured(f64::NEG_INFINITY), measured(5.0)];
+        verdict.remove_non_finite();
+        let json = serde_json::to_string(&verdict).unwrap();
+        assert_eq!(serde_json::from_str::<AssertResult>(&json).unwrap(), verdict);
+        let kept = [&verdict.details[0], &verdict.details[1], &verdict.details[2]]
+            .map(|detail| (detail.measured.is_some(), detail.limit.is_some()));
+        assert_eq!(kept, [(false, true), (true, false), (true, true)]);
+        assert_eq!(verdict.measurements, [measured(5.0)]);
     }
 
     #[test]

@@ -449,7 +449,10 @@ impl Session {
 /// Returns what an end that the guest sent means for the test.
 pub(crate) fn end_of_body(end: End) -> RunEnd {
     match end {
-        End::Verdict(verdict) => RunEnd::Verdict(verdict),
+        End::Verdict(mut verdict) => {
+            verdict.remove_non_finite();
+            RunEnd::Verdict(verdict)
+        }
         End::Error(error) => RunEnd::BodyError(error),
         End::Panicked(message) => RunEnd::BodyPanicked(message),
         End::Exited { kind, last_panic } => RunEnd::BodyExited { kind, last_panic },

@@ -92,9 +92,9 @@ pub(crate) fn notices(record: &RunRecord, passed: &Passed) -> Vec<String> {
         Passed::Skipped(reason) => vec![format!("{test}: SKIPPED: {reason}")],
         Passed::Inconclusive(reasons) => vec![format!("{test}: passed; {}", reasons.join("; "))],
     };
-    // The report of a pass, which libtest hides, does not show them.
-    let errors = record.artifacts.iter().flat_map(|artifacts| &artifacts.errors);
-    notices.extend(errors.map(|error| format!("{test}: passed; {error}")));
+    // The report of a pass, which libtest hides, does not show it. The first error explains the others.
+    let error = record.artifacts.as_ref().and_then(|artifacts| artifacts.errors.first());
+    notices.extend(error.map(|error| format!("{test}: passed; {error}")));
     if !record.expect_err.is_expected() {
         let events = record.kernel_events.iter();
         notices

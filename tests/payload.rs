@@ -124,7 +124,7 @@ fn payload_operations_report_errors_and_verdicts(ctx: &Ctx) -> Result<AssertResu
         let error = format!("{:#}", in_cg(ctx, ops).unwrap_err());
         ensure!(error.contains(why), "{error}");
     }
-    let nothing = "no worker worked in this scenario, so nothing was checked";
+    let nothing = "this scenario has no workers, so nothing was checked";
     for (ops, outcome, detail, note) in [
         (
             vec![sleep(), Op::kill_payload("sleep")],

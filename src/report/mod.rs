@@ -1,7 +1,7 @@
-//! Formats what is known about a run: the failed checks, the machine, and the command that runs it
-//! again.
+//! Judges a run and formats its report: the failed checks, the machine, the timeline, and the command
+//! that runs the test again.
 //!
-//! [`render`] makes a report from a [`RunRecord`] alone.
+//! [`judge()`] and [`render`] are pure functions of the [`RunRecord`].
 
 mod judge;
 mod printable;
@@ -83,8 +83,8 @@ pub(crate) fn render(record: &RunRecord, style: Style) -> String {
     text
 }
 
-/// Returns what is worth a line on the terminal although the test passed, where libtest shows
-/// nothing.
+/// Returns the lines to print on the terminal for a test that passed, because libtest does not show its
+/// report: a skip, an inconclusive verdict, artifacts that could not be written, problems of the guest's kernel.
 pub(crate) fn notices(record: &RunRecord, passed: &Passed) -> Vec<String> {
     let test = &record.test;
     let mut notices = match passed {
@@ -145,8 +145,9 @@ fn machine(text: &mut String, record: &RunRecord) {
         true => format!(" (raised from {requested_mib} MiB, with which it could not boot)"),
         false => String::new(),
     };
-    let cpus = topology.nr_cpus();
-    line(text, "machine", &format!("{topology}, {cpus} CPUs, {memory_mib} MiB{raised}"));
+    let nr_cpus = topology.nr_cpus();
+    let cpus = if nr_cpus == 1 { "CPU" } else { "CPUs" };
+    line(text, "machine", &format!("{topology}, {nr_cpus} {cpus}, {memory_mib} MiB{raised}"));
     let slowness = record.timings.slowness;
     if record.timings.boot.is_some() && slowness > 1.0 {
         let scaled = format!("timeouts scaled by {slowness:.1}");
@@ -266,7 +267,7 @@ mod tests {
   console   the last 2 of 2 lines
     | one
     | two
-  artefacts /target/ktstr/1-2/t/test
+  artifacts /target/ktstr/1-2/t/test
             failed to write body.log: ENOSPC
   rerun     target/t --exact test
             the program has been rebuilt since this run began",

@@ -47,7 +47,8 @@ pub(crate) use session::{Live, RunLimits};
 /// The return type of a generated `#[test]`.
 pub type TestResult = Result<(), Failure>;
 
-/// Runs a test: on the host, boots the virtual machine and judges the run; as PID 1, carries out the request.
+/// Runs a test; the generated `#[test]` calls this. On the host, boots the virtual machine and judges the run.
+/// As PID 1, becomes the guest agent and never returns.
 pub fn run(entry: &'static TestEntry) -> TestResult {
     if agent::is_init() {
         agent::init();
@@ -99,6 +100,7 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
 /// Runs the body of `entry` in a virtual machine and fills the record of the run.
 fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Result<()> {
     tracing::debug!("{}: prepare the machine", record.test);
+    // Prepare: find kernel and engine, build the initramfs.
     let began = Instant::now();
     let env = environment::passed_on(entry.env)?;
     let prepared = Prepared::new(&MachineRequest {
@@ -113,8 +115,10 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
     let duration = Some(entry.duration + entry.settle);
     let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
     record.machine = Some(prepared.machine()?);
+    // A run that is killed from here on leaves a record with its machine.
     artifacts::save(record);
     let prepare = began.elapsed();
+    // Run: wait for CPUs of the host, boot, send the request, and collect what the guest sends.
     let mut echo = Echo::default();
     let outcome = prepared.run(Request::Run(request), limits, &mut |live| {
         if let Live::Output(_, bytes) = live {
@@ -130,6 +134,7 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
         let test = &record.test;
         notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
     }
+    // Record: move all facts to the record. Nothing is judged by the test's expectation yet.
     record.kernel_events = console::kernel_events(&outcome.console);
     record.end = outcome.end;
     record.captures = outcome.captures;

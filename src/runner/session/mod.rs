@@ -1,7 +1,7 @@
 //! One run on a machine: sends the request, handles what arrives, and decides how the run ended.
 //!
-//! The [`Collector`] holds what arrived, the [`Watchdog`] decides about timeouts, and [`Session`] is the loop
-//! over the events of the [`Vm`] that feeds both.
+//! [`Session`] is the loop over the events of the [`Vm`]. It passes them to the [`Collector`], which keeps
+//! what arrived, and to the [`Watchdog`], which decides about timeouts.
 
 mod collector;
 mod steal;
@@ -47,22 +47,22 @@ pub(crate) struct RunOutcome {
     pub(crate) captures: Vec<CgroupProcsSnapshot>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) timings: Timings,
-    /// See [`VmResult::stolen`](ktstr_core::result::VmResult::stolen).
+    /// See [`RunRecord::stolen`](ktstr_core::record::RunRecord::stolen).
     pub(crate) stolen: Vec<f64>,
     /// The profile of an instrumented body, as far as it arrived.
     pub(crate) profile: Option<ReceivedFile>,
 }
 
-/// What a caller sees during a run.
+/// An event that the caller of [`run`] handles during the run.
 #[derive(Debug)]
 pub(crate) enum Live<'a> {
     /// The body wrote this.
     Output(Stream, &'a [u8]),
-    /// Nothing has happened for a moment: time to send input.
+    /// No event arrived for a moment: the caller can send input.
     Idle,
 }
 
-/// Called with the output of the body as it arrives; returns input for the body.
+/// A function that is called with each [`Live`] event and returns input for the body.
 type OnLive<'a> = &'a mut dyn FnMut(Live<'_>) -> Option<Request>;
 
 /// Boots `config` on `engine`, sends `request`, and returns how the run ended.
@@ -102,7 +102,7 @@ fn engine_failed(error: &ktstr_vmm::Error) -> RunEnd {
 
 /// The event loop of a run.
 struct Session {
-    /// Until the guest is ready for it.
+    /// The request, until the guest is ready for it.
     request: Option<Request>,
     decoder: Decoder,
     encoder: Encoder,

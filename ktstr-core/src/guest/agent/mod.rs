@@ -1,6 +1,6 @@
 //! The guest's side of a run: the test binary as PID 1.
 //!
-//! PID 1 mounts file systems, loads kernel modules, opens the wire and greets the host. Then it carries
+//! PID 1 mounts file systems, loads kernel modules, opens the wire and sends `Hello`. Then it carries
 //! out one request: it checks that the machine is the requested one, forks a process for the body,
 //! forwards its messages, and sends how it ended. It never blocks on the body, so a missing heartbeat
 //! means that the guest is dead and not only busy.

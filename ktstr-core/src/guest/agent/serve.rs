@@ -64,8 +64,7 @@ impl Agent {
         })
     }
 
-    /// Greets the host, carries out one request, reports its end, and waits until the host ends the
-    /// machine.
+    /// Sends `Hello`, carries out one request, sends its end, and waits until the host ends the machine.
     pub(super) fn serve(mut self, began_ns: u64) -> Result<Infallible> {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         self.send(&GuestMessage::Hello(Hello {
@@ -138,7 +137,7 @@ impl Agent {
             Request::Run(request) => self.start_body(request),
             Request::Shell(request) => shell::start(&request),
             Request::Input(_) | Request::Resize(..) | Request::Kill => {
-                bail!("the host sent input before it named a program")
+                bail!("the host sent input before a request")
             }
         }
     }

@@ -168,7 +168,7 @@ impl Scenario<'_> {
             assert.no_oom_kill && self.oom.kills().iter().any(|kills| kills.expected);
         let is_checked = expects_kill || self.payloads.iter().any(|report| report.checked > 0);
         if self.workers.is_empty() && !is_checked {
-            let nothing = "no worker worked in this scenario, so nothing was checked";
+            let nothing = "this scenario has no workers, so nothing was checked";
             let nothing = AssertDetail::new(DetailKind::Other, nothing);
             let of_cgroups = assert.judge_cgroups(&[], self.oom.kills());
             return of_payloads.merge(of_cgroups).merge(AssertResult::inconclusive(nothing));

@@ -259,7 +259,7 @@ fn operations_make_their_calls_in_order() {
         let cgroups = RecordingCgroups::new();
         let op_text = op.to_string();
         let (played, made) = play_on_four(&cgroups, ab(), vec![Step::new([op], NOW)]);
-        assert_eq!(played.unwrap().outcome, Outcome::Inconclusive, "no worker worked");
+        assert_eq!(played.unwrap().outcome, Outcome::Inconclusive, "no workers");
         let calls: Vec<_> =
             calls.into_iter().chain(tail).map(|call| call.replace("\\n", "\n")).collect();
         let calls: Vec<_> = calls.iter().map(|call| call.trim_end()).collect();

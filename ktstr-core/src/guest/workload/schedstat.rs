@@ -10,7 +10,7 @@ use rustix::process::Pid;
 /// While a process runs, the first is that of the last tick or context switch. Once it has ended and until
 /// it is reaped, all are final.
 ///
-/// Source: Linux 6.12, Documentation/scheduler/sched-stats.rst ("/proc/<pid>/schedstat").
+/// Source: Linux 6.12, Documentation/scheduler/sched-stats.rst (`/proc/<pid>/schedstat`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Schedstat {
     pub(super) cpu: Duration,

@@ -292,7 +292,8 @@ fn gap_detail_has_value_limit_worker_cpu_and_time(ctx: &Ctx) -> Result<AssertRes
     let Scope::Worker { pid, comm, cgroup } = &detail.scope else { bail!("{detail:?}") };
     ensure!(*pid > 1 && comm == "spin" && cgroup == "cg", "{detail:?}");
     ensure!(detail.cpu == Some(0) && detail.at_ns > Some(2_000_000_000), "{detail:?}");
-    ensure!(verdict.measurements.contains(measured), "{verdict:?}");
+    let measured = measured.clone().limit(detail.limit);
+    ensure!(verdict.measurements.contains(&measured), "{verdict:?}");
     Ok(AssertResult::pass())
 }
 
@@ -302,13 +303,27 @@ fn measurements_reach_the_host_without_limits(ctx: &Ctx) -> Result<AssertResult>
 }
 
 fn has_measurements(result: &VmResult) -> Result<()> {
-    let RunEnd::Verdict(verdict) = &result.end else { bail!("{}", result.end) };
     for name in ["gap", "iteration_rate", "work_rate", "migration_ratio", "cpu_pressure"] {
-        let is_it =
-            |measured: &Measurement| measured.name == name && measured.scope.cgroup() == Some("cg");
-        ensure!(verdict.measurements.iter().any(is_it), "{name}: {verdict:?}");
+        let is_it = |measured: &&Measurement| {
+            measured.name == name && measured.scope.cgroup() == Some("cg")
+        };
+        let count = result.measurements.iter().filter(is_it).count();
+        ensure!(count == 1, "{name}: {count} in {:?}", result.measurements);
     }
     Ok(())
+}
+
+#[ktstr_test(cores = 1, duration_s = 1, expect_err = "the disk is gone", post_vm = has_claim)]
+fn measurements_reach_the_host_before_an_error(ctx: &Ctx) -> Result<AssertResult> {
+    let mut verdict = play(ctx, [cg()])?;
+    claim!(verdict, verdict.measurements.len()).at_least(1);
+    bail!("the disk is gone")
+}
+
+fn has_claim(result: &VmResult) -> Result<()> {
+    let claims = result.measurements.iter().filter(|measured| measured.scope == Scope::Claim);
+    ensure!(claims.count() == 1, "{:?}", result.measurements);
+    has_measurements(result)
 }
 
 /// Two equal workers on a CPU each, one of which also has a realtime task.

@@ -23,6 +23,9 @@ const CONSOLE_LINES: usize = 12;
 /// The smallest steal time of a CPU, as a part of the body's time, that a report shows.
 const SHOWN_STEAL: f64 = 0.05;
 
+/// The number of measurements that a report shows.
+const MAX_MEASUREMENTS: usize = 24;
+
 /// The number of CPUs that a line names.
 const MAX_CPUS: usize = 8;
 
@@ -58,6 +61,7 @@ pub(crate) fn render(record: &RunRecord, style: Style) -> String {
     for event in &record.kernel_events {
         line(&mut text, &event.kind.to_string(), &event.line);
     }
+    measurements(&mut text, record, verdict.is_err());
     machine(&mut text, record);
     if let RunEnd::PreparationFailed(_) = record.end {
         line(
@@ -123,6 +127,23 @@ fn headline(text: &mut String, style: Style, test: &str, verdict: &Result<Passed
     let _ = writeln!(text, "{word} {test}");
     for reason in reasons {
         let _ = writeln!(text, "  {}", printable(reason));
+    }
+}
+
+/// Adds the measurements, those with a limit first. Without a failure, those are the only ones.
+fn measurements(text: &mut String, record: &RunRecord, has_failed: bool) {
+    let all = &record.measurements;
+    let mut shown: Vec<_> =
+        all.iter().filter(|measured| has_failed || measured.limit.is_some()).collect();
+    shown.sort_by_key(|measured| measured.limit.is_none());
+    let rest = shown.len().saturating_sub(MAX_MEASUREMENTS);
+    shown.truncate(MAX_MEASUREMENTS);
+    shown.iter().for_each(|measured| line(text, "measured", &measured.to_string()));
+    if rest > 0 {
+        line(text, "", &format!("{rest} more in run.json"));
+    }
+    if record.measurements_truncated && has_failed {
+        line(text, "", &format!("measurements after the first {} were dropped", all.len()));
     }
 }
 
@@ -192,7 +213,7 @@ fn line(text: &mut String, name: &str, value: &str) {
 mod tests {
     use std::time::Duration;
 
-    use ktstr_core::assert::{AssertDetail, AssertResult, DetailKind};
+    use ktstr_core::assert::{AssertDetail, AssertResult, DetailKind, Limit, Measurement, Scope};
     use ktstr_core::machine::MachineSpec;
     use ktstr_core::record::{
         Artifacts, EngineFacts, ImageId, KernelFacts, MachineFacts, Rerun, Timing,
@@ -308,6 +329,24 @@ mod tests {
         assert_eq!(notices(&record), ["test: SKIPPED: no KVM", missing, event]);
         record.expect_err = ktstr_core::record::ExpectErr::Any;
         assert_eq!(notices(&record), ["test: SKIPPED: no KVM", missing]);
+    }
+
+    #[test]
+    fn render_lists_measurements_with_a_limit_first() {
+        let mut record = failed();
+        let measured = |name: &str| Measurement::new(name, 1.5, "ms");
+        record.measurements = vec![measured("gap").scope(Scope::of_cgroup("cg")); 30];
+        record.measurements.push(measured("took").limit(Some(Limit::AtMost(1.0))));
+        record.measurements_truncated = true;
+        let took = "  measured  took 1.5 ms (limit 1 ms)\n";
+        let gaps = "  measured  gap 1.5 ms, cgroup cg\n".repeat(MAX_MEASUREMENTS - 1);
+        let rest = "            7 more in run.json\n            \
+                    measurements after the first 31 were dropped\n";
+        let text = render(&record, Style::PLAIN);
+        assert!(text.contains(&format!("{took}{gaps}{rest}  engine")), "{text}");
+        record.end = RunEnd::Verdict(AssertResult::pass());
+        let text = render(&record, Style::PLAIN);
+        assert!(text.contains(&format!("{took}  engine")), "{text}");
     }
 
     #[test]

@@ -21,17 +21,19 @@ pub mod shell;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
 use ktstr_core::guest::agent;
 use ktstr_core::process;
-use ktstr_core::record::{Hook, HookError, RunRecord, VmResult};
+use ktstr_core::record::{BoundedMeasurements, Hook, HookError, RunRecord, VmResult};
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::topology::TestTopology;
-use ktstr_core::wire::{self, Request, RunRequest};
+use ktstr_core::wire::{GuestMessage, Request, RunRequest};
 
 use crate::notice::notice;
 use crate::provision::cache::Cache;
@@ -139,6 +141,7 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
     record.end = outcome.end;
     record.captures = outcome.captures;
     record.snapshots = outcome.snapshots;
+    keep_measurements(outcome.measurements, record);
     record.events = outcome.events;
     record.console = outcome.console;
     record.log = outcome.log;
@@ -152,17 +155,32 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
 fn fill_on_host(entry: &TestEntry, record: &mut RunRecord) -> Result<()> {
     let began = Instant::now();
     let topology = TestTopology::read()?;
-    let received = std::cell::RefCell::new((Vec::new(), Vec::new(), Vec::new()));
-    let end = agent::run_body(entry, &topology, &|message| match message {
-        wire::GuestMessage::Event(event) => received.borrow_mut().0.push(event),
-        wire::GuestMessage::Capture(capture) => received.borrow_mut().1.push(capture),
-        wire::GuestMessage::Snapshot(snapshot) => received.borrow_mut().2.push(snapshot),
-        _ => {}
-    });
+    let messages = Rc::new(RefCell::new(Vec::new()));
+    let received = messages.clone();
+    let send: Rc<dyn Fn(GuestMessage)> =
+        Rc::new(move |message| received.borrow_mut().push(message));
+    let end = agent::run_body(entry, &topology, &send);
     record.end = session::end_of_body(end);
     record.timings.body = Some(began.elapsed());
-    (record.events, record.captures, record.snapshots) = received.into_inner();
+    let mut measurements = BoundedMeasurements::default();
+    for message in messages.take() {
+        match message {
+            GuestMessage::Event(event) => record.events.push(event),
+            GuestMessage::Capture(capture) => record.captures.push(capture),
+            GuestMessage::Snapshot(snapshot) => record.snapshots.push(snapshot),
+            GuestMessage::Measurements(list) => {
+                list.into_iter().for_each(|measured| measurements.add(measured));
+            }
+            _ => {}
+        }
+    }
+    keep_measurements(measurements, record);
     Ok(())
+}
+
+fn keep_measurements(measurements: BoundedMeasurements, record: &mut RunRecord) {
+    record.measurements_truncated = measurements.is_truncated();
+    record.measurements = measurements.into_vec();
 }
 
 /// Runs a test, calls its hooks, judges the run by what the test expects, and reports it. The record

@@ -32,6 +32,8 @@ pub(crate) fn begin(entry: &TestEntry) -> RunRecord {
         kernel_events: Vec::new(),
         captures: Vec::new(),
         snapshots: Vec::new(),
+        measurements: Vec::new(),
+        measurements_truncated: false,
         events: Vec::new(),
         timings: Timings { slowness: 1.0, ..Timings::default() },
         stolen: Vec::new(),

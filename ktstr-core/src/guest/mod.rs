@@ -13,3 +13,4 @@ pub mod workload;
 
 mod chain;
 mod exit;
+mod measured;

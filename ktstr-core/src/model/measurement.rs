@@ -5,9 +5,12 @@
 //! values and limits only, because JSON has no other numbers. Others, which a test may set itself, become
 //! NaN in a record.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
+
+use super::text::{CUT_MARK, cut};
 
 /// A number that was measured in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,13 +28,16 @@ pub struct Measurement {
     pub better: Better,
     /// How many observations the value summarizes.
     pub samples: u64,
+    /// The limit that the value was compared with; the first one, if there were several.
+    pub limit: Option<Limit>,
 }
 
 impl Measurement {
     /// Creates a measurement of one observation on the whole machine, where neither direction is better.
     pub fn new(name: impl Into<String>, value: f64, unit: impl Into<String>) -> Self {
         let (name, unit) = (name.into(), unit.into());
-        Self { name, unit, value, scope: Scope::Machine, better: Better::Neither, samples: 1 }
+        let (scope, better) = (Scope::Machine, Better::Neither);
+        Self { name, unit, value, scope, better, samples: 1, limit: None }
     }
 
     /// Sets what the value belongs to.
@@ -47,6 +53,92 @@ impl Measurement {
     /// Sets how many observations the value summarizes.
     pub fn samples(self, samples: u64) -> Self {
         Self { samples, ..self }
+    }
+
+    /// Sets the limit that the value was compared with.
+    pub fn limit(self, limit: Option<Limit>) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Returns the measurement without a limit that is not finite; `None` if the value is not finite.
+    pub(crate) fn finite(self) -> Option<Self> {
+        let limit = self.limit.filter(|limit| limit.is_finite());
+        self.value.is_finite().then_some(Self { limit, ..self })
+    }
+
+    /// Returns the measurement with its texts cut, as [`Measurement::finite`].
+    pub(crate) fn bounded(mut self) -> Option<Self> {
+        self.shorten();
+        self.finite()
+    }
+
+    /// Cuts its texts. Does nothing if that was done before.
+    pub(crate) fn shorten(&mut self) {
+        const WORD: usize = 96;
+        let Self { name, unit, scope, .. } = self;
+        for text in [name, unit].into_iter().chain(scope.texts_mut()) {
+            if text.len() > WORD {
+                cut(text, WORD - CUT_MARK.len());
+            }
+        }
+    }
+
+    /// Returns its encoded size in bytes, roughly.
+    fn size(&mut self) -> usize {
+        let texts = self.scope.texts_mut().map(|text| text.len()).sum::<usize>();
+        64 + self.name.len() + self.unit.len() + texts
+    }
+}
+
+/// Writes `gap 957.9 ms (limit 300 ms), worker 77 (spin), cgroup cg_0`.
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, compared(self.value, &self.unit, self.limit))?;
+        let scope = self.scope.to_string();
+        if scope.is_empty() { Ok(()) } else { write!(f, ", {scope}") }
+    }
+}
+
+/// The measurements of a run, in the order in which they were taken, up to a total size.
+#[derive(Debug, Default)]
+pub struct BoundedMeasurements {
+    kept: Vec<Measurement>,
+    size: usize,
+}
+
+impl BoundedMeasurements {
+    /// The largest total size in bytes, roughly.
+    pub const MAX_SIZE: usize = 4 << 20;
+
+    /// Adds a measurement unless one has been dropped before. Values that are not finite are ignored.
+    pub fn add(&mut self, measured: Measurement) {
+        let Some(mut measured) = measured.bounded() else { return };
+        self.size = self.size.saturating_add(measured.size());
+        if !self.is_truncated() {
+            self.kept.push(measured);
+        }
+    }
+
+    /// Returns whether measurements were dropped because the total size would be too large.
+    pub fn is_truncated(&self) -> bool {
+        self.size > Self::MAX_SIZE
+    }
+
+    /// Returns those of `all` that were not added. One that was added once is left out once.
+    pub(crate) fn missing(&self, all: Vec<Measurement>) -> Vec<Measurement> {
+        // Verdicts are usually merged in the order of the measurements: then the first one matches.
+        let mut added: VecDeque<_> = self.kept.iter().collect();
+        let mut all: Vec<_> = all.into_iter().filter_map(Measurement::bounded).collect();
+        all.retain(|measured| {
+            let index = added.iter().position(|added| *added == measured);
+            index.and_then(|index| added.remove(index)).is_none()
+        });
+        all
+    }
+
+    /// Returns the measurements.
+    pub fn into_vec(self) -> Vec<Measurement> {
+        self.kept
     }
 }
 
@@ -316,6 +408,43 @@ mod tests {
             let (read, _): (Measurement, [Limit; 3]) = postcard::from_bytes(&bytes).unwrap();
             assert_eq!(read.value.to_bits(), value.to_bits());
         }
+    }
+
+    #[test]
+    fn measurement_shows_limit_and_scope() {
+        let measured = Measurement::new("gap", 957.94, "ms").scope(Scope::of_cgroup("cg"));
+        assert_eq!(measured.to_string(), "gap 957.9 ms, cgroup cg");
+        let limited = Measurement::new("took", 2.0, "").limit(Some(Limit::AtMost(3.0)));
+        assert_eq!(limited.to_string(), "took 2 (limit 3)");
+    }
+
+    #[test]
+    fn bounded_measurements_keep_the_first_up_to_their_size() {
+        let mut all = BoundedMeasurements::default();
+        all.add(Measurement::new("nan", f64::NAN, ""));
+        let long = "\u{20ac}".repeat(1 << 20);
+        let scope = Scope::Payload { name: long.clone(), cgroup: long.clone() };
+        let measured = Measurement::new(long, 1.0, "").scope(scope).bounded().unwrap();
+        assert_eq!(measured.clone().bounded(), Some(measured.clone()));
+        let room = BoundedMeasurements::MAX_SIZE / measured.clone().size();
+        for _ in 0..room {
+            all.add(measured.clone());
+        }
+        assert!(!all.is_truncated());
+        all.add(measured);
+        // Would fit, but the list has a gap before it.
+        all.add(Measurement::new("last", 1.0, ""));
+        assert!(all.is_truncated());
+        assert_eq!(all.into_vec().len(), room);
+    }
+
+    #[test]
+    fn bounded_measurements_find_each_missing_one() {
+        let [a, b, c] = ["a", "b", "c"].map(|name| Measurement::new(name, 1.0, ""));
+        let mut added = BoundedMeasurements::default();
+        [&a, &b, &b].into_iter().for_each(|measured| added.add(measured.clone()));
+        let all = vec![b.clone(), a.clone(), c.clone(), b.clone(), a.clone()];
+        assert_eq!(added.missing(all), [c, a]);
     }
 
     #[test]

@@ -9,11 +9,13 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::machine::MachineSpec;
+use super::measurement::Measurement;
 use super::result::{KernelEvent, RunEnd, Timings};
 use super::snapshot::{CgroupProcsSnapshot, Snapshot};
 use super::wire::ScenarioEvent;
 
 pub use super::machine::Timing;
+pub use super::measurement::BoundedMeasurements;
 
 /// What `post_vm` gets: everything the host knows about the run.
 pub type VmResult = RunRecord;
@@ -54,6 +56,12 @@ pub struct RunRecord {
     pub captures: Vec<CgroupProcsSnapshot>,
     /// The snapshots that arrived, the oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// What the checks, claims and payloads measured, the oldest first, whether or not there was a
+    /// limit and whatever the end of the run.
+    pub measurements: Vec<Measurement>,
+    /// Whether measurements are missing because there were too many:
+    /// [`BoundedMeasurements::MAX_SIZE`].
+    pub measurements_truncated: bool,
     /// The operations of the scenario, the oldest first.
     pub events: Vec<ScenarioEvent>,
     /// How long each phase took.
@@ -254,6 +262,7 @@ mod tests {
 
     use super::*;
     use crate::model::detail::{AssertDetail, DetailKind};
+    use crate::model::measurement::Limit;
     use crate::model::result::{
         ClockSpan, ExitKind, GuestExit, InitFailure, KernelEventKind, RunPhase,
     };
@@ -308,6 +317,8 @@ mod tests {
             }],
             captures: vec![CgroupProcsSnapshot { tag, cgroup, pids: vec![7], procs, at_ns }],
             snapshots: Vec::new(),
+            measurements: vec![Measurement::new(text, part, text).limit(Some(Limit::AtMost(part)))],
+            measurements_truncated: true,
             events: vec![ScenarioEvent { at_ns, phase: text.to_owned(), what: text.to_owned() }],
             timings: Timings { body: Some(time), slowness: 1.0 + part, ..Timings::default() },
             stolen: vec![part, 0.0],

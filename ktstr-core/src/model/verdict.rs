@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::detail::{AssertDetail, DetailKind, Outcome};
 use super::measurement::{Limit, Measurement};
+use super::text::cut;
 
 /// Information that does not affect the outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +37,10 @@ pub struct AssertResult {
     pub details: Vec<AssertDetail>,
     /// Additional information. Notes never change the conclusion.
     pub notes: Vec<Note>,
-    /// What the checks measured, whether or not there was a limit.
+    /// What the checks measured, whether or not there was a limit. The host gets measurements by
+    /// themselves, in [`RunRecord::measurements`](super::record::RunRecord::measurements), and a verdict
+    /// without them.
+    #[serde(skip)]
     pub measurements: Vec<Measurement>,
 }
 
@@ -77,7 +81,8 @@ impl AssertResult {
     /// Without a limit, the verdict is a pass. With one, it is inconclusive if nothing was measured or
     /// the limit is NaN.
     pub(crate) fn judge(detail: AssertDetail, limit: Option<Limit>) -> Self {
-        let measurements = detail.measured.iter().cloned().collect();
+        let measurements = detail.measured.iter().cloned();
+        let measurements = measurements.map(|measured| measured.limit(limit)).collect();
         let allowed = |limit: Limit| limit.allows(detail.measured.as_ref()?.value);
         let verdict = match limit.map(|limit| (limit, allowed(limit))) {
             None | Some((_, Some(true))) => Self::pass(),
@@ -248,10 +253,8 @@ impl AssertResult {
     /// Removes numbers that are not finite, which a guest can send: JSON would keep them as `null`, and
     /// the record could not be read back.
     pub fn remove_non_finite(&mut self) {
-        let is_finite = |measured: &Measurement| measured.value.is_finite();
-        self.measurements.retain(is_finite);
         for detail in &mut self.details {
-            detail.measured = detail.measured.take().filter(is_finite);
+            detail.measured = detail.measured.take().and_then(Measurement::finite);
             detail.limit = detail.limit.filter(|limit| limit.is_finite());
         }
     }
@@ -261,40 +264,14 @@ impl AssertResult {
     pub(crate) fn shorten(&mut self) {
         const DETAILS: usize = 100;
         const NOTES: usize = 200;
-        // In bytes: all measurements, the message of a detail, the name of a note, a text of a
-        // measurement.
-        const MEASUREMENTS: usize = 384 << 10;
+        // In bytes: the message of a detail, the name of a note.
         const MESSAGE: usize = 3 << 10;
         const TEXT: usize = 256;
-        const WORD: usize = 96;
-        /// The encoded size of a measurement without its texts, at most.
-        const NUMBERS: usize = 40;
-        let cut_measurement = |measured: &mut Measurement| {
-            let Measurement { name, unit, scope, .. } = measured;
-            let mut size = NUMBERS;
-            for text in [name, unit].into_iter().chain(scope.texts_mut()) {
-                cut(text, WORD);
-                size += text.len();
-            }
-            size
-        };
         self.keep(DETAILS, NOTES);
         for detail in &mut self.details {
             cut(&mut detail.message, MESSAGE);
             detail.scope.texts_mut().for_each(|text| cut(text, TEXT));
-            if let Some(measured) = &mut detail.measured {
-                cut_measurement(measured);
-            }
-        }
-        let mut size = 0;
-        let mut kept = 0;
-        for measured in &mut self.measurements {
-            size += cut_measurement(measured);
-            kept += usize::from(size <= MEASUREMENTS);
-        }
-        if kept < self.measurements.len() {
-            self.note(format!("{} more measurements were dropped", self.measurements.len() - kept));
-            self.measurements.truncate(kept);
+            detail.measured.iter_mut().for_each(Measurement::shorten);
         }
         for note in &mut self.notes {
             note.name.iter_mut().for_each(|name| cut(name, TEXT));
@@ -317,14 +294,6 @@ impl AssertResult {
     /// Sorts details by severity; of the same severity, those that steal time cannot explain come first.
     fn sort(&mut self) {
         self.details.sort_by_key(|detail| (Reverse(detail.outcome), detail.time_based));
-    }
-}
-
-/// Cuts a text after `length` bytes.
-pub(crate) fn cut(text: &mut String, length: usize) {
-    if text.len() > length {
-        text.truncate(text.floor_char_boundary(length));
-        text.push_str(" [...]");
     }
 }
 
@@ -556,21 +525,17 @@ mod tests {
         let long = "\u{20ac}".repeat(1 << 20);
         let scope = Scope::Payload { name: long.clone(), cgroup: long.clone() };
         let measured = Measurement::new(&*long, 1.0, &*long).scope(scope);
-        let detail = AssertDetail::measured(DetailKind::Other, measured.clone());
+        let detail = AssertDetail::measured(DetailKind::Other, measured);
         let detail = detail.because(&long).cpu(u32::MAX).at_ns(u64::MAX);
         let mut verdict = AssertResult::fail(detail.clone());
         verdict.details = vec![detail; 110];
-        verdict.measurements = vec![measured; 1001];
         for _ in 0..210 {
             verdict.note_value(long.as_str(), "x".repeat(1 << 10));
         }
         verdict.shorten();
         Payload::encode(&verdict).unwrap();
         let lengths = [verdict.details.len(), verdict.notes.len()];
-        assert_eq!((lengths, verdict.is_fail()), ([100, 202], true));
-        let dropped = 1001 - verdict.measurements.len();
-        assert!(dropped < 200, "{dropped}");
-        assert_eq!(verdict.notes[201].text, format!("{dropped} more measurements were dropped"));
+        assert_eq!((lengths, verdict.is_fail()), ([100, 201], true));
     }
 
     #[test]
@@ -586,24 +551,12 @@ mod tests {
         };
         let mut verdict = AssertResult::fail(detail(f64::NAN, 1.0));
         verdict.record_fail(detail(2.0, f64::INFINITY)).record_fail(detail(3.0, 4.0));
-        verdict.measurements = vec![measured(f64::NEG_INFINITY), measured(5.0)];
         verdict.remove_non_finite();
         let json = serde_json::to_string(&verdict).unwrap();
         assert_eq!(serde_json::from_str::<AssertResult>(&json).unwrap(), verdict);
         let kept = [&verdict.details[0], &verdict.details[1], &verdict.details[2]]
             .map(|detail| (detail.measured.is_some(), detail.limit.is_some()));
         assert_eq!(kept, [(false, true), (true, false), (true, true)]);
-        assert_eq!(verdict.measurements, [measured(5.0)]);
-    }
-
-    #[test]
-    fn shorten_keeps_all_measurements_of_many_workers() {
-        let scope = Scope::Worker { pid: 1 << 22, comm: "x".repeat(15), cgroup: "cg_0".to_owned() };
-        let measured = Measurement::new("iteration_rate", 0.1, "iterations/s").scope(scope);
-        let whole = AssertResult { measurements: vec![measured; 4000], ..AssertResult::pass() };
-        let mut short = whole.clone();
-        short.shorten();
-        assert_eq!(short, whole);
     }
 
     fn any_verdict() -> impl Strategy<Value = AssertResult> {

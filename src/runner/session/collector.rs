@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use ktstr_core::assert::Measurement;
+use ktstr_core::record::BoundedMeasurements;
 use ktstr_core::result::RunEnd;
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{FileKind, ScenarioEvent};
@@ -65,6 +67,7 @@ pub(super) struct Collector {
     pub(super) last_event: Option<Instant>,
     pub(super) captures: Vec<CgroupProcsSnapshot>,
     pub(super) snapshots: Vec<Snapshot>,
+    pub(super) measurements: BoundedMeasurements,
     /// The panics of the body with their places, the latest first.
     panics: Vec<String>,
     /// The size of events, captures and snapshots in bytes, roughly.
@@ -102,6 +105,11 @@ impl Collector {
         self.count((snapshot.cgroups.len() << 10) + (snapshot.workers.len() << 14))?;
         self.snapshots.push(snapshot);
         Ok(())
+    }
+
+    /// Adds measurements. Unlike other messages, too many of them do not fail the run.
+    pub(super) fn add_measurements(&mut self, measurements: Vec<Measurement>) {
+        measurements.into_iter().for_each(|measured| self.measurements.add(measured));
     }
 
     pub(super) fn add_panic(&mut self, message: String) {
@@ -192,6 +200,18 @@ mod tests {
         collector.add_console(b"Run /init as ");
         assert_eq!(collector.add_console(b"init process\r\n"), "Run /init as init process\r\n");
         assert_eq!(collector.console(), "Run /init as init process\n");
+    }
+
+    #[test]
+    fn add_measurements_drops_those_beyond_the_bound() {
+        let mut collector = Collector::default();
+        let measured = Measurement::new("x".repeat(96), 1.0, "ms");
+        for _ in 0..100 {
+            collector.add_measurements(vec![measured.clone(); 1000]);
+        }
+        assert!(collector.measurements.is_truncated());
+        let kept = collector.measurements.into_vec().len();
+        assert!((BoundedMeasurements::MAX_SIZE / 256..100_000).contains(&kept), "{kept}");
     }
 
     #[test]

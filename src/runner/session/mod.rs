@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_core::model::pid1::FAILURE_PREFIX;
+use ktstr_core::record::BoundedMeasurements;
 use ktstr_core::result::{ExitKind, GuestExit, InitFailure, RunEnd, RunPhase, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{
@@ -46,6 +47,7 @@ pub(crate) struct RunOutcome {
     pub(crate) events: Vec<ScenarioEvent>,
     pub(crate) captures: Vec<CgroupProcsSnapshot>,
     pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) measurements: BoundedMeasurements,
     pub(crate) timings: Timings,
     /// See [`RunRecord::stolen`](ktstr_core::record::RunRecord::stolen).
     pub(crate) stolen: Vec<f64>,
@@ -170,6 +172,7 @@ impl Session {
             events: self.collector.events,
             captures: self.collector.captures,
             snapshots: self.collector.snapshots,
+            measurements: self.collector.measurements,
             timings: self.timings,
             stolen: self.stolen,
             profile: self.collector.profile,
@@ -284,6 +287,7 @@ impl Session {
                 GuestMessage::Event(event) => self.collector.add_event(event, Instant::now())?,
                 GuestMessage::Capture(capture) => self.collector.add_capture(capture)?,
                 GuestMessage::Snapshot(snapshot) => self.collector.add_snapshot(snapshot)?,
+                GuestMessage::Measurements(list) => self.collector.add_measurements(list),
                 GuestMessage::Panic { message } => self.collector.add_panic(message),
                 GuestMessage::File { kind, length } => self.collector.announce_file(kind, length),
                 // Pieces are valid only after the end; see `receive_file`.

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::rc::Rc;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
@@ -14,12 +15,12 @@ use anyhow::{Context, Result};
 use super::child::Child;
 use super::pipe::{output_pipe, set_nonblocking};
 use super::{profile, system};
-use crate::guest::chain;
 use crate::guest::registry::TestEntry;
 use crate::guest::scenario::{Ctx, CtxParams};
 use crate::guest::topology::TestTopology;
+use crate::guest::{chain, measured};
 use crate::linux::cgroup::CgroupManager;
-use crate::model::verdict::cut;
+use crate::model::text::cut;
 use crate::model::wire::{Decoder, Encoder, End, GuestMessage};
 
 /// The most bytes that a pipe takes atomically: a message and its final NUL. Longer messages are cut.
@@ -79,13 +80,13 @@ fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) ->
 fn run_and_send(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
     let link = RefCell::new((link, Encoder::default()));
     let body = rustix::process::getpid();
-    let send_message = |message: GuestMessage| {
+    let send_message: Rc<dyn Fn(GuestMessage)> = Rc::new(move |message| {
         // Processes that the body forks inherit the link, and would number their frames from the same
         // number on.
         if rustix::process::getpid() == body {
             send(&mut link.borrow_mut(), &message);
         }
-    };
+    });
     let end = run(entry, topo, &send_message);
     // Standard output is line-buffered: the last line may lack its line break.
     let _ = std::io::stdout().flush();
@@ -106,8 +107,9 @@ fn shortened(mut end: End) -> End {
     end
 }
 
-/// Runs a body in this process, passes its messages to `send`, and returns its end.
-pub fn run(entry: &TestEntry, topo: &TestTopology, send: &dyn Fn(GuestMessage)) -> End {
+/// Runs a body in this process, passes its messages to `send`, and returns its end. All measurements
+/// are among the messages.
+pub fn run(entry: &TestEntry, topo: &TestTopology, send: &Rc<dyn Fn(GuestMessage)>) -> End {
     let cgroups = match CgroupManager::for_test(entry.workload_root_cgroup) {
         Ok(cgroups) if entry.host_only => cgroups,
         Ok(cgroups) => cgroups.running_first(),
@@ -123,9 +125,13 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, send: &dyn Fn(GuestMessage)) 
         payloads: entry.payloads,
         is_on_host: entry.host_only,
     };
-    let ctx = Ctx::new(&cgroups, topo, params, send);
+    let ctx = Ctx::new(&cgroups, topo, params, &**send);
+    let _guard = measured::send_by(send.clone());
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
-        Ok(Ok(verdict)) => End::Verdict(verdict),
+        Ok(Ok(mut verdict)) => {
+            measured::send_rest(std::mem::take(&mut verdict.measurements));
+            End::Verdict(verdict)
+        }
         Ok(Err(error)) => End::Error(chain::describe(&error)),
         Err(payload) => End::Panicked(panic_message(&*payload).to_owned()),
     }

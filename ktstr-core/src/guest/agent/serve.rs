@@ -19,7 +19,7 @@ use super::pipe::{Taken, take};
 use super::{body, machine, profile, shell};
 use crate::guest::registry;
 use crate::linux::sys::{self, since_boot_ns};
-use crate::model::verdict::cut;
+use crate::model::text::cut;
 use crate::model::wire::{
     Decoder, Encoder, End, FileKind, GuestMessage, Hello, Payload, Request, RunRequest,
 };
@@ -296,7 +296,10 @@ impl Agent {
                 }
                 // Decoded only to check that the host can decode it, too.
                 Ok(Some((
-                    GuestMessage::Event(_) | GuestMessage::Capture(_) | GuestMessage::Snapshot(_),
+                    GuestMessage::Event(_)
+                    | GuestMessage::Capture(_)
+                    | GuestMessage::Snapshot(_)
+                    | GuestMessage::Measurements(_),
                     payload,
                 ))) => {
                     self.forward(payload)?;
@@ -357,6 +360,7 @@ mod tests {
 
     use super::*;
     use crate::model::exit::ExitKind;
+    use crate::model::measurement::Measurement;
     use crate::model::verdict::AssertResult;
     use crate::model::wire::{ScenarioEvent, Stream};
 
@@ -392,12 +396,14 @@ mod tests {
     }
 
     #[test]
-    fn receive_messages_forwards_events_and_keeps_the_first_end() {
+    fn receive_messages_forwards_facts_and_keeps_the_first_end() {
         let event = ScenarioEvent { at_ns: 1, phase: "step 0".into(), what: "begun".into() };
         let error = GuestMessage::End(End::Error("too late".into()));
-        let sent = frames(&[GuestMessage::Event(event.clone()), pass(), error]);
+        let measured = vec![Measurement::new("gap", 1.5, "ms")];
+        let facts = vec![GuestMessage::Event(event), GuestMessage::Measurements(measured)];
+        let sent = frames(&[&facts[..], &[pass(), error]].concat());
         let verdict = End::Verdict(AssertResult::pass());
-        assert_eq!(receive(&sent), (Some(verdict), true, vec![GuestMessage::Event(event)]));
+        assert_eq!(receive(&sent), (Some(verdict), true, facts));
     }
 
     #[test]

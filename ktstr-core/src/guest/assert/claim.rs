@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
 
+use crate::guest::measured;
 use crate::model::detail::{AssertDetail, DetailKind};
 use crate::model::measurement::{Limit, Measurement, Scope};
 use crate::model::verdict::AssertResult;
@@ -140,7 +141,9 @@ impl<T: Measure> Claim<'_, T> {
         let measured = measured.scope(Scope::Claim).better(limit.better());
         let detail = AssertDetail::measured(DetailKind::Claim, measured);
         if !std::mem::replace(&mut self.is_recorded, true) {
-            self.verdict.measurements.extend(detail.measured.clone());
+            let measurement = detail.measured.clone().map(|measured| measured.limit(Some(limit)));
+            measured::send(&measurement);
+            self.verdict.measurements.extend(measurement);
         }
         let detail = AssertDetail { time_based: self.time_based, ..detail.limit(limit) };
         match holds(value) {
@@ -324,6 +327,7 @@ mod tests {
         claim!(verdict, f64::NAN).at_most(9.0);
         let [measured] = &verdict.measurements[..] else { panic!("{verdict:?}") };
         let want = Measurement::new("7", 7.0, "").scope(Scope::Claim).better(Better::Lower);
+        let want = want.limit(Some(Limit::AtMost(9.0)));
         assert_eq!(*measured, want);
     }
 

@@ -32,9 +32,10 @@ pub(super) fn judge(payload: &Payload, report: &mut PayloadReport) {
         verdict.note_value(format!("{}: {metric}", report.name), value);
         if let MetricValue::Number(number) = value {
             let limits = payload.checks.iter().filter(|check| check.metric() == Some(metric));
-            let better = limits.filter_map(Check::limit).map(Limit::better).next();
+            let limit = limits.filter_map(Check::limit).next();
+            let better = limit.map_or(Better::Neither, Limit::better);
             let measured = Measurement::new(*metric, *number, "").scope(scope.clone());
-            verdict.measurements.push(measured.better(better.unwrap_or(Better::Neither)));
+            verdict.measurements.push(measured.better(better).limit(limit));
         }
     }
     if matches!(report.end, PayloadEnd::KilledAsExpected | PayloadEnd::Stopped(_)) {
@@ -198,6 +199,7 @@ mod tests {
         let (verdict, _) = run(&payload, PayloadEnd::Exited(0), "p=2;t=3;");
         let scope = Scope::Payload { name: "load".to_owned(), cgroup: "cg".to_owned() };
         let p = Measurement::new("p", 2.0, "").scope(scope.clone()).better(Better::Higher);
+        let p = p.limit(Some(Limit::AtLeast(1.0)));
         assert_eq!(verdict.measurements, [p, Measurement::new("t", 3.0, "").scope(scope)]);
     }
 

@@ -15,6 +15,7 @@ use super::end::PayloadEnd;
 use super::judge::judge;
 use super::output::{Collected, Output, collect};
 use super::report::PayloadReport;
+use crate::guest::measured;
 use crate::linux::process::{Child, Job, Limits, wait_for};
 use crate::model::exit::ExitKind;
 use crate::model::verdict::AssertResult;
@@ -175,6 +176,7 @@ impl Running {
             verdict,
         };
         judge(&self.run.payload, &mut report);
+        measured::send(&report.verdict.measurements);
         print(&report.name, [&report.stdout, &report.stderr]);
         Ok(report)
     }

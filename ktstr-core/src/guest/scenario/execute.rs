@@ -14,11 +14,12 @@ use super::op::Op;
 use super::state::Scenario;
 use super::step::{Backdrop, HoldSpec, Setup, Step};
 use crate::guest::assert::{Assert, AssertDetail, AssertResult, DetailKind, Outcome, Surroundings};
-use crate::guest::chain;
 #[cfg(test)]
 use crate::guest::workload::WorkerReport;
+use crate::guest::{chain, measured};
 use crate::linux::cgroup::Controller;
 use crate::linux::sys::HighestPriority;
+use crate::model::measurement::{Measurement, Scope};
 
 /// The time without an iteration after which a worker is called stuck: a hundred times the first iteration
 /// of any type on an emulated CPU, in an unoptimized build.
@@ -104,6 +105,9 @@ fn play(
         scenario.oom.add_elsewhere(kills_since_boot());
     }
     let verdict = scenario.judge(assert);
+    // The measurements of a payload were sent when it ended.
+    let is_of_payload = |measured: &&Measurement| matches!(measured.scope, Scope::Payload { .. });
+    measured::send(verdict.measurements.iter().filter(|measured| !is_of_payload(measured)));
     let Err(error) = errors.into_result() else { return Ok(verdict) };
     // Checks that failed before may be the reason. Time-based ones are left to the host, which knows the
     // steal time.

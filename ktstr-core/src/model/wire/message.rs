@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::exit::ExitKind;
 use crate::model::machine::MachineSpec;
+use crate::model::measurement::Measurement;
 use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
 use crate::model::verdict::AssertResult;
 
@@ -77,6 +78,8 @@ pub enum GuestMessage {
     Capture(CgroupProcsSnapshot),
     /// A snapshot, sent when it was taken.
     Snapshot(Snapshot),
+    /// What the body measured, sent when it was measured.
+    Measurements(Vec<Measurement>),
     /// The body panicked. It may still catch the panic and return.
     Panic {
         /// Message and location, as the panic hook received them.

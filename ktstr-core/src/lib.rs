@@ -17,7 +17,7 @@ pub use guest::{assert, payload, registry, scenario, scenarios, snapshot, worklo
 pub use linux::{cgroup, process};
 pub use model::{machine, record, result, wire};
 
-/// The CPU topology that a test asks for, and the one that a machine has.
+/// The requested CPU topology, and the one that a machine has.
 pub mod topology {
     pub use crate::guest::topology::TestTopology;
     pub use crate::model::machine::{Llcs, Topology, TopologyError};

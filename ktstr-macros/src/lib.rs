@@ -58,7 +58,7 @@ use proc_macro::TokenStream;
 /// | `mitigations` | boolean | `false` | keep page-table isolation on emulated CPUs, which reduces the system call rate to a tenth; on KVM the kernel decides |
 /// | `kargs` | string | none | extra words of the guest's kernel command line, such as `"nohz_full=1 isolcpus=1"` |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
-/// | `post_vm` | path | none | `fn(&VmResult) -> Result<()>` that runs on the host after the guest, whatever the verdict |
+/// | `post_vm` | path | none | `fn(&VmResult) -> Result<()>` that examines the run on the host, whether the body passed or failed |
 /// | `post_vm_unconditional` | path | none | like `post_vm`, but also after a skip or an infrastructure failure |
 /// | `payloads` | list of paths | none | external programs for the guest: constants of type `Payload` |
 /// | `env` | list of strings | none | environment variables of the body: `"NAME=value"`, or `"NAME"` for the host's value |
@@ -75,10 +75,10 @@ use proc_macro::TokenStream;
 /// | `max_migration_ratio` | 0 to 1 | not checked | CPU migrations per iteration of a worker |
 /// | `max_p99_wake_latency_ns` | 1 to 4294967295 | not checked | 99th percentile of a worker's wake-up latency |
 /// | `max_wake_latency_cv` | 0 to 1000 | not checked | coefficient of variation of a worker's wake-up latencies |
-/// | `min_page_locality` | 0 to 1 | not checked | part of a worker's pages on the nodes that it may run on |
+/// | `min_page_locality` | 0 to 1 | not checked | fraction of a worker's pages that are on the nodes that it may run on |
 /// | `max_throttled_pct` | 0 to 100 | not checked | percentage of the periods in which a cgroup with a quota is throttled |
 /// | `max_quota_error_pct` | 0 to 100 | not checked | deviation of the CPU time of a cgroup from its quota, in percent |
-/// | `max_weight_error_pct` | 0 to 100 | not checked | percentage of the CPU time of its weight that a cgroup may lack |
+/// | `max_weight_error_pct` | 0 to 100 | not checked | percentage by which the CPU time of a cgroup may be below the share of its weight |
 /// | `max_cpu_pressure_pct` | 0 to 100 | not checked | percentage of the time in which a task of a cgroup waits for a CPU |
 /// | `max_memory_pressure_pct` | 0 to 100 | not checked | percentage of the time in which a task of a cgroup waits for memory |
 /// | `max_io_pressure_pct` | 0 to 100 | not checked | percentage of the time in which a task of a cgroup waits for I/O |
@@ -89,8 +89,9 @@ use proc_macro::TokenStream;
 ///
 /// A `workload_root_cgroup` begins with `/`, which is the cgroup2 mount: `/a`, not `/sys/fs/cgroup/a`.
 /// It is not `/` itself, and has no line break and no component that is empty, begins with a dot or is
-/// longer than 255 bytes. `payloads` lists each path once. `host_only` excludes every key that describes
-/// the virtual machine.
+/// longer than 255 bytes. `payloads` lists each path once. `host_only` excludes the keys of the
+/// virtual machine and its run: also `watchdog_timeout_s`, `auto_repro`, `post_vm`,
+/// `post_vm_unconditional`, `payloads`, `env` and `judge_emulated_time`.
 ///
 /// `kargs` rejects words that the runner or another key sets, such as `console` and `nr_cpus`. The
 /// words of the environment variable `KTSTR_KARGS` are appended to those of the key. The guest checks
@@ -133,7 +134,7 @@ use proc_macro::TokenStream;
 ///
 /// # Where tests can be
 ///
-/// A test is a function of a module in a target with libtest's harness. Tests inside of another function
+/// A test is a function of a module in a target with libtest's harness. Tests inside another function
 /// or a constant, and in a target with `harness = false`, would never run: both are compile errors.
 ///
 /// # Other attributes

@@ -54,7 +54,7 @@ fn create_new(parent: &Path, name: &str) -> (PathBuf, io::Result<()>) {
     (directory, created)
 }
 
-/// Writes the record anew. A reader finds the old one or the new one, whenever the writer is killed.
+/// Replaces the written record. A reader finds the old one or the new one, even if the writer is killed.
 pub(super) fn save(record: &mut RunRecord) {
     let written = (|| {
         let Some(artifacts) = &record.artifacts else { return Ok(()) };

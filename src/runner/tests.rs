@@ -238,7 +238,7 @@ fn run_refuses_a_machine_that_differs_from_the_request() {
     let RunEnd::WrongTopology(differences) = end else { panic!("{end:?}") };
     let text = differences.join("\n");
     for what in ["online CPUs", "NUMA nodes", "last-level caches", "cores", "memory"] {
-        assert!(text.contains(&format!("{what}: asked for")), "{what} is missing in\n{text}");
+        assert!(text.contains(&format!("{what}: requested")), "{what} is missing in\n{text}");
     }
 }
 

@@ -55,8 +55,8 @@ pub struct TestEntry {
     pub host_only: bool,
     /// Reserved: reproduce a failure with more tracing.
     pub auto_repro: bool,
-    /// Runs on the host after the guest has ended, whatever the verdict. Does not run if the body did
-    /// not start, nor after a skip.
+    /// Runs on the host after the guest has ended, whether the body passed or failed. Does not run after
+    /// an infrastructure failure or a skip.
     pub post_vm: Option<PostVm>,
     /// Like `post_vm`, but also runs after a skip and after an infrastructure failure.
     pub post_vm_unconditional: Option<PostVm>,

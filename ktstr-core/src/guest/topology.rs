@@ -87,7 +87,7 @@ impl TestTopology {
         let mut differences = Vec::new();
         let mut compare = |what: &str, seen: &[Vec<u32>], wanted: &[Vec<u32>]| {
             if seen != wanted {
-                differences.push(format!("{what}: asked for {wanted:?}, the guest sees {seen:?}"));
+                differences.push(format!("{what}: requested {wanted:?}, the guest has {seen:?}"));
             }
         };
         compare("online CPUs", std::slice::from_ref(&self.cpus), &consecutive([asked.nr_cpus()]));
@@ -174,10 +174,10 @@ mod tests {
         assert_eq!(
             truth.differences(&topology(2, &[6, 1, 2, 1], 1)),
             [
-                "NUMA nodes: asked for [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9]], \
-                 the guest sees [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]",
-                "last-level caches: asked for [[0, 1, 2, 3, 4, 5], [6], [7, 8], [9]], \
-                 the guest sees [[0, 1, 2, 3, 4, 5], [6, 7], [8], [9]]",
+                "NUMA nodes: requested [[0, 1, 2, 3, 4, 5, 6], [7, 8, 9]], \
+                 the guest has [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]",
+                "last-level caches: requested [[0, 1, 2, 3, 4, 5], [6], [7, 8], [9]], \
+                 the guest has [[0, 1, 2, 3, 4, 5], [6, 7], [8], [9]]",
             ]
         );
     }
@@ -195,8 +195,8 @@ mod tests {
         let one_llc = TestTopology { llcs: vec![(0..8).collect()], ..truth.clone() };
         assert_eq!(
             one_llc.differences(&asked),
-            ["last-level caches: asked for [[0, 1], [2, 3], [4, 5], [6, 7]], \
-              the guest sees [[0, 1, 2, 3, 4, 5, 6, 7]]"]
+            ["last-level caches: requested [[0, 1], [2, 3], [4, 5], [6, 7]], \
+              the guest has [[0, 1, 2, 3, 4, 5, 6, 7]]"]
         );
         let one_cpu = TestTopology {
             cpus: vec![0],

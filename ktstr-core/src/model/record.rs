@@ -17,7 +17,7 @@ use super::wire::ScenarioEvent;
 pub use super::machine::Timing;
 pub use super::measurement::BoundedMeasurements;
 
-/// What `post_vm` gets: everything the host knows about the run.
+/// The argument of `post_vm`: all facts that the host has about the run.
 pub type VmResult = RunRecord;
 
 /// The facts of one run of a test.
@@ -35,7 +35,7 @@ pub struct RunRecord {
     pub started: SystemTime,
     /// The host.
     pub host: HostFacts,
-    /// The machine that the test asked for; `None` if it runs on the host.
+    /// The requested machine; `None` if it runs on the host.
     pub requested: Option<MachineSpec>,
     /// The machine as it was booted; `None` before that, and if the test runs on the host.
     pub machine: Option<MachineFacts>,
@@ -134,7 +134,7 @@ pub struct EngineFacts {
 /// A kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelFacts {
-    /// What was asked for, in the form of `KTSTR_KERNEL`.
+    /// The requested kernel, in the form of `KTSTR_KERNEL`.
     pub spec: String,
     /// Its release, as `uname -r` prints it in the guest.
     pub version: String,

@@ -59,7 +59,7 @@ pub enum RunEnd {
     },
     /// The body was not reached, or PID 1 failed while the body ran.
     InitFailed(InitFailure),
-    /// The guest does not have the machine that the test asked for; the body did not run.
+    /// The guest does not have the requested machine; the body did not run.
     WrongTopology(Vec<String>),
     /// The guest's clock did not run at the rate of the host's, so that everything that depends on
     /// time is wrong: durations, timeouts, rates.
@@ -174,7 +174,7 @@ impl fmt::Display for GuestExit {
 pub enum InitFailure {
     /// A message of PID 1, of the dynamic loader or of the kernel.
     Reported(String),
-    /// PID 1 exited with status 0: libtest found none of the tests that it was asked for.
+    /// PID 1 exited with status 0: libtest found none of the requested tests.
     NoTestRun {
         /// The arguments of PID 1.
         arguments: Vec<String>,

@@ -43,7 +43,7 @@ pub(super) struct QemuVm {
     last_id: u64,
     /// The answer to the last command, once it has arrived.
     answer: Option<Result<Value, String>>,
-    /// The thread IDs of the CPUs, once QEMU was asked for them.
+    /// The thread IDs of the CPUs, once QEMU was queried for them.
     threads: Vec<i32>,
     memory: GuestMemory,
     inbox: Inbox,

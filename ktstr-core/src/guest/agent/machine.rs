@@ -24,7 +24,7 @@ fn missing_kargs(kargs: &str, cmdline: &str) -> Vec<String> {
     let words = kargs.split_whitespace();
     words
         .filter(|word| !cmdline.split_whitespace().any(|found| found == *word))
-        .map(|word| format!("kernel argument: asked for `{word}`, /proc/cmdline lacks it"))
+        .map(|word| format!("kernel argument: requested `{word}`, /proc/cmdline lacks it"))
         .collect()
 }
 
@@ -37,7 +37,7 @@ fn memory_differences(asked_mib: u32, nodes: u32) -> Result<Vec<String>> {
     let mut differences = Vec::new();
     if !(asked_kib - RESERVED_KIB..=asked_kib).contains(&seen_kib) {
         differences.push(format!(
-            "memory: asked for {asked_mib} MiB, the guest sees {seen_kib} KiB of RAM"
+            "memory: requested {asked_mib} MiB, the guest has {seen_kib} KiB of RAM"
         ));
     }
     // A kernel without NUMA has one node and no files about nodes.
@@ -54,7 +54,7 @@ fn memory_differences(asked_mib: u32, nodes: u32) -> Result<Vec<String>> {
         let seen_kib = mem_total_kib(&meminfo).unwrap_or(0);
         if !(share_kib / 3..=share_kib + 1024).contains(&seen_kib) {
             differences.push(format!(
-                "memory of node {node}: asked for {share_kib} KiB, the guest sees {seen_kib} KiB"
+                "memory of node {node}: requested {share_kib} KiB, the guest has {seen_kib} KiB"
             ));
         }
     }
@@ -99,7 +99,7 @@ mod tests {
     fn missing_kargs_are_named() {
         assert_eq!(missing_kargs(" a=1  b", "x a=1 b\n"), [""; 0]);
         let missing = missing_kargs("a=1 b", "a=12 b");
-        assert_eq!(missing, ["kernel argument: asked for `a=1`, /proc/cmdline lacks it"]);
+        assert_eq!(missing, ["kernel argument: requested `a=1`, /proc/cmdline lacks it"]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Shared {
             });
             last_read = (Instant::now(), most);
         }
-        // Only what the pipes held at the child's end: processes that it left running may write for ever.
+        // Only what the pipes held at the child's end: processes that it left running may write forever.
         for (stream, pipe) in &pipes {
             let mut left =
                 usize::try_from(rustix::io::ioctl_fionread(pipe).unwrap_or(0)).unwrap_or(0);

@@ -281,7 +281,7 @@ impl Agent {
             Taken::Bytes(count) => decoder.push(&self.buffer[..count]),
             Taken::Nothing => return Ok(any_panic),
             Taken::End => {
-                // A channel at its end is always readable: `poll` would return at once for ever.
+                // A channel at its end is always readable: `poll` would return at once forever.
                 child.messages = None;
                 return Ok(any_panic);
             }

@@ -28,7 +28,7 @@ impl CgroupManager {
 
     pub(super) fn remove(&self, cgroup: &Path) -> Result<(), Error> {
         self.check_dir("remove cgroup", cgroup, cgroup.parent().unwrap_or(cgroup))?;
-        // A file of cgroupfs is not a cgroup, and would be counted for ever.
+        // A file of cgroupfs is not a cgroup, and would be counted forever.
         if !is_cgroup(cgroup)? {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Operations on cgroupfs that cannot block their caller for ever.
+//! Operations on cgroupfs that cannot block their caller forever.
 //!
 //! A task that waits for `cgroup_mutex` cannot be interrupted, so another thread has to make the
 //! system call. Each manager keeps one thread for that, because starting a thread costs several
@@ -172,7 +172,7 @@ impl WriterState {
         match self.idle.take() {
             Some(thread) if thread.pid == pid => return Ok(thread),
             // In a forked process there is no such thread, and it may have held the lock of its slot
-            // at the fork. Dropping it could block for ever.
+            // at the fork. Dropping it could block forever.
             other => std::mem::forget(other),
         }
         let slot = Arc::<OperationSlot>::default();

@@ -450,7 +450,7 @@ fn eater(limit: u64) -> CgroupDef {
     cores = 1,
     memory_mib = 512,
     duration_s = 10,
-    expect_err = "no_oom_kill: 1 OOM kills (limit 0 OOM kills), cgroup cg"
+    expect_err = "no_oom_kill: 1 kills (limit 0 kills), cgroup cg"
 )]
 fn oom_kill_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
     play(ctx, [eater(16 * MIB)])
@@ -465,7 +465,7 @@ fn oom_kill_does_not_occur_with_enough_memory(ctx: &Ctx) -> Result<AssertResult>
     cores = 1,
     memory_mib = 512,
     duration_s = 2,
-    expect_err = "no_oom_kill: 0 OOM kills (minimum 1 OOM kills), cgroup cg"
+    expect_err = "no_oom_kill: 0 kills (minimum 1 kills), cgroup cg"
 )]
 fn oom_kill_must_occur_if_expected(ctx: &Ctx) -> Result<AssertResult> {
     play(ctx, [eater(256 * MIB).expect_oom_kill()])
@@ -764,7 +764,7 @@ fn eat_all(_: &WorkerCtx) -> ! {
 #[ktstr_test(
     cores = 1,
     duration_s = 60,
-    expect_err = "no_oom_kill: 1 OOM kills (limit 0 OOM kills): outside of the cgroups of the scenario"
+    expect_err = "no_oom_kill: 1 kills (limit 0 kills): outside of the cgroups of the scenario"
 )]
 fn oom_kill_outside_of_the_cgroups_fails_the_test(ctx: &Ctx) -> Result<AssertResult> {
     play(ctx, [cg().work_type(WorkType::Custom(feeds_a_child))])

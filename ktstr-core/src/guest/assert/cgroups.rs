@@ -93,7 +93,7 @@ pub(super) fn oom_kills(kills: &OomKills, is_judged: bool) -> AssertResult {
         ),
         (Some(killed), expected) => {
             let limit = if expected { Limit::AtLeast(1.0) } else { Limit::AtMost(0.0) };
-            (lower(kind, "oom_kills", killed as f64, "OOM kills", 1), limit)
+            (lower(kind, "oom_kills", killed as f64, "kills", 1), limit)
         }
     };
     let detail = match &kills.cgroup {
@@ -349,8 +349,8 @@ pub(super) mod tests {
 
     #[test]
     fn oom_kills_compares_with_what_is_expected() {
-        let killed = "no_oom_kill: 2 OOM kills (limit 0 OOM kills), cgroup cg";
-        let missing = "no_oom_kill: 0 OOM kills (minimum 1 OOM kills), cgroup cg";
+        let killed = "no_oom_kill: 2 kills (limit 0 kills), cgroup cg";
+        let missing = "no_oom_kill: 0 kills (minimum 1 kills), cgroup cg";
         let uncounted = "no_oom_kill: the kernel does not count OOM kills without the memory \
                          controller, cgroup cg";
         for (expected, killed, outcome, text) in [
@@ -368,7 +368,7 @@ pub(super) mod tests {
             assert!(oom_kills(&kills, false).is_pass());
         }
         let elsewhere = OomKills { cgroup: None, expected: false, killed: Some(1) };
-        let text = "no_oom_kill: 1 OOM kills (limit 0 OOM kills): outside of the cgroups of the \
+        let text = "no_oom_kill: 1 kills (limit 0 kills): outside of the cgroups of the \
                     scenario";
         assert_eq!(oom_kills(&elsewhere, true).details[0].to_string(), text);
     }

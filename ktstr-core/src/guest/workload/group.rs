@@ -17,7 +17,7 @@ use super::resources::Resources;
 use super::worker::{SchedParams, Worker};
 use super::{AffinityIntent, SchedPolicy, WorkSpec, WorkType};
 use crate::guest::topology::TestTopology;
-use crate::linux::sys::Shared;
+use crate::linux::sys::{Shared, since_boot_ns};
 
 /// The longest time between the ends of two killed workers, even on a busy machine.
 const END_WITHIN: Duration = Duration::from_secs(10);
@@ -98,14 +98,16 @@ impl Workers {
     }
 
     /// Kills all workers, then waits until they have ended. Not one by one: each of a thousand workers would
-    /// compete with all others for the CPU time to exit. From then on their reports are final.
+    /// compete with all others for the CPU time to exit. From then on their reports are final. Their active
+    /// time ends at the same moment, so that the end of one does not give another its first iterations.
     ///
     /// # Errors
     ///
     /// If none of the rest ends within 10 s: a task that gets no CPU time cannot exit. They are given up
     /// and reaped when this process ends.
     pub(crate) fn stop(workers: &mut [&mut Worker]) -> io::Result<()> {
-        workers.iter_mut().try_for_each(|worker| worker.kill())?;
+        let now_ns = since_boot_ns();
+        workers.iter_mut().try_for_each(|worker| worker.kill(now_ns))?;
         Self::wait_for_ends(workers, END_WITHIN)
     }
 

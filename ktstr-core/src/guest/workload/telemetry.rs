@@ -235,6 +235,11 @@ impl Telemetry {
         self.last_iteration_ns.load(Ordering::Relaxed)
     }
 
+    /// Returns the end of the first iteration in nanoseconds since boot; 0 if there was none.
+    pub(super) fn first_iteration_ns(&self) -> u64 {
+        self.first_iteration_ns.load(Ordering::Relaxed)
+    }
+
     /// Returns the longest time between two iterations, before the first, or after the last; `None` if
     /// no iteration has ended.
     pub(super) fn longest_gap_within(
@@ -251,7 +256,7 @@ impl Telemetry {
             cpu: self.last_cpu.load(Ordering::Relaxed),
             at_ns: to_ns,
         };
-        let first = of(released_ns, self.first_iteration_ns.load(Ordering::Relaxed));
+        let first = of(released_ns, self.first_iteration_ns());
         let open = of(last_ns, until_ns);
         self.longest_gap().into_iter().chain([first, open]).max_by_key(|gap| gap.length)
     }

@@ -93,7 +93,7 @@ struct Stopped {
     /// The time at which it was found to have ended; before that, the time of SIGKILL. A killed worker
     /// needs CPU time to exit. On a busy CPU it waits for that, which the kernel counts in `schedstat`.
     at_ns: u64,
-    /// The time of SIGKILL.
+    /// The time at which all workers that were stopped together began to be killed.
     killed_ns: u64,
     /// The end of a worker that had ended before SIGKILL.
     ended: Option<WorkerEnd>,
@@ -297,6 +297,11 @@ impl Worker {
         let worked_until_ns = worked_until_ns.min(until_ns);
         let wall = Duration::from_nanos(until_ns.saturating_sub(released_ns));
         let active_ns = worked_until_ns.saturating_sub(released_ns);
+        // Step 3: the iterations, unless the first one ended after the active time, because the kill of
+        // another worker freed a CPU.
+        let is_late = self.stopped.is_some() && telemetry.first_iteration_ns() > worked_until_ns;
+        let iterations = if is_late { 0 } else { self.iterations() };
+        let longest_gap = telemetry.longest_gap_within(released_ns, worked_until_ns);
         WorkerReport {
             pid: self.pid(),
             comm: self.comm().to_owned(),
@@ -317,9 +322,9 @@ impl Worker {
             cpu: kernel.cpu,
             run_delay: kernel.run_delay,
             timeslices: kernel.timeslices,
-            iterations: self.iterations(),
+            iterations,
             work_units: telemetry.work_units(),
-            longest_gap: telemetry.longest_gap_within(released_ns, worked_until_ns),
+            longest_gap: longest_gap.filter(|_| !is_late),
             migrations: telemetry.migrations(),
             cpus_used: telemetry.cpus_used(),
             last_cpu: telemetry.last_cpu(),
@@ -373,11 +378,10 @@ impl Worker {
         }
     }
 
-    /// Kills the worker without waiting for its end.
-    pub(super) fn kill(&mut self) -> io::Result<()> {
+    /// Kills the worker without waiting for its end. Its active time ends at `now_ns`.
+    pub(super) fn kill(&mut self, now_ns: u64) -> io::Result<()> {
         if self.stopped.is_none() {
             let (ended, allowed_cpus) = (self.ended()?, self.allowed_cpus());
-            let now_ns = since_boot_ns();
             self.stopped = Some(Stopped { at_ns: now_ns, killed_ns: now_ns, ended, allowed_cpus });
         }
         match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
@@ -524,6 +528,20 @@ mod tests {
         let end = workers[0].report("").ended.unwrap();
         assert_eq!(end, WorkerEnd { kind: None, errno: Some(libc::ECHILD) });
         assert!(!end.is_sigkill());
+    }
+
+    #[test]
+    fn report_does_not_count_a_first_iteration_after_the_stop() {
+        let mut workers = forked(&WorkSpec::default().workers(2));
+        let record =
+            |worker: &Worker| worker.page().telemetry.record_iteration(since_boot_ns(), 0, 1);
+        record(&workers[0]);
+        Workers::stop(&mut workers.iter_mut().collect::<Vec<_>>()).unwrap();
+        workers.iter().for_each(record);
+        let reports = [&workers[0], &workers[1]].map(|worker| worker.report(""));
+        assert_eq!(reports.each_ref().map(|report| report.iterations), [2, 0]);
+        assert!(reports[0].longest_gap.is_some() && reports[1].longest_gap.is_none());
+        assert_eq!(reports[0].active_until_ns, reports[1].active_until_ns);
     }
 
     #[test]

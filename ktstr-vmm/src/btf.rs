@@ -5,6 +5,7 @@
 //!
 //! Source: Linux 6.12, Documentation/bpf/btf.rst, 2 ("BTF Type and String Encoding").
 
+use std::collections::VecDeque;
 use std::fmt;
 
 const MAGIC: u16 = 0xeb9f;
@@ -16,9 +17,6 @@ const MEMBER: usize = 12;
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
-
-/// The maximum depth of nested anonymous structures; kernels have a few levels.
-const MAX_DEPTH: u32 = 16;
 
 /// Why an offset is not available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,33 +94,57 @@ impl<'a> Btf<'a> {
     /// [`Error::Unknown`] if it does not exist, [`Error::BitField`] if it does not have an address.
     pub fn member_offset(&self, name: &str, member: &str) -> Result<u64, Error> {
         let path = || format!("{name}.{member}");
-        let structures = self.types.iter().filter(|record| is_structure(record));
-        let mut named = structures.filter(|record| self.is_named(dword(record, 0), name));
-        let found = named.find_map(|record| self.find(record, member, MAX_DEPTH));
+        let mut members = self.members(name);
+        let found = members.find_map(|(id, place)| self.is_named(id, member).then_some(place));
         match found.ok_or_else(|| Error::Unknown(path()))? {
             MemberPlace { bits, is_bit_field: false } if bits % 8 == 0 => Ok(bits / 8),
             _ => Err(Error::BitField(path())),
         }
     }
 
-    fn find(&self, structure: &[u8], wanted: &str, depth: u32) -> Option<MemberPlace> {
-        let has_bit_fields = dword(structure, 4) >> 31 == 1;
-        structure[TYPE..].chunks_exact(MEMBER).find_map(|member| {
+    /// Returns the members of all structures of this name, and of the anonymous ones inside them:
+    /// the offset of the member's name, and its place.
+    ///
+    /// Each structure of the BTF is visited at most once, however often it is nested in others or
+    /// in itself: a member that an earlier visit did not find is not in a later one.
+    fn members(&self, name: &str) -> impl Iterator<Item = (u32, MemberPlace)> {
+        let mut is_queued = vec![false; self.types.len()];
+        // Structures to visit, with their offset in bits.
+        let mut queue = VecDeque::new();
+        for (index, record) in self.types.iter().enumerate() {
+            if is_structure(record) && self.is_named(dword(record, 0), name) {
+                is_queued[index] = true;
+                queue.push_back((index, 0_u64));
+            }
+        }
+        let mut rest = [].chunks_exact(MEMBER);
+        let (mut start, mut has_bit_fields) = (0, false);
+        std::iter::from_fn(move || {
+            let member = loop {
+                if let Some(member) = rest.next() {
+                    break member;
+                }
+                let (index, bits) = queue.pop_front()?;
+                let structure = self.types[index];
+                has_bit_fields = dword(structure, 4) >> 31 == 1;
+                start = bits;
+                rest = structure[TYPE..].chunks_exact(MEMBER);
+            };
             let [name, id, offset] = [0, 4, 8].map(|at| dword(member, at));
             // With the flag set, the highest byte is the size of the bit-field, or 0 for another
             // member.
             let (bits, size) =
                 if has_bit_fields { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
-            let place = MemberPlace { bits: bits.into(), is_bit_field: size != 0 };
-            if self.is_named(name, wanted) {
-                return Some(place);
+            // No overflow: at most 2^32 structures add less than 2^32 bits each.
+            let place = MemberPlace { bits: start + u64::from(bits), is_bit_field: size != 0 };
+            if self.is_named(name, "")
+                && let Some(inner) = (id as usize).checked_sub(1)
+                && self.types.get(inner).is_some_and(|record| is_structure(record))
+                && !std::mem::replace(&mut is_queued[inner], true)
+            {
+                queue.push_back((inner, place.bits));
             }
-            let inner = self.types.get((id as usize).checked_sub(1)?)?;
-            if !self.is_named(name, "") || !is_structure(inner) || depth == 0 {
-                return None;
-            }
-            let within = self.find(inner, wanted, depth - 1)?;
-            Some(MemberPlace { bits: place.bits + within.bits, ..within })
+            Some((name, place))
         })
     }
 
@@ -257,10 +279,19 @@ mod tests {
     }
 
     #[test]
-    fn member_offset_ends_for_a_structure_in_itself() {
-        // struct task { struct task; struct task; }
-        let bytes = blob(&words(&[TASK, info(4, 2), 0, 0, 1, 0, 0, 1, 0]));
-        let btf = Btf::parse(&bytes).unwrap();
-        assert!(matches!(btf.member_offset("task", "pid"), Err(Error::Unknown(_))));
+    fn members_visits_each_structure_once() {
+        // Anonymous members that lead back to the structure, or twice to the next one: the paths
+        // through them are without end, or 2^40.
+        let itself = [TASK, info(4, 3), 0, 0, 1, 0, 0, 1, 0, 0, 1, 0].to_vec();
+        let name = |id| if id == 1 { TASK } else { 0 };
+        let nested = (1..=40).flat_map(|id| [name(id), info(4, 2), 0, 0, id + 1, 0, 0, id + 1, 8]);
+        let nested = nested.chain([0, info(4, 0), 0]).collect();
+        for (types, members) in [(itself, 3), (nested, 80)] {
+            let bytes = blob(&words(&types));
+            let btf = Btf::parse(&bytes).unwrap();
+            // `take` ends the test if the visits do not end.
+            assert_eq!(btf.members("task").take(1000).count(), members);
+            assert!(matches!(btf.member_offset("task", "pid"), Err(Error::Unknown(_))));
+        }
     }
 }

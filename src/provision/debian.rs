@@ -15,6 +15,7 @@ use super::bootable::{Kernel, Provenance};
 use super::cache::{self, Cache};
 use super::catalog::KnownKernel;
 use super::image::{self, Facts};
+use super::release::is_release;
 use super::spec::KernelSpec;
 use super::units::{megabytes, seconds};
 use super::versions::Versions;
@@ -123,7 +124,7 @@ fn find_packages(suite: &Suite, known: &KnownKernel) -> Result<(String, Vec<Pack
 
 fn release_of(depends: &[String]) -> Option<String> {
     let releases = depends.iter().filter_map(|name| name.strip_prefix("linux-image-"));
-    let mut releases = releases.filter(|release| release.starts_with(|c: char| c.is_ascii_digit()));
+    let mut releases = releases.filter(|release| is_release(release));
     releases.next().map(str::to_owned)
 }
 

@@ -64,28 +64,38 @@ fn unpack_lz4(data: &[u8]) -> io::Result<Vec<u8>> {
     const MAGIC: usize = 4;
     const BLOCK: usize = 8 << 20;
     let mut out = Vec::new();
+    // One for all blocks: to clear 8 MiB for each would cost a million times its packed length.
+    let mut unpacked = vec![0; BLOCK];
     let mut rest = data.get(MAGIC..).unwrap_or_default();
     while !rest.is_empty() {
         let (len, blocks) = rest.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
         let len = u32::from_le_bytes(*len) as usize;
         let (block, blocks) = blocks.split_at_checked(len).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let begin = out.len();
-        out.resize(begin + BLOCK, 0);
-        let unpacked = lz4_flex::block::decompress_into(block, &mut out[begin..]);
-        out.truncate(begin + unpacked.map_err(io::Error::other)?);
-        if out.len() > LIMIT {
+        let len =
+            lz4_flex::block::decompress_into(block, &mut unpacked).map_err(io::Error::other)?;
+        if len > LIMIT - out.len() {
             return Err(too_large());
         }
+        out.extend_from_slice(&unpacked[..len]);
         rest = blocks;
     }
     Ok(out)
 }
 
+/// The memory that `xz` may use. The kernel build packs with a dictionary of 128 MiB at most, and the format has
+/// them up to 4 GiB.
+///
+/// Source: Linux 6.12, scripts/xz_wrap.sh.
+const XZ_MEMORY_LIMIT: &str = "--memlimit-decompress=192MiB";
+
 /// Unpacks by the program `xz`: a library would be a sixth of the build time of a user's tests, and only the modules
 /// of some distributions have this format.
 fn unpack_xz(data: &[u8]) -> io::Result<Vec<u8>> {
     let mut child = Command::new("xz")
-        .args(["--decompress", "--stdout"])
+        .args(["--decompress", "--stdout", "--threads=1", XZ_MEMORY_LIMIT])
+        // Default options of the user, which may have other limits.
+        .env_remove("XZ_DEFAULTS")
+        .env_remove("XZ_OPT")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -134,8 +144,21 @@ fn too_large() -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, clock_gettime};
+
     use super::*;
+
+    /// `lzma.compress(b"\x7fELF" + b"\0" * 60, check=lzma.CHECK_CRC32, preset=0)` of Python.
+    pub(in crate::provision) const XZ: &[u8] = &[
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21,
+        0x01, 0x0c, 0x00, 0x00, 0x00, 0x8f, 0x98, 0x41, 0x9c, 0xe0, 0x00, 0x3f, 0x00, 0x0b, 0x5d,
+        0x00, 0x3f, 0x91, 0x45, 0x84, 0x68, 0x33, 0x4c, 0x5a, 0x5b, 0x00, 0x00, 0x00, 0x00, 0x3a,
+        0xaa, 0x62, 0xba, 0x00, 0x01, 0x23, 0x40, 0xda, 0x83, 0xf3, 0xe8, 0x90, 0x42, 0x99, 0x0d,
+        0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+    ];
 
     #[test]
     fn unpack_reads_all_blocks_of_lz4() {
@@ -154,6 +177,48 @@ mod tests {
             packed[4..8].copy_from_slice(&len.to_le_bytes());
             Format::Lz4.unpack(&packed).unwrap_err();
         }
+    }
+
+    /// Returns the CPU time of this thread that a call takes.
+    fn cpu_time<T>(call: impl FnOnce() -> T) -> (T, Duration) {
+        let now = || {
+            let now = clock_gettime(ClockId::ThreadCPUTime);
+            Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+        };
+        let begin = now();
+        (call(), now() - begin)
+    }
+
+    #[test]
+    fn unpack_spends_no_time_on_empty_blocks_of_lz4() {
+        let legacy = |block: &[u8], count: usize| {
+            let block = [&(block.len() as u32).to_le_bytes(), block].concat();
+            [&[0x02, 0x21, 0x4c, 0x18], block.repeat(count).as_slice()].concat()
+        };
+        let (full, empty) =
+            (legacy(&lz4_flex::block::compress(&[0; 8 << 20]), 1), legacy(&[0], 4000));
+        let (unpacked, full) = cpu_time(|| Format::Lz4.unpack(&full).unwrap());
+        assert_eq!(unpacked.len(), 8 << 20);
+        let (unpacked, empty) = cpu_time(|| Format::Lz4.unpack(&empty).unwrap());
+        assert_eq!(unpacked, b"");
+        // Both clear one buffer of 8 MiB. If each block did, the second would take 4000 times as long.
+        assert!(empty < 20 * full, "{empty:?} for 4000 empty blocks, {full:?} for a full one");
+    }
+
+    #[test]
+    fn unpack_limits_the_dictionary_of_xz() {
+        // The size is in the properties of the filter, which a checksum follows.
+        let with_dictionary = |size: u8, checksum: [u8; 4]| {
+            let mut packed = XZ.to_vec();
+            packed[16] = size;
+            packed[20..24].copy_from_slice(&checksum);
+            Format::Xz.unpack(&packed)
+        };
+        let small = with_dictionary(0x0c, [0x8f, 0x98, 0x41, 0x9c]).unwrap();
+        // 128 MiB, 3 GiB.
+        assert_eq!(with_dictionary(0x1e, [0x9b, 0x07, 0x51, 0x66]).unwrap(), small);
+        let error = with_dictionary(0x27, [0xb0, 0xb0, 0x72, 0xeb]).unwrap_err().to_string();
+        assert!(error.contains("Memory usage limit"), "{error}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::bootable::{Boot, BootFormat};
 use super::cache::Cache;
 use super::decompress::{LIMIT, read_file};
 use super::versions::Versions;
-use super::vmlinux;
+use super::{release, vmlinux};
 
 /// Raised when the layout of these entries changes.
 const KIND: &str = "images-1";
@@ -27,6 +27,7 @@ const VMLINUX: &str = "vmlinux";
 /// The cached facts of an image.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
+    #[serde(deserialize_with = "release::deserialize")]
     pub(super) release: String,
     format: Format,
     /// Why QEMU cannot boot it as an ELF file.
@@ -148,17 +149,20 @@ fn inspect_elf(file: File) -> Result<Facts> {
 /// Finds the release in `Linux version 6.12.1-test (..`.
 fn find_banner(mut file: impl Read) -> io::Result<Option<String>> {
     const BANNER: &[u8] = b"Linux version ";
-    const LONGEST: usize = BANNER.len() + 65; // __NEW_UTS_LEN + 1
+    const LONGEST: usize = BANNER.len() + release::MAX_LEN + 1;
     let mut window = Vec::new();
     loop {
         let read = file.by_ref().take(1 << 20).read_to_end(&mut window)?;
         let mut rest = window.as_slice();
         while let Some(at) = find(rest, BANNER) {
             let text = &rest[at + BANNER.len()..];
-            let end = text.iter().take(65).position(|byte| matches!(byte, b' ' | 0 | b'\n'));
+            let end = text
+                .iter()
+                .take(release::MAX_LEN + 1)
+                .position(|byte| matches!(byte, b' ' | 0 | b'\n'));
             // Format strings with the same text have a `%s` instead of the number.
             if let Some(release) = end.and_then(|end| std::str::from_utf8(&text[..end]).ok())
-                && release.starts_with(|first: char| first.is_ascii_digit())
+                && release::is_release(release)
             {
                 return Ok(Some(release.to_owned()));
             }
@@ -201,6 +205,7 @@ mod tests {
             (&b"xxLinux version 6.12.107+deb13 (debian"[..], Some("6.12.107+deb13")),
             (b"Linux version %s (%s)\0Linux version 7.2.13 (x", Some("7.2.13")),
             (far.as_slice(), Some("6.1.0-50")),
+            (b"Linux version 6/../../x (me)", None),
             (b"Linux version ", None),
             (b"", None),
         ] {

@@ -24,6 +24,7 @@ mod debian;
 mod decompress;
 mod image;
 mod mirror;
+mod release;
 mod spec;
 mod units;
 mod versions;

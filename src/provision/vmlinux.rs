@@ -9,6 +9,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 
 use super::decompress::Format;
+use super::release::{self, is_release};
 
 const SETUP_SECTS: usize = 0x1f1;
 const HEADER_MAGIC: usize = 0x202;
@@ -44,6 +45,9 @@ pub enum Error {
         /// The length of the file.
         have: usize,
     },
+    /// The version string does not begin with the release of a kernel.
+    #[error("the version string does not begin with the release of a kernel: {0:?}")]
+    NotARelease(String),
     /// The payload is none of gzip, LZ4, xz and zstd.
     #[error("unknown compression of the payload, which starts with {0:02x?}")]
     UnknownCompression(Vec<u8>),
@@ -103,12 +107,13 @@ pub fn bzimage_release(image: &[u8]) -> Result<String, Error> {
     // The offset counts from the second sector; 0 means that the string is missing.
     let field = u16_at(image, KERNEL_VERSION, "the setup header")?;
     let start = usize::from(field) + SECTOR;
-    let text = image.get(start..).unwrap_or_default();
-    let end = text.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(0);
-    match std::str::from_utf8(&text[..end]) {
-        Ok(release) if field != 0 && !release.is_empty() => Ok(release.to_owned()),
-        _ => Err(Error::Truncated { what: "the version string", start, len: 1, have: image.len() }),
-    }
+    let text = image.get(start..).filter(|text| field != 0 && !text.is_empty());
+    let have = image.len();
+    let text = text.ok_or(Error::Truncated { what: "the version string", start, len: 1, have })?;
+    let text = &text[..text.len().min(release::MAX_LEN + 1)];
+    let end = text.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(text.len());
+    let release = String::from_utf8_lossy(&text[..end]).into_owned();
+    if is_release(&release) { Ok(release) } else { Err(Error::NotARelease(release)) }
 }
 
 /// Returns whether an ELF kernel has the note that QEMU's `-kernel` needs to boot it (PVH).
@@ -169,6 +174,7 @@ fn slice<'a>(
 mod tests {
     use std::io::Write;
 
+    use super::super::decompress::tests::XZ;
     use super::*;
 
     /// Builds a 64-bit ELF file with one note segment.
@@ -217,15 +223,6 @@ mod tests {
         ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
     }
 
-    /// `lzma.compress(b"\x7fELF" + b"\0" * 60, check=lzma.CHECK_CRC32, preset=0)` of Python.
-    const XZ: &[u8] = &[
-        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21,
-        0x01, 0x0c, 0x00, 0x00, 0x00, 0x8f, 0x98, 0x41, 0x9c, 0xe0, 0x00, 0x3f, 0x00, 0x0b, 0x5d,
-        0x00, 0x3f, 0x91, 0x45, 0x84, 0x68, 0x33, 0x4c, 0x5a, 0x5b, 0x00, 0x00, 0x00, 0x00, 0x3a,
-        0xaa, 0x62, 0xba, 0x00, 0x01, 0x23, 0x40, 0xda, 0x83, 0xf3, 0xe8, 0x90, 0x42, 0x99, 0x0d,
-        0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
-    ];
-
     /// Builds a bzImage with one setup sector, a version string, and `payload` at 16 bytes after the setup.
     fn bzimage(payload: &[u8], size_trailer: bool) -> Vec<u8> {
         let trailer: &[u8] = if size_trailer { &[0xff; 4] } else { &[] };
@@ -255,6 +252,26 @@ mod tests {
             let vmlinux = from_bzimage(&image).unwrap_or_else(|error| panic!("{name}: {error:?}"));
             assert!(name == "xz" || vmlinux == kernel, "{name}");
             assert_eq!(has_pvh_entry(vmlinux.as_slice()), name != "xz", "{name}");
+        }
+    }
+
+    #[test]
+    fn bzimage_release_refuses_what_is_not_a_release() {
+        for version in
+            ["../../../tmp/x (me)", "6.1/../../x (me)", "/etc (me)", "\x1b[2J (me)", " ", ""]
+        {
+            let mut image = bzimage(b"", false);
+            image[0x290..0x290 + version.len() + 1]
+                .copy_from_slice(format!("{version}\0").as_bytes());
+            let error = bzimage_release(&image).unwrap_err();
+            assert!(matches!(error, Error::NotARelease(_)), "{version:?}: {error}");
+        }
+        let mut image = bzimage(b"", false);
+        image[0x290..][..100].fill(b'6');
+        assert!(matches!(bzimage_release(&image), Err(Error::NotARelease(_))));
+        for field in [[0, 0], [0xff, 0xff]] {
+            image[KERNEL_VERSION..KERNEL_VERSION + 2].copy_from_slice(&field);
+            assert!(matches!(bzimage_release(&image), Err(Error::Truncated { .. })));
         }
     }
 

@@ -8,6 +8,9 @@ use crate::error::Error;
 /// Bytes that may wait for the caller. Only a wait for QEMU's answer can come near: otherwise
 /// nothing is read until the caller has taken all events.
 const MAX_QUEUED: usize = 64 << 20;
+/// What an event takes besides its bytes: its place in the queue, which grows by doubling, and an
+/// allocation. A guest can cause an event for each byte that it writes.
+const EVENT_OVERHEAD: usize = 2 * size_of::<Event>() + 32;
 /// Bytes at the end of standard error that are kept.
 const STDERR_TAIL: usize = 16 << 10;
 
@@ -35,7 +38,7 @@ impl Inbox {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.queued += bytes.len();
+        self.queued += EVENT_OVERHEAD + bytes.len();
         self.received += bytes.len() as u64;
         self.events.push_back(event(bytes));
         if self.queued > MAX_QUEUED {
@@ -61,7 +64,7 @@ impl Inbox {
     pub(super) fn pop(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
         if let Event::Console(bytes) | Event::Port { bytes, .. } = &event {
-            self.queued -= bytes.len();
+            self.queued -= EVENT_OVERHEAD + bytes.len();
         }
         Some(event)
     }
@@ -103,8 +106,17 @@ mod tests {
     #[test]
     fn add_limits_the_waiting_bytes() {
         let mut inbox = Inbox::default();
-        inbox.add_console(vec![b'x'; MAX_QUEUED]).unwrap();
+        inbox.add_console(vec![b'x'; MAX_QUEUED - EVENT_OVERHEAD]).unwrap();
         assert!(inbox.add_console(vec![b'x']).is_err());
+    }
+
+    #[test]
+    fn add_counts_the_memory_of_small_events() {
+        let mut inbox = Inbox::default();
+        let added = (0..2 << 20).take_while(|_| inbox.add_port(0, vec![b'x']).is_ok()).count();
+        let slots = inbox.events.capacity() * size_of::<Event>();
+        assert!(slots <= MAX_QUEUED, "{slots} bytes for {added} events");
+        assert!(added > MAX_QUEUED / 256, "{added}");
     }
 
     #[test]

@@ -27,6 +27,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long console bytes are collected before they are read: QEMU writes them one by one, and a
 /// wakeup for each would load a busy host for little use to the caller.
 const CONSOLE_GATHER: Duration = Duration::from_millis(5);
+/// Bytes that [`QemuVm::drain`] reads from a channel at most. A socket or pipe holds less; only a
+/// process that goes on writing has more.
+const MAX_DRAINED: usize = 4 << 20;
+/// Bytes that are read at most after the guest's end. Its rings may describe the same memory any
+/// number of times.
+const MAX_FLUSHED: u64 = 16 << 20;
 
 /// A QEMU process and the streams to it.
 #[derive(Debug)]
@@ -188,10 +194,10 @@ impl QemuVm {
             .chain(ports.map(|(index, port)| (Source::Port(index), port)))
     }
 
-    /// Moves bytes from and to one channel. Returns whether bytes were read.
-    fn transfer(&mut self, source: Source) -> Result<bool, Error> {
+    /// Moves bytes from and to one channel. Returns how many were read.
+    fn transfer(&mut self, source: Source) -> Result<usize, Error> {
         let channel = match source {
-            Source::Process => return Ok(false),
+            Source::Process => return Ok(0),
             Source::Stderr => &mut self.stderr,
             Source::Console => &mut self.console,
             Source::Qmp => &mut self.qmp,
@@ -203,7 +209,7 @@ impl QemuVm {
         if was_open && !channel.is_open() {
             tracing::debug!(?source, "QEMU closed its end");
         }
-        let any = !bytes.is_empty();
+        let count = bytes.len();
         match source {
             Source::Process => {}
             Source::Stderr => self.inbox.add_stderr(&bytes),
@@ -218,7 +224,7 @@ impl QemuVm {
             }
             Source::Port(index) => self.inbox.add_port(index, bytes)?,
         }
-        Ok(any)
+        Ok(count)
     }
 
     /// Records the answer or the event in a message of QEMU.
@@ -246,10 +252,12 @@ impl QemuVm {
     ///
     /// Output that did not fit into a socket is still in the guest's rings. QEMU continues to empty
     /// them as this process reads. It is done when two answers in a row arrived without data:
-    /// before each, QEMU has run an iteration of its main loop with room to write.
+    /// before each, QEMU has run an iteration of its main loop with room to write. What exceeds
+    /// [`MAX_FLUSHED`] is lost.
     fn flush_guest_output(&mut self) -> Result<(), Error> {
         let mut quiet = 0;
-        while quiet < 2 && self.exited.is_none() {
+        let end = self.inbox.received() + MAX_FLUSHED;
+        while quiet < 2 && self.exited.is_none() && self.inbox.received() < end {
             let before = self.inbox.received();
             match self.command("query-status") {
                 Ok(_) | Err(Error::Gone { .. }) => {}
@@ -279,11 +287,17 @@ impl QemuVm {
         self.exited = Some(reason);
     }
 
-    /// Reads all data that can be read without waiting.
+    /// Reads the data that can be read without waiting, up to [`MAX_DRAINED`] of each channel.
     fn drain(&mut self) -> Result<(), Error> {
         let sources: Vec<Source> = self.channels().map(|(source, _)| source).collect();
         for source in sources {
-            while self.transfer(source)? {}
+            let mut drained = 0;
+            while drained < MAX_DRAINED {
+                match self.transfer(source)? {
+                    0 => break,
+                    count => drained += count,
+                }
+            }
         }
         Ok(())
     }

@@ -87,6 +87,41 @@ fn next_event_returns_late_output_before_the_exit() {
 }
 
 #[test]
+fn next_event_limits_output_after_the_end_of_the_guest() {
+    // Each answer comes after more output, without end.
+    let mut vm = boot(
+        r#"ok; ok
+        send '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}'
+        while receive; do
+            head -c 1000000 /dev/zero >&"$port"
+            send "{\"return\": {}, \"id\": $id}"
+        done"#,
+    )
+    .unwrap();
+    let mut received = 0;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let end = loop {
+        match vm.next_event(deadline).unwrap() {
+            Event::Port { bytes, .. } => received += bytes.len(),
+            event => break event,
+        }
+    };
+    assert_eq!(end, Event::Exited(ExitReason::Reset));
+    let most = MAX_FLUSHED as usize + 2 * MAX_DRAINED;
+    assert!((MAX_FLUSHED as usize..most).contains(&received), "{received}");
+}
+
+#[test]
+fn drain_ends_while_a_process_goes_on_writing() {
+    let mut vm = boot("ok; ok; exec cat /dev/zero >&2").unwrap();
+    let deadline = Instant::now() + Duration::from_millis(50);
+    assert_eq!(vm.next_event(deadline).unwrap(), Event::Deadline);
+    vm.drain().unwrap();
+    assert_eq!(vm.inbox.stderr().len(), 16 << 10);
+    vm.stop().unwrap();
+}
+
+#[test]
 fn stop_kills_qemu_that_ignores_signals() {
     let mut vm = boot("ok; ok; trap '' TERM INT; echo on; exec sleep 60").unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -1,18 +1,13 @@
-//! ELF programs for the guest: without debug information, with their loader and libraries.
+//! ELF programs for the guest: without debug information, with another loader.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::{LittleEndian, U16, U32, U64};
-
-use crate::this_program::{self, LoadedFile, THIS_PROGRAM};
 
 type Header = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
@@ -94,91 +89,6 @@ fn section_header(
     }
 }
 
-/// The shared objects of a program.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Libraries {
-    /// The dynamic loader: its path in the program, and the file on this host.
-    pub(super) interpreter: Option<(String, PathBuf)>,
-    /// Every library that is needed directly or indirectly: its name, and the file on this host.
-    pub(super) needed: Vec<(String, PathBuf)>,
-}
-
-/// Finds the libraries that the loader of the program would load on this host. A static program needs none.
-pub(super) fn libraries(program: &Path) -> Result<Libraries> {
-    let data =
-        std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let header = Header::parse(&*data)
-        .with_context(|| format!("{} is not an ELF program", program.display()))?;
-    let mut interpreter = None;
-    for segment in header.program_headers(ENDIAN, &*data)? {
-        interpreter = interpreter.or(segment.interpreter(ENDIAN, &*data)?);
-    }
-    let Some(interpreter) = interpreter else { return Ok(Libraries::default()) };
-    let interpreter =
-        std::str::from_utf8(interpreter).context("the path of the loader is not UTF-8")?;
-    let needed = if program == Path::new(THIS_PROGRAM) {
-        own_libraries(Path::new(interpreter))?
-    } else {
-        libraries_by(Path::new(interpreter), None, program)?
-    };
-    Ok(Libraries {
-        interpreter: Some((interpreter.to_owned(), PathBuf::from(interpreter))),
-        needed,
-    })
-}
-
-/// Finds the libraries of this program, even if another program has replaced its file.
-fn own_libraries(loader: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let name = this_program::own_name().context("failed to read the path of this program")?;
-    let loaded = this_program::loaded_files()?;
-    let needed = if name.is_current {
-        libraries_by(loader, None, &name.path)?
-    } else {
-        // Through /proc, `$ORIGIN` is another directory: search where the loaded libraries are.
-        let mut directories =
-            std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default())
-                .chain(loaded.iter().filter_map(|file| Some(file.path.parent()?.to_owned())))
-                .collect::<Vec<_>>();
-        directories.dedup();
-        let directories = std::env::join_paths(directories)
-            .context("the name of a directory contains a colon")?;
-        let own = format!("/proc/{}/exe", std::process::id());
-        libraries_by(loader, Some(Path::new(&directories)), Path::new(&own))?
-    };
-    for (_, file) in &needed {
-        let is_replaced = |loaded: &LoadedFile| loaded.is_gone && loaded.path == *file;
-        ensure!(
-            !loaded.iter().any(is_replaced),
-            "{} was replaced after this program had loaded it; run the tests again",
-            file.display()
-        );
-    }
-    Ok(needed)
-}
-
-/// Finds the libraries that `loader` would load for the program, in `dir` before all others.
-pub(super) fn libraries_by(
-    loader: &Path,
-    dir: Option<&Path>,
-    program: &Path,
-) -> Result<Vec<(String, PathBuf)>> {
-    let mut command = Command::new(loader);
-    if let Some(dir) = dir {
-        command.arg("--library-path").arg(dir);
-    }
-    let output = command.arg("--list").arg(program).output().with_context(|| {
-        format!("failed to run {}, the loader of {}", loader.display(), program.display())
-    })?;
-    ensure!(
-        output.status.success(),
-        "{} --list {} failed: {}",
-        loader.display(),
-        program.display(),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    parse_list(&output.stdout).with_context(|| format!("the libraries of {}", program.display()))
-}
-
 /// Replaces the path of the loader in a program. The new path must not be longer than the old one. Returns
 /// false for a static program, which has no loader.
 ///
@@ -198,47 +108,13 @@ pub(super) fn set_interpreter(program: &mut [u8], loader: &str) -> Result<bool> 
     Ok(true)
 }
 
-/// Parses lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
-///
-/// Lines without an arrow are the loader itself and the vDSO of the kernel.
-fn parse_list(text: &[u8]) -> Result<Vec<(String, PathBuf)>> {
-    let mut needed = Vec::new();
-    for line in text.split(|byte| *byte == b'\n') {
-        let line = line.trim_ascii();
-        let arrow = line.windows(4).position(|window| window == b" => ");
-        let Some((name, target)) = arrow.map(|at| (&line[..at], &line[at + 4..])) else { continue };
-        // If a library needs the loader, it is listed by its path.
-        let name = name.rsplit(|byte| *byte == b'/').next().unwrap_or(name);
-        let name = std::str::from_utf8(name).context("a library's name is not UTF-8")?.to_owned();
-        if target.starts_with(b"not found") {
-            bail!("this host lacks {name}; install the package that contains it");
-        }
-        let address = target.windows(2).rposition(|window| window == b" (");
-        let path = OsStr::from_bytes(&target[..address.unwrap_or(target.len())]);
-        needed.push((name, PathBuf::from(path)));
-    }
-    Ok(needed)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
 
+    use super::super::libraries::libraries;
     use super::*;
-
-    #[test]
-    fn parse_list_reads_the_output_of_the_loader() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                    \tlibgcc_s.so.1 => /lib/x86_64-linux-gnu/libgcc_s.so.1 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let needed = vec![(
-            "libgcc_s.so.1".to_owned(),
-            PathBuf::from("/lib/x86_64-linux-gnu/libgcc_s.so.1"),
-        )];
-        assert_eq!(parse_list(text.as_bytes()).unwrap(), needed);
-        let error = parse_list(b"\tlibfoo.so.1 => not found\n").unwrap_err().to_string();
-        assert!(error.contains("lacks libfoo.so.1"), "{error}");
-    }
 
     #[test]
     fn strip_debug_returns_a_smaller_program_that_runs() {

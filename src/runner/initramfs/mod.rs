@@ -6,6 +6,7 @@
 mod cpio;
 mod elf;
 mod launcher;
+mod libraries;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -162,7 +163,7 @@ impl Initramfs<'_> {
             (identity(file)?, name).hash(&mut hasher);
         }
         for (program, _) in programs {
-            for (name, file) in elf::libraries(program)?.needed {
+            for (name, file) in libraries::libraries(program)?.needed {
                 (name, identity(&file)?).hash(&mut hasher);
             }
         }
@@ -198,7 +199,7 @@ impl Initramfs<'_> {
             programs.push(program);
         }
         for program in programs {
-            let libraries = elf::libraries(program)?;
+            let libraries = libraries::libraries(program)?;
             if let Some((interpreter, file)) = &libraries.interpreter {
                 archive.file(interpreter, 0o755, &read(file)?)?;
             }
@@ -212,7 +213,7 @@ impl Initramfs<'_> {
                     file.display(),
                     first.display()
                 );
-                archive.file(&format!("{LIBRARIES}/{name}"), 0o755, &content)?;
+                archive.file(&place(LIBRARIES, &name), 0o755, &content)?;
             }
         }
         for (index, foreign) in self.contents.foreign.iter().enumerate() {
@@ -245,8 +246,6 @@ fn write_foreign(
     foreign: &Foreign,
 ) -> Result<()> {
     let Foreign { root, program, name, libraries } = foreign;
-    let in_root = |path: &str| root.join(path);
-    let (loader, dir) = (in_root(tool::LOADER), in_root(tool::LIBRARIES));
     let name_of_loader = format!("{LOADERS}/{index}");
     let mut bytes = read(program)?;
     let is_dynamic = elf::set_interpreter(&mut bytes, &name_of_loader)
@@ -255,17 +254,16 @@ fn write_foreign(
     if !is_dynamic {
         return Ok(());
     }
-    archive.file(&name_of_loader, 0o755, &read(&loader)?)?;
-    for (library, file) in elf::libraries_by(&loader, Some(&dir), program)? {
-        ensure!(
-            file.starts_with(root),
-            "{} needs {library}, which its packages do not contain in {}",
-            program.display(),
-            tool::LIBRARIES
-        );
-        archive.file(&format!("{libraries}/{library}"), 0o755, &read(&file)?)?;
+    archive.file(&name_of_loader, 0o755, &read(&root.join(tool::LOADER))?)?;
+    for (library, file) in libraries::libraries_in(root, tool::LOADER, tool::LIBRARIES, program)? {
+        archive.file(&place(libraries, &library), 0o755, &read(&file)?)?;
     }
     Ok(())
+}
+
+/// Returns the path in the guest of a library, which has a name or an absolute path.
+fn place(directory: &str, library: &str) -> String {
+    if library.starts_with('/') { library.to_owned() } else { format!("{directory}/{library}") }
 }
 
 /// Builds an archive of `init` alone, a static program, for measurements with as little guest as possible.
@@ -302,7 +300,13 @@ fn remove_unused(dir: &Path) {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    // The loader that a program names may be a device, which is endless, or a pipe.
+    let is_file = fs::metadata(path).map(|meta| meta.is_file());
+    let content = match is_file {
+        Ok(false) => Err(std::io::Error::other("not a regular file")),
+        _ => fs::read(path),
+    };
+    content.with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn mode(path: &Path) -> Result<u32> {

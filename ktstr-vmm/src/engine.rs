@@ -1,6 +1,7 @@
 //! The engine trait: how a caller runs a machine independently of what runs it.
 
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ktstr_core::machine::Timing;
@@ -21,6 +22,25 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// The machine may be killed when the calling *thread* ends (not just its process), so that
     /// nothing survives a killed test. Keep that thread until the machine has exited.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error>;
+
+    /// Starts a machine from the files that [`Vm::save`] wrote into `dir`, and returns as soon as its
+    /// CPUs run. It continues where the saved machine was paused.
+    ///
+    /// Any number of machines can be restored from a directory, also at the same time. None of them
+    /// changes its files, and the directory may be deleted while they run. The guest's monotonic
+    /// clock continues from the save; its wall clock is late by the time that has passed since. All
+    /// of them have the same random number generator, and the same kernel addresses.
+    ///
+    /// The calling thread must outlive the machine, as for [`Engine::boot`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if a file is missing or has changed, [`Error::OtherMachine`] if another
+    /// configuration or another version of the engine was saved: both are fixed by a new save.
+    /// [`Error::Unsupported`] if the engine cannot restore machines.
+    fn restore(&self, _config: &VmConfig, _dir: &Path) -> Result<Box<dyn Vm>, Error> {
+        Err(Error::Unsupported { operation: "be restored: its engine does not support it" })
+    }
 }
 
 /// A running machine. Dropping it stops the machine and frees all its resources.
@@ -56,7 +76,7 @@ pub trait Vm: fmt::Debug {
     ///
     /// The CPUs may run, but several reads are consistent with each other only between
     /// [`Vm::pause`] and [`Vm::resume`]. After the machine has exited, its memory can still be
-    /// read.
+    /// read, except that of a restored machine whose engine died or that [`Vm::stop`] stopped.
     fn read_memory(&mut self, gpa: u64, buf: &mut [u8]) -> Result<(), Error>;
 
     /// Returns the total time that each CPU's thread was runnable but did not run on the host
@@ -64,6 +84,22 @@ pub trait Vm: fmt::Debug {
     ///
     /// Source: Linux 6.12, scheduler/sched-stats.rst (`/proc/<pid>/schedstat`).
     fn run_delays(&mut self) -> Result<Vec<Duration>, Error>;
+
+    /// Writes the machine's memory and state into files in `dir`, an empty directory, from which
+    /// [`Engine::restore`] starts copies of it.
+    ///
+    /// The machine is paused meanwhile. Afterwards it runs if it ran before, whether or not it was
+    /// saved. Its own memory is separate from the files. Bytes that were sent to a port and that the
+    /// guest has not read are not saved, nor is output that the caller has not yet read as events:
+    /// save a machine whose guest waits for a request.
+    ///
+    /// # Errors
+    ///
+    /// After an error the files that this call created are deleted. [`Error::Unsupported`] if the
+    /// engine cannot save machines, or the machine was itself restored.
+    fn save(&mut self, _dir: &Path) -> Result<(), Error> {
+        Err(Error::Unsupported { operation: "be saved: its engine does not support it" })
+    }
 
     /// Stops the machine, whatever it does, and returns once it has exited.
     fn stop(&mut self) -> Result<(), Error>;

@@ -1,6 +1,7 @@
 //! The error of starting, controlling or reading a machine.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::kvm_error::Error as KvmError;
 
@@ -34,6 +35,43 @@ pub enum Error {
         operation: &'static str,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// A system call on a file failed.
+    #[error("failed to {operation} `{}`: {source}", path.display())]
+    File {
+        /// The operation.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A file of a saved machine is missing, or has changed since it was written.
+    #[error(
+        "cannot restore the machine: `{}` {reason}; delete its directory and save a machine again",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How that shows.
+        reason: String,
+    },
+    /// A directory has another machine than the one to restore.
+    #[error("cannot restore the machine: `{}` has another one: {difference}", dir.display())]
+    OtherMachine {
+        /// The directory.
+        dir: PathBuf,
+        /// The first difference.
+        difference: String,
+    },
+    /// The engine failed to write or load the state of a machine.
+    #[error("the engine failed to {operation} the machine: {reason}")]
+    Migrate {
+        /// `save` or `restore`.
+        operation: &'static str,
+        /// The engine's description of the error.
+        reason: String,
     },
     /// The engine answered a command with an error.
     #[error("the engine refused `{command}`: {reason}")]
@@ -106,6 +144,14 @@ impl Error {
     /// Wraps the error of a system call; for `map_err`.
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Io { operation, source: source.into() }
+    }
+
+    /// Wraps the error of a system call on a file; for `map_err`.
+    pub(crate) fn file<E: Into<io::Error>>(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::File { operation, path: path.into(), source: source.into() }
     }
 }
 

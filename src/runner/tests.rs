@@ -1,5 +1,6 @@
 //! Defective machines, and how the host reports them. Each test boots a VM.
 
+mod fork;
 mod freeze;
 
 use std::fs;

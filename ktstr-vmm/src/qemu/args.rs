@@ -14,8 +14,29 @@ pub(super) struct Inherited {
     pub(super) qmp: RawFd,
     /// One end of a socket pair per port.
     pub(super) ports: Vec<RawFd>,
-    /// One memfd per memory node.
+    /// One file per memory node.
     pub(super) memory: Vec<RawFd>,
+}
+
+/// What a machine starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StartFrom {
+    /// A kernel, with zeroed memory that this process can read.
+    Kernel,
+    /// A saved machine. Its memory is that of the files, which are not written, and its state is
+    /// loaded by a command.
+    ///
+    /// Source: QEMU 10.0, docs/system/vm-templating.rst.
+    SavedMachine,
+}
+
+impl StartFrom {
+    fn memory(self) -> &'static str {
+        match self {
+            Self::Kernel => "share=on",
+            Self::SavedMachine => "share=off,readonly=on,rom=off",
+        }
+    }
 }
 
 /// The CPU model of a guest. Both models disable five-level paging: it doubles the cost of a page
@@ -53,6 +74,7 @@ pub(super) fn build(
     fds: &Inherited,
     cpu: CpuModel,
     tsc_khz: Option<u32>,
+    start: StartFrom,
 ) -> Vec<OsString> {
     let mut args = QemuArgs::default();
     args.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
@@ -62,7 +84,7 @@ pub(super) fn build(
     args.flag("-S").option("-action", "reboot=shutdown,shutdown=pause");
     args.option("-accel", "tcg,thread=multi");
     args.option("-cpu", cpu.model());
-    add_topology(&mut args, config, &fds.memory);
+    add_topology(&mut args, config, &fds.memory, start);
     add_channels(&mut args, config, fds);
     args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
     // Without this, Linux 6.1 counts the missing cores of smaller caches as hotpluggable CPUs.
@@ -70,19 +92,34 @@ pub(super) fn build(
     let tsc_khz = tsc_khz.map_or_else(String::new, |khz| format!("tsc_early_khz={khz} "));
     let own = format!("{CMDLINE} {tsc_khz}possible_cpus={nr_cpus}");
     args.option("-append", format!("{own} {}", config.cmdline));
+    if start == StartFrom::SavedMachine {
+        args.option("-incoming", "defer");
+    }
     args.0
 }
 
+/// Returns what machines must have in common for one to be restored from another: the version of
+/// QEMU, and all arguments but the numbers of descriptors and the measured rate of the TSC, which
+/// only a kernel that boots is told.
+pub(super) fn identity(config: &VmConfig, version: &str, cpu: CpuModel) -> Vec<String> {
+    let ports = vec![0; config.ports.len()];
+    let fds = Inherited { qmp: 0, ports, memory: config.node_sizes_mib().map(|_| 0).collect() };
+    let args = build(config, &fds, cpu, None, StartFrom::Kernel);
+    let args = args.iter().map(|arg| arg.to_string_lossy().into_owned());
+    std::iter::once(format!("QEMU {version}")).chain(args).collect()
+}
+
 /// Adds CPUs, memory and nodes.
-fn add_topology(args: &mut QemuArgs, config: &VmConfig, memfds: &[RawFd]) {
+fn add_topology(args: &mut QemuArgs, config: &VmConfig, files: &[RawFd], start: StartFrom) {
     add_cpus(args, &config.topology);
     args.option("-m", format!("{}M", config.memory_mib));
-    for (node, (size_mib, fd)) in config.node_sizes_mib().zip(memfds).enumerate() {
+    for (node, (size_mib, fd)) in config.node_sizes_mib().zip(files).enumerate() {
+        let access = start.memory();
         args.option(
             "-object",
             format!(
                 "memory-backend-file,id=mem{node},size={size_mib}M,mem-path=/proc/self/fd/{fd},\
-                 share=on"
+                 {access}"
             ),
         );
     }
@@ -203,6 +240,10 @@ mod tests {
     }
 
     fn built(config: &VmConfig) -> Vec<String> {
+        built_from(config, StartFrom::Kernel)
+    }
+
+    fn built_from(config: &VmConfig, start: StartFrom) -> Vec<String> {
         let nodes = config.topology.numa_nodes as RawFd;
         let ports = config.ports.len() as RawFd;
         let fds = Inherited {
@@ -210,7 +251,7 @@ mod tests {
             ports: (20..20 + ports).collect(),
             memory: (30..30 + nodes).collect(),
         };
-        let args = build(config, &fds, CpuModel::Intel, Some(2_445_400));
+        let args = build(config, &fds, CpuModel::Intel, Some(2_445_400), start);
         args.into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 
@@ -276,6 +317,34 @@ mod tests {
             ["memory-backend-file,id=mem0,size=512M,mem-path=/proc/self/fd/30,share=on"]
         );
         assert!(values(&args, "-machine")[0].ends_with("memory-backend=mem0"));
+    }
+
+    #[test]
+    fn build_maps_the_memory_of_a_saved_machine_privately() {
+        let args = built_from(&config(even([2, 2, 1, 1]), 512, &[]), StartFrom::SavedMachine);
+        let objects = values(&args, "-object");
+        assert_eq!(objects.len(), 2);
+        for object in objects {
+            assert!(object.ends_with(",share=off,readonly=on,rom=off"), "{object}");
+        }
+        assert_eq!(values(&args, "-incoming"), ["defer"]);
+    }
+
+    #[test]
+    fn identity_depends_on_the_machine_and_on_nothing_else() {
+        let of = |topology, memory_mib, version| {
+            identity(&config(even(topology), memory_mib, &["a"]), version, CpuModel::Intel)
+        };
+        let one = of([1, 1, 1, 1], 256, "11.1");
+        assert_eq!(one, of([1, 1, 1, 1], 256, "11.1"));
+        assert!(!one.iter().any(|word| word.contains("tsc_early_khz")), "it is measured: {one:?}");
+        for other in [
+            of([1, 1, 2, 1], 256, "11.1"),
+            of([1, 1, 1, 1], 257, "11.1"),
+            of([1, 1, 1, 1], 256, "11.2"),
+        ] {
+            assert_ne!(one, other);
+        }
     }
 
     #[test]

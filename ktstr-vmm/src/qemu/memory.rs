@@ -1,10 +1,15 @@
-//! Guest memory in memfds, which this process can read while QEMU runs the guest.
+//! Guest memory in files, which this process can read while QEMU runs the guest.
+//!
+//! The memory of a machine that boots is in memfds, which QEMU shares. That of a restored machine is
+//! in the files of the saved one, which QEMU maps privately.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{Errno, pread};
 
+use super::mappings::ProcessMemory;
 use crate::config::VmConfig;
 use crate::error::Error;
 
@@ -12,18 +17,28 @@ const MIB: u64 = 1 << 20;
 /// The address of the memory that does not fit below the devices.
 const HIGH_BASE: u64 = 4 << 30;
 
-/// The memory of a machine, one memfd per node.
+/// The memory of a machine, one file per node.
 #[derive(Debug)]
 pub(super) struct GuestMemory {
     nodes: Vec<NodeMemory>,
     /// Bytes of memory below the hole for devices, which ends at 4 GiB.
     low: u64,
+    contents: Contents,
 }
 
 #[derive(Debug)]
 struct NodeMemory {
-    memfd: OwnedFd,
+    file: OwnedFd,
     size: u64,
+}
+
+/// Where the contents of memory are.
+#[derive(Debug)]
+enum Contents {
+    /// In the files.
+    Shared,
+    /// In QEMU's private mappings of the files, once it has them.
+    Private(Option<ProcessMemory>),
 }
 
 impl GuestMemory {
@@ -34,11 +49,35 @@ impl GuestMemory {
             .map(|mib| {
                 let memfd = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
                 ftruncate(&memfd, mib * MIB)?;
-                Ok(NodeMemory { memfd, size: mib * MIB })
+                Ok(NodeMemory { file: memfd, size: mib * MIB })
             })
             .collect::<Result<_, Errno>>()
             .map_err(Error::io("create guest memory"))?;
-        Ok(Self { nodes, low: low_memory(u64::from(config.memory_mib) * MIB) })
+        Ok(Self::with(config, nodes, Contents::Shared))
+    }
+
+    /// Takes the memory of a saved machine, one file of the node's size for each node.
+    pub(super) fn saved(config: &VmConfig, files: Vec<File>) -> Self {
+        let nodes = config.node_sizes_mib().zip(files);
+        let nodes = nodes.map(|(mib, file)| NodeMemory { file: file.into(), size: mib * MIB });
+        Self::with(config, nodes.collect(), Contents::Private(None))
+    }
+
+    fn with(config: &VmConfig, nodes: Vec<NodeMemory>, contents: Contents) -> Self {
+        let low = low_memory(u64::from(config.memory_mib) * MIB);
+        Self { nodes, low, contents }
+    }
+
+    /// Returns whether the machine was restored: its memory ends with QEMU.
+    pub(super) fn is_private(&self) -> bool {
+        matches!(self.contents, Contents::Private(_))
+    }
+
+    /// Finds the memory of a restored machine in QEMU's process, of which `tid` is a thread.
+    pub(super) fn attach(&mut self, tid: i32) -> Result<(), Error> {
+        let memory = ProcessMemory::open(tid, self.files())?;
+        self.contents = Contents::Private(Some(memory));
+        Ok(())
     }
 
     /// Returns the bytes of memory below the hole for devices.
@@ -46,23 +85,32 @@ impl GuestMemory {
         self.low
     }
 
-    /// Returns the memfds, in node order.
-    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.nodes.iter().map(|node| node.memfd.as_fd())
+    /// Returns the files with their sizes, in node order.
+    pub(super) fn files(&self) -> impl Iterator<Item = (BorrowedFd<'_>, u64)> {
+        self.nodes.iter().map(|node| (node.file.as_fd(), node.size))
     }
 
     /// Fills `buf` from guest-physical address `gpa`, all of it or nothing.
     pub(super) fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
         let mut offset = self.offset(gpa, buf.len())?;
         let mut rest = buf;
-        for node in &self.nodes {
+        for (index, node) in self.nodes.iter().enumerate() {
             if offset >= node.size {
                 offset -= node.size;
                 continue;
             }
             let here = rest.len().min(usize::try_from(node.size - offset).unwrap_or(usize::MAX));
             let (now, later) = rest.split_at_mut(here);
-            read_exact_at(&node.memfd, now, offset).map_err(Error::io("read guest memory"))?;
+            match &self.contents {
+                Contents::Shared => {
+                    read_exact_at(&node.file, now, offset)
+                        .map_err(Error::io("read guest memory"))?;
+                }
+                Contents::Private(memory) => {
+                    let operation = "read its memory";
+                    memory.as_ref().ok_or(Error::Gone { operation })?.read(index, now, offset)?;
+                }
+            }
             (offset, rest) = (0, later);
         }
         Ok(())
@@ -128,8 +176,8 @@ mod tests {
     #[test]
     fn read_crosses_nodes() {
         let memory = memory(2, 5);
-        pwrite(&memory.nodes[0].memfd, b"abc", 2 * MIB - 3).unwrap();
-        pwrite(&memory.nodes[1].memfd, b"def", 0).unwrap();
+        pwrite(&memory.nodes[0].file, b"abc", 2 * MIB - 3).unwrap();
+        pwrite(&memory.nodes[1].file, b"def", 0).unwrap();
         let mut buf = [0; 6];
         memory.read(2 * MIB - 3, &mut buf).unwrap();
         assert_eq!(&buf, b"abcdef");
@@ -138,7 +186,7 @@ mod tests {
     #[test]
     fn read_finds_memory_above_the_hole() {
         let memory = memory(1, 4096);
-        pwrite(&memory.nodes[0].memfd, b"low!high", 3072 * MIB - 4).unwrap();
+        pwrite(&memory.nodes[0].file, b"low!high", 3072 * MIB - 4).unwrap();
         let mut buf = [0; 4];
         memory.read(0xc000_0000 - 4, &mut buf).unwrap();
         assert_eq!(&buf, b"low!");

@@ -1,7 +1,7 @@
 //! QEMU as an [`Engine`]: one process per machine, which emulates its CPUs (TCG).
 //!
 //! A machine has no name in the file system: QMP and the ports are socket pairs, the console is a
-//! pipe and guest memory a memfd, all inherited by QEMU. So machines do not interfere with each
+//! pipe and guest memory a memfd, all inherited by QEMU. Only a saved machine is in files. So machines do not interfere with each
 //! other, and nothing is left behind, however this process ends.
 //!
 //! Sources: QEMU 10.0, qemu-options.hx (options), docs/interop/qmp-spec.rst (QMP).
@@ -9,13 +9,16 @@
 mod args;
 mod channel;
 mod inbox;
+mod mappings;
 mod memory;
 mod process;
 mod qmp;
 mod room;
+mod saved;
 mod vm;
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use ktstr_core::machine::Timing;
 
@@ -69,7 +72,11 @@ impl Engine for Qemu {
 
     /// Starts QEMU, which is killed when the calling *thread* ends: it must outlive the machine.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error> {
-        Ok(Box::new(vm::QemuVm::boot(&self.argv, self.cpu, config)?))
+        Ok(Box::new(vm::QemuVm::boot(&self.argv, &self.version, self.cpu, config)?))
+    }
+
+    fn restore(&self, config: &VmConfig, dir: &Path) -> Result<Box<dyn Vm>, Error> {
+        Ok(Box::new(vm::QemuVm::restore(&self.argv, &self.version, self.cpu, config, dir)?))
     }
 }
 

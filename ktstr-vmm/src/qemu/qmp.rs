@@ -33,13 +33,22 @@ pub(super) enum QmpMessage {
         /// A `ShutdownCause` of qapi/run-state.json, such as `guest-shutdown`.
         reason: String,
     },
+    /// A migration has reached another `MigrationStatus` of qapi/migration.json.
+    Migration {
+        /// Such as `completed`.
+        status: String,
+    },
     /// Another event.
     OtherEvent,
 }
 
-/// Formats a command without arguments; the answer contains its `id`.
-pub(super) fn command(name: &str, id: u64) -> String {
-    serde_json::json!({ "execute": name, "id": id }).to_string() + "\n"
+/// Formats a command with its arguments, if any; the answer contains its `id`.
+pub(super) fn command(name: &str, arguments: Option<&Value>, id: u64) -> String {
+    let mut command = serde_json::json!({ "execute": name, "id": id });
+    if let Some(arguments) = arguments {
+        command["arguments"] = arguments.clone();
+    }
+    command.to_string() + "\n"
 }
 
 /// Returns the thread IDs of the CPUs in their order, from the answer to `query-cpus-fast`.
@@ -90,11 +99,14 @@ fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
     if value.get("QMP").is_some() {
         Ok(QmpMessage::Greeting)
     } else if let Some(name) = value.get("event").and_then(Value::as_str) {
-        if name != "SHUTDOWN" {
-            return Ok(QmpMessage::OtherEvent);
+        let data = |pointer| {
+            value.pointer(pointer).and_then(Value::as_str).map(str::to_owned).ok_or_else(not_qmp)
+        };
+        match name {
+            "SHUTDOWN" => Ok(QmpMessage::Shutdown { reason: data("/data/reason")? }),
+            "MIGRATION" => Ok(QmpMessage::Migration { status: data("/data/status")? }),
+            _ => Ok(QmpMessage::OtherEvent),
         }
-        let reason = value.pointer("/data/reason").and_then(Value::as_str).ok_or_else(not_qmp)?;
-        Ok(QmpMessage::Shutdown { reason: reason.to_owned() })
     } else if let Some(error) = value.get("error") {
         let desc = error.get("desc").and_then(Value::as_str).ok_or_else(not_qmp)?;
         Ok(QmpMessage::Error { id, desc: desc.to_owned() })
@@ -115,6 +127,7 @@ mod tests {
 {"return": {}, "id": 1}
 {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}
 {"return": {"status": "paused", "running": false}, "id": 2}
+{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "MIGRATION", "data": {"status": "completed"}}
 {"id": 3, "error": {"class": "CommandNotFound", "desc": "The command x has not been found"}}
 {"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}
 "#;
@@ -128,6 +141,7 @@ mod tests {
                 id: 2,
                 value: serde_json::json!({ "status": "paused", "running": false }),
             },
+            QmpMessage::Migration { status: "completed".into() },
             QmpMessage::Error { id: Some(3), desc: "The command x has not been found".into() },
             QmpMessage::Shutdown { reason: "guest-shutdown".into() },
         ]
@@ -161,6 +175,7 @@ mod tests {
             "{\"return\": {}}\n",
             "{\"error\": {}}\n",
             "{\"event\": \"SHUTDOWN\"}\n",
+            "{\"event\": \"MIGRATION\"}\n",
             "\u{fffd}\n",
         ] {
             let error = QmpParser::default().push(line.as_bytes()).unwrap_err();
@@ -177,7 +192,12 @@ mod tests {
 
     #[test]
     fn command_is_one_line() {
-        assert_eq!(command("stop", 7), "{\"execute\":\"stop\",\"id\":7}\n");
+        assert_eq!(command("stop", None, 7), "{\"execute\":\"stop\",\"id\":7}\n");
+        let line = command("migrate", Some(&serde_json::json!({ "uri": "file:a\nb" })), 8);
+        assert_eq!(
+            line,
+            "{\"arguments\":{\"uri\":\"file:a\\nb\"},\"execute\":\"migrate\",\"id\":8}\n"
+        );
     }
 
     #[test]

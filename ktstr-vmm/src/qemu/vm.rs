@@ -4,19 +4,21 @@
 //! other stream, so QEMU never blocks on a reader that waits for QEMU.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::args::{self, CpuModel, Inherited};
+use super::args::{self, CpuModel, Inherited, StartFrom};
 use super::channel::Channel;
 use super::inbox::Inbox;
 use super::memory::GuestMemory;
 use super::process::{Inherit, QemuOutput, QemuProcess};
 use super::qmp::{self, QmpMessage};
 use super::room;
+use super::saved::{SaveWriter, SavedFiles};
 use crate::config::VmConfig;
 use crate::engine::{Event, ExitReason, Registers, Vm};
 use crate::error::Error;
@@ -49,14 +51,26 @@ pub(super) struct QemuVm {
     last_id: u64,
     /// The answer to the last command, once it has arrived.
     answer: Option<Result<Value, String>>,
+    /// How the last migration ended, once it has.
+    migration: Option<Migration>,
     /// The thread IDs of the CPUs, once QEMU was queried for them.
     threads: Vec<i32>,
     memory: GuestMemory,
+    /// What a machine that is restored from this one must have in common with it.
+    identity: Vec<String>,
     inbox: Inbox,
     /// Why the guest ended, while QEMU may still hold the guest's last output.
     guest_end: Option<ExitReason>,
-    /// Why the machine ended, once QEMU has exited and all its output is in the inbox.
+    /// Why the machine ended, once all its output is in the inbox. QEMU has exited, or holds the
+    /// memory of a restored machine.
     exited: Option<ExitReason>,
+}
+
+/// The end of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Migration {
+    Completed,
+    Failed,
 }
 
 /// A descriptor that can become ready.
@@ -71,11 +85,53 @@ enum Source {
 
 impl QemuVm {
     /// Starts QEMU and then the guest's CPUs.
-    pub(super) fn boot(argv: &[OsString], cpu: CpuModel, config: &VmConfig) -> Result<Self, Error> {
+    pub(super) fn boot(
+        argv: &[OsString],
+        version: &str,
+        cpu: CpuModel,
+        config: &VmConfig,
+    ) -> Result<Self, Error> {
         config.check()?;
         let memory = GuestMemory::new(config)?;
         room::check(config, memory.low())?;
+        let identity = args::identity(config, version, cpu);
+        let inherit = Inherit::default();
+        let mut vm = Self::spawn(argv, cpu, config, StartFrom::Kernel, memory, inherit, identity)?;
+        vm.start().map_err(|error| vm.start_error(error))?;
+        Ok(vm)
+    }
+
+    /// Starts QEMU with the state and the memory of the machine saved in `dir`, and then its CPUs.
+    pub(super) fn restore(
+        argv: &[OsString],
+        version: &str,
+        cpu: CpuModel,
+        config: &VmConfig,
+        dir: &Path,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        let identity = args::identity(config, version, cpu);
+        let node_sizes = config.node_sizes_mib().map(|mib| mib << 20);
+        let SavedFiles { state, memory } = SavedFiles::open(dir, &identity, node_sizes)?;
+        let memory = GuestMemory::saved(config, memory);
+        let start = StartFrom::SavedMachine;
         let mut inherit = Inherit::default();
+        let state = format!("file:/proc/self/fd/{}", inherit.add(&state)?);
+        let mut vm = Self::spawn(argv, cpu, config, start, memory, inherit, identity)?;
+        vm.load(&state).map_err(|error| vm.start_error(error))?;
+        Ok(vm)
+    }
+
+    /// Starts QEMU, whose CPUs do not run yet.
+    fn spawn(
+        argv: &[OsString],
+        cpu: CpuModel,
+        config: &VmConfig,
+        start: StartFrom,
+        memory: GuestMemory,
+        mut inherit: Inherit,
+        identity: Vec<String>,
+    ) -> Result<Self, Error> {
         let channel = |inherit: &mut Inherit| {
             let (ours, theirs) = Channel::pair()?;
             Ok::<_, Error>((ours, inherit.add(theirs)?))
@@ -83,13 +139,12 @@ impl QemuVm {
         let (qmp, qmp_fd) = channel(&mut inherit)?;
         let pairs = config.ports.iter().map(|_| channel(&mut inherit));
         let (ports, port_fds) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-        let memory_fds = memory.fds().map(|fd| inherit.add(fd)).collect::<Result<_, _>>()?;
+        let memory_fds = memory.files().map(|(fd, _)| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
-        let args = args::build(config, &fds, cpu, tsc::host_khz());
+        let args = args::build(config, &fds, cpu, tsc::host_khz(), start);
         tracing::debug!(program = ?argv, ?args, "starting QEMU");
         let (process, QemuOutput { stdout, stderr }) = QemuProcess::spawn(argv, &args, inherit)?;
-
-        let mut vm = Self {
+        Ok(Self {
             process,
             stderr,
             console: stdout,
@@ -99,33 +154,113 @@ impl QemuVm {
             parser: qmp::QmpParser::default(),
             last_id: 0,
             answer: None,
+            migration: None,
             threads: Vec::new(),
             memory,
+            identity,
             inbox: Inbox::default(),
             guest_end: None,
             exited: None,
-        };
-        vm.start()?;
-        Ok(vm)
+        })
     }
 
     /// Opens QMP, which must be the first command, then starts the CPUs.
     fn start(&mut self) -> Result<(), Error> {
-        for command in ["qmp_capabilities", "cont"] {
-            self.command(command).map_err(|error| match self.exited.take() {
-                Some(ExitReason::EngineDied { status, stderr }) => Error::Start { status, stderr },
-                _ => error,
-            })?;
+        self.command("qmp_capabilities")?;
+        self.command("cont").map(drop)
+    }
+
+    /// Loads the state of a saved machine from a URI of QEMU, then starts the CPUs.
+    fn load(&mut self, state: &str) -> Result<(), Error> {
+        self.command("qmp_capabilities")?;
+        self.set_migration_capabilities()?;
+        self.migrate("restore", "migrate-incoming", state)?;
+        // Before the CPUs run: a guest that ends at once leaves its memory readable.
+        let first = self.threads()?.first().copied();
+        let none = || Error::Protocol("a machine without CPUs".to_owned());
+        self.memory.attach(first.ok_or_else(none)?)?;
+        self.command("cont").map(drop)
+    }
+
+    /// Returns the error of a machine that has not started: what QEMU printed, if it has exited.
+    fn start_error(&mut self, error: Error) -> Error {
+        match self.exited.take() {
+            Some(ExitReason::EngineDied { status, stderr }) => Error::Start { status, stderr },
+            _ => error,
         }
-        Ok(())
+    }
+
+    /// Leaves memory that is in files out of migrations, and reports their progress.
+    fn set_migration_capabilities(&mut self) -> Result<(), Error> {
+        let capability = |name| json!({ "capability": name, "state": true });
+        let capabilities =
+            json!({ "capabilities": [capability("x-ignore-shared"), capability("events")] });
+        self.command_with("migrate-set-capabilities", Some(&capabilities)).map(drop)
+    }
+
+    /// Starts a migration to or from a URI of QEMU and waits until it has ended.
+    fn migrate(
+        &mut self,
+        operation: &'static str,
+        command: &'static str,
+        uri: &str,
+    ) -> Result<(), Error> {
+        self.migration = None;
+        self.command_with(command, Some(&json!({ "uri": uri })))?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        loop {
+            match self.migration {
+                Some(Migration::Completed) => return Ok(()),
+                Some(Migration::Failed) => {
+                    // After a failed restore QEMU exits, and its standard error has the reason.
+                    let info = self.command("query-migrate")?;
+                    let reason = info["error-desc"].as_str().unwrap_or("unknown reason").to_owned();
+                    return Err(Error::Migrate { operation, reason });
+                }
+                None if self.exited.is_some() => return Err(Error::Gone { operation }),
+                None if Instant::now() >= deadline => {
+                    return Err(Error::Timeout { command, seconds: ANSWER_TIMEOUT.as_secs() });
+                }
+                None => self.poll_once(deadline)?,
+            }
+        }
+    }
+
+    /// Writes the files of the paused machine.
+    fn save_paused(&mut self, dir: &Path) -> Result<(), Error> {
+        let mut writer = SaveWriter::new(dir)?;
+        let state = writer.create_state()?;
+        self.set_migration_capabilities()?;
+        self.migrate("save", "migrate", &format!("file:{state}"))?;
+        for (memory, size) in self.memory.files() {
+            writer.add_memory(memory, size)?;
+        }
+        writer.finish(&self.identity)
+    }
+
+    /// Returns the thread IDs of the CPUs.
+    fn threads(&mut self) -> Result<&[i32], Error> {
+        if self.threads.is_empty() {
+            self.threads = qmp::cpu_threads(&self.command("query-cpus-fast")?)?;
+        }
+        Ok(&self.threads)
+    }
+
+    /// Sends a command without arguments, as [`Self::command_with`].
+    fn command(&mut self, command: &'static str) -> Result<Value, Error> {
+        self.command_with(command, None)
     }
 
     /// Sends a command to QEMU and returns its answer. All streams are served meanwhile.
-    fn command(&mut self, command: &'static str) -> Result<Value, Error> {
+    fn command_with(
+        &mut self,
+        command: &'static str,
+        arguments: Option<&Value>,
+    ) -> Result<Value, Error> {
         self.last_id += 1;
         self.answer = None;
         tracing::debug!(command, id = self.last_id, "QMP command");
-        self.qmp.send(qmp::command(command, self.last_id).as_bytes())?;
+        self.qmp.send(qmp::command(command, arguments, self.last_id).as_bytes())?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             if let Some(answer) = self.answer.take() {
@@ -243,12 +378,21 @@ impl QemuVm {
                     _ => None,
                 };
             }
+            QmpMessage::Migration { status } => {
+                tracing::debug!(status, "QMP event MIGRATION");
+                self.migration = match &*status {
+                    "completed" => Some(Migration::Completed),
+                    "failed" => Some(Migration::Failed),
+                    _ => None,
+                };
+            }
             // The greeting, other events, and answers to commands that have timed out.
             _ => {}
         }
     }
 
-    /// Reads the guest's last output after its end, then kills QEMU.
+    /// Reads the guest's last output after its end, then kills QEMU, unless the memory of the machine
+    /// would end with it.
     ///
     /// Output that did not fit into a socket is still in the guest's rings. QEMU continues to empty
     /// them as this process reads. It is done when two answers in a row arrived without data:
@@ -266,6 +410,12 @@ impl QemuVm {
             self.drain()?;
             quiet = if self.inbox.received() == before { quiet + 1 } else { 0 };
         }
+        if self.memory.is_private() {
+            if self.exited.is_none() {
+                self.set_exited(ExitReason::Stopped);
+            }
+            return Ok(());
+        }
         self.kill(ExitReason::Stopped)
     }
 
@@ -276,11 +426,14 @@ impl QemuVm {
             self.process.kill()?;
             self.drain()?;
             self.set_exited(reason);
+        } else {
+            // It holds the memory of a restored machine, or has already exited.
+            self.process.kill()?;
         }
         Ok(())
     }
 
-    /// Records that QEMU has exited: because of the guest's end, else for `reason`.
+    /// Records that the machine has exited: because of the guest's end, else for `reason`.
     fn set_exited(&mut self, reason: ExitReason) {
         let reason = self.guest_end.take().unwrap_or(reason);
         tracing::debug!(%reason, "machine exited");
@@ -356,10 +509,22 @@ impl Vm for QemuVm {
     }
 
     fn run_delays(&mut self) -> Result<Vec<Duration>, Error> {
-        if self.threads.is_empty() {
-            self.threads = qmp::cpu_threads(&self.command("query-cpus-fast")?)?;
+        self.threads()?.iter().map(|tid| schedstat::run_delay(*tid)).collect()
+    }
+
+    fn save(&mut self, dir: &Path) -> Result<(), Error> {
+        if self.memory.is_private() {
+            return Err(Error::Unsupported { operation: "be saved: it was itself restored" });
         }
-        self.threads.iter().map(|tid| schedstat::run_delay(*tid)).collect()
+        let was_running = self.command("query-status")?["running"] == true;
+        self.command("stop")?;
+        let saved = match self.guest_end {
+            Some(_) => Err(Error::Gone { operation: "save" }),
+            None => self.save_paused(dir),
+        };
+        // Whether or not it was saved, the machine continues.
+        let resumed = if was_running { self.resume() } else { Ok(()) };
+        saved.and(resumed)
     }
 
     fn stop(&mut self) -> Result<(), Error> {

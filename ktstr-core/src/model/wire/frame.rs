@@ -145,7 +145,9 @@ impl Encoder {
 }
 
 /// Decodes messages from a stream that arrives in pieces of any size.
-#[derive(Debug, Default)]
+///
+/// A clone decodes the stream of a guest that was copied at this point.
+#[derive(Debug, Clone, Default)]
 pub struct Decoder {
     number: u32,
     buffer: Vec<u8>,

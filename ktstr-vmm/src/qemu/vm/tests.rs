@@ -12,15 +12,22 @@ for arg in "$@"; do
     esac
 done
 send() { echo "$1" >&"$qmp"; }
-receive() { read -r command <&"$qmp"; id=${command//[^0-9]/}; }
+receive() { read -r command <&"$qmp"; id=${command##*'"id":'}; id=${id%%[^0-9]*}; }
 ok() { receive; send "{\"return\": {}, \"id\": $id}"; }
 send '{"QMP": {}}'
 "#;
 
 /// Boots a bash script instead of QEMU. Not dash: it has no descriptors above 9.
 fn boot(script: &str) -> Result<QemuVm, Error> {
-    let argv = ["bash", "-c", &format!("{PRELUDE}{script}"), "qemu"].map(OsString::from);
-    let config = VmConfig {
+    QemuVm::boot(&argv(script), "0", CpuModel::Intel, &config())
+}
+
+fn argv(script: &str) -> [OsString; 4] {
+    ["bash", "-c", &format!("{PRELUDE}{script}"), "qemu"].map(OsString::from)
+}
+
+fn config() -> VmConfig {
+    VmConfig {
         kernel: "/k".into(),
         initramfs: "/i".into(),
         cmdline: String::new(),
@@ -28,8 +35,7 @@ fn boot(script: &str) -> Result<QemuVm, Error> {
         topology: crate::config::even([1, 1, 1, 1]),
         memory_mib: 1,
         ports: vec!["wire".into()],
-    };
-    QemuVm::boot(&argv, CpuModel::Intel, &config)
+    }
 }
 
 /// Returns all events to the end, with adjacent ones of the console merged.
@@ -182,4 +188,138 @@ fn next_event_limits_console_pieces() {
     }
     assert_eq!(bytes, 1_000_000);
     assert!(largest <= 64 << 10, "{largest}");
+}
+
+/// Answers `query-status`, `stop` and `migrate-set-capabilities`, and then reads `migrate`.
+const SAVING: &str = r#"
+    receive; send "{\"return\": {\"running\": true}, \"id\": $id}"
+    ok; ok
+    receive; state=${command#*file:}; state=${state%%\"*}
+"#;
+/// Answers `cont`, and writes to the port if it was that command.
+const CONTINUED: &str = r#"
+    receive; send "{\"return\": {}, \"id\": $id}"
+    case $command in *'"cont"'*) printf on >&"$port" ;; esac
+    exec sleep 60
+"#;
+
+/// Returns the names of the files in a directory.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn assert_continues(vm: &mut QemuVm) {
+    let on = Event::Port { port: 0, bytes: b"on".to_vec() };
+    assert_eq!(vm.next_event(Instant::now() + Duration::from_secs(30)).unwrap(), on);
+}
+
+#[test]
+fn save_writes_all_files_and_continues() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut vm = boot(&format!(
+        r#"ok; ok; {SAVING} printf 'the state' > "$state"
+        send "{{\"return\": {{}}, \"id\": $id}}"
+        send '{{"event": "MIGRATION", "data": {{"status": "active"}}}}'
+        send '{{"event": "MIGRATION", "data": {{"status": "completed"}}}}'
+        {CONTINUED}"#
+    ))
+    .unwrap();
+    vm.save(dir.path()).unwrap();
+    assert_eq!(names(dir.path()), ["manifest.json", "memory0", "state"]);
+    assert_continues(&mut vm);
+    let files = SavedFiles::open(dir.path(), &vm.identity, [1 << 20].into_iter()).unwrap();
+    assert_eq!(files.state.metadata().unwrap().len(), 9);
+}
+
+#[test]
+fn save_reports_a_failed_migration_and_continues() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut vm = boot(&format!(
+        r#"ok; ok; {SAVING} send "{{\"return\": {{}}, \"id\": $id}}"
+        send '{{"event": "MIGRATION", "data": {{"status": "failed"}}}}'
+        receive; send "{{\"return\": {{\"error-desc\": \"disk full\"}}, \"id\": $id}}"
+        {CONTINUED}"#
+    ))
+    .unwrap();
+    let error = vm.save(dir.path()).unwrap_err();
+    assert_eq!(error.to_string(), "the engine failed to save the machine: disk full");
+    assert_eq!(names(dir.path()), [""; 0]);
+    assert_continues(&mut vm);
+}
+
+#[test]
+fn save_reports_a_refused_migration_and_continues() {
+    // As a QEMU that cannot migrate to a file does.
+    let dir = tempfile::tempdir().unwrap();
+    let mut vm = boot(&format!(
+        r#"ok; ok; {SAVING} send "{{\"error\": {{\"desc\": \"no file:\"}}, \"id\": $id}}"
+        {CONTINUED}"#
+    ))
+    .unwrap();
+    let error = vm.save(dir.path()).unwrap_err();
+    assert_eq!(error.to_string(), "the engine refused `migrate`: no file:");
+    assert_eq!(names(dir.path()), [""; 0]);
+    assert_continues(&mut vm);
+}
+
+#[test]
+fn save_reports_an_engine_that_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut vm = boot(&format!("ok; ok; {SAVING} exit 3")).unwrap();
+    assert!(matches!(vm.save(dir.path()), Err(Error::Gone { .. })));
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn save_fails_without_a_directory_and_continues() {
+    let mut vm = boot(&format!(
+        r#"ok; ok; receive; send "{{\"return\": {{\"running\": true}}, \"id\": $id}}"; ok
+        {CONTINUED}"#
+    ))
+    .unwrap();
+    let error = vm.save(Path::new("/no/such/directory")).unwrap_err().to_string();
+    assert!(error.starts_with("failed to create `/no/such/directory/state`: "), "{error}");
+    assert_continues(&mut vm);
+}
+
+/// Restores a machine whose QEMU is a script, from a save by another script.
+fn restore(script: &str) -> Result<QemuVm, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut save = SaveWriter::new(dir.path()).unwrap();
+    std::fs::write(save.create_state().unwrap(), "the state").unwrap();
+    let memory = GuestMemory::new(&config()).unwrap();
+    for (memory, size) in memory.files() {
+        save.add_memory(memory, size).unwrap();
+    }
+    save.finish(&args::identity(&config(), "0", CpuModel::Intel)).unwrap();
+    QemuVm::restore(&argv(script), "0", CpuModel::Intel, &config(), dir.path())
+}
+
+#[test]
+fn restore_reports_the_error_of_qemu() {
+    let error = restore(
+        r#"ok; ok; ok; send '{"event": "MIGRATION", "data": {"status": "failed"}}'
+        echo 'load of migration failed' >&2; exit 1"#,
+    );
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "the engine exited before the machine ran (exit status: 1): load of migration failed"
+    );
+}
+
+#[test]
+fn restore_fails_if_the_memory_of_qemu_cannot_be_found() {
+    // The thread is this script itself, which maps no memory of a guest.
+    let error = restore(
+        r#"ok; ok; ok; send '{"event": "MIGRATION", "data": {"status": "completed"}}'
+        receive
+        send "{\"return\": [{\"cpu-index\": 0, \"thread-id\": $$}], \"id\": $id}"
+        exec sleep 60"#,
+    );
+    let error = error.unwrap_err();
+    assert!(matches!(&error, Error::Protocol(why) if why.contains("has not mapped")), "{error}");
 }

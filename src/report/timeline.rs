@@ -5,10 +5,16 @@ use std::time::Duration;
 
 use ktstr_core::record::RunRecord;
 
-use super::printable;
+use super::Untrusted;
 
 /// The width of the drawing in characters.
 const WIDTH: usize = 48;
+
+/// The number of events that are listed.
+const MAX_EVENTS: usize = 200;
+
+/// The most bytes of an event's phase, and of its operation.
+const EVENT: usize = 1 << 10;
 
 /// Draws the phases as bars on one scale, then lists the scenario's events with their times.
 pub(super) fn draw(record: &RunRecord) -> String {
@@ -34,15 +40,19 @@ pub(super) fn draw(record: &RunRecord) -> String {
         let _ = writeln!(text, "  {name:<9} {gap}{bar}{rest} {}", human(took));
     }
     let start = record.events.first().map_or(0, |event| event.at_ns);
-    for event in &record.events {
+    for event in record.events.iter().take(MAX_EVENTS) {
         let at = Duration::from_nanos(event.at_ns.saturating_sub(start));
         let _ = writeln!(
             text,
             "  {:>9} {:<9} {}",
             format!("+{:.3} s", at.as_secs_f64()),
-            printable(&event.phase),
-            printable(&event.what)
+            Untrusted::new(&event.phase).limit(EVENT).to_string(),
+            Untrusted::new(&event.what).limit(EVENT)
         );
+    }
+    let rest = record.events.len().saturating_sub(MAX_EVENTS);
+    if rest > 0 {
+        let _ = writeln!(text, "  {:<9} {rest} more in run.json", "");
     }
     text
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use ktstr_core::record::{Artifacts, RunRecord};
 
 use crate::this_program;
@@ -19,6 +19,9 @@ const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The longest name of a test's directory. File systems take 255 bytes.
 const LONGEST_NAME: usize = 200;
+
+/// The largest `run.json` in bytes.
+const LARGEST_RECORD: usize = 64 << 20;
 
 /// Creates the directory of a run and writes its record.
 pub(super) fn begin(record: &mut RunRecord) {
@@ -60,12 +63,52 @@ pub(super) fn save(record: &mut RunRecord) {
         let Some(artifacts) = &record.artifacts else { return Ok(()) };
         let (new, path) =
             (artifacts.directory.join("run.json.new"), artifacts.directory.join("run.json"));
-        let json = serde_json::to_vec(record)?;
+        let json = to_json(record, LARGEST_RECORD)?;
         fs::write(&new, json)
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("failed to write {}", path.display()))
     })();
     note_error(record, written);
+}
+
+/// Returns the record as JSON. One that is larger than `limit` loses what a guest can send in bulk.
+fn to_json(record: &RunRecord, limit: usize) -> Result<Vec<u8>> {
+    let mut json = Bounded { bytes: Vec::new(), limit };
+    let error = match serde_json::to_writer(&mut json, record) {
+        Ok(()) => return Ok(json.bytes),
+        Err(error) if error.is_io() => error,
+        Err(error) => return Err(error.into()),
+    };
+    let (captures, snapshots, events, measurements) = Default::default();
+    let mut rest = RunRecord { captures, snapshots, events, measurements, ..record.clone() };
+    note_error(
+        &mut rest,
+        Err(anyhow!("captures, snapshots, events and measurements are missing: {error}")),
+    );
+    let mut json = Bounded { bytes: Vec::new(), limit };
+    serde_json::to_writer(&mut json, &rest)?;
+    Ok(json.bytes)
+}
+
+/// A buffer that refuses to grow beyond a limit: texts in JSON have up to six times their bytes.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            let mib = self.limit >> 20;
+            return Err(io::Error::other(format!("the record is larger than {mib} MiB")));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes what is known at the end of a run: of one that failed, the console and the log too.
@@ -137,6 +180,7 @@ mod tests {
 
     use ktstr_core::registry::TestEntry;
     use ktstr_core::result::RunEnd;
+    use ktstr_core::wire::ScenarioEvent;
 
     use super::*;
 
@@ -153,6 +197,22 @@ mod tests {
     fn read(record: &RunRecord) -> RunRecord {
         let json = fs::read_to_string(directory(record).join("run.json")).unwrap();
         serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn record_beyond_its_limit_loses_what_a_guest_sends_in_bulk() {
+        let mut record = record("test");
+        let event = |at_ns| ScenarioEvent { at_ns, phase: String::new(), what: "\0".repeat(1000) };
+        record.events = (0..1000).map(event).collect();
+        let root = tempfile::tempdir().unwrap();
+        begin_in(root.path(), &mut record);
+        let whole = serde_json::to_vec(&record).unwrap();
+        assert_eq!(to_json(&record, whole.len()).unwrap(), whole);
+        let json = to_json(&record, 5 << 20).unwrap();
+        let read: RunRecord = serde_json::from_slice(&json).unwrap();
+        assert_eq!((read.events.len(), &read.test), (0, &record.test));
+        let errors = read.artifacts.unwrap().errors;
+        assert!(errors[0].ends_with("the record is larger than 5 MiB"), "{errors:?}");
     }
 
     #[test]

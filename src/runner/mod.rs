@@ -137,7 +137,7 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
         notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
     }
     // Record: move all facts to the record. Nothing is judged by the test's expectation yet.
-    record.kernel_events = console::kernel_events(&outcome.console);
+    (record.kernel_events, record.kernel_events_dropped) = console::kernel_events(&outcome.console);
     record.end = outcome.end;
     record.captures = outcome.captures;
     record.snapshots = outcome.snapshots;

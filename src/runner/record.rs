@@ -30,6 +30,7 @@ pub(crate) fn begin(entry: &TestEntry) -> RunRecord {
         hook_errors: Vec::new(),
         passed: None,
         kernel_events: Vec::new(),
+        kernel_events_dropped: 0,
         captures: Vec::new(),
         snapshots: Vec::new(),
         measurements: Vec::new(),

@@ -15,7 +15,7 @@ use ktstr_core::wire::{Request, ShellRequest, Stream};
 use super::session::RunOutcome;
 use super::{Live, MachineRequest, Prepared, Program, RunLimits, environment};
 use crate::notice::notice;
-use crate::report;
+use crate::report::{self, Untrusted};
 use terminal::Terminal;
 pub(super) use userland::Userland;
 
@@ -104,7 +104,8 @@ pub(super) fn status(outcome: &RunOutcome) -> Result<u8> {
     outcome.shell_status.ok_or_else(|| {
         let mut text = String::new();
         report::tail(&mut text, "console", &outcome.console);
-        anyhow!("{}\n{}", outcome.end, text.trim_end())
+        let end = outcome.end.to_string();
+        anyhow!("{}\n{}", Untrusted::new(&end), text.trim_end())
     })
 }
 

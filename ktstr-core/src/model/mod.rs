@@ -9,7 +9,7 @@ pub mod pid1;
 pub mod record;
 pub mod result;
 pub mod snapshot;
-pub(crate) mod text;
+pub mod text;
 pub mod verdict;
 pub mod wire;
 pub mod worker;

@@ -50,8 +50,11 @@ pub struct RunRecord {
     /// Whether the test passed, by its end, its expectation and its hooks. `None` before that is
     /// known.
     pub passed: Option<bool>,
-    /// The problems that the guest's kernel reported, in the order of the console.
+    /// The first problems that the guest's kernel reported, in the order of the console.
     pub kernel_events: Vec<KernelEvent>,
+    /// How many more problems the console has.
+    #[serde(default)]
+    pub kernel_events_dropped: usize,
     /// The captures that arrived, the oldest first.
     pub captures: Vec<CgroupProcsSnapshot>,
     /// The snapshots that arrived, the oldest first.
@@ -319,6 +322,7 @@ mod tests {
             snapshots: Vec::new(),
             measurements: vec![Measurement::new(text, part, text).limit(Some(Limit::AtMost(part)))],
             measurements_truncated: true,
+            kernel_events_dropped: 3,
             events: vec![ScenarioEvent { at_ns, phase: text.to_owned(), what: text.to_owned() }],
             timings: Timings { body: Some(time), slowness: 1.0 + part, ..Timings::default() },
             stolen: vec![part, 0.0],

@@ -71,7 +71,7 @@ pub enum RunEnd {
         /// How long it was by the host's clock.
         host: Duration,
     },
-    /// The messages of the guest could not be decoded: why.
+    /// The guest's messages could not be decoded, or came in an order that PID 1 does not send: why.
     WireBroken(String),
     /// The engine failed: why.
     EngineFailed(String),
@@ -140,7 +140,7 @@ impl fmt::Display for RunEnd {
                     "guest clock is wrong: {guest:.1} s {span}, {host:.1} s by the host's clock"
                 )
             }
-            Self::WireBroken(why) => write!(f, "cannot decode the guest's messages: {why}"),
+            Self::WireBroken(why) => write!(f, "guest broke the wire protocol: {why}"),
             Self::EngineFailed(why) => write!(f, "engine failed: {why}"),
         }
     }
@@ -298,9 +298,10 @@ pub enum KernelEventKind {
     OomKill,
 }
 
-impl fmt::Display for KernelEventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl KernelEventKind {
+    /// Returns its name in a report: `OOM kill`.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Panic => "panic",
             Self::Oops => "oops",
             Self::Warning => "WARN",
@@ -308,7 +309,13 @@ impl fmt::Display for KernelEventKind {
             Self::RcuStall => "RCU stall",
             Self::Lockup => "lockup",
             Self::OomKill => "OOM kill",
-        })
+        }
+    }
+}
+
+impl fmt::Display for KernelEventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -3,18 +3,26 @@
 use std::time::Instant;
 
 use ktstr_core::assert::Measurement;
+use ktstr_core::model::text::cut;
 use ktstr_core::record::BoundedMeasurements;
 use ktstr_core::result::RunEnd;
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
-use ktstr_core::wire::{FileKind, ScenarioEvent};
+use ktstr_core::wire::{FileKind, GuestMessage, ScenarioEvent};
 
 use crate::runner::console;
 
-/// The memory that captures, snapshots and events of one run may take, roughly.
-const MAX_COLLECTED: usize = 64 << 20;
+/// The bytes of captures, snapshots and events on the wire that one run may send. Decoded, most take a few
+/// times as many, and small numbers up to eight times: a histogram of 2 KiB becomes 15 KiB.
+const MAX_COLLECTED: usize = 16 << 20;
+
+/// What a message is charged beyond its bytes: the size of the structure that holds it.
+const PER_MESSAGE: usize = 256;
 
 /// How many panics are kept; a body may catch any number.
 const MAX_PANICS: usize = 64;
+
+/// The most bytes of a panic's message that are kept. PID 1 sends less than twice as many.
+const MAX_PANIC: usize = 4 << 10;
 
 /// Of a console or log longer than this, the older half is dropped.
 const MAX_TEXT: usize = 8 << 20;
@@ -70,7 +78,7 @@ pub(super) struct Collector {
     pub(super) measurements: BoundedMeasurements,
     /// The panics of the body with their places, the latest first.
     panics: Vec<String>,
-    /// The size of events, captures and snapshots in bytes, roughly.
+    /// What events, captures and snapshots were charged.
     collected: usize,
     pub(super) profile: Option<ReceivedFile>,
 }
@@ -87,24 +95,40 @@ impl Collector {
         append_bounded(&mut self.log, bytes);
     }
 
-    pub(super) fn add_event(&mut self, event: ScenarioEvent, now: Instant) -> Result<(), RunEnd> {
-        self.count(event.phase.len() + event.what.len())?;
+    /// Charges a message for the memory that it takes until the end of the run: its bytes on the wire, which
+    /// the guest cannot understate, and a constant for one that is short.
+    ///
+    /// # Errors
+    ///
+    /// If all messages that are kept are more than [`MAX_COLLECTED`].
+    pub(super) fn charge(&mut self, message: &GuestMessage, length: usize) -> Result<(), RunEnd> {
+        match message {
+            GuestMessage::Event(_) | GuestMessage::Capture(_) | GuestMessage::Snapshot(_) => {}
+            // Kept within a bound of their own.
+            GuestMessage::Log { .. }
+            | GuestMessage::Measurements(_)
+            | GuestMessage::Panic { .. }
+            | GuestMessage::FilePiece(_)
+            // At most one of each.
+            | GuestMessage::Hello(_)
+            | GuestMessage::BodyStarted { .. }
+            | GuestMessage::File { .. }
+            | GuestMessage::End(_)
+            // Not kept.
+            | GuestMessage::Heartbeat { .. } => return Ok(()),
+        }
+        self.collected += length + PER_MESSAGE;
+        if self.collected > MAX_COLLECTED {
+            let mib = MAX_COLLECTED >> 20;
+            let why = format!("it sent more than {mib} MiB of captures and events");
+            return Err(RunEnd::ProtocolViolation(why));
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_event(&mut self, event: ScenarioEvent, now: Instant) {
         self.events.push(event);
         self.last_event = Some(now);
-        Ok(())
-    }
-
-    pub(super) fn add_capture(&mut self, capture: CgroupProcsSnapshot) -> Result<(), RunEnd> {
-        self.count(64 * (1 + capture.pids.len()) + capture.tag.len())?;
-        self.captures.push(capture);
-        Ok(())
-    }
-
-    pub(super) fn add_snapshot(&mut self, snapshot: Snapshot) -> Result<(), RunEnd> {
-        // The histogram of a worker takes up to 16 KiB.
-        self.count((snapshot.cgroups.len() << 10) + (snapshot.workers.len() << 14))?;
-        self.snapshots.push(snapshot);
-        Ok(())
     }
 
     /// Adds measurements. Unlike other messages, too many of them do not fail the run.
@@ -112,7 +136,8 @@ impl Collector {
         measurements.into_iter().for_each(|measured| self.measurements.add(measured));
     }
 
-    pub(super) fn add_panic(&mut self, message: String) {
+    pub(super) fn add_panic(&mut self, mut message: String) {
+        cut(&mut message, MAX_PANIC);
         self.panics.truncate(MAX_PANICS - 1);
         self.panics.insert(0, message);
     }
@@ -149,17 +174,6 @@ impl Collector {
     /// Returns the message of the kernel's panic, if the console has one.
     pub(super) fn kernel_panic(&self) -> Option<String> {
         console::panic_message(&self.console())
-    }
-
-    /// Counts bytes that are kept until the end of the run, and fails if they are too many.
-    fn count(&mut self, bytes: usize) -> Result<(), RunEnd> {
-        self.collected += bytes + 64;
-        if self.collected > MAX_COLLECTED {
-            let mib = MAX_COLLECTED >> 20;
-            let why = format!("it sent more than {mib} MiB of captures and events");
-            return Err(RunEnd::ProtocolViolation(why));
-        }
-        Ok(())
     }
 }
 

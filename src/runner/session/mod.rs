@@ -4,6 +4,7 @@
 //! what arrived, and to the [`Watchdog`], which decides about timeouts.
 
 mod collector;
+mod protocol;
 mod steal;
 mod watchdog;
 
@@ -23,6 +24,7 @@ use super::clocks::Clocks;
 use super::console;
 use collector::Collector;
 pub(crate) use collector::ReceivedFile;
+use protocol::Protocol;
 use steal::StealMeter;
 pub(crate) use watchdog::RunLimits;
 use watchdog::{Overdue, Watchdog};
@@ -30,11 +32,14 @@ use watchdog::{Overdue, Watchdog};
 /// The time of a boot to PID 1 on hardware, the unit of [`Timings::slowness`].
 const HARDWARE_BOOT: Duration = Duration::from_secs(1);
 
-/// Timeouts are scaled by at most this.
-const MAX_SLOWNESS: f64 = 8.0;
-
-/// How many pending events are handled before a timeout is enforced.
+/// How many pending events are handled before a timeout is enforced ...
 const MAX_PENDING: usize = 1000;
+
+/// ... and how many bytes. An engine holds less than this for its guest.
+const MAX_PENDING_BYTES: usize = 4 << 20;
+
+/// The longest time for the file that follows the end of a run.
+const FILE_LIMIT: Duration = Duration::from_secs(120);
 
 /// The result of a run.
 #[derive(Debug)]
@@ -106,6 +111,7 @@ fn engine_failed(error: &ktstr_vmm::Error) -> RunEnd {
 struct Session {
     /// The request, until the guest is ready for it.
     request: Option<Request>,
+    protocol: Protocol,
     decoder: Decoder,
     encoder: Encoder,
     clocks: Clocks,
@@ -119,6 +125,7 @@ struct Session {
 impl Session {
     fn new(request: Request, limits: RunLimits, now: Instant) -> Self {
         Self {
+            protocol: Protocol::new(&request),
             request: Some(request),
             decoder: Decoder::default(),
             encoder: Encoder::default(),
@@ -191,14 +198,19 @@ impl Session {
                 continue;
             }
             // What has arrived counts before the timeout: handle what is pending, then check again.
+            let mut bytes = 0;
             for _ in 0..MAX_PENDING {
                 match vm.next_event(Instant::now()) {
                     Ok(Event::Deadline) => break,
                     event => {
+                        bytes += event.as_ref().map_or(0, size);
                         if let Some(end) = self.handle_event(vm, event, live) {
                             return end;
                         }
                     }
+                }
+                if bytes > MAX_PENDING_BYTES {
+                    break;
                 }
             }
             if let Some(overdue) = self.watchdog.overdue(Instant::now()) {
@@ -264,9 +276,13 @@ impl Session {
         // Any byte shows that the guest is alive, even in the middle of a message.
         self.watchdog.on_activity(Instant::now());
         self.decoder.push(bytes);
-        while let Some(message) =
-            self.decoder.next().map_err(|error| RunEnd::WireBroken(error.to_string()))?
+        while let Some((message, length)) = self
+            .decoder
+            .next_with_length()
+            .map_err(|error| RunEnd::WireBroken(error.to_string()))?
         {
+            self.protocol.advance(&message).map_err(RunEnd::WireBroken)?;
+            self.collector.charge(&message, length)?;
             match message {
                 // Steps of the protocol, in this order.
                 GuestMessage::Hello(hello) => self.start_request(vm, &hello)?,
@@ -284,13 +300,13 @@ impl Session {
                     self.handle_output(vm, stream, &bytes, live)?
                 }
                 // Facts that are only kept.
-                GuestMessage::Event(event) => self.collector.add_event(event, Instant::now())?,
-                GuestMessage::Capture(capture) => self.collector.add_capture(capture)?,
-                GuestMessage::Snapshot(snapshot) => self.collector.add_snapshot(snapshot)?,
+                GuestMessage::Event(event) => self.collector.add_event(event, Instant::now()),
+                GuestMessage::Capture(capture) => self.collector.captures.push(capture),
+                GuestMessage::Snapshot(snapshot) => self.collector.snapshots.push(snapshot),
                 GuestMessage::Measurements(list) => self.collector.add_measurements(list),
                 GuestMessage::Panic { message } => self.collector.add_panic(message),
                 GuestMessage::File { kind, length } => self.collector.announce_file(kind, length),
-                // Pieces are valid only after the end; see `receive_file`.
+                // Pieces follow the end, so the protocol refuses them here; see `receive_file`.
                 GuestMessage::FilePiece(_) => {}
             }
         }
@@ -305,8 +321,7 @@ impl Session {
         let slowness = boot.as_secs_f64() / HARDWARE_BOOT.as_secs_f64();
         self.timings.uptime_at_init = Some(Duration::from_nanos(hello.init_ns));
         self.timings.boot = Some(boot);
-        self.timings.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
-        self.watchdog.set_slowness(self.timings.slowness);
+        self.timings.slowness = self.watchdog.set_slowness(slowness);
         self.watchdog.enter(RunPhase::Ready, now);
         tracing::debug!("hello of Linux {:?} after {boot:?}; send the request", hello.release);
         let request = self.request.take();
@@ -352,8 +367,10 @@ impl Session {
     /// Receives the file that was announced, after the end of the run. A missing piece changes no verdict.
     fn receive_file(&mut self, vm: &mut dyn Vm) {
         let timeout = self.watchdog.message_timeout();
-        let mut deadline = Instant::now() + timeout;
-        while self.collector.expects_file() {
+        let last = Instant::now() + FILE_LIMIT;
+        let mut deadline = last.min(Instant::now() + timeout);
+        // Neither a console that never falls silent nor a file in single bytes extends the limits.
+        while self.collector.expects_file() && Instant::now() <= deadline {
             // First what is already decoded, then new bytes.
             match self.decoder.next() {
                 Ok(Some(GuestMessage::FilePiece(piece))) => {
@@ -366,14 +383,10 @@ impl Session {
             match vm.next_event(deadline) {
                 Ok(Event::Port { bytes, .. }) => {
                     self.decoder.push(&bytes);
-                    deadline = Instant::now() + timeout;
+                    deadline = last.min(Instant::now() + timeout);
                 }
                 Ok(Event::Console(bytes)) => {
                     self.collector.add_console(&bytes);
-                    // A console that never falls silent must not extend the deadline.
-                    if Instant::now() > deadline {
-                        return;
-                    }
                 }
                 Ok(Event::Exited(_) | Event::Deadline) | Err(_) => return,
             }
@@ -414,7 +427,9 @@ impl Session {
         }
     }
 
-    fn explain_end(&self, end: End) -> Ended {
+    fn explain_end(&self, mut end: End) -> Ended {
+        // An honest body has done so already.
+        end.shorten();
         match end {
             End::ShellExited(status) => Ended::Shell(status),
             End::Panicked(message) => {
@@ -447,6 +462,14 @@ impl Session {
             return RunEnd::InitFailed(InitFailure::ExitedSilently(exit));
         }
         RunEnd::GuestGone { exit, phase, unread_bytes: self.decoder.unread() }
+    }
+}
+
+/// Returns the number of bytes of the guest in an event.
+fn size(event: &Event) -> usize {
+    match event {
+        Event::Console(bytes) | Event::Port { bytes, .. } => bytes.len(),
+        Event::Exited(_) | Event::Deadline => 0,
     }
 }
 

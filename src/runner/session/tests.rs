@@ -1,10 +1,13 @@
 //! Sessions with a machine that follows a script.
 
+mod work;
+
 use std::collections::VecDeque;
 
 use ktstr_core::assert::AssertResult;
 use ktstr_core::machine::MachineSpec;
 use ktstr_core::result::ClockSpan;
+use ktstr_core::snapshot::{KernelSnapshot, ProcIdentity};
 use ktstr_core::wire::{FileKind, RunRequest};
 use ktstr_vmm::Error;
 
@@ -121,6 +124,11 @@ impl Engine for ScriptedEngine {
 }
 
 fn play(actions: impl Into<VecDeque<Action>>) -> RunOutcome {
+    play_within(Duration::from_secs(1), actions)
+}
+
+/// Plays a body that may take and be silent for `limit`.
+fn play_within(limit: Duration, actions: impl Into<VecDeque<Action>>) -> RunOutcome {
     let (began, encoder) = (Instant::now(), Encoder::default());
     let script = ScriptedVm { began, actions: actions.into(), encoder, exited: false };
     let config = VmConfig {
@@ -134,8 +142,7 @@ fn play(actions: impl Into<VecDeque<Action>>) -> RunOutcome {
     };
     let request =
         RunRequest { test: "test".to_owned(), machine: MachineSpec::DEFAULT, env: Vec::new() };
-    let second = Duration::from_secs(1);
-    let limits = RunLimits { duration: Some(second), watchdog: second };
+    let limits = RunLimits { duration: Some(limit), watchdog: limit };
     let engine = ScriptedEngine(std::sync::Mutex::new(Some(script)));
     run(&engine, &config, Request::Run(request), limits, &mut |_| None)
 }
@@ -257,15 +264,97 @@ fn run_detects_a_guest_clock_ahead_of_the_host() {
     }
 }
 
+/// Messages of the wrong kind or at the wrong time, as a forged PID 1 sends them.
 #[test]
-fn run_limits_the_memory_of_events() {
-    let event = |at_ns| {
-        let what = "x".repeat(1 << 19);
+fn run_refuses_messages_out_of_order() {
+    let body_started = || GuestMessage::BodyStarted { at_ns: 3 };
+    let refused = || GuestMessage::End(End::Refused("none".to_owned()));
+    for (messages, text) in [
+        (vec![pass()], "End(Verdict) before Hello"),
+        (vec![body_started(), pass()], "BodyStarted before Hello"),
+        (vec![hello(), pass()], "End(Verdict) between Hello and BodyStarted"),
+        (vec![hello(), hello(), body_started(), pass()], "Hello between Hello and BodyStarted"),
+        (vec![hello(), body_started(), body_started(), pass()], "BodyStarted while the body ran"),
+        (vec![hello(), body_started(), hello(), pass()], "Hello while the body ran"),
+        (vec![hello(), body_started(), refused()], "End(Refused) while the body ran"),
+        (
+            vec![hello(), body_started(), GuestMessage::FilePiece(vec![0]), pass()],
+            "FilePiece while the body ran",
+        ),
+    ] {
+        let end = play([Action::Send(messages)]).end;
+        let want = format!("unexpected message {text}");
+        assert!(matches!(&end, RunEnd::WireBroken(why) if *why == want), "{text}: {end:?}");
+    }
+}
+
+/// With a limit of 2 s, a body that announces itself every 100 ms does not run for 6 s and pass.
+#[test]
+fn run_ends_although_the_body_starts_again_and_again() {
+    let again = (0..60).flat_map(|at_ns| {
+        let again = Action::Send(vec![GuestMessage::BodyStarted { at_ns }]);
+        [Action::Stall(Duration::from_millis(100)), again]
+    });
+    let began = Instant::now();
+    let actions = std::iter::once(started()).chain(again).chain([Action::Send(vec![pass()])]);
+    let end = play(actions.collect::<VecDeque<_>>()).end;
+    assert!(matches!(end, RunEnd::WireBroken(_)), "{end:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+/// Plays a body that sends `message` again and again, and would pass in the end.
+fn flood(count: u64, message: impl Fn(u64) -> GuestMessage) -> RunOutcome {
+    let flood = (0..count).map(|number| Action::Send(vec![message(number)]));
+    let actions = std::iter::once(started()).chain(flood).chain([Action::Send(vec![pass()])]);
+    play_within(Duration::from_secs(300), actions.collect::<VecDeque<_>>())
+}
+
+#[test]
+fn run_limits_what_captures_and_events_take() {
+    let long = || "x".repeat(1_000_000);
+    let event = |at_ns, what| {
         GuestMessage::Event(ScenarioEvent { at_ns, phase: "step 0".to_owned(), what })
     };
-    let flood = (0..200).map(|at_ns| Action::Send(vec![event(at_ns)]));
-    let end = play(std::iter::once(started()).chain(flood).collect::<VecDeque<_>>()).end;
-    assert!(matches!(&end, RunEnd::ProtocolViolation(why) if why.contains("64 MiB")), "{end:?}");
+    let capture = |at_ns, cgroup, comm| {
+        let procs = vec![ProcIdentity { pid: 1, comm, start_ticks: 0 }];
+        let (tag, pids) = (String::new(), Vec::new());
+        GuestMessage::Capture(CgroupProcsSnapshot { tag, cgroup, pids, procs, at_ns })
+    };
+    let snapshot = |at_ns, key| {
+        let kernel = KernelSnapshot::new().with_value(key, 1);
+        let (name, cgroups, workers) = (String::new(), Vec::new(), Vec::new());
+        GuestMessage::Snapshot(Snapshot { name, at_ns, cgroups, workers, kernel: Some(kernel) })
+    };
+    // Another text is the long one each time.
+    let outcomes = [
+        flood(40, |at_ns| event(at_ns, long())),
+        flood(40, |at_ns| capture(at_ns, long(), String::new())),
+        flood(40, |at_ns| capture(at_ns, String::new(), long())),
+        flood(40, |at_ns| snapshot(at_ns, long())),
+        // Messages without content.
+        flood(100_000, |at_ns| event(at_ns, String::new())),
+    ];
+    for RunOutcome { end, events, captures, snapshots, .. } in outcomes {
+        let is_refused =
+            matches!(&end, RunEnd::ProtocolViolation(why) if why.contains("more than 16 MiB"));
+        assert!(is_refused, "{end:?}");
+        let kept = events.len() + captures.len() + snapshots.len();
+        assert!([16, 63_000].iter().any(|most| (most / 2..=*most).contains(&kept)), "{kept}");
+    }
+}
+
+#[test]
+fn run_keeps_no_more_of_a_panic_than_its_bound() {
+    let message = "why".repeat(100_000);
+    let outcome = play([
+        started(),
+        Action::Send(vec![
+            GuestMessage::Panic { message: format!("{message}, file.rs:1") },
+            GuestMessage::End(End::Panicked(message)),
+        ]),
+    ]);
+    let RunEnd::BodyPanicked(text) = outcome.end else { panic!("{:?}", outcome.end) };
+    assert!(text.len() < 16 << 10, "{} bytes", text.len());
 }
 
 #[test]

@@ -22,6 +22,13 @@ const HOST_STALL: Duration = Duration::from_secs(2);
 /// A guest that has been silent for less than this, before scaling, is alive.
 const ALIVE: Duration = Duration::from_secs(2);
 
+/// Timeouts are scaled by at most this.
+const MAX_SLOWNESS: f64 = 8.0;
+
+/// The most time of a run that is excluded because this process kept the guest waiting. Its output is what
+/// keeps this process busy, so without a limit a guest could run forever.
+const MAX_EXCLUDED: Duration = Duration::from_secs(300);
+
 /// The limits of a run, before they are scaled for slow machines.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunLimits {
@@ -53,8 +60,12 @@ pub(super) struct Watchdog {
     /// How many times slower than hardware the guest booted, from 1.0; it scales `limits.watchdog`.
     slowness: f64,
     started: Instant,
+    /// When the run ends at the latest; `None` for a shell. Only stalls of the host move it.
+    run_deadline: Option<Instant>,
     phase: RunPhase,
     phase_began: Instant,
+    /// The time that [`Watchdog::exclude`] has excluded.
+    excluded: Duration,
     /// When the guest last showed that it is alive: by any byte while it boots, by a message later.
     last_activity: Instant,
     /// When the console showed the panic of the kernel.
@@ -67,8 +78,10 @@ impl Watchdog {
             limits,
             slowness: 1.0,
             started: now,
+            run_deadline: longest_run(limits).map(|longest| now + longest),
             phase: RunPhase::Silent,
             phase_began: now,
+            excluded: Duration::ZERO,
             last_activity: now,
             panicked: None,
         }
@@ -93,9 +106,11 @@ impl Watchdog {
         self.limits.watchdog.mul_f64(self.slowness)
     }
 
-    /// Scales the limits of the body.
-    pub(super) fn set_slowness(&mut self, slowness: f64) {
-        self.slowness = slowness;
+    /// Scales the limits of the body for a machine that booted so many times slower than hardware. Returns
+    /// the factor, which is 1.0 to 8.0.
+    pub(super) fn set_slowness(&mut self, slowness: f64) -> f64 {
+        self.slowness = slowness.clamp(1.0, MAX_SLOWNESS);
+        self.slowness
     }
 
     pub(super) fn enter(&mut self, phase: RunPhase, now: Instant) {
@@ -128,10 +143,14 @@ impl Watchdog {
         }
     }
 
-    /// Excludes a time from `from` to `now` in which this process itself kept the guest waiting.
+    /// Excludes a time from `from` to `now` in which this process itself kept the guest waiting, up to
+    /// [`MAX_EXCLUDED`] in one run.
     pub(super) fn exclude(&mut self, from: Instant, now: Instant) {
+        let left = MAX_EXCLUDED.saturating_sub(self.excluded);
+        let time = now.saturating_duration_since(from).min(left);
+        self.excluded += time;
+        self.phase_began += time;
         self.last_activity = now;
-        self.phase_began += now.saturating_duration_since(from);
     }
 
     /// Excludes the time by which a wait has missed its deadline, if the host stalled this process: it was
@@ -143,6 +162,7 @@ impl Watchdog {
         }
         tracing::debug!("watchdog: the host stalled for {late:?}; deadlines shifted");
         self.started += late;
+        self.run_deadline = self.run_deadline.map(|when| when + late);
         self.phase_began += late;
         self.last_activity += late;
         self.panicked = self.panicked.map(|when| when + late);
@@ -161,6 +181,15 @@ impl Watchdog {
     pub(super) fn overdue(&self, now: Instant) -> Option<Overdue> {
         if self.panicked.is_some_and(|when| now > when + PANIC_GRACE) {
             return Some(Overdue::Panicked);
+        }
+        // First the limit that no message, output or console line of the guest can move.
+        if self.run_deadline.is_some_and(|when| now > when) {
+            return Some(match (self.phase, longest_run(self.limits)) {
+                (RunPhase::Body, Some(allowed)) => {
+                    Overdue::BodyTimeout { ran: self.run_time(now), allowed }
+                }
+                _ => Overdue::NotReady { limit: BOOT_LIMIT },
+            });
         }
         let silent = now.saturating_duration_since(self.last_activity);
         let allowed_silence = match self.phase {
@@ -185,6 +214,13 @@ impl Watchdog {
         let is_alive = silent < ALIVE.mul_f64(self.slowness);
         (ran > allowed && is_alive).then_some(Overdue::BodyTimeout { ran, allowed })
     }
+}
+
+/// Returns the longest run from the start of the engine that the limits of all phases allow, on the slowest
+/// machine and with the most time excluded. `None` for a shell.
+fn longest_run(limits: RunLimits) -> Option<Duration> {
+    let body = limits.duration?.saturating_add(limits.watchdog.mul_f64(MAX_SLOWNESS));
+    Some(body.saturating_add(BOOT_LIMIT + MAX_EXCLUDED))
 }
 
 #[cfg(test)]
@@ -304,5 +340,53 @@ mod tests {
         assert_eq!(watchdog.overdue(start + s(115)), None);
         let want = Some(Overdue::BodyTimeout { ran: s(16), allowed: s(15) });
         assert_eq!(watchdog.overdue(start + s(116)), want);
+    }
+    /// Each closure is a guest that does its worst at every moment.
+    #[test]
+    fn overdue_ends_every_run_whatever_the_guest_does() {
+        type Guest = fn(&mut Watchdog, Instant);
+        let guests: [(&str, Guest); 5] = [
+            ("messages", |watchdog, now| watchdog.on_activity(now)),
+            ("console", |watchdog, now| watchdog.on_console(now)),
+            ("body starts again", |watchdog, now| watchdog.enter(RunPhase::Body, now)),
+            ("output that is slow to print", |watchdog, now| {
+                watchdog.on_activity(now);
+                watchdog.exclude(now.checked_sub(s(1)).unwrap(), now);
+            }),
+            ("boots again", |watchdog, now| watchdog.enter(RunPhase::Ready, now)),
+        ];
+        let longest = longest_run(LIMITS).unwrap();
+        assert_eq!(longest, s(10 + 5 * 8 + 300 + 300));
+        for phase in [RunPhase::Silent, RunPhase::Booting, RunPhase::Ready, RunPhase::Body] {
+            for (name, guest) in guests {
+                let (mut watchdog, start) = watchdog(phase);
+                watchdog.set_slowness(1000.0);
+                let ended = (1..=longest.as_secs() + 1).find(|second| {
+                    let now = start + s(*second);
+                    guest(&mut watchdog, now);
+                    watchdog.overdue(now).is_some()
+                });
+                assert!(ended.is_some(), "{name} from {phase:?} on");
+            }
+        }
+    }
+
+    #[test]
+    fn exclude_is_limited_in_total() {
+        let (mut watchdog, start) = watchdog(RunPhase::Body);
+        for second in 0..1000 {
+            watchdog.exclude(start + s(second), start + s(second + 1));
+        }
+        assert_eq!(watchdog.phase_time(start + s(1000)), s(1000) - MAX_EXCLUDED);
+    }
+
+    #[test]
+    fn shift_deadlines_moves_the_end_of_the_run() {
+        let (mut watchdog, start) = watchdog(RunPhase::Body);
+        let longest = longest_run(LIMITS).unwrap();
+        let woken = start + longest + s(100);
+        watchdog.shift_deadlines(start + s(1), woken);
+        watchdog.on_activity(woken);
+        assert_eq!(watchdog.overdue(woken), None);
     }
 }

@@ -20,7 +20,6 @@ use crate::guest::scenario::{Ctx, CtxParams};
 use crate::guest::topology::TestTopology;
 use crate::guest::{chain, measured};
 use crate::linux::cgroup::CgroupManager;
-use crate::model::text::cut;
 use crate::model::wire::{Decoder, Encoder, End, GuestMessage};
 
 /// The most bytes that a pipe takes atomically: a message and its final NUL. Longer messages are cut.
@@ -87,24 +86,14 @@ fn run_and_send(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {
             send(&mut link.borrow_mut(), &message);
         }
     });
-    let end = run(entry, topo, &send_message);
+    let mut end = run(entry, topo, &send_message);
+    end.shorten();
     // Standard output is line-buffered: the last line may lack its line break.
     let _ = std::io::stdout().flush();
-    send_message(GuestMessage::End(shortened(end)));
+    send_message(GuestMessage::End(end));
     if rustix::process::getpid() == body {
         profile::write();
     }
-}
-
-/// Bounds the size of `end`, so that it fits a frame of the wire whatever the body reports.
-fn shortened(mut end: End) -> End {
-    const TEXT: usize = 8 << 10;
-    match &mut end {
-        End::Verdict(verdict) => verdict.shorten(),
-        End::Error(text) | End::Panicked(text) => cut(text, TEXT),
-        _ => {}
-    }
-    end
 }
 
 /// Runs a body in this process, passes its messages to `send`, and returns its end. All measurements
@@ -174,15 +163,4 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(a payload that is not text)")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shortened_fits_the_longest_error_into_a_frame() {
-        let error = shortened(End::Error("x".repeat(2 << 20)));
-        Encoder::default().encode(&GuestMessage::End(error)).unwrap();
-    }
 }

@@ -168,10 +168,19 @@ impl Decoder {
     /// If the stream is damaged. It cannot be decoded further.
     #[allow(clippy::should_implement_trait)] // an iterator would hide that `None` is not the end
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
+        Ok(self.next_with_length()?.map(|(message, _)| message))
+    }
+
+    /// Returns the next complete message and the length of its frame, in bytes of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decoder::next`].
+    pub fn next_with_length<T: DeserializeOwned>(&mut self) -> Result<Option<(T, usize)>, Error> {
         let Some(length) = self.complete_frame()? else { return Ok(None) };
         let message = self.message(length)?;
         self.consume(length);
-        Ok(Some(message))
+        Ok(Some((message, HEADER + length)))
     }
 
     /// Returns the next complete message and its payload, which can be forwarded.
@@ -318,6 +327,17 @@ mod tests {
         let (message, payload) = decoder.next_with_payload::<String>().unwrap().unwrap();
         assert_eq!((message.as_str(), decoder.unread()), ("second", 0));
         assert_eq!(decode(&encoder.seal(payload)).unwrap(), ["second"]);
+    }
+
+    #[test]
+    fn next_with_length_counts_the_bytes_of_the_stream() {
+        let frames = frames(&["", "a", &"b".repeat(1000)]);
+        let mut decoder = Decoder::default();
+        decoder.push(&frames.concat());
+        for frame in &frames {
+            let (_, length) = decoder.next_with_length::<String>().unwrap().unwrap();
+            assert_eq!(length, frame.len());
+        }
     }
 
     #[test]

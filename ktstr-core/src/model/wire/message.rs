@@ -8,6 +8,7 @@ use crate::model::exit::ExitKind;
 use crate::model::machine::MachineSpec;
 use crate::model::measurement::Measurement;
 use crate::model::snapshot::{CgroupProcsSnapshot, Snapshot};
+use crate::model::text::cut;
 use crate::model::verdict::AssertResult;
 
 /// A message from the host to the guest.
@@ -160,4 +161,54 @@ pub enum End {
     Refused(String),
     /// The program of [`Request::Shell`] ended with this status, as a shell shows it.
     ShellExited(u8),
+}
+
+impl End {
+    /// Bounds its size, so that it fits a frame of the wire whatever the body reports, and a report
+    /// whatever the guest sends.
+    pub fn shorten(&mut self) {
+        const TEXT: usize = 8 << 10;
+        const LINES: usize = 100;
+        match self {
+            Self::Verdict(verdict) => verdict.shorten(),
+            Self::Error(text)
+            | Self::Panicked(text)
+            | Self::ProtocolViolation(text)
+            | Self::Refused(text) => cut(text, TEXT),
+            Self::Exited { last_panic, .. } => {
+                last_panic.iter_mut().for_each(|text| cut(text, TEXT))
+            }
+            Self::WrongTopology(lines) => {
+                lines.truncate(LINES);
+                lines.iter_mut().for_each(|line| cut(line, TEXT / 8));
+            }
+            Self::ShellExited(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::wire::Payload;
+
+    #[test]
+    fn shorten_makes_every_end_small() {
+        let long = || "\u{20ac}".repeat(1 << 20);
+        let kind = ExitKind::Exited(1);
+        for mut end in [
+            End::Verdict(AssertResult::fail_msg(long())),
+            End::Error(long()),
+            End::Panicked(long()),
+            End::Exited { kind, last_panic: Some(long()) },
+            End::ProtocolViolation(long()),
+            End::WrongTopology(vec![long(); 110]),
+            End::Refused(long()),
+        ] {
+            end.shorten();
+            Payload::encode(&end).unwrap();
+            let json = serde_json::to_string(&end).unwrap();
+            assert!(json.len() < 256 << 10, "{} bytes", json.len());
+        }
+    }
 }

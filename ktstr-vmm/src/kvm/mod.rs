@@ -10,6 +10,7 @@
 
 mod acpi;
 mod boot;
+mod codec;
 mod cpu;
 mod cpus;
 mod device;
@@ -34,7 +35,9 @@ pub use crate::kvm_error::{BootError, Error};
 #[doc(hidden)]
 pub use acpi::acpi_tables;
 #[doc(hidden)]
-pub use device::{Board, Devices, Msi, Power};
+pub use codec::StateError;
+#[doc(hidden)]
+pub use device::{Board, Devices, DevicesState, Msi, Power};
 #[doc(hidden)]
 pub use initial_memory::InitialMemory;
 

@@ -5,3 +5,4 @@ mod driver;
 mod hostile;
 mod random;
 mod regular;
+mod saved;

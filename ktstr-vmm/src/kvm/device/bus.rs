@@ -6,8 +6,9 @@
 
 use super::board::{Backlog, Board};
 use super::pci::{ConfigSpace, Identity};
-use super::virtio::ConsoleFunction;
+use super::virtio::{ConsoleFunction, ConsoleFunctionState};
 use crate::error::Error;
+use crate::kvm::codec::{StateError, fields};
 use crate::kvm::layout::{PCI_ADDRESS, PCI_DATA};
 
 /// A host bridge for which kernels have no quirks: Red Hat's, of QEMU's machines.
@@ -27,10 +28,32 @@ pub(super) struct Bus {
     console: ConsoleFunction,
 }
 
+/// The saved state of a [`Bus`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BusState {
+    address: u32,
+    bridge: [u8; 256],
+    console: ConsoleFunctionState,
+}
+
+fields!(BusState { address, bridge, console });
+
 impl Bus {
     /// Creates a bus with a virtio console that has these ports.
     pub(super) fn new(ports: &[String]) -> Self {
         Self { address: 0, bridge: ConfigSpace::new(BRIDGE), console: ConsoleFunction::new(ports) }
+    }
+
+    /// Returns the state to save.
+    pub(super) fn save(&self) -> BusState {
+        BusState { address: self.address, bridge: self.bridge.save(), console: self.console.save() }
+    }
+
+    /// Restores a saved state into a new bus.
+    pub(super) fn restore(&mut self, state: &BusState) -> Result<(), StateError> {
+        self.address = state.address;
+        self.bridge.restore(&state.bridge);
+        self.console.restore(&state.console)
     }
 
     /// Reads the address or the data register; ports between them read as zeros.

@@ -16,6 +16,7 @@ mod virtio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::codec::{Encode, Input, StateError, fields};
 use super::layout::COM1;
 use crate::error::Error;
 use crate::lock::lock;
@@ -32,6 +33,38 @@ pub struct Devices {
     wants_room: AtomicBool,
 }
 
+/// The saved state of all devices: registers, queues, and the bytes on their way to the guest.
+///
+/// It is restored with the guest's memory as it was at that time, where the rings of the queues are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicesState {
+    serial: serial::Serial,
+    bus: bus::BusState,
+}
+
+fields!(DevicesState { serial, bus });
+
+impl DevicesState {
+    /// Encodes the state.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.put(&mut out);
+        out
+    }
+
+    /// Decodes what [`DevicesState::encode`] returned.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not a state. Any bytes are accepted without a panic.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        let mut input = Input::new(bytes);
+        let state = Self::take(&mut input)?;
+        input.finish()?;
+        Ok(state)
+    }
+}
+
 impl Devices {
     /// Creates the devices of a machine with these ports of the virtio console.
     ///
@@ -43,6 +76,32 @@ impl Devices {
             wants_service: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the state to save. No vCPU may run meanwhile, so that it is that of one time.
+    ///
+    /// Output that was handed to the board is not part of it.
+    pub fn save(&self) -> DevicesState {
+        DevicesState { serial: lock(&self.serial).clone(), bus: lock(&self.bus).save() }
+    }
+
+    /// Creates the devices of a machine with these ports in a saved state.
+    ///
+    /// # Errors
+    ///
+    /// The state is that of other devices, or not one that devices can have. What a driver could have
+    /// written is accepted, and checked where it is used.
+    pub fn restore(ports: &[String], state: &DevicesState) -> Result<Self, StateError> {
+        let mut bus = bus::Bus::new(ports);
+        bus.restore(&state.bus)?;
+        let backlog = bus.backlog();
+        Ok(Self {
+            serial: Mutex::new(state.serial.clone()),
+            bus: Mutex::new(bus),
+            // The new owner has not received any output yet, so there is room.
+            wants_service: AtomicBool::new(backlog.wants_service || backlog.wants_room),
+            wants_room: AtomicBool::new(backlog.wants_room),
+        })
     }
 
     /// Handles a read from an I/O port.

@@ -6,6 +6,7 @@
 //! Source: Texas Instruments PC16550D data sheet, 8 ("Registers").
 
 use super::board::Board;
+use crate::kvm::codec::fields;
 use crate::kvm::layout::COM1_IRQ;
 
 const DATA: u8 = 0;
@@ -35,8 +36,9 @@ const IDLE: u8 = 0b11 << 5;
 /// `MSR`: carrier, data set ready, clear to send.
 const CONNECTED: u8 = 0xb0;
 
-/// A 16550 on a line without delay.
-#[derive(Debug, Default)]
+/// A 16550 on a line without delay. Any values of its registers are possible, so it is its own saved
+/// state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Serial {
     interrupt_enable: u8,
     line_control: u8,
@@ -46,6 +48,15 @@ pub(super) struct Serial {
     /// The interrupt for an empty transmitter is pending.
     is_empty_pending: bool,
 }
+
+fields!(Serial {
+    interrupt_enable,
+    line_control,
+    modem_control,
+    scratch,
+    divisor,
+    is_empty_pending,
+});
 
 impl Serial {
     /// Reads a register. Registers are bytes: other sizes read as zeros.

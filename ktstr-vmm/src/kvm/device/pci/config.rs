@@ -116,6 +116,16 @@ impl ConfigSpace {
         }
     }
 
+    /// Returns the registers to save.
+    pub(in super::super) fn save(&self) -> [u8; 256] {
+        self.registers
+    }
+
+    /// Restores the bits of saved registers that a guest may write; the others are fixed.
+    pub(in super::super) fn restore(&mut self, registers: &[u8; 256]) {
+        self.write(0, registers);
+    }
+
     /// Returns a register of 16 bits.
     pub(in super::super) fn word(&self, offset: usize) -> u16 {
         u16::from_le_bytes([self.registers[offset], self.registers[offset + 1]])

@@ -4,4 +4,4 @@ mod config;
 mod msix;
 
 pub(super) use config::{BAR0, COMMAND, COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Identity};
-pub(super) use msix::{MAX_VECTORS, MSIX_CAPABILITY, Msix, NO_VECTOR};
+pub(super) use msix::{MAX_VECTORS, MSIX_CAPABILITY, Msix, MsixState, NO_VECTOR};

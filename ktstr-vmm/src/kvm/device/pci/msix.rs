@@ -7,6 +7,7 @@
 
 use super::super::board::{Board, Msi};
 use super::super::registers::read_registers;
+use crate::kvm::codec::{StateError, fields};
 
 /// The capability's ID.
 pub(in super::super) const MSIX_CAPABILITY: u8 = 0x11;
@@ -34,12 +35,42 @@ pub(in super::super) struct Msix {
     control: u16,
 }
 
+/// The saved state of the table and the pending bits. Message control is in the configuration space.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct MsixState {
+    table: Vec<u8>,
+    pending: Vec<bool>,
+}
+
+fields!(MsixState { table, pending });
+
 impl Msix {
     /// Creates a table with all vectors masked.
     pub(in super::super) fn new(vectors: usize) -> Self {
         let mut entry = [0; ENTRY];
         entry[VECTOR_CONTROL] = MASK;
         Self { table: entry.repeat(vectors), pending: vec![false; vectors], control: 0 }
+    }
+
+    /// Returns the state to save.
+    pub(in super::super) fn save(&self) -> MsixState {
+        MsixState { table: self.table.clone(), pending: self.pending.clone() }
+    }
+
+    /// Restores a saved state, with the message control register of the restored configuration space.
+    /// Sends no message: those that were sent before are in the state of the interrupt controllers.
+    pub(in super::super) fn restore(
+        &mut self,
+        state: &MsixState,
+        control: u16,
+    ) -> Result<(), StateError> {
+        if (state.table.len(), state.pending.len()) != (self.table.len(), self.pending.len()) {
+            return Err(StateError::Device { what: "number of MSI-X vectors" });
+        }
+        self.fill_table(0, &state.table);
+        self.pending.clone_from(&state.pending);
+        self.control = control;
+        Ok(())
     }
 
     /// Returns the body of the capability, with the offsets of table and pending bits in BAR 0, and
@@ -75,6 +106,11 @@ impl Msix {
 
     /// Writes the table, and sends messages that are no longer masked.
     pub(in super::super) fn write_table(&mut self, offset: usize, data: &[u8], board: &dyn Board) {
+        self.fill_table(offset, data);
+        self.send_pending(board);
+    }
+
+    fn fill_table(&mut self, offset: usize, data: &[u8]) {
         let registers = self.table.iter_mut().enumerate().skip(offset);
         for ((at, register), &value) in registers.zip(data) {
             *register = match at % ENTRY {
@@ -83,7 +119,6 @@ impl Msix {
                 _ => value,
             };
         }
-        self.send_pending(board);
     }
 
     /// Reads the pending bits.

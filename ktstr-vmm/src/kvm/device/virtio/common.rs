@@ -9,7 +9,8 @@ use vm_memory::GuestMemoryMmap;
 use super::super::pci::NO_VECTOR;
 use super::super::registers::read_registers;
 use super::interrupts::Interrupts;
-use super::queue::{Broken, Virtqueue};
+use super::queue::{Broken, Virtqueue, VirtqueueState};
+use crate::kvm::codec::{StateError, fields};
 
 /// `VIRTIO_F_EVENT_IDX`: each side sets the index of the buffer at which it wants a notification.
 const F_EVENT_IDX: u64 = 1 << 29;
@@ -63,6 +64,28 @@ pub(super) struct Common {
     pub(super) queues: Vec<Virtqueue>,
 }
 
+/// The saved state of [`Common`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CommonState {
+    accepted: u64,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    config_vector: u16,
+    status: u8,
+    queue_select: u16,
+    queues: Vec<VirtqueueState>,
+}
+
+fields!(CommonState {
+    accepted,
+    device_feature_select,
+    driver_feature_select,
+    config_vector,
+    status,
+    queue_select,
+    queues,
+});
+
 impl Common {
     /// Creates a device with these queues. It offers `features` and those of this crate.
     pub(super) fn new(features: u64, queues: Vec<Virtqueue>) -> Self {
@@ -76,6 +99,41 @@ impl Common {
             queue_select: 0,
             queues,
         }
+    }
+
+    /// Returns the state to save.
+    pub(super) fn save(&self) -> CommonState {
+        CommonState {
+            accepted: self.accepted,
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            config_vector: self.config_vector,
+            status: self.status,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(Virtqueue::save).collect(),
+        }
+    }
+
+    /// Restores a saved state into a new device.
+    pub(super) fn restore(
+        &mut self,
+        state: &CommonState,
+        interrupts: &Interrupts,
+    ) -> Result<(), StateError> {
+        if state.queues.len() != self.queues.len() {
+            return Err(StateError::Device { what: "number of virtqueues" });
+        }
+        self.accepted = state.accepted;
+        self.device_feature_select = state.device_feature_select;
+        self.driver_feature_select = state.driver_feature_select;
+        self.config_vector = interrupts.mapped(state.config_vector);
+        self.status = state.status & (DRIVERS_OWN | NEEDS_RESET);
+        self.queue_select = state.queue_select;
+        for (queue, state) in self.queues.iter_mut().zip(&state.queues) {
+            queue.restore(state)?;
+            queue.vector = interrupts.mapped(state.vector);
+        }
+        Ok(())
     }
 
     /// Returns whether the driver is ready and the device does not need a reset.

@@ -9,9 +9,10 @@ use vm_memory::GuestMemoryMmap;
 
 use super::super::board::{Backlog, Board};
 use super::control::{FromDriver, MESSAGE};
-use super::port::Port;
+use super::port::{Port, PortState};
 use super::queue::{Broken, Chain, QUEUE_SIZE, Virtqueue};
 use crate::error::Error;
+use crate::kvm::codec::{StateError, fields};
 
 /// `VIRTIO_CONSOLE_F_MULTIPORT`.
 pub(super) const F_MULTIPORT: u64 = 1 << 1;
@@ -30,11 +31,43 @@ pub(super) struct Console {
     wants_room: bool,
 }
 
+/// The saved state of a [`Console`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ConsoleState {
+    ports: Vec<PortState>,
+    wants_service: bool,
+    wants_room: bool,
+}
+
+fields!(ConsoleState { ports, wants_service, wants_room });
+
 impl Console {
     /// Creates a console with these ports.
     pub(super) fn new(names: &[String]) -> Self {
         let ports = names.iter().map(|name| Port::new(name.clone())).collect();
         Self { ports, wants_service: false, wants_room: false }
+    }
+
+    /// Returns the state to save.
+    pub(super) fn save(&self) -> ConsoleState {
+        ConsoleState {
+            ports: self.ports.iter().map(Port::save).collect(),
+            wants_service: self.wants_service,
+            wants_room: self.wants_room,
+        }
+    }
+
+    /// Restores a saved state into a new console.
+    pub(super) fn restore(&mut self, state: &ConsoleState) -> Result<(), StateError> {
+        if state.ports.len() != self.ports.len() {
+            return Err(StateError::Device { what: "number of ports" });
+        }
+        for (port, state) in self.ports.iter_mut().zip(&state.ports) {
+            port.restore(state)?;
+        }
+        self.wants_service = state.wants_service;
+        self.wants_room = state.wants_room;
+        Ok(())
     }
 
     /// Creates the queues of this console.

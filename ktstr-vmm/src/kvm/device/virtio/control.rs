@@ -6,6 +6,8 @@
 //!
 //! Source: virtio 1.2, 5.3.6.2 ("Multiport Device Operation").
 
+use crate::kvm::codec::fields;
+
 /// Bytes of a message without the name that may follow it.
 pub(super) const MESSAGE: usize = 8;
 
@@ -45,7 +47,7 @@ impl FromDriver {
 
 /// The messages that the driver has yet to receive for a port. As flags they are bounded, whatever
 /// the driver sends.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ToDriver {
     /// The port exists.
     pub(super) add: bool,
@@ -54,6 +56,8 @@ pub(super) struct ToDriver {
     /// The device's end of it is open.
     pub(super) open: bool,
 }
+
+fields!(ToDriver { add, name, open });
 
 impl ToDriver {
     /// Removes and returns the next message about the port with this ID and name.

@@ -1,7 +1,8 @@
 //! The interrupts by which the device notifies the driver of used buffers and of its own state.
 
 use super::super::board::Board;
-use super::super::pci::{Msix, NO_VECTOR};
+use super::super::pci::{Msix, MsixState, NO_VECTOR};
+use crate::kvm::codec::{StateError, fields};
 
 /// ISR status: a queue has used buffers.
 const ISR_QUEUE: u8 = 1 << 0;
@@ -17,10 +18,34 @@ pub(super) struct Interrupts {
     isr: u8,
 }
 
+/// The saved state of [`Interrupts`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct InterruptsState {
+    msix: MsixState,
+    isr: u8,
+}
+
+fields!(InterruptsState { msix, isr });
+
 impl Interrupts {
     /// Creates this many vectors.
     pub(super) fn new(vectors: usize) -> Self {
         Self { msix: Msix::new(vectors), isr: 0 }
+    }
+
+    /// Returns the state to save.
+    pub(super) fn save(&self) -> InterruptsState {
+        InterruptsState { msix: self.msix.save(), isr: self.isr }
+    }
+
+    /// Restores a saved state, with this message control register.
+    pub(super) fn restore(
+        &mut self,
+        state: &InterruptsState,
+        control: u16,
+    ) -> Result<(), StateError> {
+        self.isr = state.isr & (ISR_QUEUE | ISR_CONFIG);
+        self.msix.restore(&state.msix, control)
     }
 
     /// Clears the ISR status, as a device reset does. MSI-X belongs to PCI and keeps its state.

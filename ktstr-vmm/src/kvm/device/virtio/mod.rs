@@ -17,4 +17,4 @@ mod pci;
 mod port;
 mod queue;
 
-pub(super) use pci::ConsoleFunction;
+pub(super) use pci::{ConsoleFunction, ConsoleFunctionState};

@@ -13,11 +13,12 @@ use super::capabilities::{
     BAR_SIZE, COMMON, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, Window, add_msix, add_virtio,
     is_in_bar, split,
 };
-use super::common::Common;
-use super::console::{Console, F_MULTIPORT};
-use super::interrupts::Interrupts;
+use super::common::{Common, CommonState};
+use super::console::{Console, ConsoleState, F_MULTIPORT};
+use super::interrupts::{Interrupts, InterruptsState};
 use super::queue::Broken;
 use crate::error::Error;
+use crate::kvm::codec::{StateError, fields};
 use crate::kvm::layout::{PCI_WINDOW, PCI_WINDOW_SIZE};
 
 /// Red Hat's vendor ID, and the device ID of a virtio 1 console: 0x1040 + 3.
@@ -36,6 +37,17 @@ pub(in super::super) struct ConsoleFunction {
     interrupts: Interrupts,
     console: Console,
 }
+
+/// The saved state of a [`ConsoleFunction`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct ConsoleFunctionState {
+    config: [u8; 256],
+    common: CommonState,
+    interrupts: InterruptsState,
+    console: ConsoleState,
+}
+
+fields!(ConsoleFunctionState { config, common, interrupts, console });
 
 impl ConsoleFunction {
     /// Creates a console with these ports. Its BAR is at the beginning of the window for BARs.
@@ -58,6 +70,27 @@ impl ConsoleFunction {
             interrupts,
             console,
         }
+    }
+
+    /// Returns the state to save.
+    pub(in super::super) fn save(&self) -> ConsoleFunctionState {
+        ConsoleFunctionState {
+            config: self.config.save(),
+            common: self.common.save(),
+            interrupts: self.interrupts.save(),
+            console: self.console.save(),
+        }
+    }
+
+    /// Restores a saved state into a new function.
+    pub(in super::super) fn restore(
+        &mut self,
+        state: &ConsoleFunctionState,
+    ) -> Result<(), StateError> {
+        self.config.restore(&state.config);
+        self.interrupts.restore(&state.interrupts, self.config.word(self.msix_control))?;
+        self.common.restore(&state.common, &self.interrupts)?;
+        self.console.restore(&state.console)
     }
 
     /// Reads from the configuration space.

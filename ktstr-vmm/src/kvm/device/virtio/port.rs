@@ -8,8 +8,9 @@ use vm_memory::GuestMemoryMmap;
 
 use super::super::board::Board;
 use super::control::ToDriver;
-use super::queue::{Broken, Chain, QUEUE_SIZE, Virtqueue};
+use super::queue::{Broken, Chain, ChainState, QUEUE_SIZE, Virtqueue};
 use crate::error::Error;
+use crate::kvm::codec::{StateError, fields};
 
 /// Bytes that may wait for the guest to read them.
 const MAX_UNREAD: usize = 64 << 20;
@@ -29,6 +30,18 @@ pub(super) struct Port {
     current: Option<Chain>,
 }
 
+/// The saved state of a [`Port`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PortState {
+    name: String,
+    is_open: bool,
+    to_driver: ToDriver,
+    unread: Vec<u8>,
+    current: Option<ChainState>,
+}
+
+fields!(PortState { name, is_open, to_driver, unread, current });
+
 impl Port {
     /// Creates a port that the driver does not have open.
     pub(super) fn new(name: String) -> Self {
@@ -39,6 +52,32 @@ impl Port {
             unread: VecDeque::new(),
             current: None,
         }
+    }
+
+    /// Returns the state to save.
+    pub(super) fn save(&self) -> PortState {
+        PortState {
+            name: self.name.clone(),
+            is_open: self.is_open,
+            to_driver: self.to_driver.clone(),
+            unread: self.unread.iter().copied().collect(),
+            current: self.current.as_ref().map(Chain::save),
+        }
+    }
+
+    /// Restores a saved state into a new port.
+    pub(super) fn restore(&mut self, state: &PortState) -> Result<(), StateError> {
+        if state.name != self.name {
+            return Err(StateError::Device { what: "name of a port" });
+        }
+        if state.unread.len() > MAX_UNREAD {
+            return Err(StateError::Device { what: "number of bytes for a port" });
+        }
+        self.is_open = state.is_open;
+        self.to_driver.clone_from(&state.to_driver);
+        self.unread = state.unread.clone().into();
+        self.current = state.current.as_ref().map(Chain::restore);
+        Ok(())
     }
 
     /// Returns to the initial state, except for the bytes that a driver has yet to receive.

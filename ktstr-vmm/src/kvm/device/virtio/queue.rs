@@ -8,10 +8,11 @@
 use std::collections::VecDeque;
 
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::pci::NO_VECTOR;
+use crate::kvm::codec::{StateError, fields};
 
 /// The number of descriptors of a queue. Linux's buffers are a page in a receive queue and up to
 /// 32 KiB in a transmit queue.
@@ -33,6 +34,36 @@ pub(super) struct Virtqueue {
     has_used: bool,
 }
 
+/// The saved state of a [`Virtqueue`]: its rings as the driver has set them up, and how far they were
+/// processed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VirtqueueState {
+    size: u16,
+    is_ready: bool,
+    event_idx: bool,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+    next_avail: u16,
+    next_used: u16,
+    /// See [`Virtqueue::vector`].
+    pub(super) vector: u16,
+    is_kicked: bool,
+}
+
+fields!(VirtqueueState {
+    size,
+    is_ready,
+    event_idx,
+    desc_table,
+    avail_ring,
+    used_ring,
+    next_avail,
+    next_used,
+    vector,
+    is_kicked,
+});
+
 impl Virtqueue {
     /// Creates a queue that is not enabled. The driver may choose a smaller size, a power of two.
     pub(super) fn new(max_size: u16) -> Self {
@@ -43,6 +74,47 @@ impl Virtqueue {
     /// Returns the queue to the state that [`Virtqueue::new`] creates.
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.ring.max_size());
+    }
+
+    /// Returns the state to save.
+    ///
+    /// Used buffers of which the driver has not been notified yet exist only while the device works,
+    /// and in a device that needs a reset, which notifies no driver any more.
+    pub(super) fn save(&self) -> VirtqueueState {
+        let ring = self.ring.state();
+        VirtqueueState {
+            size: ring.size,
+            is_ready: ring.ready,
+            event_idx: ring.event_idx_enabled,
+            desc_table: ring.desc_table,
+            avail_ring: ring.avail_ring,
+            used_ring: ring.used_ring,
+            next_avail: ring.next_avail,
+            next_used: ring.next_used,
+            vector: self.vector,
+            is_kicked: self.is_kicked,
+        }
+    }
+
+    /// Restores a saved state into a new queue. Rings that are not in memory are found when they are
+    /// accessed, as those of a driver.
+    pub(super) fn restore(&mut self, state: &VirtqueueState) -> Result<(), StateError> {
+        let ring = QueueState {
+            max_size: self.ring.max_size(),
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            event_idx_enabled: state.event_idx,
+            size: state.size,
+            ready: state.is_ready,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+        };
+        self.ring = Queue::try_from(ring)
+            .map_err(|_| StateError::Device { what: "rings of a virtqueue" })?;
+        self.vector = state.vector;
+        self.is_kicked = state.is_kicked;
+        Ok(())
     }
 
     /// Returns the rings: the driver can read their addresses and size.
@@ -115,11 +187,29 @@ pub(super) struct Chain {
     writable: VecDeque<Buffer>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Buffer {
     address: GuestAddress,
     len: usize,
 }
+
+/// The saved state of a [`Chain`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ChainState {
+    head: u16,
+    readable: Vec<BufferState>,
+    writable: Vec<BufferState>,
+}
+
+fields!(ChainState { head, readable, writable });
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct BufferState {
+    address: u64,
+    len: u32,
+}
+
+fields!(BufferState { address, len });
 
 impl Chain {
     /// Collects the descriptors of a chain, at most as many as its queue has.
@@ -149,6 +239,31 @@ impl Chain {
             }
         }
         Err(Broken)
+    }
+
+    /// Returns the state to save.
+    pub(super) fn save(&self) -> ChainState {
+        // No length was truncated: each is at most that of its descriptor.
+        let state =
+            |buffer: &Buffer| BufferState { address: buffer.address.0, len: buffer.len as u32 };
+        ChainState {
+            head: self.head,
+            readable: self.readable.iter().map(state).collect(),
+            writable: self.writable.iter().map(state).collect(),
+        }
+    }
+
+    /// Restores a saved state. Buffers that are not in memory are found when they are accessed.
+    pub(super) fn restore(state: &ChainState) -> Self {
+        let buffer = |state: &BufferState| Buffer {
+            address: GuestAddress(state.address),
+            len: state.len as usize,
+        };
+        Self {
+            head: state.head,
+            readable: state.readable.iter().map(buffer).collect(),
+            writable: state.writable.iter().map(buffer).collect(),
+        }
     }
 
     /// Returns whether all readable bytes were read.

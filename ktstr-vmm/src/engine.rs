@@ -90,13 +90,13 @@ pub trait Vm: fmt::Debug {
     ///
     /// The machine is paused meanwhile. Afterwards it runs if it ran before, whether or not it was
     /// saved. Its own memory is separate from the files. Bytes that were sent to a port and that the
-    /// guest has not read are not saved, nor is output that the caller has not yet read as events:
-    /// save a machine whose guest waits for a request.
+    /// guest has not read may not be saved, and output that the caller has not yet read as events is
+    /// not: save a machine whose guest waits for a request.
     ///
     /// # Errors
     ///
     /// After an error the files that this call created are deleted. [`Error::Unsupported`] if the
-    /// engine cannot save machines, or the machine was itself restored.
+    /// engine cannot save machines, or not those that were themselves restored (QEMU).
     fn save(&mut self, _dir: &Path) -> Result<(), Error> {
         Err(Error::Unsupported { operation: "be saved: its engine does not support it" })
     }

@@ -51,6 +51,18 @@ pub enum Error {
         /// Why it failed.
         reason: String,
     },
+    /// KVM does not accept the saved value of a register.
+    #[error(
+        "cannot set MSR {index:#x} of vCPU {cpu} to {value:#x}, its saved value: KVM refuses it"
+    )]
+    Msr {
+        /// The number of the vCPU.
+        cpu: usize,
+        /// The address of the register.
+        index: u32,
+        /// The saved value.
+        value: u64,
+    },
 }
 
 impl Error {

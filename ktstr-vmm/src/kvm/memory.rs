@@ -2,18 +2,22 @@
 
 use std::ffi::c_void;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::ptr;
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
     GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
-use super::layout::{HOLE, HOLE_END, LARGE_PAGE};
+use super::layout::{HOLE, HOLE_END, LARGE_PAGE, PAGE};
 use crate::kvm_error::Error;
+
+/// Bytes that are copied out of guest memory at once to save it.
+const SAVE_CHUNK: usize = 256 << 10;
 
 /// A range of memory of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +136,69 @@ impl Memory {
         let mmap = GuestMemoryMmap::from_regions(regions.collect::<Result<_, _>>()?)
             .map_err(|error| failed(error.to_string()))?;
         Ok(Self { mmap, _reservations: reservations })
+    }
+
+    /// Creates memory with the content of a file that [`Memory::save`] has written. It belongs to this
+    /// machine only: what a guest writes does not change the file.
+    ///
+    /// The file must not be truncated while the memory exists: an access to a page that the file no
+    /// longer has ends this process with SIGBUS. Its length must be [`Memory::file_len`].
+    pub(super) fn map(ranges: &[MemoryNode], file: &File) -> Result<Self, Error> {
+        let this = Self::new(ranges)?;
+        let failed = |errno: Errno| Error::Memory { operation: "map", reason: errno.to_string() };
+        let mut offset = 0;
+        for (_, hva, size) in this.regions() {
+            let (start, len) = (hva as *mut c_void, size as usize);
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+            // SAFETY: it replaces a part of a reservation of `this`, which nothing else has a pointer
+            // into yet, by another private mapping of the same range.
+            unsafe { mmap(start, len, prot, flags, file, offset) }.map_err(failed)?;
+            // As for a reservation.
+            // SAFETY: the range is the mapping of the call above; no child touches it.
+            unsafe { madvise(start, len, Advice::LinuxDontFork) }.map_err(failed)?;
+            offset += size;
+        }
+        Ok(this)
+    }
+
+    /// Returns the length of a file with the content of `ranges`.
+    pub(super) fn file_len(ranges: &[MemoryNode]) -> u64 {
+        ranges.iter().map(|range| range.size).sum()
+    }
+
+    /// Writes the content to an empty file, one region after the other. Pages of zeros become holes.
+    /// Returns the number of bytes that are not in holes.
+    ///
+    /// No vCPU may run meanwhile.
+    pub(super) fn save(&self, file: &File) -> io::Result<u64> {
+        static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+        file.set_len(self.regions().map(|(_, _, size)| size).sum())?;
+        let mut chunk = vec![0; SAVE_CHUNK];
+        let (mut offset, mut written) = (0, 0);
+        for (base, _, size) in self.regions() {
+            for at in (0..size).step_by(SAVE_CHUNK) {
+                let len = SAVE_CHUNK.min((size - at) as usize);
+                let bytes = &mut chunk[..len];
+                self.mmap
+                    .read_slice(bytes, GuestAddress(base + at))
+                    .map_err(|error| io::Error::other(error.to_string()))?;
+                // Runs of pages with content, each of which is one write.
+                let mut start = 0;
+                let is_zero = |page: &[u8]| page == &ZEROS[..page.len()];
+                let pages = bytes.chunks(PAGE as usize);
+                for run in pages.collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+                    let len: usize = run.iter().map(|page| page.len()).sum();
+                    if !is_zero(run[0]) {
+                        file.write_all_at(&bytes[start..start + len], offset + at + start as u64)?;
+                        written += len as u64;
+                    }
+                    start += len;
+                }
+            }
+            offset += size;
+        }
+        Ok(written)
     }
 
     /// Returns the memory as devices access it.
@@ -267,6 +334,51 @@ mod tests {
         }
         memory.load(&file, 8, 0, bytes.len() as u64).unwrap_err();
         memory.load(&file, 0, MIB - 8, 9).unwrap_err();
+    }
+
+    #[test]
+    fn map_restores_what_save_wrote_and_keeps_the_file() {
+        use std::os::unix::fs::MetadataExt;
+        // A region below the hole and one above it.
+        let ranges = place([3072 * MIB, 3 * MIB].into_iter());
+        let memory = Memory::new(&ranges).unwrap();
+        let contents = [
+            (0, b"first".as_slice()),
+            (5 * PAGE - 2, b"over a page boundary"),
+            (SAVE_CHUNK as u64 - 1, b"over a chunk boundary"),
+            (HOLE - 4, b"last"),
+            (HOLE_END, b"high"),
+            (HOLE_END + 3 * MIB - 3, b"end"),
+        ];
+        contents.iter().for_each(|(gpa, bytes)| memory.write(*gpa, bytes).unwrap());
+        let file = tempfile::tempfile().unwrap();
+        let written = memory.save(&file).unwrap();
+        assert_eq!(written, 8 * PAGE, "pages of zeros are not written");
+        let metadata = file.metadata().unwrap();
+        assert_eq!(metadata.len(), Memory::file_len(&ranges));
+        assert!(metadata.blocks() * 512 < MIB, "{} blocks", metadata.blocks());
+        drop(memory);
+
+        let check = |memory: &Memory| {
+            for (gpa, want) in contents {
+                let mut bytes = vec![0; want.len()];
+                memory.read(gpa, &mut bytes).unwrap();
+                assert_eq!(bytes, want, "{gpa:#x}");
+            }
+            assert_eq!(memory.get::<u64>(MIB).unwrap(), 0);
+        };
+        let (one, other) = (Memory::map(&ranges, &file), Memory::map(&ranges, &file));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        check(&one);
+        one.write(0, b"FIRST").unwrap();
+        one.write(MIB, &[1; 8]).unwrap();
+        assert_eq!(one.get::<u64>(MIB).unwrap(), 0x0101_0101_0101_0101);
+        check(&other);
+        drop((one, other));
+        check(&Memory::map(&ranges, &file).unwrap());
+        for (gpa, hva, _) in Memory::map(&ranges, &file).unwrap().regions() {
+            assert_eq!((gpa % LARGE_PAGE, hva % LARGE_PAGE), (0, 0));
+        }
     }
 
     #[test]

@@ -21,9 +21,12 @@ mod memory;
 mod pio;
 mod seccomp;
 mod signal;
+mod state;
 mod tsc;
 mod vcpu;
 mod vm;
+
+use std::path::Path;
 
 use ktstr_core::machine::Timing;
 
@@ -74,5 +77,9 @@ impl Engine for Kvm {
 
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, crate::error::Error> {
         Ok(Box::new(vm::KvmVm::boot(&self.kvm, config)?))
+    }
+
+    fn restore(&self, config: &VmConfig, dir: &Path) -> Result<Box<dyn Vm>, crate::error::Error> {
+        Ok(Box::new(vm::KvmVm::restore(&self.kvm, config, dir)?))
     }
 }

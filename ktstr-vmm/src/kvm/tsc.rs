@@ -12,6 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 
+use super::codec::fields;
 use crate::tsc;
 
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` and `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`
@@ -49,6 +50,11 @@ impl Moment {
         Ok(best.expect("it was read more than once").1)
     }
 
+    /// Returns the state to save, with this rate of the counters.
+    pub(super) fn save(&self, tsc_khz: u32) -> TimeState {
+        TimeState { clock_ns: self.clock_ns, tsc: self.tsc, tsc_khz }
+    }
+
     /// Returns the value that makes the guest's clock continue from this moment.
     pub(super) fn clock(&self) -> kvm_clock_data {
         kvm_clock_data { clock: self.clock_ns, ..kvm_clock_data::default() }
@@ -63,16 +69,58 @@ impl Moment {
     }
 }
 
+/// A saved [`Moment`], and the rate of the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TimeState {
+    clock_ns: u64,
+    tsc: u64,
+    pub(super) tsc_khz: u32,
+}
+
+fields!(TimeState { clock_ns, tsc, tsc_khz });
+
+impl TimeState {
+    /// Returns the saved moment.
+    pub(super) fn moment(&self) -> Moment {
+        Moment { clock_ns: self.clock_ns, tsc: self.tsc }
+    }
+}
+
+#[cfg(test)]
+impl TimeState {
+    /// Returns a state in which every field has a value of its own.
+    pub(super) fn sample() -> Self {
+        Self { clock_ns: 5_000_000_000, tsc: 100, tsc_khz: 2_000_000 }
+    }
+}
+
+/// Returns the offset of a vCPU's counter from the host's.
+///
+/// # Errors
+///
+/// `ENXIO` on Linux before 5.16.
+pub(super) fn offset(vcpu: &impl AsRawFd) -> io::Result<u64> {
+    let mut offset = 0_u64;
+    access(vcpu, KVM_GET_DEVICE_ATTR, &mut offset)?;
+    Ok(offset)
+}
+
+/// Sets the offset of a vCPU's counter from the host's.
+///
+/// # Errors
+///
+/// `ENXIO` on Linux before 5.16.
+pub(super) fn set_offset(vcpu: &impl AsRawFd, mut offset: u64) -> io::Result<()> {
+    access(vcpu, KVM_SET_DEVICE_ATTR, &mut offset)
+}
+
 /// Sets the counter of a vCPU back by `count`.
 ///
 /// # Errors
 ///
 /// `ENXIO` on Linux before 5.16: the counter then runs on.
 pub(super) fn set_back(vcpu: &impl AsRawFd, count: u64) -> io::Result<()> {
-    let mut offset = 0_u64;
-    access(vcpu, KVM_GET_DEVICE_ATTR, &mut offset)?;
-    offset = offset.wrapping_sub(count);
-    access(vcpu, KVM_SET_DEVICE_ATTR, &mut offset)
+    set_offset(vcpu, offset(vcpu)?.wrapping_sub(count))
 }
 
 fn access(vcpu: &impl AsRawFd, ioctl: libc::Ioctl, offset: &mut u64) -> io::Result<()> {

@@ -107,7 +107,7 @@ pub(super) fn run(machine: &KvmMachine, index: usize, filter: &BpfProgram) -> Re
         .map_err(|error| failed("set the signal mask of", error.to_string()))?;
     // From here on the thread cannot open, log or allocate descriptors: see `seccomp`.
     seccomp::confine(filter).map_err(|error| failed("confine", error.to_string()))?;
-    Vcpu { index, fd, machine }.run_guest();
+    Vcpu { index, fd, machine, is_unfinished: false }.run_guest();
     Ok(())
 }
 
@@ -117,6 +117,20 @@ struct Vcpu<'a> {
     index: usize,
     fd: &'a mut VcpuFd,
     machine: &'a KvmMachine,
+    /// The last exit was for an access that KVM finishes in the next `KVM_RUN`: until then the
+    /// registers are those before it.
+    is_unfinished: bool,
+}
+
+/// How a `KVM_RUN` ended.
+#[derive(Debug)]
+enum RunEnd {
+    /// An exit, which was handled.
+    Handled,
+    /// A kick: the owner has a new command, or made room for output.
+    Kicked,
+    /// The guest has ended, or cannot continue.
+    Ended(ExitReason),
 }
 
 impl Vcpu<'_> {
@@ -132,46 +146,73 @@ impl Vcpu<'_> {
                 is_running = self.follow_command();
                 continue;
             }
-            let end = match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, _)) => self.write_port(port),
-                Ok(VcpuExit::IoIn(port, _)) => {
-                    for data in pio::accesses(self.fd) {
-                        machine.devices.pio_read(port, data);
-                    }
-                    None
+            match self.run_once() {
+                RunEnd::Handled => {}
+                RunEnd::Kicked => is_running = self.follow_command(),
+                RunEnd::Ended(reason) => {
+                    self.end(reason);
+                    return;
                 }
-                Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                    machine.devices.mmio_write(gpa, data, machine);
-                    None
-                }
-                Ok(VcpuExit::MmioRead(gpa, data)) => {
-                    machine.devices.mmio_read(gpa, data);
-                    None
-                }
-                // A triple fault: the last method by which a kernel resets the machine.
-                Ok(VcpuExit::Shutdown) => Some(ExitReason::Reset),
-                Ok(exit) => {
-                    let exit = format!("KVM cannot continue vCPU {}: {exit:?}", self.index);
-                    Some(died(exit, self.details()))
-                }
-                Err(error) => match io::Error::from_raw_os_error(error.errno()).kind() {
-                    // A kick: the owner has a new command, or made room for output.
-                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
-                        is_running = self.follow_command();
-                        None
-                    }
-                    _ => {
-                        let status = format!("KVM_RUN of vCPU {} failed: {error}", self.index);
-                        Some(died(status, self.details()))
-                    }
-                },
-            };
-            if let Some(reason) = end {
-                machine.hub.end(reason);
-                self.flush_output();
-                return;
             }
         }
+    }
+
+    fn end(&self, reason: ExitReason) {
+        self.machine.hub.end(reason);
+        self.flush_output();
+    }
+
+    /// Runs the guest until its next exit, and handles that.
+    fn run_once(&mut self) -> RunEnd {
+        let machine = self.machine;
+        let exit = self.fd.run();
+        self.is_unfinished = exit.is_ok();
+        let end = match exit {
+            Ok(VcpuExit::IoOut(port, _)) => self.write_port(port),
+            Ok(VcpuExit::IoIn(port, _)) => {
+                for data in pio::accesses(self.fd) {
+                    machine.devices.pio_read(port, data);
+                }
+                None
+            }
+            Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                machine.devices.mmio_write(gpa, data, machine);
+                None
+            }
+            Ok(VcpuExit::MmioRead(gpa, data)) => {
+                machine.devices.mmio_read(gpa, data);
+                None
+            }
+            // A triple fault: the last method by which a kernel resets the machine.
+            Ok(VcpuExit::Shutdown) => Some(ExitReason::Reset),
+            Ok(exit) => {
+                let exit = format!("KVM cannot continue vCPU {}: {exit:?}", self.index);
+                Some(died(exit, self.details()))
+            }
+            Err(error) => match io::Error::from_raw_os_error(error.errno()).kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => return RunEnd::Kicked,
+                _ => {
+                    let status = format!("KVM_RUN of vCPU {} failed: {error}", self.index);
+                    Some(died(status, self.details()))
+                }
+            },
+        };
+        end.map_or(RunEnd::Handled, RunEnd::Ended)
+    }
+
+    /// Finishes the access of the last exit, without running the guest: a `KVM_RUN` with
+    /// `immediate_exit` does that first. A string instruction can have up to a thousand more accesses
+    /// before KVM looks at `immediate_exit`.
+    ///
+    /// Source: Linux 6.12, Documentation/virt/kvm/api.rst, 5 (`immediate_exit`, `KVM_EXIT_IO`).
+    fn finish_access(&mut self) -> RunEnd {
+        self.fd.set_kvm_immediate_exit(1);
+        let mut end = RunEnd::Handled;
+        while self.is_unfinished && matches!(end, RunEnd::Handled) {
+            end = self.run_once();
+        }
+        self.fd.set_kvm_immediate_exit(0);
+        end
     }
 
     fn write_port(&mut self, port: u16) -> Option<ExitReason> {
@@ -193,6 +234,10 @@ impl Vcpu<'_> {
                 VcpuCommand::Run => break,
                 VcpuCommand::Finish | VcpuCommand::Stop => return false,
                 VcpuCommand::Pause => {
+                    if let RunEnd::Ended(reason) = self.finish_access() {
+                        self.end(reason);
+                        return false;
+                    }
                     let registers = self.registers();
                     self.machine.hub.park(self.index, registers);
                     // Lets the guest's watchdogs ignore the pause. It fails for a guest that has

@@ -1,6 +1,9 @@
 //! A machine that KVM runs, as its owner controls it.
 
+mod saved;
+
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -16,6 +19,7 @@ use super::hub::{Hub, HubEvent, VcpuCommand};
 use super::initial_memory::InitialMemory;
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::Memory;
+use super::state::TSC;
 use super::tsc::{self, Moment};
 use super::vcpu::{self, KvmMachine};
 use super::{seccomp, signal};
@@ -48,7 +52,9 @@ const CAPABILITIES: [(Cap, &str, &str); 5] = [
 pub(super) struct KvmVm {
     machine: Arc<KvmMachine>,
     threads: Vec<JoinHandle<Result<(), KvmError>>>,
-    ports: usize,
+    config: VmConfig,
+    /// The MSRs that KVM can save.
+    msrs: Vec<u32>,
     /// Descriptors of the vCPUs. The `VcpuFd`s are locked by their threads.
     vcpus: Vec<RawFd>,
     /// The rate of the vCPUs' time-stamp counters, in kHz.
@@ -61,11 +67,7 @@ pub(super) struct KvmVm {
 impl KvmVm {
     /// Creates a machine and starts its vCPUs.
     pub(super) fn boot(kvm: &Kvm, config: &VmConfig) -> Result<Self, Error> {
-        for (cap, capability, needed_for) in CAPABILITIES {
-            if !kvm.check_extension(cap) {
-                return Err(KvmError::Capability { capability, needed_for }.into());
-            }
-        }
+        check_capabilities(kvm)?;
         let InitialMemory { cpus, memory, entry } =
             InitialMemory::new(config, &format!("{CMDLINE} {}", config.cmdline))?;
         tracing::debug!(kernel = %config.kernel.display(), entry = format!("{entry:#x}"), "loaded");
@@ -73,7 +75,21 @@ impl KvmVm {
         tracing::debug!(memory_mib = config.memory_mib, "created the VM");
         let vcpus = create_vcpus(kvm, &vm, &cpus, entry)?;
         tracing::debug!(count = vcpus.len(), "created the vCPUs");
+        Self::start(kvm, config, vm, vcpus, memory, Devices::new(&config.ports))
+    }
+
+    /// Starts the vCPUs of a machine in the state that they have.
+    fn start(
+        kvm: &Kvm,
+        config: &VmConfig,
+        vm: VmFd,
+        vcpus: Vec<VcpuFd>,
+        memory: Memory,
+        devices: Devices,
+    ) -> Result<Self, Error> {
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(KvmError::ioctl("KVM_GET_TSC_KHZ"))?;
+        let msrs = kvm.get_msr_index_list().map_err(KvmError::ioctl("KVM_GET_MSR_INDEX_LIST"))?;
+        let msrs = msrs.as_slice().iter().copied().filter(|msr| *msr != TSC).collect();
         let descriptors = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
         let machine = Arc::new(KvmMachine {
             hub: Hub::new(vcpus.len()),
@@ -81,23 +97,24 @@ impl KvmVm {
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             vm,
             memory,
-            devices: Devices::new(&config.ports),
+            devices,
         });
         let mut this = Self {
             machine,
             threads: Vec::new(),
-            ports: config.ports.len(),
+            config: config.clone(),
+            msrs,
             vcpus: descriptors,
             tsc_khz,
             paused: None,
             exited: None,
         };
-        this.start()?;
+        this.start_threads()?;
         Ok(this)
     }
 
     /// Starts a thread for each vCPU, waits until all are ready, and runs the guest.
-    fn start(&mut self) -> Result<(), Error> {
+    fn start_threads(&mut self) -> Result<(), Error> {
         let thread_error =
             |operation, cpu| move |reason: String| KvmError::Thread { operation, cpu, reason };
         let filter =
@@ -167,6 +184,16 @@ impl KvmVm {
         tracing::debug!("all vCPU threads have ended");
         failed
     }
+}
+
+/// Fails if KVM lacks a capability that this engine requires.
+fn check_capabilities(kvm: &Kvm) -> Result<(), KvmError> {
+    for (cap, capability, needed_for) in CAPABILITIES {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Capability { capability, needed_for });
+        }
+    }
+    Ok(())
 }
 
 /// Creates a VM with the memory and the interrupt controllers of the machine.
@@ -248,7 +275,7 @@ impl Vm for KvmVm {
     }
 
     fn send(&mut self, port: usize, bytes: &[u8]) -> Result<(), Error> {
-        if port >= self.ports {
+        if port >= self.config.ports.len() {
             return Err(Error::NoPort(port));
         }
         let first = self.threads.first().ok_or(Error::Gone { operation: "send" })?;
@@ -305,6 +332,18 @@ impl Vm for KvmVm {
         }
         let tids = self.machine.tids.iter().map(|tid| tid.load(Ordering::Acquire));
         tids.map(schedstat::run_delay).collect()
+    }
+
+    fn save(&mut self, dir: &Path) -> Result<(), Error> {
+        let was_running = self.paused.is_none();
+        self.pause()?;
+        // A guest that has ended is not paused.
+        let Some(paused) = self.paused.filter(|_| !self.machine.hub.has_ended()) else {
+            return Err(Error::Gone { operation: "save" });
+        };
+        let saved = self.save_paused(&paused, dir);
+        let resumed = if was_running { self.resume() } else { Ok(()) };
+        saved.and(resumed)
     }
 
     fn stop(&mut self) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! Devices whose state is saved, and restored beside the same memory.
+//! Devices whose state is saved and restored; the memory stays.
 
 use ktstr_vmm::kvm::{Devices, DevicesState, StateError};
 

@@ -71,8 +71,7 @@ impl Guest {
         let (kernel, initramfs) = (dir.path().join("kernel"), dir.path().join("initramfs"));
         fs::write(&kernel, self.elf()).unwrap();
         fs::write(&initramfs, "").unwrap();
-        static KVM: LazyLock<Kvm> = LazyLock::new(|| Kvm::open().unwrap());
-        let kvm = &*KVM;
+        let kvm = engine();
         let resources = Resources::now();
         let config = VmConfig {
             kernel,
@@ -84,14 +83,21 @@ impl Guest {
             ports: vec!["a".to_owned(), "b".to_owned()],
         };
         let vm = Some(kvm.boot(&config).unwrap());
-        Machine { vm, resources, _dir: dir, _alone: alone }
+        Machine { vm, config, resources, _dir: dir, _alone: alone }
     }
+}
+
+/// Returns the engine of all machines.
+pub(crate) fn engine() -> &'static Kvm {
+    static KVM: LazyLock<Kvm> = LazyLock::new(|| Kvm::open().unwrap());
+    &KVM
 }
 
 /// A machine that must leave no resources behind when it is dropped, whatever its guest did.
 #[derive(Debug)]
 pub(crate) struct Machine {
     vm: Option<Box<dyn Vm>>,
+    pub(crate) config: VmConfig,
     resources: Resources,
     _dir: TempDir,
     _alone: MutexGuard<'static, ()>,

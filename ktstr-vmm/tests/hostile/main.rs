@@ -12,4 +12,5 @@ mod machine;
 mod ports;
 mod queues;
 mod registers;
+mod saved;
 mod virtio;

@@ -1,0 +1,213 @@
+//! Machines that are saved at any instruction, and copies of them.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ktstr_vmm::{Engine, Error, Event, Vm};
+
+use crate::cpus::{COUNT, take_interrupts, with_handler};
+use crate::machine::{Guest, Machine, SOON, engine};
+
+/// The address of the first CPU's time-stamp counter.
+const TSC: u32 = 0x20_1000;
+/// The address at which the second CPU counts.
+const OTHER: u32 = 0x6000;
+
+/// A guest that writes ascending bytes to the console and its counter to memory, and counts on its
+/// second CPU.
+fn counting() -> Guest {
+    let mut guest = Guest::new(|code| {
+        // inc dword [OTHER]; jmp back
+        code.start_others(&[0x66, 0xff, 0x06, 0x00, 0x60, 0xeb, 0xf9]);
+        // xor ebx, ebx
+        code.raw(&[0x31, 0xdb]).forever(|code| {
+            // mov eax, ebx; out dx, al; inc ebx
+            code.edx(0x3f8).raw(&[0x89, 0xd8, 0xee, 0xff, 0xc3]);
+            // rdtsc; shl rdx, 32; or rax, rdx; mov [rdi], rax
+            code.edi(TSC).raw(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
+            code.raw(&[0x48, 0x89, 0x07])
+        })
+    });
+    guest.others = 1;
+    guest
+}
+
+fn restore(machine: &Machine, dir: &Path) -> Result<Box<dyn Vm>, Error> {
+    engine().restore(&machine.config, dir)
+}
+
+/// Pauses the machine and returns the last byte that it wrote to the console.
+fn last_byte(vm: &mut dyn Vm) -> u8 {
+    loop {
+        vm.pause().unwrap();
+        let mut last = None;
+        // Output is handed over at most this late.
+        let deadline = Instant::now() + Duration::from_millis(100);
+        loop {
+            match vm.next_event(deadline).unwrap() {
+                Event::Console(bytes) => last = bytes.last().copied(),
+                Event::Deadline => break,
+                event => panic!("{event:?}"),
+            }
+        }
+        if let Some(last) = last {
+            return last;
+        }
+        // All of its output was read before.
+        vm.resume().unwrap();
+    }
+}
+
+/// Returns the next console output.
+fn console(vm: &mut dyn Vm) -> Vec<u8> {
+    match vm.next_event(Instant::now() + SOON).unwrap() {
+        Event::Console(bytes) => bytes,
+        event => panic!("{event:?}"),
+    }
+}
+
+fn is_ascending(bytes: &[u8]) -> bool {
+    bytes.windows(2).all(|pair| pair[0].wrapping_add(1) == pair[1])
+}
+
+fn read32(vm: &mut dyn Vm, at: u32) -> u32 {
+    let mut bytes = [0; 4];
+    vm.read_memory(at.into(), &mut bytes).unwrap();
+    u32::from_le_bytes(bytes)
+}
+
+fn read64(vm: &mut dyn Vm, at: u32) -> u64 {
+    u64::from(read32(vm, at + 4)) << 32 | u64::from(read32(vm, at))
+}
+
+/// Waits until a count at `at` exceeds `count`.
+fn wait_count(vm: &mut dyn Vm, at: u32, count: u32) {
+    let deadline = Instant::now() + SOON;
+    while read32(vm, at) <= count {
+        assert!(Instant::now() < deadline, "nothing was counted at {at:#x} after {count}");
+        vm.next_event(Instant::now() + Duration::from_millis(50)).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
+fn restored_machines_continue_at_the_next_instruction() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = counting().boot();
+    machine.watch_count(OTHER);
+    let last = last_byte(machine.vm());
+    let (tsc, other) = (read64(machine.vm(), TSC), read32(machine.vm(), OTHER));
+    let registers = machine.vm().registers(0).unwrap();
+    machine.vm().save(dir.path()).unwrap();
+    assert_eq!(machine.vm().registers(0).unwrap(), registers, "it is still paused");
+    // It goes on for a while, and nothing of that reaches its copies.
+    machine.vm().resume().unwrap();
+    assert_eq!(console(machine.vm())[0], last.wrapping_add(1));
+    machine.watch(Duration::from_secs(2));
+    machine.vm().pause().unwrap();
+    let later = read64(machine.vm(), TSC);
+
+    for _ in 0..2 {
+        let mut copy = restore(&machine, dir.path()).unwrap();
+        let vm = &mut *copy;
+        let output = console(vm);
+        assert_eq!(output[0], last.wrapping_add(1), "no access is lost or repeated");
+        assert!(is_ascending(&output));
+        wait_count(vm, OTHER, other);
+        vm.pause().unwrap();
+        // The counter goes on from the pause, not from now.
+        let counted = read64(vm, TSC);
+        assert!(tsc < counted && counted < later, "{tsc} {counted} {later}");
+        let last = last_byte(vm);
+        // A copy is a machine like others, which can be saved in turn.
+        let again = tempfile::tempdir().unwrap();
+        vm.save(again.path()).unwrap();
+        let mut second = restore(&machine, again.path()).unwrap();
+        for vm in [&mut *second, vm] {
+            vm.resume().unwrap();
+            assert_eq!(console(vm)[0], last.wrapping_add(1));
+            vm.stop().unwrap();
+        }
+    }
+    assert_eq!(read64(machine.vm(), TSC), later, "the memory of copies is their own");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
+fn restored_timers_and_interrupts_continue() {
+    let guest = Guest::new(|code| {
+        take_interrupts(code);
+        for (register, value) in [(0x3e0, 0xb), (0x320, 0x2_0040), (0x380, 100_000)] {
+            code.store32(0xfee0_0000 + register, value);
+        }
+        // sti; hlt
+        code.forever(|code| code.raw(&[0xfb, 0xf4]))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = with_handler(guest).boot();
+    machine.watch_count(COUNT);
+    machine.vm().save(dir.path()).unwrap();
+    // It runs, as before it was saved.
+    let count = machine.read32(COUNT);
+    wait_count(machine.vm(), COUNT, count);
+    let mut copy = restore(&machine, dir.path()).unwrap();
+    let count = read32(&mut *copy, COUNT);
+    wait_count(&mut *copy, COUNT, count + 10);
+}
+
+/// Changes a file.
+type Damage<'a> = &'a dyn Fn(&Path);
+
+#[test]
+#[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
+fn restore_refuses_files_that_were_changed() {
+    let mut machine = Guest::new(|code| code.spin()).boot();
+    let write = |path: &Path| {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        let before = file.metadata().unwrap().modified().unwrap();
+        // Until the time stamp changes, which has the resolution of the kernel's tick.
+        while file.metadata().unwrap().modified().unwrap() == before {
+            file.write_all_at(b"?", 100).unwrap();
+        }
+    };
+    let truncate = |path: &Path| {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    };
+    let delete = |path: &Path| fs::remove_file(path).unwrap();
+    let damages: [(&str, Damage<'_>, &str); 6] = [
+        ("state", &write, "is damaged: its checksum"),
+        ("state", &truncate, "bytes (expected: "),
+        ("state", &delete, "is missing"),
+        ("memory", &write, "was changed after it was saved"),
+        ("memory", &truncate, "bytes (expected: 67108864)"),
+        ("memory", &delete, "is missing"),
+    ];
+    for (name, damage, want) in damages {
+        let dir = tempfile::tempdir().unwrap();
+        machine.vm().save(dir.path()).unwrap();
+        let path = dir.path().join(name);
+        damage(&path);
+        let error = restore(&machine, dir.path()).unwrap_err();
+        assert!(matches!(&error, Error::Damaged { path: at, .. } if *at == path), "{error:?}");
+        assert!(error.to_string().contains(want), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    machine.vm().save(dir.path()).unwrap();
+    let mut other = machine.config.clone();
+    other.ports.pop();
+    let error = engine().restore(&other, dir.path()).unwrap_err();
+    assert!(matches!(error, Error::OtherMachine { .. }), "{error:?}");
+    restore(&machine, dir.path()).unwrap().stop().unwrap();
+
+    // A save that fails leaves no files of its own, and the machine runs on.
+    let error = machine.vm().save(dir.path()).unwrap_err();
+    assert!(matches!(error, Error::File { operation: "create", .. }), "{error:?}");
+    restore(&machine, dir.path()).unwrap().stop().unwrap();
+    fs::remove_file(dir.path().join("memory")).unwrap();
+    machine.vm().save(dir.path()).unwrap_err();
+    assert!(!dir.path().join("memory").exists());
+    machine.check_controllable();
+}

@@ -63,6 +63,7 @@
 #[cfg(test)]
 extern crate self as ktstr;
 
+mod gate;
 mod libtest;
 mod notice;
 pub mod prelude;

@@ -40,7 +40,12 @@ fn ensure_only_reading_works(cache: &Cache) -> Result<()> {
 #[ignore = "only for the test below"]
 fn reads_the_cache_of_root() -> Result<()> {
     ensure!(!rustix::process::geteuid().is_root(), "this is root");
-    ensure_only_reading_works(&Cache::at(std::env::var_os(CACHE).context("no cache")?))
+    let cache = Cache::at(std::env::var_os(CACHE).context("no cache")?);
+    ensure_only_reading_works(&cache)?;
+    // Whoever could open the lock could also hold it for ever.
+    let opened = fs::File::open(cache.entry("locks/kernel,6.12"));
+    ensure!(opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied));
+    Ok(())
 }
 
 #[ktstr_test(cores = 1)]
@@ -52,6 +57,22 @@ fn cache_of_root_serves_another_user(_: &Ctx) -> Result<AssertResult> {
         .uid(65534)
         .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1)]
+fn cache_of_another_user_does_not_serve_root(_: &Ctx) -> Result<AssertResult> {
+    let cache = fill(Path::new("/tmp/cache"))?;
+    for path in [cache.root().to_owned(), cache.entry("kernel"), cache.entry("kernel/6.12")] {
+        std::os::unix::fs::chown(&path, Some(65534), None)?;
+        let used = cache.build_once("kernel/6.12", |_| bail!("it was built again"));
+        let error = format!("{:#}", used.err().context("files of another user were used")?);
+        for part in ["belongs to user 65534", "set KTSTR_CACHE_DIR"] {
+            ensure!(error.contains(part), "{part:?} is missing in: {error}");
+        }
+        std::os::unix::fs::chown(&path, Some(0), None)?;
+    }
+    cache.build_once("kernel/6.12", |_| bail!("it was built again"))?;
     Ok(AssertResult::pass())
 }
 

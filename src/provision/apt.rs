@@ -56,7 +56,7 @@ impl Suite {
         let asked_at = SystemTime::now();
         let lock = cache.lock(&name)?;
         let mirror = mirror::of_machine();
-        let dir = cache.entry(&name);
+        let dir = cache.create_dir(Path::new(&name))?;
         let mut lists = Self { dir, mirror, is_fresh: false, _lock: lock };
         lists.fail_like_others(asked_at)?;
         lists.configure(suite)?;
@@ -181,6 +181,7 @@ impl Suite {
         for dir in ["lists/partial", "archives/partial", "debs", "log"] {
             fs::create_dir_all(self.dir.join(dir))?;
         }
+        cache::restrict(&self.dir)?;
         fs::write(self.dir.join("status"), "")?;
         fs::write(sources_path, sources)?;
         let acquire = run(Command::new("apt-config").arg("dump"))?;

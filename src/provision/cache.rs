@@ -4,18 +4,27 @@
 //! a private directory under `tmp/` and renamed. A reader therefore needs no lock, and a killed builder leaves only
 //! its private directory. Builders of one entry exclude each other by a lock on a file under `locks/`, which the
 //! kernel releases when the holder dies.
+//!
+//! Programs of the cache are executed, so another user must not be able to change it: see [`gate`]. A cache that
+//! several users share belongs to root; the others only read it, and need no lock.
 
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, StatVfsMountFlags, accessat};
 
+use crate::gate::{self, IfMissing};
 use crate::notice::notice;
+
+/// How long to wait for the holder of a lock. Fetching a kernel by a slow network takes some minutes.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// The cache directory. It is created by the first write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +36,8 @@ pub struct Cache {
 #[derive(Debug)]
 #[must_use]
 pub struct Lock {
-    _file: File,
+    /// `None` in a cache that this process cannot change.
+    _file: Option<File>,
 }
 
 impl Cache {
@@ -72,6 +82,7 @@ impl Cache {
     ) -> Result<PathBuf> {
         let flat = flat(name)?;
         let entry = self.entry(name);
+        self.check(name)?;
         if exists(&entry) {
             return Ok(entry);
         }
@@ -82,6 +93,33 @@ impl Cache {
                 .with_context(|| format!("failed to build `{}`", entry.display()))?;
         }
         Ok(entry)
+    }
+
+    /// Fails if another user of the machine could change the entry `name`, or create it.
+    ///
+    /// # Errors
+    ///
+    /// Names the file or directory, and what to do.
+    pub(super) fn check(&self, name: &str) -> Result<()> {
+        self.pass_gate(Path::new(name), IfMissing::Stop)
+    }
+
+    /// Creates the directory `name`, and those above it, for this user only to change.
+    pub(super) fn create_dir(&self, name: &Path) -> Result<PathBuf> {
+        self.pass_gate(name, IfMissing::Create)?;
+        Ok(self.root.join(name))
+    }
+
+    fn pass_gate(&self, name: &Path, if_missing: IfMissing) -> Result<()> {
+        let root = std::path::absolute(&self.root)?;
+        gate::check(&root, if_missing)
+            .and_then(|()| gate::check_below(&root, name, gate::Trusted::own(), if_missing))
+            .with_context(|| {
+                format!(
+                    "cannot use the cache `{}`: set KTSTR_CACHE_DIR to a directory that only you can change",
+                    self.root.display()
+                )
+            })
     }
 
     /// Fails if this process cannot add entries: the cache belongs to another user, or its file system is mounted
@@ -129,40 +167,60 @@ impl Cache {
     }
 
     /// Takes the lock `name`. Prints a message before waiting for its holder.
+    ///
+    /// In a cache that this process cannot change, there is nothing to lock.
+    ///
+    /// # Errors
+    ///
+    /// If the lock cannot be opened, or the holder keeps it for half an hour.
     pub fn lock(&self, name: &str) -> Result<Lock> {
-        let path = self.entry("locks").join(flat(name)?);
-        let mut file = self.open_lock(&path).with_context(|| {
+        self.lock_within(name, LOCK_TIMEOUT)
+    }
+
+    fn lock_within(&self, name: &str, timeout: Duration) -> Result<Lock> {
+        let flat = flat(name)?;
+        self.check("locks")?;
+        if self.check_writable().is_err() {
+            return Ok(Lock { _file: None });
+        }
+        let path = self.create_dir(Path::new("locks"))?.join(flat);
+        let file = open_lock(&path).with_context(|| {
             format!(
-                "failed to open the lock `{}`; set KTSTR_CACHE_DIR to use another directory",
+                "failed to open the lock `{}`; remove it, or set KTSTR_CACHE_DIR to use another directory",
                 path.display()
             )
         })?;
-        let locked = match file.try_lock() {
+        match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                notice(&format!(
-                    "waiting for {} to finish `{name}` in {} ...",
-                    holder(&mut file),
-                    self.root.display()
-                ));
-                file.lock()
+                let holder = holder(&file);
+                let root = self.root.display();
+                notice(&format!("waiting for {holder} to finish `{name}` in {root} ..."));
+                wait_for_lock(&file, timeout).with_context(|| {
+                    format!(
+                        "failed to lock `{}`, held by {holder}; end that process, or set KTSTR_CACHE_DIR to \
+                         use another directory",
+                        path.display()
+                    )
+                })?;
             }
-            Err(TryLockError::Error(error)) => Err(error),
-            Ok(()) => Ok(()),
-        };
-        locked.with_context(|| format!("failed to lock `{}`", path.display()))?;
-        // The pid is only for the message above; the lock works without it.
-        let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        Ok(Lock { _file: file })
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("failed to lock `{}`", path.display()));
+            }
+            Ok(()) => {}
+        }
+        // The pid is only for the messages above; the lock works without it.
+        let pid = std::process::id().to_string();
+        let _ = file.write_all_at(pid.as_bytes(), 0).and_then(|()| file.set_len(pid.len() as u64));
+        Ok(Lock { _file: Some(file) })
     }
 
     /// Replaces the small file `name` atomically.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.entry(name);
+        let dir = self.create_dir(Path::new(name).parent().unwrap_or(Path::new("")))?;
         let write = || -> io::Result<()> {
-            let dir = path.parent().unwrap_or(&self.root);
-            fs::create_dir_all(dir)?;
-            // As for any new file; tempfile's default is readable for one user only.
-            let mode = Permissions::from_mode(0o666);
+            // Readable for all; tempfile's default is readable for one user only.
+            let mode = Permissions::from_mode(0o644);
             let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(dir)?;
             file.write_all(bytes)?;
             file.persist(&path)?;
@@ -177,38 +235,76 @@ impl Cache {
         entry: &Path,
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<()> {
-        let work = self.entry("tmp").join(flat);
+        let work = self.create_dir(Path::new("tmp"))?.join(flat);
         // Under the lock, anything here was left by a killed builder.
         remove(&work)?;
-        fs::create_dir_all(&work)?;
+        fs::create_dir(&work)?;
         // A fresh name inside: children of the killed builder may still write to the old one.
         let scratch = tempfile::tempdir_in(&work)?;
         let unfinished = scratch.path().join(entry.file_name().context("an entry has a name")?);
         build(&unfinished)?;
         ensure!(exists(&unfinished), "the build created nothing at `{}`", unfinished.display());
-        fs::create_dir_all(entry.parent().unwrap_or(&self.root))?;
+        restrict(&unfinished)?;
+        let parent = entry.strip_prefix(&self.root)?.parent().unwrap_or(Path::new(""));
+        self.create_dir(parent)?;
         fs::rename(&unfinished, entry)?;
         drop(scratch);
         let _ = fs::remove_dir(&work);
         Ok(())
     }
+}
 
-    fn open_lock(&self, path: &Path) -> io::Result<File> {
-        fs::create_dir_all(path.parent().unwrap_or(&self.root))?;
-        let all = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        match all {
-            // The file of another user: locking needs no write access.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-                ) =>
-            {
-                File::open(path)
-            }
-            opened => opened,
+/// Opens the file of a lock, which only its owner can open: whoever can open it can also hold the lock.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        // No link is followed, and a pipe does not block.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.nlink() != 1 {
+        return Err(io::Error::other("not a regular file with one name"));
+    }
+    if meta.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+/// Waits until the holder releases the lock.
+fn wait_for_lock(file: &File, timeout: Duration) -> io::Result<()> {
+    let (done, locked) = mpsc::channel();
+    let waiting = file.try_clone()?;
+    // The kernel has no `flock` with a timeout. After a timeout the thread stays, and takes a lock that its
+    // descriptor releases at once.
+    std::thread::spawn(move || drop(done.send(waiting.lock())));
+    locked.recv_timeout(timeout).unwrap_or_else(|_| {
+        let why = format!("it was not released for {} seconds", timeout.as_secs());
+        Err(io::Error::new(ErrorKind::TimedOut, why))
+    })
+}
+
+/// Withdraws the permission to write from all users but the owner. Links are not followed.
+pub(super) fn restrict(path: &Path) -> Result<()> {
+    let context = || format!("failed to restrict `{}`", path.display());
+    let meta = fs::symlink_metadata(path).with_context(context)?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    if meta.mode() & 0o022 != 0 {
+        let mode = Permissions::from_mode(meta.mode() & 0o7755);
+        fs::set_permissions(path, mode).with_context(context)?;
+    }
+    if meta.is_dir() {
+        for entry in fs::read_dir(path).with_context(context)? {
+            restrict(&entry.with_context(context)?.path())?;
         }
     }
+    Ok(())
 }
 
 /// Removes a file, or a directory with its content, if it exists.
@@ -380,7 +476,7 @@ mod tests {
 
     /// In tests/cache.rs, another user reads such files.
     #[test]
-    fn write_creates_files_with_the_default_mode() -> Result<()> {
+    fn files_are_readable_for_all_and_locks_for_the_owner() -> Result<()> {
         let (dir, cache) = cache()?;
         let mode =
             |path: &Path| Ok::<_, io::Error>(fs::metadata(path)?.permissions().mode() & 0o777);
@@ -388,8 +484,84 @@ mod tests {
         let any = mode(&dir.path().join("any"))?;
         cache.write("a/current", b"one")?;
         cache.build_once("a/file", |path| Ok(fs::write(path, "")?))?;
-        for name in ["a/current", "a/file", "locks/a,file"] {
-            assert_eq!(mode(&cache.entry(name))?, any, "{name}");
+        assert_eq!(any & !0o022, 0o644, "the umask of the test");
+        for (name, want) in
+            [("a/current", 0o644), ("a/file", 0o644), ("locks/a,file", 0o600), ("a", 0o755)]
+        {
+            assert_eq!(mode(&cache.entry(name))?, want, "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn lock_does_not_follow_links() -> Result<()> {
+        let (dir, cache) = cache()?;
+        drop(cache.lock("other")?);
+        let precious = dir.path().join("authorized_keys");
+        fs::write(&precious, "ssh-ed25519")?;
+        std::os::unix::fs::symlink(&precious, cache.entry("locks/symbolic"))?;
+        fs::hard_link(&precious, cache.entry("locks/hard"))?;
+        rustix::fs::mkfifoat(CWD, cache.entry("locks/pipe"), rustix::fs::Mode::RWXU)?;
+        for name in ["symbolic", "hard", "pipe"] {
+            let error = format!("{:#}", cache.lock(name).unwrap_err());
+            assert!(error.contains(&format!("locks/{name}`; remove it")), "{error}");
+        }
+        assert_eq!(fs::read_to_string(&precious)?, "ssh-ed25519");
+        Ok(())
+    }
+
+    #[test]
+    fn lock_names_a_holder_that_keeps_it() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let held = cache.lock("one/two")?;
+        let error = cache.lock_within("one/two", Duration::from_millis(10)).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("held by another test of this process; end that"), "{error}");
+        assert!(error.contains("not released"), "{error}");
+        drop(held);
+        drop(cache.lock_within("one/two", Duration::from_secs(60))?);
+        Ok(())
+    }
+
+    #[test]
+    fn cache_that_others_can_change_is_not_used() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let entry = cache.build_once("kind/entry", |path| Ok(fs::create_dir(path)?))?;
+        let refused = |what: &str, result: Result<()>| {
+            let error = format!("{:#}", result.err().unwrap_or_else(|| panic!("{what}")));
+            assert!(error.contains("set KTSTR_CACHE_DIR to a directory that only you"), "{error}");
+        };
+        let use_all = |what: &str| {
+            refused(what, cache.build_once("kind/entry", |_| bail!("built")).map(drop));
+            refused(what, cache.build_once("kind/new", |path| Ok(fs::write(path, "")?)).map(drop));
+            refused(what, cache.check("kind/entry"));
+        };
+        for path in [cache.root().to_owned(), cache.entry("kind")] {
+            fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+            use_all("a directory of all users was used");
+            refused("a file was written", cache.write("kind/file", b""));
+            fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        }
+        // A link in the place of an entry or of a directory of entries.
+        fs::rename(&entry, cache.entry("moved"))?;
+        std::os::unix::fs::symlink(cache.entry("moved"), &entry)?;
+        refused("a link was used", cache.check("kind/entry"));
+        refused("a link was used", cache.build_once("kind/entry", |_| bail!("built")).map(drop));
+        Ok(())
+    }
+
+    #[test]
+    fn build_once_withdraws_the_permissions_of_others() -> Result<()> {
+        let (_dir, cache) = cache()?;
+        let entry = cache.build_once("entry", |path| {
+            fs::create_dir(path)?;
+            fs::write(path.join("file"), "")?;
+            std::os::unix::fs::symlink("/", path.join("link"))?;
+            fs::set_permissions(path.join("file"), Permissions::from_mode(0o777))?;
+            Ok(fs::set_permissions(path, Permissions::from_mode(0o775))?)
+        })?;
+        for path in [entry.join("file"), entry] {
+            assert_eq!(fs::metadata(&path)?.mode() & 0o777, 0o755, "{}", path.display());
         }
         Ok(())
     }

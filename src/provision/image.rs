@@ -74,7 +74,7 @@ pub(super) fn inspect_cached(cache: &Cache, image: &Path) -> Result<(Facts, Boot
         fs::metadata(image).with_context(|| format!("kernel image `{}`", image.display()))?;
     let versions = Versions::new(cache, format!("{KIND}/{:016x}", hash(image)));
     let identity = identity(&meta);
-    let dir = match versions.find(&identity) {
+    let dir = match versions.find(&identity)? {
         Some(dir) => dir,
         None => {
             let dir = versions.build(&identity, |dir| {

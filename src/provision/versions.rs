@@ -42,9 +42,14 @@ impl<'a> Versions<'a> {
     }
 
     /// Returns the entry of `version`, if it was built.
-    pub(super) fn find(&self, version: &str) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    ///
+    /// If another user could change it.
+    pub(super) fn find(&self, version: &str) -> Result<Option<PathBuf>> {
+        self.cache.check(&self.entry(version))?;
         let entry = self.cache.entry(&self.entry(version));
-        entry.exists().then_some(entry)
+        Ok(entry.exists().then_some(entry))
     }
 
     pub(super) fn build(
@@ -57,7 +62,10 @@ impl<'a> Versions<'a> {
 
     /// Returns the current entry, if there is one.
     pub(super) fn current(&self) -> Result<Option<PathBuf>> {
-        Ok(self.pointer()?.and_then(|pointer| self.find(&pointer.current)))
+        match self.pointer()? {
+            Some(pointer) => self.find(&pointer.current),
+            None => Ok(None),
+        }
     }
 
     /// Makes `version` the current one, and removes versions before the previous one.
@@ -77,6 +85,7 @@ impl<'a> Versions<'a> {
 
     fn pointer(&self) -> Result<Option<Pointer>> {
         let path = self.cache.entry(&self.entry(POINTER));
+        self.cache.check(&self.entry(POINTER))?;
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
@@ -132,8 +141,30 @@ mod tests {
             versions.set_current(version)?;
             assert_eq!(versions.current()?, Some(dir));
         }
-        assert_eq!(versions.find("1"), None);
-        assert!(versions.find("2").is_some() && versions.find("3").is_some());
+        assert_eq!(versions.find("1")?, None);
+        assert!(versions.find("2")?.is_some() && versions.find("3")?.is_some());
+        Ok(())
+    }
+
+    /// Only root can give files away.
+    #[test]
+    fn current_refuses_a_version_of_another_user() -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return Ok(());
+        }
+        let dir = tempfile::tempdir()?;
+        let cache = Cache::at(dir.path().join("cache"));
+        let versions = Versions::new(&cache, "qemu");
+        let entry = versions.build("1", |path| Ok(fs::create_dir(path)?))?;
+        versions.set_current("1")?;
+        for path in [entry, versions.dir().join(POINTER), versions.dir(), cache.root().to_owned()] {
+            std::os::unix::fs::chown(&path, Some(65534), None)?;
+            let error = format!("{:#}", versions.current().unwrap_err());
+            assert!(error.contains("belongs to user 65534"), "{error}");
+            std::os::unix::fs::chown(&path, Some(0), None)?;
+        }
+        assert!(versions.current()?.is_some());
         Ok(())
     }
 
@@ -146,7 +177,7 @@ mod tests {
             versions.build(version, |path| Ok(fs::create_dir(path)?))?;
         }
         versions.set_current("4")?;
-        assert!(versions.find("1").is_some());
+        assert!(versions.find("1")?.is_some());
         Ok(())
     }
 }

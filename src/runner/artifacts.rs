@@ -2,9 +2,10 @@
 //!
 //! `run.json` is the [`RunRecord`]; a run that failed has `console.log` and `body.log` as well.
 
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use ktstr_core::record::{Artifacts, RunRecord};
 
+use crate::gate::{self, IfMissing, Trusted};
 use crate::this_program;
 
 /// Runs older than this are removed when another one begins.
@@ -35,18 +37,37 @@ fn begin_in(root: &Path, record: &mut RunRecord) {
     let program = this_program::own_name().map(|name| name.path).unwrap_or_default();
     let program = program.file_name().unwrap_or_default();
     let parent = root.join(&record.run).join(program);
-    let (directory, created) = create_new(&parent, &directory_name(&record.test));
+    let name = directory_name(&record.test);
+    let (directory, created) = match check(root, &parent, IfMissing::Create) {
+        Ok(()) => {
+            let (directory, created) = create_new(&parent, &name);
+            (directory, created.map_err(anyhow::Error::from))
+        }
+        Err(error) => (parent.join(name), Err(error)),
+    };
     let created = created.with_context(|| format!("failed to create {}", directory.display()));
     record.artifacts = Some(Artifacts { directory, files: Vec::new(), errors: Vec::new() });
     note_error(record, created);
     save(record);
 }
 
+/// Checks the directories from `root` to `path`, so that no other user can lead artifacts elsewhere by a link.
+///
+/// The owner of Cargo's target directory is trusted: that user can also replace the test program.
+fn check(root: &Path, path: &Path, if_missing: IfMissing) -> Result<()> {
+    let base = root.parent().context("the directory of artifacts has no parent directory")?;
+    if if_missing == IfMissing::Create {
+        fs::create_dir_all(base)?;
+    }
+    let trusted = Trusted::own().and_owner_of(base);
+    Ok(gate::check_below(base, path.strip_prefix(base)?, trusted, if_missing)?)
+}
+
 /// Creates the directory `name` in `parent`, or `name.2` and so on if earlier runs of the test have
 /// these: nextest retries a test that failed. Returns its path, and whether it was created.
 fn create_new(parent: &Path, name: &str) -> (PathBuf, io::Result<()>) {
     let mut directory = parent.join(name);
-    let mut created = fs::create_dir_all(parent).and_then(|()| fs::create_dir(&directory));
+    let mut created = fs::create_dir(&directory);
     for number in 2_u32.. {
         if !created.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
             break;
@@ -64,7 +85,9 @@ pub(super) fn save(record: &mut RunRecord) {
         let (new, path) =
             (artifacts.directory.join("run.json.new"), artifacts.directory.join("run.json"));
         let json = to_json(record, LARGEST_RECORD)?;
-        fs::write(&new, json)
+        // A file that a failed attempt has left.
+        let _ = fs::remove_file(&new);
+        write_new(&new, &json)
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("failed to write {}", path.display()))
     })();
@@ -117,7 +140,7 @@ pub(super) fn finish(record: &mut RunRecord) {
         for (name, content) in [("console.log", &record.console), ("body.log", &record.log)] {
             let Some(artifacts) = &mut record.artifacts else { return };
             let path = artifacts.directory.join(name);
-            match fs::write(&path, content) {
+            match write_new(&path, content.as_bytes()) {
                 Ok(()) => artifacts.files.push(name.to_owned()),
                 Err(error) => {
                     artifacts.errors.push(format!("failed to write {}: {error}", path.display()));
@@ -126,6 +149,11 @@ pub(super) fn finish(record: &mut RunRecord) {
         }
     }
     save(record);
+}
+
+/// Writes a file that does not exist yet. A link in its place is an error.
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    File::create_new(path)?.write_all(content)
 }
 
 /// Adds the error to the record. An artifact that cannot be written changes no verdict.
@@ -162,11 +190,18 @@ fn target_directory() -> PathBuf {
     }
 }
 
+/// Removes old runs of this user. A link is neither followed nor removed.
 fn prune(root: &Path) {
+    if check(root, root, IfMissing::Stop).is_err() {
+        return;
+    }
+    let own = rustix::process::geteuid().as_raw();
     let Ok(entries) = fs::read_dir(root) else { return };
     for entry in entries.flatten() {
-        let age = entry.metadata().and_then(|meta| meta.modified()).map(|time| time.elapsed());
-        if matches!(age, Ok(Ok(age)) if age > KEEP) {
+        let meta = entry.metadata();
+        let is_own = meta.as_ref().is_ok_and(|meta| meta.is_dir() && meta.uid() == own);
+        let age = meta.and_then(|meta| meta.modified()).map(|time| time.elapsed());
+        if is_own && matches!(age, Ok(Ok(age)) if age > KEEP) {
             // Another process may be pruning, too.
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -177,6 +212,7 @@ fn prune(root: &Path) {
 mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
 
     use ktstr_core::registry::TestEntry;
     use ktstr_core::result::RunEnd;
@@ -288,6 +324,55 @@ mod tests {
             assert_eq!(read(&record).test, record.test);
         }
         assert_ne!(directory_name(&format!("{long}a")), directory_name(&format!("{long}b")));
+    }
+
+    #[test]
+    fn artifacts_are_not_written_through_links() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("crontab");
+        let root = home.path().join("target/ktstr");
+        let mut run = record("test");
+        begin_in(&root, &mut run);
+        for name in ["console.log", "body.log", "run.json.new"] {
+            symlink(&target, directory(&run).join(name)).unwrap();
+        }
+        run.passed = Some(false);
+        finish(&mut run);
+        assert_eq!(run.artifacts.as_ref().unwrap().files, [""; 0]);
+        assert_eq!(run.artifacts.as_ref().unwrap().errors.len(), 2);
+        assert_eq!(read(&run).passed, Some(false));
+        assert!(!target.exists(), "an artifact was written through a link");
+
+        // A link in the place of a directory.
+        fs::rename(&root, home.path().join("elsewhere")).unwrap();
+        symlink(home.path().join("elsewhere"), &root).unwrap();
+        let mut run = record("other");
+        begin_in(&root, &mut run);
+        let errors = &run.artifacts.as_ref().unwrap().errors;
+        assert!(errors[0].contains("ktstr` is a symbolic link"), "{errors:?}");
+    }
+
+    #[test]
+    fn prune_removes_old_runs_and_follows_no_link() {
+        let home = tempfile::tempdir().unwrap();
+        let old = |path: &Path| {
+            fs::create_dir_all(path.join("content")).unwrap();
+            let modified = std::time::SystemTime::now() - 2 * KEEP;
+            File::open(path).unwrap().set_modified(modified).unwrap();
+            path.to_owned()
+        };
+        let (foreign, root) = (home.path().join("home"), home.path().join("ktstr"));
+        let precious = old(&foreign.join("work"));
+        symlink(&foreign, &root).unwrap();
+        prune(&root);
+        assert!(precious.join("content").exists(), "a link was followed");
+        fs::remove_file(&root).unwrap();
+        let run = old(&root.join("run"));
+        fs::create_dir(root.join("new")).unwrap();
+        symlink(&precious, root.join("link")).unwrap();
+        prune(&root);
+        let exists = [run, root.join("new"), root.join("link"), precious].map(|path| path.exists());
+        assert_eq!(exists, [false, true, true, true]);
     }
 
     #[test]

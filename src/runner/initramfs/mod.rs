@@ -85,7 +85,7 @@ const MAX_ARCHIVES: usize = 48;
 const DIRECTORY: &str = "initramfs";
 
 /// Changed whenever the same input gives a different archive.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The directory of all shared libraries; `LD_LIBRARY_PATH` names it for the loader.
 pub(crate) const LIBRARIES: &str = "/lib";

@@ -1,0 +1,344 @@
+//! Directories that no other user of the machine can change.
+//!
+//! The programs and kernels of the cache are executed, locks and artifacts are written. If another user could
+//! replace one of these directories or a file in them, the files would be that user's: executed as this user, or
+//! written through a link into a file of this user. So every directory on the path is checked. Once all of them are
+//! in order, only trusted users can change what the path leads to, and it can be used by name.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, readlinkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+/// As many symbolic links as the kernel follows in one path.
+const MAX_LINKS: usize = 40;
+
+/// Why a path is not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("`{}` belongs to user {uid}, who can replace its content", path.display())]
+    Owner { path: PathBuf, uid: u32 },
+    #[error(
+        "`{}` can be changed by other users (mode {mode:o}); run `chmod go-w`, after a look at its content",
+        path.display()
+    )]
+    Writable { path: PathBuf, mode: u32 },
+    #[error(
+        "`{}` has mode {mode:o}: in a directory of all users, it must be a private directory (700)",
+        path.display()
+    )]
+    NotPrivate { path: PathBuf, mode: u32 },
+    #[error("`{}` is a symbolic link, which is not followed here", path.display())]
+    Link { path: PathBuf },
+    #[error("failed to open `{}`", path.display())]
+    Open { path: PathBuf, source: io::Error },
+}
+
+/// The users that are trusted with a path.
+#[derive(Debug, Clone)]
+pub(crate) struct Trusted(Vec<u32>);
+
+impl Trusted {
+    /// Returns the user of this process, and root.
+    ///
+    /// In a user namespace, the files of the machine's root have the overflow uid.
+    pub(crate) fn own() -> Self {
+        let own = geteuid().as_raw();
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let is_initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
+        let overflow = || fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+        let overflow = (!is_initial && !map.is_empty()).then(overflow).flatten();
+        let overflow = overflow.and_then(|uid| uid.trim().parse().ok());
+        Self([own, 0].into_iter().chain(overflow).collect())
+    }
+
+    /// Adds the owner of a directory.
+    pub(crate) fn and_owner_of(mut self, directory: &Path) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        self.0.extend(fs::metadata(directory).map(|meta| meta.uid()));
+        self
+    }
+}
+
+/// What to do with a directory that does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IfMissing {
+    /// Stop there. Nothing exists that could be wrong.
+    Stop,
+    /// Create it.
+    Create,
+}
+
+/// Checks every component of an absolute path, and follows only links that a trusted user has made.
+///
+/// # Errors
+///
+/// If another user can change any of it.
+pub(crate) fn check(path: &Path, if_missing: IfMissing) -> Result<(), Error> {
+    let root = openat(CWD, "/", DIRECTORY, Mode::empty());
+    let root = root.map_err(|source| open_error(Path::new("/"), source))?;
+    Walk::new(root, PathBuf::from("/"), Trusted::own(), true)?.run(path, if_missing)
+}
+
+/// Checks every component of `path`, which is relative to the directory `base`, and follows no link. The content
+/// of `base` is the caller's choice: only what is below it is checked.
+///
+/// # Errors
+///
+/// As for [`check`].
+pub(crate) fn check_below(
+    base: &Path,
+    path: &Path,
+    trusted: Trusted,
+    if_missing: IfMissing,
+) -> Result<(), Error> {
+    let root = match openat(CWD, base, DIRECTORY, Mode::empty()) {
+        Err(Errno::NOENT) if if_missing == IfMissing::Stop => return Ok(()),
+        root => root.map_err(|source| open_error(base, source))?,
+    };
+    let walk = Walk { fd: root, path: base.to_owned(), trusted, follows: false, is_shared: false };
+    walk.run(path, if_missing)
+}
+
+/// For descriptors that only name a file, so that no permission to read it is needed.
+const NAME: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC).union(OFlags::DIRECTORY);
+
+/// The directory at which a walk along a path has arrived.
+struct Walk {
+    fd: OwnedFd,
+    path: PathBuf,
+    trusted: Trusted,
+    follows: bool,
+    /// All users can create files here, and only owners can replace them (sticky bit).
+    is_shared: bool,
+}
+
+impl Walk {
+    fn new(fd: OwnedFd, path: PathBuf, trusted: Trusted, follows: bool) -> Result<Self, Error> {
+        let stat = fstat(&fd).map_err(|source| open_error(&path, source))?;
+        let is_shared = examine(&path, &stat, &trusted, false)?;
+        Ok(Self { fd, path, trusted, follows, is_shared })
+    }
+
+    fn run(mut self, path: &Path, if_missing: IfMissing) -> Result<(), Error> {
+        let mut todo: VecDeque<OsString> = names(path).collect();
+        let mut links = 0;
+        while let Some(name) = todo.pop_front() {
+            let path = self.path.join(&name);
+            let mut opened = openat(&self.fd, &name, NAME, Mode::empty());
+            if opened.as_ref().is_err_and(|error| *error == Errno::NOENT) {
+                if if_missing == IfMissing::Stop {
+                    return Ok(());
+                }
+                self.create(&name).map_err(|source| open_error(&path, source))?;
+                opened = openat(&self.fd, &name, NAME, Mode::empty());
+            }
+            let fd = opened.map_err(|source| open_error(&path, source))?;
+            let stat = fstat(&fd).map_err(|source| open_error(&path, source))?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Symlink => {
+                    self.may_follow(&path, &stat)?;
+                    links += 1;
+                    let target =
+                        readlinkat(&fd, "", Vec::new()).map_err(|source| open_error(&path, source));
+                    let target = PathBuf::from(OsStr::from_bytes(target?.to_bytes()));
+                    if links > MAX_LINKS {
+                        return Err(open_error(&path, Errno::LOOP));
+                    }
+                    if target.is_absolute() {
+                        let root = openat(CWD, "/", DIRECTORY, Mode::empty());
+                        let root = root.map_err(|source| open_error(&target, source))?;
+                        self = Self::new(root, PathBuf::from("/"), self.trusted, true)?;
+                    }
+                    names(&target).rev().for_each(|name| todo.push_front(name));
+                }
+                FileType::Directory => {
+                    let is_parent = name == "..";
+                    let is_shared =
+                        examine(&path, &stat, &self.trusted, self.is_shared && !is_parent)?;
+                    if is_shared && todo.is_empty() {
+                        return Err(Error::Writable { path, mode: stat.st_mode & 0o7777 });
+                    }
+                    (self.fd, self.path, self.is_shared) = (fd, path, is_shared);
+                }
+                _ if todo.is_empty() && if_missing == IfMissing::Stop => {
+                    examine(&path, &stat, &self.trusted, false)?;
+                }
+                _ => return Err(open_error(&path, Errno::NOTDIR)),
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&self, name: &OsStr) -> Result<(), Errno> {
+        let is_private = self.is_shared && !geteuid().is_root();
+        let mode = if is_private { Mode::RWXU } else { Mode::from_raw_mode(0o755) };
+        match mkdirat(&self.fd, name, mode) {
+            // Another process was faster.
+            Err(Errno::EXIST) => Ok(()),
+            created => created,
+        }
+    }
+
+    fn may_follow(&self, path: &Path, stat: &Stat) -> Result<(), Error> {
+        let path = path.to_owned();
+        if !self.follows {
+            return Err(Error::Link { path });
+        }
+        match self.trusted.0.contains(&stat.st_uid) {
+            true => Ok(()),
+            false => Err(Error::Owner { path, uid: stat.st_uid }),
+        }
+    }
+}
+
+/// Examines a directory or file. Returns whether it is a directory in which all users can create files, such as
+/// `/tmp`, where they cannot replace those of others.
+fn examine(path: &Path, stat: &Stat, trusted: &Trusted, is_in_shared: bool) -> Result<bool, Error> {
+    let (uid, gid, mode) = (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777);
+    let path = || path.to_owned();
+    if !trusted.0.contains(&uid) {
+        return Err(Error::Owner { path: path(), uid });
+    }
+    // In a shared directory, the directories of root are for all, those of others are private: whoever cleans
+    // `/tmp` makes room for a directory of another user.
+    if is_in_shared && uid != 0 && mode & 0o077 != 0 {
+        return Err(Error::NotPrivate { path: path(), mode });
+    }
+    // The group of root, or a private group: it has the number of its only user.
+    let is_private_group = gid == 0 || gid == uid;
+    let is_writable = mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_private_group);
+    let is_sticky = mode & 0o1000 != 0 && FileType::from_raw_mode(stat.st_mode).is_dir();
+    match (is_writable, is_sticky) {
+        (true, false) => Err(Error::Writable { path: path(), mode }),
+        (is_shared, _) => Ok(is_shared),
+    }
+}
+
+fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    let components = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    components.collect::<Vec<_>>().into_iter()
+}
+
+fn open_error(path: &Path, source: Errno) -> Error {
+    Error::Open { path: path.to_owned(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn with_mode(path: PathBuf, mode: u32) -> PathBuf {
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn error(path: &Path) -> String {
+        check(path, IfMissing::Create).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn examine_trusts_owners_and_modes() {
+        let trusted = Trusted(vec![1000, 0]);
+        let directory = |uid, gid, mode: u32| {
+            let mut stat = fstat(fs::File::open("/").unwrap()).unwrap();
+            (stat.st_uid, stat.st_gid, stat.st_mode) = (uid, gid, 0o040_000 | mode);
+            stat
+        };
+        for (uid, gid, mode, is_in_shared, want) in [
+            (0, 0, 0o755, false, "private"),
+            (1000, 1000, 0o775, false, "private"),
+            (0, 0, 0o1777, false, "shared"),
+            (0, 0, 0o755, true, "private"),
+            (1000, 100, 0o700, true, "private"),
+            (1000, 100, 0o755, true, "must be a private directory"),
+            (1000, 100, 0o775, false, "can be changed by other users (mode 775)"),
+            (1000, 1000, 0o777, false, "can be changed by other users (mode 777)"),
+            (1001, 1001, 0o700, false, "belongs to user 1001"),
+            (1001, 1001, 0o700, true, "belongs to user 1001"),
+        ] {
+            let examined =
+                examine(Path::new("/d"), &directory(uid, gid, mode), &trusted, is_in_shared);
+            let examined = match examined {
+                Ok(is_shared) => if is_shared { "shared" } else { "private" }.to_owned(),
+                Err(error) => error.to_string(),
+            };
+            assert!(examined.contains(want), "{uid} {mode:o} {is_in_shared}: {examined}");
+        }
+    }
+
+    #[test]
+    fn check_refuses_paths_that_others_can_change() {
+        let root = tempfile::tempdir().unwrap();
+        let open = with_mode(root.path().join("open"), 0o777);
+        let sticky = with_mode(root.path().join("sticky"), 0o1777);
+        assert!(error(&open).contains("mode 777"), "{}", error(&open));
+        assert!(error(&open.join("below/it")).contains("mode 777"));
+        assert!(error(&sticky).contains("mode 1777"));
+        check(&sticky.join("below/it"), IfMissing::Create).unwrap();
+        assert!(sticky.join("below/it").is_dir());
+        // A file of others is as bad as a directory.
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        check(&file, IfMissing::Stop).unwrap();
+        assert!(error(&file).contains("failed to open"));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(check(&file, IfMissing::Stop).unwrap_err().to_string().contains("mode 666"));
+        check(&root.path().join("nothing/here"), IfMissing::Stop).unwrap();
+        assert!(!root.path().join("nothing").exists());
+    }
+
+    #[test]
+    fn check_follows_links_of_trusted_users_and_check_below_none() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("real")).unwrap();
+        symlink("real/../real", root.path().join("link")).unwrap();
+        symlink(root.path().join("link"), root.path().join("absolute")).unwrap();
+        symlink("circle", root.path().join("circle")).unwrap();
+        check(&root.path().join("absolute/new"), IfMissing::Create).unwrap();
+        assert!(root.path().join("real/new").is_dir());
+        assert!(error(&root.path().join("circle/new")).contains("failed to open"));
+        let below =
+            |path| check_below(root.path(), Path::new(path), Trusted::own(), IfMissing::Create);
+        below("real/other").unwrap();
+        let error = below("link/other").unwrap_err().to_string();
+        assert!(error.ends_with("link` is a symbolic link, which is not followed here"), "{error}");
+        let open = with_mode(root.path().join("open"), 0o777);
+        symlink("../real", open.join("link")).unwrap();
+        assert!(super::check(&open.join("link"), IfMissing::Stop).is_err());
+    }
+
+    /// Only root can give files away.
+    #[test]
+    fn check_refuses_files_of_other_users() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let foreign = with_mode(root.path().join("foreign"), 0o700);
+        symlink("foreign", root.path().join("link")).unwrap();
+        std::os::unix::fs::chown(&foreign, Some(65534), None).unwrap();
+        std::os::unix::fs::lchown(root.path().join("link"), Some(65534), None).unwrap();
+        for path in [&foreign, &root.path().join("link"), &foreign.join("below")] {
+            assert!(error(path).contains("belongs to user 65534"), "{}", error(path));
+        }
+        let trusted = Trusted::own().and_owner_of(&foreign);
+        check_below(root.path(), Path::new("foreign/below"), trusted, IfMissing::Create).unwrap();
+    }
+}

@@ -86,16 +86,23 @@ pub(super) fn build(
     args.option("-cpu", cpu.model());
     add_topology(&mut args, config, &fds.memory, start);
     add_channels(&mut args, config, fds);
+    match start {
+        StartFrom::Kernel => add_kernel(&mut args, config, tsc_khz),
+        StartFrom::SavedMachine => {
+            args.option("-incoming", "defer");
+        }
+    }
+    args.0
+}
+
+/// Adds the kernel with its initramfs and command line.
+fn add_kernel(args: &mut QemuArgs, config: &VmConfig, tsc_khz: Option<u32>) {
     args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
     // Without this, Linux 6.1 counts the missing cores of smaller caches as hotpluggable CPUs.
     let nr_cpus = config.topology.nr_cpus();
     let tsc_khz = tsc_khz.map_or_else(String::new, |khz| format!("tsc_early_khz={khz} "));
     let own = format!("{CMDLINE} {tsc_khz}possible_cpus={nr_cpus}");
     args.option("-append", format!("{own} {}", config.cmdline));
-    if start == StartFrom::SavedMachine {
-        args.option("-incoming", "defer");
-    }
-    args.0
 }
 
 /// Returns what machines must have in common for one to be restored from another: the version of
@@ -328,6 +335,8 @@ mod tests {
             assert!(object.ends_with(",share=off,readonly=on,rom=off"), "{object}");
         }
         assert_eq!(values(&args, "-incoming"), ["defer"]);
+        // It is in the memory already.
+        assert_eq!(values(&args, "-kernel"), [""; 0]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ const STATE: &str = "state";
 /// Bytes of a manifest at most. It has the arguments of QEMU, and its longest one is a kernel's
 /// command line of up to 2 KiB.
 const MAX_MANIFEST: u64 = 1 << 20;
-/// Bytes of a state at most. That of 64 CPUs has 1.5 MiB.
+/// Bytes of a state at most. It has some 350 KB, and 10 KB for each CPU.
 const MAX_STATE: u64 = 64 << 20;
 
 /// Memory is written in pages, and read in pieces of this size.
@@ -114,7 +114,7 @@ impl Drop for SaveWriter {
     fn drop(&mut self) {
         if !self.is_finished {
             for (name, _) in &self.files {
-                // It would not pass for a save: there is no manifest, or an incomplete one.
+                // A file that stays is not restored: its manifest is missing or incomplete.
                 let _ = std::fs::remove_file(self.dir.join(name));
             }
         }
@@ -192,7 +192,7 @@ fn open_existing(path: &Path) -> Result<File, Error> {
     })
 }
 
-/// Opens a file and checks that it is as its record says. Returns its size, too.
+/// Opens a file and checks that it matches its record. Returns its size, too.
 fn open_file(dir: &Path, name: &str, records: &[Value]) -> Result<(File, u64), Error> {
     let path = dir.join(name);
     let damaged = |reason: &str| Error::Damaged { path: path.clone(), reason: reason.to_owned() };
@@ -216,7 +216,7 @@ fn open_file(dir: &Path, name: &str, records: &[Value]) -> Result<(File, u64), E
     Ok((file, metadata.len()))
 }
 
-/// Returns what the manifest says of a file, which becomes read-only.
+/// Makes a file read-only and returns its record for the manifest.
 fn record(name: &str, file: &File, checksum: Option<u64>) -> io::Result<Value> {
     file.set_permissions(Permissions::from_mode(SEALED))?;
     let metadata = file.metadata()?;

@@ -1,4 +1,4 @@
-//! Saves a booted guest and restores it: each copy carries out a request of its own.
+//! Saves a guest of QEMU that has booted and restores it: each copy carries out a request of its own.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -148,11 +148,11 @@ struct Template {
 }
 
 impl Template {
-    /// Boots and saves a guest; `None` if the engine of this host cannot save one.
+    /// Boots and saves a guest; `None` if the engine of this host is not QEMU.
     fn new() -> Option<Self> {
         let prepared = super::prepare(concat!(module_path!(), "::copied"));
         if !prepared.choice.is_emulated() {
-            eprintln!("skipped: {} does not save machines", prepared.choice.engine.describe());
+            eprintln!("skipped: KVM has tests of its own (ktstr-vmm/tests/hostile/saved.rs)");
             return None;
         }
         let vm = prepared.choice.engine.boot(&prepared.config).unwrap();

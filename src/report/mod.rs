@@ -32,6 +32,9 @@ const SHOWN_STEAL: f64 = 0.05;
 /// The number of measurements that a report shows.
 const MAX_MEASUREMENTS: usize = 24;
 
+/// The number of kernel messages that the notices of a passing test show.
+const MAX_EVENT_NOTICES: usize = 8;
+
 /// The number of CPUs that a line names.
 const MAX_CPUS: usize = 8;
 
@@ -110,9 +113,12 @@ pub(crate) fn notices(record: &RunRecord, passed: &Passed) -> Vec<String> {
     let error = record.artifacts.as_ref().and_then(|artifacts| artifacts.errors.first());
     notices.extend(error.map(|error| format!("{test}: passed; {error}")));
     if !record.expect_err.is_expected() {
-        let events = record.kernel_events.iter();
+        let events = record.kernel_events.iter().take(MAX_EVENT_NOTICES);
         notices
             .extend(events.map(|event| format!("{test}: passed; {}: {}", event.kind, event.line)));
+        let all = record.kernel_events.len() + record.kernel_events_dropped;
+        let rest = all.saturating_sub(MAX_EVENT_NOTICES);
+        notices.extend((rest > 0).then(|| format!("{test}: passed; {rest} more kernel messages")));
     }
     notices
 }
@@ -407,6 +413,14 @@ mod tests {
         let event = "test: passed; OOM kill: Out of memory: Killed process 7 (body)";
         let notices = |record: &RunRecord| notices(record, &judge(record).unwrap());
         assert_eq!(notices(&record), ["test: SKIPPED: no KVM", missing, event]);
+        let many = RunRecord {
+            kernel_events: vec![record.kernel_events[0].clone(); 100],
+            kernel_events_dropped: 50,
+            ..record.clone()
+        };
+        let many = notices(&many);
+        let rest = format!("test: passed; {} more kernel messages", 150 - MAX_EVENT_NOTICES);
+        assert_eq!((many.len(), many.last()), (2 + MAX_EVENT_NOTICES + 1, Some(&rest)));
         record.expect_err = ktstr_core::record::ExpectErr::Any;
         assert_eq!(notices(&record), ["test: SKIPPED: no KVM", missing]);
     }

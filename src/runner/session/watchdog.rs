@@ -78,7 +78,8 @@ impl Watchdog {
             limits,
             slowness: 1.0,
             started: now,
-            run_deadline: longest_run(limits).map(|longest| now + longest),
+            // A limit beyond the range of the clock is none.
+            run_deadline: longest_run(limits).and_then(|longest| now.checked_add(longest)),
             phase: RunPhase::Silent,
             phase_began: now,
             excluded: Duration::ZERO,

@@ -23,7 +23,7 @@ const MAX_LINKS: usize = 40;
 /// Why a path is not used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("`{}` belongs to user {uid}, who can replace its content", path.display())]
+    #[error("`{}` belongs to user {uid}, so its content is not trusted", path.display())]
     Owner { path: PathBuf, uid: u32 },
     #[error(
         "`{}` can be changed by other users (mode {mode:o}); run `chmod go-w`, after a look at its content",
@@ -208,8 +208,8 @@ fn examine(path: &Path, stat: &Stat, trusted: &Trusted, is_in_shared: bool) -> R
     if !trusted.0.contains(&uid) {
         return Err(Error::Owner { path: path(), uid });
     }
-    // In a shared directory, the directories of root are for all, those of others are private: whoever cleans
-    // `/tmp` makes room for a directory of another user.
+    // In a shared directory, the directories of root are for all, those of others are private: after a
+    // cleanup of `/tmp`, another user could create one of the same name.
     if is_in_shared && uid != 0 && mode & 0o077 != 0 {
         return Err(Error::NotPrivate { path: path(), mode });
     }

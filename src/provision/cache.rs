@@ -5,7 +5,7 @@
 //! its private directory. Builders of one entry exclude each other by a lock on a file under `locks/`, which the
 //! kernel releases when the holder dies.
 //!
-//! Programs of the cache are executed, so another user must not be able to change it: see [`gate`]. A cache that
+//! Programs of the cache are executed, so another user must not be able to change it (module `gate`). A cache that
 //! several users share belongs to root; the others only read it, and need no lock.
 
 use std::env;
@@ -104,7 +104,7 @@ impl Cache {
         self.pass_gate(Path::new(name), IfMissing::Stop)
     }
 
-    /// Creates the directory `name`, and those above it, for this user only to change.
+    /// Creates the directory `name` and its parents, which only this user can change.
     pub(super) fn create_dir(&self, name: &Path) -> Result<PathBuf> {
         self.pass_gate(name, IfMissing::Create)?;
         Ok(self.root.join(name))
@@ -254,7 +254,7 @@ impl Cache {
     }
 }
 
-/// Opens the file of a lock, which only its owner can open: whoever can open it can also hold the lock.
+/// Opens the file of a lock, which only its owner can open: a user with a descriptor could hold the lock forever.
 fn open_lock(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)

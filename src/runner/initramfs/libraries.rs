@@ -272,7 +272,7 @@ impl Search {
         bail!(self.missing(name, object))
     }
 
-    /// Reads a library; `None` if there is none for this machine at `path`, and the search goes on.
+    /// Reads a library; returns `None` if `path` has none for this machine, so that the search continues.
     fn open(&self, path: &Path) -> Result<Option<Object>> {
         let Ok(file) = fs::canonicalize(path) else { return Ok(None) };
         // A link in a package may lead to a file of the host.

@@ -113,7 +113,7 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
         nests: false,
     })?;
     let test = record.test.clone();
-    let request = RunRequest { test, machine: prepared.spec.clone(), env };
+    let request = RunRequest { test, machine: prepared.spec.clone(), env, restored: None };
     let duration = Some(entry.duration + entry.settle);
     let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
     record.machine = Some(prepared.machine()?);

@@ -90,7 +90,8 @@ fn run(prepared: &Prepared, path: &str) -> RunEnd {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
     let limits = RunLimits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
-    let request = RunRequest { test, machine: prepared.spec.clone(), env: Vec::new() };
+    let request =
+        RunRequest { test, machine: prepared.spec.clone(), env: Vec::new(), restored: None };
     prepared.run(Request::Run(request), limits, &mut |_| None).unwrap().end
 }
 

@@ -130,7 +130,12 @@ mod tests {
 
     fn test() -> Request {
         let machine = MachineSpec::DEFAULT;
-        Request::Run(RunRequest { test: "test".to_owned(), machine, env: Vec::new() })
+        Request::Run(RunRequest {
+            test: "test".to_owned(),
+            machine,
+            env: Vec::new(),
+            restored: None,
+        })
     }
 
     fn program() -> Request {

@@ -140,8 +140,12 @@ fn play_within(limit: Duration, actions: impl Into<VecDeque<Action>>) -> RunOutc
         memory_mib: 256,
         ports: vec!["wire".to_owned()],
     };
-    let request =
-        RunRequest { test: "test".to_owned(), machine: MachineSpec::DEFAULT, env: Vec::new() };
+    let request = RunRequest {
+        test: "test".to_owned(),
+        machine: MachineSpec::DEFAULT,
+        env: Vec::new(),
+        restored: None,
+    };
     let limits = RunLimits { duration: Some(limit), watchdog: limit };
     let engine = ScriptedEngine(std::sync::Mutex::new(Some(script)));
     run(&engine, &config, Request::Run(request), limits, &mut |_| None)

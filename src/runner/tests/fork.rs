@@ -78,7 +78,7 @@ impl Guest {
     fn request(&mut self, spec: &MachineSpec, mark: &str, then: &str) {
         let test = super::test_name(concat!(module_path!(), "::copied"));
         let env = vec![(MARK.into(), mark.into()), (THEN.into(), then.into())];
-        let request = Request::Run(RunRequest { test, machine: spec.clone(), env });
+        let request = Request::Run(RunRequest { test, machine: spec.clone(), env, restored: None });
         self.vm.send(0, &Encoder::default().encode(&request).unwrap()).unwrap();
     }
 

@@ -113,8 +113,12 @@ impl Guest {
                 GuestMessage::Hello(_) => {
                     let test = super::test_name(concat!(module_path!(), "::ticking"));
                     let env = vec![(RUN_ENDLESSLY.into(), "1".into())];
-                    let request =
-                        Request::Run(RunRequest { test, machine: self.spec.clone(), env });
+                    let request = Request::Run(RunRequest {
+                        test,
+                        machine: self.spec.clone(),
+                        env,
+                        restored: None,
+                    });
                     self.vm.send(0, &self.encoder.encode(&request).unwrap()).unwrap();
                 }
                 GuestMessage::Log { bytes, .. } => {

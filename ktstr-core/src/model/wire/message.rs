@@ -1,6 +1,7 @@
 //! The messages of the wire.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,23 @@ pub struct RunRequest {
     pub machine: MachineSpec,
     /// Variables to set for the body, such as `RUST_LOG`.
     pub env: Vec<(OsString, OsString)>,
+    /// What the guest needs if it was restored from a saved one; `None` if it was booted.
+    pub restored: Option<Restored>,
+}
+
+/// What PID 1 applies to a restored guest before the body starts: its copies have all else in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// The host's wall-clock time, since the epoch.
+    pub wall_clock: Duration,
+    /// Random bytes that no other guest receives.
+    #[serde(with = "serde_bytes")]
+    pub entropy: Vec<u8>,
+}
+
+impl Restored {
+    /// The length of [`Restored::entropy`]: twice what seeds the kernel's generator.
+    pub const ENTROPY: usize = 64;
 }
 
 /// A message from the guest to the host.

@@ -9,7 +9,8 @@ mod message;
 
 pub use frame::{Decoder, Encoder, Error, MAX_PAYLOAD, Payload};
 pub use message::{
-    End, FileKind, GuestMessage, Hello, Request, RunRequest, ScenarioEvent, ShellRequest, Stream,
+    End, FileKind, GuestMessage, Hello, Request, Restored, RunRequest, ScenarioEvent, ShellRequest,
+    Stream,
 };
 
 /// The name of the virtio-console port that carries the wire.

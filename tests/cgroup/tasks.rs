@@ -97,6 +97,34 @@ fn move_tasks_and_drain_tasks_move_processes(ctx: &Ctx) -> Result<AssertResult> 
     Ok(AssertResult::pass())
 }
 
+/// The priorities keep a process that was reaped from leaving its CPU. Since Linux 7.0 the kernel refuses to
+/// enable controllers until then, but does not list the process in `cgroup.procs`.
+#[ktstr_test(cores = 1, duration_s = 30)]
+fn create_cgroup_waits_for_processes_that_are_exiting(ctx: &Ctx) -> Result<AssertResult> {
+    let cgroups = ctx.cgroups;
+    set_policy(libc::SCHED_FIFO, 50)?;
+    cgroups.setup(&all())?;
+    for round in 0..20 {
+        let cgroup = format!("cg{round}");
+        cgroups.create_cgroup(&cgroup)?;
+        let child = Child::fork_in(cgroups, &cgroup, || {
+            set_policy(libc::SCHED_IDLE, 0).map_or(101, |()| 0)
+        })?;
+        ensure!(child.wait()?.exit_status() == Some(0), "the child has another policy");
+        cgroups.create_cgroup(&format!("{cgroup}/leaf"))?;
+    }
+    Ok(AssertResult::pass())
+}
+
+/// Sets the scheduling policy of this process.
+fn set_policy(policy: i32, priority: i32) -> Result<()> {
+    // SAFETY: the kernel reads a `sched_param`, which is an int.
+    let done =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
+    ensure!(done == 0, "sched_setscheduler: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
 #[ktstr_test(cores = 1)]
 fn kill_cgroup_spares_the_caller_and_the_guard_removes(ctx: &Ctx) -> Result<AssertResult> {
     let cgroups = ctx.cgroups;

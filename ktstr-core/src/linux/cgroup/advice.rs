@@ -34,8 +34,9 @@ pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::
                 .to_owned()
         }
         Some(libc::EBUSY) if knob == "cgroup.subtree_control" => format!(
-            "the cgroup contains processes (cgroup.procs: {}) or a child still has the controller \
-             enabled: move the processes to a leaf, or clear the children first",
+            "the cgroup contains processes (cgroup.procs: {}; those that are exiting are not listed) or \
+             a child still has the controller enabled: move the processes to a leaf, or clear the \
+             children first",
             shown(&cgroup.join("cgroup.procs"))
         ),
         Some(libc::EBUSY) if knob == "cgroup.procs" => format!(

@@ -7,6 +7,7 @@ use super::controller::{Controller, subtree_control};
 use super::files::{is_hierarchy_root, read};
 use super::manager::{CgroupManager, check_walk_root};
 use super::procs::read_procs;
+use super::tasks::until_settled;
 use super::{Error, MOUNT};
 use crate::linux::sync::lock;
 
@@ -101,8 +102,10 @@ impl CgroupManager {
         if is_hierarchy_root(cgroup)? {
             return self.write(&file, &value);
         }
-        self.check_unoccupied(cgroup, &value)?;
-        self.write(&file, &value)?;
+        until_settled(|| {
+            self.check_unoccupied(cgroup, &value)?;
+            self.write(&file, &value)
+        })?;
         // Again: the kernel enables threaded controllers in a cgroup that contains processes, and a
         // process that entered between check and write makes it a threaded domain until it leaves.
         self.check_unoccupied(cgroup, &value)

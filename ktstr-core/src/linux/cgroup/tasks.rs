@@ -43,6 +43,30 @@ fn while_busy(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Erro
     attempt()
 }
 
+/// Retries an operation that fails with EBUSY until the processes that are exiting have left the cgroup.
+///
+/// Since Linux 7.0, `cgroup.procs` does not list a process that is exiting, but the cgroup counts it until it
+/// has left its CPU, possibly after it was reaped. Until then the kernel refuses to enable controllers.
+/// `cgroup.events` reports this moment only if no descendant contains processes.
+///
+/// Source: Linux 7.2, kernel/cgroup/cgroup.c, `css_task_iter_advance`, `cgroup_task_dead`,
+/// `cgroup_vet_subtree_control_enable`.
+pub(super) fn until_settled(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    let deadline = Instant::now() + SETTLE_WITHIN;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match attempt() {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(pause);
+                pause = EBUSY_PAUSE.min(pause * 2);
+            }
+            other => return other,
+        }
+    }
+}
+
 impl CgroupManager {
     /// Returns the processes in a cgroup and its descendants; none if it does not exist.
     pub(crate) fn pids_of_tree(&self, name: &str) -> Result<Vec<i32>, Error> {

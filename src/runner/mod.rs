@@ -99,6 +99,31 @@ pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     Ok(record)
 }
 
+/// A machine that is ready to boot, for programs that measure an engine without the runner.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct UnbootedMachine {
+    pub engine: &'static dyn ktstr_vmm::Engine,
+    pub config: ktstr_vmm::VmConfig,
+    /// Runs the test on this machine after it has booted.
+    pub request: RunRequest,
+}
+
+/// Prepares the machine of `entry`, whose body is in `program`, as a run does.
+#[doc(hidden)]
+pub fn prepare_unbooted(entry: &TestEntry, program: Program) -> Result<UnbootedMachine> {
+    let prepared = Prepared::new(&MachineRequest {
+        program,
+        spec: &entry.machine,
+        env: &[],
+        contents: payloads::contents(entry.payloads)?,
+        nests: false,
+    })?;
+    let (test, machine) = (record::begin(entry).test, prepared.spec);
+    let request = RunRequest { test, machine, env: Vec::new(), restored: None };
+    Ok(UnbootedMachine { engine: &*prepared.choice.engine, config: prepared.config, request })
+}
+
 /// Runs the body of `entry` in a virtual machine and fills the record of the run.
 fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Result<()> {
     tracing::debug!("{}: prepare the machine", record.test);

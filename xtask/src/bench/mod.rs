@@ -2,6 +2,7 @@
 
 mod boot;
 mod cgroup;
+mod fork;
 mod output;
 mod process;
 mod vmm;
@@ -17,6 +18,8 @@ pub(crate) enum Bench {
     Boot(boot::Boot),
     /// Measure a write of a knob in the guest, against a bare write and a thread per write
     Cgroup(cgroup::Cgroup),
+    /// Measure copies of a booted guest against boots, on the engine of this host
+    Fork(fork::Fork),
     /// Measure how fast a body's output reaches the host, in a crate outside of this workspace
     Output(output::Output),
     /// Measure a job on this host, against std and a crate that groups processes
@@ -35,6 +38,7 @@ impl Bench {
         match self {
             Self::Boot(boot) => boot.run(),
             Self::Cgroup(cgroup) => cgroup.run(),
+            Self::Fork(fork) => fork.run(),
             Self::Output(output) => output.run(),
             Self::Process(process) => process.run(),
             Self::Vmm(vmm) => vmm.run(),

@@ -6,7 +6,7 @@
 
 mod carry;
 mod inside;
-mod process;
+pub(super) mod process;
 mod table;
 
 use std::fs;

@@ -13,8 +13,8 @@ const KVM: &str = "/sys/kernel/debug/kvm";
 const TICKS_PER_SECOND: u64 = 100;
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Process {
-    pub(super) id: u32,
+pub(in crate::bench) struct Process {
+    pub(in crate::bench) id: u32,
 }
 
 impl Process {
@@ -29,7 +29,7 @@ impl Process {
     }
 
     /// Returns a counter of its machine, summed over all CPUs.
-    pub(super) fn counter(self, name: &str) -> Result<u64> {
+    pub(in crate::bench) fn counter(self, name: &str) -> Result<u64> {
         let prefix = format!("{}-", self.id);
         let mut sum = 0;
         for entry in fs::read_dir(KVM).with_context(|| format!("cannot read {KVM}"))? {

@@ -17,6 +17,7 @@ mod lock;
 pub mod paging;
 pub mod probe;
 pub mod qemu;
+mod saved;
 mod schedstat;
 mod tsc;
 

@@ -43,6 +43,8 @@ pub use codec::StateError;
 pub use device::{Board, Devices, DevicesState, Msi, Power};
 #[doc(hidden)]
 pub use initial_memory::InitialMemory;
+#[doc(hidden)]
+pub use state::reencode_state;
 
 /// The KVM of this host.
 #[derive(Debug)]

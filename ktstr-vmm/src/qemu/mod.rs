@@ -26,6 +26,9 @@ use crate::config::VmConfig;
 use crate::engine::{Engine, Vm};
 use crate::error::Error;
 
+#[doc(hidden)]
+pub use saved::reencode_manifest;
+
 /// A QEMU program for x86-64 guests.
 #[derive(Debug, Clone)]
 pub struct Qemu {

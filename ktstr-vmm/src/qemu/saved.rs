@@ -11,10 +11,10 @@
 //! read-only, one that was written later has another modification time, and a save is valid only
 //! until the host reboots: a crash of the host can leave files with holes.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::saved;
 
 /// Raised when the meaning of the files changes.
 const FORMAT: u64 = 1;
@@ -36,9 +37,6 @@ const MAX_STATE: u64 = 64 << 20;
 /// Memory is written in pages, and read in pieces of this size.
 const PAGE: usize = 4 << 10;
 const PIECE: usize = 1 << 20;
-
-/// The only permission of a finished file: its owner may read it. Guests may have secrets.
-const SEALED: u32 = 0o400;
 
 /// A save that is being written. Dropped before [`SaveWriter::finish`], it deletes its files.
 #[derive(Debug)]
@@ -76,23 +74,22 @@ impl SaveWriter {
 
     /// Seals the files and writes the manifest, which makes the save valid.
     pub(super) fn finish(mut self, machine: &[String]) -> Result<(), Error> {
-        let mut records = Vec::new();
+        let mut files = Vec::new();
         for (name, file) in &self.files {
             let path = self.dir.join(name);
             let checksum =
-                if name == STATE { Some(checksum(&read_state(file, &path)?)) } else { None };
-            records.push(record(name, file, checksum).map_err(Error::file("seal", path))?);
+                if name == STATE { Some(saved::checksum(&read_state(file, &path)?)) } else { None };
+            let record = FileRecord::seal(name, file, checksum);
+            files.push(record.map_err(Error::file("seal", path))?);
         }
-        let host_boot = host_boot()?;
-        let manifest = json!({
-            "format": FORMAT, "host_boot": host_boot, "machine": machine, "files": records,
-        });
+        let manifest =
+            Manifest { host_boot: saved::host_boot()?, machine: machine.to_vec(), files };
         let path = self.dir.join(MANIFEST);
-        let bytes = manifest.to_string();
+        let bytes = manifest.encode();
         let file = self.create(MANIFEST.to_owned())?;
         let seal = || {
             file.write_all_at(bytes.as_bytes(), 0)?;
-            file.set_permissions(Permissions::from_mode(SEALED))
+            saved::seal(file)
         };
         seal().map_err(Error::file("write", path))?;
         self.is_finished = true;
@@ -138,23 +135,15 @@ impl SavedFiles {
         node_sizes: impl Iterator<Item = u64>,
     ) -> Result<Self, Error> {
         let path = dir.join(MANIFEST);
-        let damaged =
-            |reason: &str| Error::Damaged { path: path.clone(), reason: reason.to_owned() };
         let manifest = read_manifest(&path)?;
-        if manifest["format"] != FORMAT {
-            return Err(damaged("has an unknown format"));
+        if manifest.host_boot != saved::host_boot()? {
+            let reason = "was written before the host rebooted".to_owned();
+            return Err(Error::Damaged { path, reason });
         }
-        if manifest["host_boot"] != host_boot()? {
-            return Err(damaged("was written before the host rebooted"));
-        }
-        let saved: Option<Vec<&str>> = manifest["machine"]
-            .as_array()
-            .and_then(|words| words.iter().map(Value::as_str).collect());
-        let saved = saved.ok_or_else(|| damaged("does not describe a machine"))?;
-        if let Some(difference) = difference(&saved, machine) {
+        if let Some(difference) = difference(&manifest.machine, machine) {
             return Err(Error::OtherMachine { dir: dir.to_owned(), difference });
         }
-        let records = manifest["files"].as_array().ok_or_else(|| damaged("does not list files"))?;
+        let records = &manifest.files;
         let (state, _) = open_file(dir, STATE, records)?;
         let memory = node_sizes.enumerate().map(|(node, wanted)| {
             let name = memory_name(node);
@@ -173,55 +162,121 @@ fn memory_name(node: usize) -> String {
     format!("memory{node}")
 }
 
-fn read_manifest(path: &Path) -> Result<Value, Error> {
-    let damaged =
-        |reason: &str| Error::Damaged { path: path.to_owned(), reason: reason.to_owned() };
-    let file = open_existing(path)?;
-    let bytes = read_all(&file, MAX_MANIFEST).map_err(Error::file("read", path))?;
-    let bytes = bytes.ok_or_else(|| damaged("is too large"))?;
-    serde_json::from_slice(&bytes).map_err(|_| damaged("is not JSON"))
+/// The contents of a save, for all who restore it.
+#[derive(Debug, PartialEq, Eq)]
+struct Manifest {
+    /// The boot of the host that saved the machine.
+    host_boot: String,
+    /// What a machine must have in common with the saved one.
+    machine: Vec<String>,
+    files: Vec<FileRecord>,
 }
 
-/// Opens a file to read; a missing one is damage.
-fn open_existing(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Error::Damaged { path: path.to_owned(), reason: "is missing".to_owned() }
+/// A file of a save, as it was when it was complete.
+#[derive(Debug, PartialEq, Eq)]
+struct FileRecord {
+    name: String,
+    bytes: u64,
+    modified_ns: i64,
+    /// Of the state only.
+    checksum: Option<u64>,
+}
+
+impl Manifest {
+    fn encode(&self) -> String {
+        let Self { host_boot, machine, files } = self;
+        let files: Vec<_> = files.iter().map(FileRecord::encode).collect();
+        json!({ "format": FORMAT, "host_boot": host_boot, "machine": machine, "files": files })
+            .to_string()
+    }
+
+    /// Decodes a manifest. An error is a text that continues a sentence that begins with its name.
+    fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|_| "is not JSON")?;
+        if value["format"] != FORMAT {
+            return Err("has an unknown format");
         }
-        _ => Error::file("open", path)(error),
-    })
+        let [_, host_boot, machine, files] =
+            fields(&value, ["format", "host_boot", "machine", "files"])
+                .ok_or("has other fields")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let machine = machine.as_array().and_then(|words| words.iter().map(text).collect());
+        let files =
+            files.as_array().and_then(|files| files.iter().map(FileRecord::decode).collect());
+        Ok(Self {
+            host_boot: text(host_boot).ok_or("does not name a boot of the host")?,
+            machine: machine.ok_or("does not describe a machine")?,
+            files: files.ok_or("does not list files")?,
+        })
+    }
+}
+
+impl FileRecord {
+    /// Makes a file read-only and returns its record.
+    fn seal(name: &str, file: &File, checksum: Option<u64>) -> io::Result<Self> {
+        saved::seal(file)?;
+        let metadata = file.metadata()?;
+        let (bytes, modified_ns) = (metadata.len(), modified_ns(&metadata));
+        Ok(Self { name: name.to_owned(), bytes, modified_ns, checksum })
+    }
+
+    fn encode(&self) -> Value {
+        let Self { name, bytes, modified_ns, checksum } = self;
+        json!({ "name": name, "bytes": bytes, "modified_ns": modified_ns, "checksum": checksum })
+    }
+
+    fn decode(value: &Value) -> Option<Self> {
+        let [name, bytes, modified_ns, checksum] =
+            fields(value, ["name", "bytes", "modified_ns", "checksum"])?;
+        Some(Self {
+            name: name.as_str()?.to_owned(),
+            bytes: bytes.as_u64()?,
+            modified_ns: modified_ns.as_i64()?,
+            checksum: if checksum.is_null() { None } else { Some(checksum.as_u64()?) },
+        })
+    }
+}
+
+/// Returns the values of an object that has these fields and no others.
+fn fields<'a, const N: usize>(value: &'a Value, names: [&str; N]) -> Option<[&'a Value; N]> {
+    let object = value.as_object().filter(|object| object.len() == N)?;
+    let has_all = names.iter().all(|name| object.contains_key(*name));
+    has_all.then(|| names.map(|name| &object[name]))
+}
+
+/// Decodes a manifest and encodes it again, for the fuzzer.
+#[doc(hidden)]
+pub fn reencode_manifest(bytes: &[u8]) -> Result<Vec<u8>, &'static str> {
+    Ok(Manifest::decode(bytes)?.encode().into_bytes())
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, Error> {
+    let damaged =
+        |reason: &str| Error::Damaged { path: path.to_owned(), reason: reason.to_owned() };
+    let file = saved::open(path)?;
+    let bytes = read_all(&file, MAX_MANIFEST).map_err(Error::file("read", path))?;
+    Manifest::decode(&bytes.ok_or_else(|| damaged("is too large"))?).map_err(damaged)
 }
 
 /// Opens a file and checks that it matches its record. Returns its size, too.
-fn open_file(dir: &Path, name: &str, records: &[Value]) -> Result<(File, u64), Error> {
+fn open_file(dir: &Path, name: &str, records: &[FileRecord]) -> Result<(File, u64), Error> {
     let path = dir.join(name);
     let damaged = |reason: &str| Error::Damaged { path: path.clone(), reason: reason.to_owned() };
-    let wanted = records.iter().find(|record| record["name"] == name);
+    let wanted = records.iter().find(|record| record.name == name);
     let wanted = wanted.ok_or_else(|| damaged("is not in the manifest"))?;
-    let file = open_existing(&path)?;
+    let file = saved::open(&path)?;
     let metadata = file.metadata().map_err(Error::file("read", &path))?;
-    if wanted["bytes"] != metadata.len() {
-        return Err(damaged(&format!(
-            "has {} bytes instead of {}",
-            metadata.len(),
-            wanted["bytes"]
-        )));
+    let (found, bytes) = (metadata.len(), wanted.bytes);
+    if found != bytes {
+        return Err(damaged(&format!("has {found} bytes instead of {bytes}")));
     }
-    if wanted["modified_ns"] != modified_ns(&metadata) {
+    if wanted.modified_ns != modified_ns(&metadata) {
         return Err(damaged("was modified after it was saved"));
     }
-    if name == STATE && wanted["checksum"] != checksum(&read_state(&file, &path)?) {
+    if name == STATE && wanted.checksum != Some(saved::checksum(&read_state(&file, &path)?)) {
         return Err(damaged("has a wrong checksum"));
     }
     Ok((file, metadata.len()))
-}
-
-/// Makes a file read-only and returns its record for the manifest.
-fn record(name: &str, file: &File, checksum: Option<u64>) -> io::Result<Value> {
-    file.set_permissions(Permissions::from_mode(SEALED))?;
-    let metadata = file.metadata()?;
-    let (bytes, modified_ns) = (metadata.len(), modified_ns(&metadata));
-    Ok(json!({ "name": name, "bytes": bytes, "modified_ns": modified_ns, "checksum": checksum }))
 }
 
 fn modified_ns(metadata: &std::fs::Metadata) -> i64 {
@@ -229,24 +284,14 @@ fn modified_ns(metadata: &std::fs::Metadata) -> i64 {
 }
 
 /// Returns the first difference between two machines.
-fn difference(saved: &[&str], wanted: &[String]) -> Option<String> {
+fn difference(saved: &[String], wanted: &[String]) -> Option<String> {
     let count = saved.len().max(wanted.len());
     (0..count).find_map(|index| {
-        let was = saved.get(index).copied();
-        let is = wanted.get(index).map(String::as_str);
+        let [was, is] = [saved, wanted].map(|words| words.get(index).map(String::as_str));
         let quoted =
             |word: Option<&str>| word.map_or("nothing".to_owned(), |word| format!("`{word}`"));
         (was != is).then(|| format!("{} was saved, not {}", quoted(was), quoted(is)))
     })
-}
-
-/// Returns what changes when the host reboots.
-///
-/// Source: Linux 6.12, admin-guide/sysctl/kernel.rst (`random`).
-fn host_boot() -> Result<String, Error> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
-    Ok(text.trim_end().to_owned())
 }
 
 fn read_state(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
@@ -263,13 +308,6 @@ fn read_all(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(Some(bytes))
-}
-
-/// Returns the FNV-1a hash of the bytes, which finds accidental changes.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// Copies memory into an empty file, except for pages of zeros.
@@ -316,7 +354,8 @@ fn write_pages(piece: &[u8], file: &File, offset: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -408,6 +447,76 @@ mod tests {
     }
 
     #[test]
+    fn open_rejects_a_manifest_that_was_cut_or_changed_at_any_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path());
+        let path = dir.path().join(MANIFEST);
+        let whole = fs::read(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        let open_with = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            open(dir.path())
+        };
+        for len in 0..whole.len() {
+            let error = open_with(&whole[..len]).unwrap_err().to_string();
+            assert!(error.contains("is not JSON"), "{len} bytes: {error}");
+        }
+        for at in 0..whole.len() {
+            for bits in [0x01, 0x02, 0x20, 0x80] {
+                let mut changed = whole.clone();
+                changed[at] ^= bits;
+                match open_with(&changed) {
+                    Err(Error::Damaged { .. } | Error::OtherMachine { .. }) => {}
+                    other => panic!("byte {at} is {}: {other:?}", changed[at]),
+                }
+            }
+        }
+        open_with(&whole).unwrap();
+    }
+
+    #[test]
+    fn decode_returns_what_was_encoded() {
+        let file = |name: &str, checksum| FileRecord {
+            name: name.to_owned(),
+            bytes: u64::MAX,
+            modified_ns: i64::MIN,
+            checksum,
+        };
+        let manifest = Manifest {
+            host_boot: "0123-4567".to_owned(),
+            machine: machine(&["QEMU 1", "", "quote \" and line\n"]),
+            files: vec![file(STATE, Some(u64::MAX)), file("memory0", None)],
+        };
+        assert_eq!(Manifest::decode(manifest.encode().as_bytes()), Ok(manifest));
+    }
+
+    #[test]
+    fn decode_names_what_is_wrong() {
+        for (text, want) in [
+            ("", "is not JSON"),
+            ("[1]", "has an unknown format"),
+            (r#"{"format": 2}"#, "has an unknown format"),
+            (r#"{"format": 1, "host_boot": "", "machine": []}"#, "has other fields"),
+            (
+                r#"{"format": 1, "host_boot": 1, "machine": [], "files": []}"#,
+                "does not name a boot of the host",
+            ),
+            (
+                r#"{"format": 1, "host_boot": "", "machine": [1], "files": []}"#,
+                "does not describe a machine",
+            ),
+            (
+                r#"{"format": 1, "host_boot": "", "machine": [], "files": [{"name": "state"}]}"#,
+                "does not list files",
+            ),
+        ] {
+            assert_eq!(Manifest::decode(text.as_bytes()), Err(want), "{text}");
+        }
+        // Nested deeper than any stack.
+        assert_eq!(Manifest::decode(&[b'['; 1 << 20]), Err("is not JSON"));
+    }
+
+    #[test]
     fn open_finds_a_changed_state_without_a_new_time() {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path());
@@ -427,7 +536,7 @@ mod tests {
         let path = dir.path().join(MANIFEST);
         let text = fs::read_to_string(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        let boot = host_boot().unwrap();
+        let boot = saved::host_boot().unwrap();
         assert!(text.contains(&boot));
         fs::write(&path, text.replace(&boot, "another")).unwrap();
         let error = open(dir.path()).unwrap_err().to_string();

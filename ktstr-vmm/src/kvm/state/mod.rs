@@ -17,10 +17,11 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 
 use super::codec::{Encode, Input, StateError, fields};
-use super::device::DevicesState;
+use super::device::{Devices, DevicesState};
 use super::tsc::TimeState;
 use crate::config::VmConfig;
 use crate::kvm_error::Error;
+use crate::saved::checksum;
 
 pub(super) use vcpu::{TSC, VcpuState};
 
@@ -70,6 +71,16 @@ impl MachineState {
     }
 }
 
+/// Decodes a state and creates its devices, as a restore does before it uses KVM, and encodes the
+/// state again, for the fuzzer.
+#[doc(hidden)]
+pub fn reencode_state(bytes: &[u8]) -> Result<Vec<u8>, StateError> {
+    let state = MachineState::decode(bytes)?;
+    // Devices that were refused are an error of another layer.
+    let _ = Devices::restore(&state.identity.ports, &state.devices);
+    Ok(state.encode())
+}
+
 /// Checks the header and returns the bytes after it.
 fn body(bytes: &[u8]) -> Result<&[u8], StateError> {
     let (header, body) = bytes.split_at_checked(HEADER).ok_or(StateError::NoState)?;
@@ -90,13 +101,6 @@ fn body(bytes: &[u8]) -> Result<&[u8], StateError> {
         return Err(StateError::Damaged { computed, stated });
     }
     Ok(body)
-}
-
-/// The FNV-1a hash of 64 bits. It changes with any change of one byte.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    })
 }
 
 /// What a state has in common with every machine that can be restored from it.
@@ -131,10 +135,10 @@ fields!(Identity {
 
 impl Identity {
     /// Returns the identity of a machine with this configuration on the host with this boot ID.
-    pub(super) fn new(config: &VmConfig, boot_id: &str) -> Self {
+    pub(super) fn new(config: &VmConfig, boot_id: String) -> Self {
         let topology = &config.topology;
         Self {
-            boot_id: boot_id.trim().to_owned(),
+            boot_id,
             kernel: config.kernel.as_os_str().as_bytes().to_vec(),
             initramfs: config.initramfs.as_os_str().as_bytes().to_vec(),
             cmdline: config.cmdline.clone(),

@@ -2,10 +2,10 @@
 //!
 //! The directory has two files: `memory`, which restored machines map, and `state`.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, RawFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -19,10 +19,10 @@ use crate::kvm::memory::{Memory, place};
 use crate::kvm::state::{ChipState, Identity, MAX_LEN, MachineState, MemoryFile, VcpuState};
 use crate::kvm::tsc::{self, Moment};
 use crate::kvm_error::Error as KvmError;
+use crate::saved;
 
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The missing feature of a KVM on Linux before 5.16, where all counters of a restored machine would
 /// be wrong.
@@ -53,7 +53,7 @@ impl KvmVm {
     fn state(&self, paused: &Moment, memory: MemoryFile) -> Result<MachineState, Error> {
         let vcpus = self.vcpus.iter().map(|vcpu| self.vcpu_state(*vcpu));
         Ok(MachineState {
-            identity: Identity::new(&self.config, &boot_id()?),
+            identity: Identity::new(&self.config, saved::host_boot()?),
             time: paused.save(self.tsc_khz),
             memory,
             vcpus: vcpus.collect::<Result<_, _>>()?,
@@ -86,7 +86,9 @@ impl KvmVm {
         let state =
             MachineState::decode(&read(&path)?).map_err(|error| damaged(error.to_string()))?;
         let other = |difference| Error::OtherMachine { dir: dir.to_owned(), difference };
-        if let Some(difference) = state.identity.difference(&Identity::new(config, &boot_id()?)) {
+        if let Some(difference) =
+            state.identity.difference(&Identity::new(config, saved::host_boot()?))
+        {
             return Err(other(difference));
         }
         if state.vcpus.len() != cpus.list.len() {
@@ -147,7 +149,7 @@ fn restore_time(vm: &VmFd, vcpus: &[VcpuFd], state: &MachineState) -> Result<(),
 
 fn map_memory(config: &VmConfig, saved: &MemoryFile, path: &Path) -> Result<Memory, Error> {
     let ranges = place(config.node_sizes_mib().map(|mib| mib << 20));
-    let file = open(path)?;
+    let file = saved::open(path)?;
     let metadata = file.metadata().map_err(Error::file("read the size of", path))?;
     saved
         .check(&metadata, Memory::file_len(&ranges))
@@ -155,25 +157,11 @@ fn map_memory(config: &VmConfig, saved: &MemoryFile, path: &Path) -> Result<Memo
     Ok(Memory::map(&ranges, &file)?)
 }
 
-fn boot_id() -> Result<String, Error> {
-    fs::read_to_string(BOOT_ID).map_err(Error::file("read", BOOT_ID))
-}
-
-fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|source| {
-        let path = PathBuf::from(path);
-        match source.kind() {
-            io::ErrorKind::NotFound => Error::Damaged { path, reason: "is missing".to_owned() },
-            _ => Error::File { operation: "open", path, source },
-        }
-    })
-}
-
 /// Reads a file of at most [`MAX_LEN`] bytes; what a longer one has more than that is damage enough.
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     let limit = MAX_LEN as u64 + 1;
-    open(path)?.take(limit).read_to_end(&mut bytes).map_err(Error::file("read", path))?;
+    saved::open(path)?.take(limit).read_to_end(&mut bytes).map_err(Error::file("read", path))?;
     Ok(bytes)
 }
 
@@ -196,9 +184,7 @@ impl NewFile {
 
     /// Keeps the file, which nothing writes from now on.
     fn complete(&mut self) -> Result<(), Error> {
-        self.file
-            .set_permissions(Permissions::from_mode(0o400))
-            .map_err(Error::file("set the mode of", &self.path))?;
+        saved::seal(&self.file).map_err(Error::file("set the mode of", &self.path))?;
         self.is_complete = true;
         Ok(())
     }

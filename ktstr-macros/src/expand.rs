@@ -427,6 +427,7 @@ mod tests {
                 quote!(expect_err: ktstr::__private::ExpectErr::Matching("a+")),
             ),
             ("auto_repro = false, kaslr = true", quote!(auto_repro: false)),
+            ("fresh", quote!(fresh: true)),
             ("payloads = [A, b::C,]", quote!(payloads: &[&A, &b::C])),
             ("env = [\"A=b\", \"C\",]", quote!(env: &["A=b", "C"])),
             ("post_vm = self::check", quote!(post_vm: ::core::option::Option::Some(self::check))),

@@ -109,6 +109,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("kaslr", Takes::Bool, Target::Machine("kaslr")).vm(),
     Key::new("mitigations", Takes::Bool, Target::Machine("mitigations")).vm(),
     Key::new("kargs", text("isolcpus=1", check_kargs), Target::MachineText("kargs")).vm(),
+    Key::new("fresh", Takes::Bool, Target::Field("fresh")).vm(),
     Key::new("auto_repro", Takes::Bool, Target::Field("auto_repro")).vm(),
     Key::new("post_vm", Takes::Function, Target::Optional("post_vm")).vm(),
     Key::new("post_vm_unconditional", Takes::Function, Target::Optional("post_vm_unconditional"))

@@ -57,6 +57,7 @@ use proc_macro::TokenStream;
 /// | `kaslr` | boolean | `true` | the guest's kernel randomizes its addresses, as far as the engine's boot method allows |
 /// | `mitigations` | boolean | `false` | keep page-table isolation on emulated CPUs, which reduces the system call rate to a tenth; on KVM the kernel decides |
 /// | `kargs` | string | none | extra words of the guest's kernel command line, such as `"nohz_full=1 isolcpus=1"` |
+/// | `fresh` | boolean | `false` | boot a machine for this test; do not fork a guest that was booted before |
 /// | `auto_repro` | boolean | `true` | reserved: reproduce a failure with more tracing |
 /// | `post_vm` | path | none | `fn(&VmResult) -> Result<()>` that examines the run on the host, whether the body passed or failed |
 /// | `post_vm_unconditional` | path | none | like `post_vm`, but also after a skip or an infrastructure failure |
@@ -90,7 +91,7 @@ use proc_macro::TokenStream;
 /// A `workload_root_cgroup` begins with `/`, which is the cgroup2 mount: `/a`, not `/sys/fs/cgroup/a`.
 /// It is not `/` itself, and has no line break and no component that is empty, begins with a dot or is
 /// longer than 255 bytes. `payloads` lists each path once. `host_only` excludes the keys of the
-/// virtual machine and its run: also `watchdog_timeout_s`, `auto_repro`, `post_vm`,
+/// virtual machine and its run: also `watchdog_timeout_s`, `fresh`, `auto_repro`, `post_vm`,
 /// `post_vm_unconditional`, `payloads`, `env` and `judge_emulated_time`.
 ///
 /// `kargs` rejects words that the runner or another key sets, such as `console` and `nr_cpus`. The

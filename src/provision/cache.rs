@@ -40,6 +40,18 @@ pub struct Lock {
     _file: Option<File>,
 }
 
+/// How a lock is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// By one holder.
+    Exclusive,
+    /// By any number of holders that share it.
+    Shared,
+}
+
+type LockFile = fn(&File) -> io::Result<()>;
+type TryLock = fn(&File) -> Result<(), TryLockError>;
+
 impl Cache {
     /// Finds the cache directory: `KTSTR_CACHE_DIR`, `$XDG_CACHE_HOME/ktstr` or `~/.cache/ktstr`.
     ///
@@ -80,19 +92,34 @@ impl Cache {
         name: &str,
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
-        let flat = flat(name)?;
         let entry = self.entry(name);
+        flat(name)?;
         self.check(name)?;
         if exists(&entry) {
             return Ok(entry);
         }
         self.check_writable().with_context(|| format!("`{}` is missing", entry.display()))?;
-        let _lock = self.lock(name)?;
+        let lock = self.lock(name)?;
         if !exists(&entry) {
-            self.build_locked(&flat, &entry, build)
-                .with_context(|| format!("failed to build `{}`", entry.display()))?;
+            self.build_under(&lock, name, build)?;
         }
         Ok(entry)
+    }
+
+    /// Builds the entry `name`, which does not exist, under its lock.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Cache::build_once`].
+    pub(crate) fn build_under(
+        &self,
+        _lock: &Lock,
+        name: &str,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let entry = self.entry(name);
+        self.build_locked(&flat(name)?, &entry, build)
+            .with_context(|| format!("failed to build `{}`", entry.display()))
     }
 
     /// Fails if another user of the machine could change the entry `name`, or create it.
@@ -100,7 +127,7 @@ impl Cache {
     /// # Errors
     ///
     /// Names the file or directory, and what to do.
-    pub(super) fn check(&self, name: &str) -> Result<()> {
+    pub(crate) fn check(&self, name: &str) -> Result<()> {
         self.pass_gate(Path::new(name), IfMissing::Stop)
     }
 
@@ -177,11 +204,56 @@ impl Cache {
         self.lock_within(name, LOCK_TIMEOUT)
     }
 
-    fn lock_within(&self, name: &str, timeout: Duration) -> Result<Lock> {
+    /// Takes the lock `name` without a message, and returns whether it had to wait for another holder.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Cache::lock`].
+    pub(crate) fn lock_quietly(&self, name: &str, hold: Hold) -> Result<(Lock, bool)> {
+        let Some((path, file)) = self.open_lock(name)? else {
+            return Ok((Lock { _file: None }, false));
+        };
+        let (try_lock, lock): (TryLock, LockFile) = match hold {
+            Hold::Exclusive => (File::try_lock, File::lock),
+            Hold::Shared => (File::try_lock_shared, File::lock_shared),
+        };
+        let locked = try_lock(&file);
+        let waits = matches!(locked, Err(TryLockError::WouldBlock));
+        let locked = match locked {
+            Err(TryLockError::WouldBlock) => {
+                tracing::debug!("wait for the lock `{name}`");
+                wait_for_lock(&file, lock, LOCK_TIMEOUT)
+            }
+            locked => locked.map_err(io::Error::from),
+        };
+        locked.with_context(|| format!("failed to lock `{}`", path.display()))?;
+        Ok((Lock { _file: Some(file) }, waits))
+    }
+
+    /// Takes the lock `name` if nothing holds it.
+    ///
+    /// # Errors
+    ///
+    /// If the lock cannot be opened.
+    pub(crate) fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
+        let Some((path, file)) = self.open_lock(name)? else {
+            return Ok(None);
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { _file: Some(file) })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("failed to lock `{}`", path.display()))
+            }
+        }
+    }
+
+    /// Opens the file of a lock; `None` in a cache that this process cannot change.
+    fn open_lock(&self, name: &str) -> Result<Option<(PathBuf, File)>> {
         let flat = flat(name)?;
         self.check("locks")?;
         if self.check_writable().is_err() {
-            return Ok(Lock { _file: None });
+            return Ok(None);
         }
         let path = self.create_dir(Path::new("locks"))?.join(flat);
         let file = open_lock(&path).with_context(|| {
@@ -190,12 +262,19 @@ impl Cache {
                 path.display()
             )
         })?;
+        Ok(Some((path, file)))
+    }
+
+    fn lock_within(&self, name: &str, timeout: Duration) -> Result<Lock> {
+        let Some((path, file)) = self.open_lock(name)? else {
+            return Ok(Lock { _file: None });
+        };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => {
                 let holder = holder(&file);
                 let root = self.root.display();
                 notice(&format!("waiting for {holder} to finish `{name}` in {root} ..."));
-                wait_for_lock(&file, timeout).with_context(|| {
+                wait_for_lock(&file, File::lock, timeout).with_context(|| {
                     format!(
                         "failed to lock `{}`, held by {holder}; end that process, or set KTSTR_CACHE_DIR to \
                          use another directory",
@@ -241,15 +320,26 @@ impl Cache {
         fs::create_dir(&work)?;
         // A fresh name inside: children of the killed builder may still write to the old one.
         let scratch = tempfile::tempdir_in(&work)?;
-        let unfinished = scratch.path().join(entry.file_name().context("an entry has a name")?);
+        let built = self.build_in(scratch.path(), entry, build);
+        drop(scratch);
+        let _ = fs::remove_dir(&work);
+        built
+    }
+
+    /// Builds an entry in the directory `scratch`, and renames it.
+    fn build_in(
+        &self,
+        scratch: &Path,
+        entry: &Path,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let unfinished = scratch.join(entry.file_name().context("an entry has a name")?);
         build(&unfinished)?;
         ensure!(exists(&unfinished), "the build created nothing at `{}`", unfinished.display());
         restrict(&unfinished)?;
         let parent = entry.strip_prefix(&self.root)?.parent().unwrap_or(Path::new(""));
         self.create_dir(parent)?;
         fs::rename(&unfinished, entry)?;
-        drop(scratch);
-        let _ = fs::remove_dir(&work);
         Ok(())
     }
 }
@@ -275,13 +365,18 @@ fn open_lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Waits until the holder releases the lock.
-fn wait_for_lock(file: &File, timeout: Duration) -> io::Result<()> {
+/// Waits until the holder releases the lock, and takes it.
+fn wait_for_lock(file: &File, lock: LockFile, timeout: Duration) -> io::Result<()> {
     let (done, locked) = mpsc::channel();
     let waiting = file.try_clone()?;
     // The kernel has no `flock` with a timeout. After a timeout the thread stays, and takes a lock that its
     // descriptor releases at once.
-    std::thread::spawn(move || drop(done.send(waiting.lock())));
+    std::thread::spawn(move || {
+        let taken = lock(&waiting);
+        // Before the result is seen: the lock is held until all descriptors are closed.
+        drop(waiting);
+        drop(done.send(taken));
+    });
     locked.recv_timeout(timeout).unwrap_or_else(|_| {
         let why = format!("it was not released for {} seconds", timeout.as_secs());
         Err(io::Error::new(ErrorKind::TimedOut, why))
@@ -308,7 +403,7 @@ pub(super) fn restrict(path: &Path) -> Result<()> {
 }
 
 /// Removes a file, or a directory with its content, if it exists.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

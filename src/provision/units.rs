@@ -1,5 +1,6 @@
 //! Formats sizes and durations for messages.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,14 +20,16 @@ pub(super) fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Counts the bytes of the regular files below `path`. Files that cannot be read count as empty.
+/// Counts the bytes that the regular files below `path` take on disk, without holes. Files that cannot be read
+/// count as empty.
 pub fn disk_usage(path: &Path) -> u64 {
     let Ok(entries) = path.read_dir() else { return 0 };
     entries
         .flatten()
         .map(|entry| match entry.metadata() {
             Ok(meta) if meta.is_dir() => disk_usage(&entry.path()),
-            Ok(meta) if meta.is_file() => meta.len(),
+            // Source: stat(2), `st_blocks`.
+            Ok(meta) if meta.is_file() => meta.blocks() * 512,
             _ => 0,
         })
         .sum()

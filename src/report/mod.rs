@@ -9,8 +9,9 @@ mod timeline;
 mod untrusted;
 
 use std::fmt::{self, Write as _};
+use std::time::Duration;
 
-use ktstr_core::record::{MachineFacts, RerunCaveat, RunRecord};
+use ktstr_core::record::{MachineFacts, RerunCaveat, RunRecord, Start};
 use ktstr_core::result::RunEnd;
 
 pub(crate) use judge::{Passed, Reasons, concerns_post_vm, excuse_steal, judge};
@@ -73,6 +74,9 @@ pub(crate) fn render(record: &RunRecord, style: Style) -> String {
     if record.kernel_events_dropped > 0 {
         line(&mut text, "", &format!("{} more kernel messages", record.kernel_events_dropped));
     }
+    if let Some(forked) = &record.forked {
+        line(&mut text, "repeated", &describe_forked(forked));
+    }
     measurements(&mut text, record, verdict.is_err());
     machine(&mut text, record);
     if let RunEnd::PreparationFailed(_) = record.end {
@@ -109,6 +113,8 @@ pub(crate) fn notices(record: &RunRecord, passed: &Passed) -> Vec<String> {
         Passed::Skipped(reason) => vec![format!("{test}: SKIPPED: {reason}")],
         Passed::Inconclusive(reasons) => vec![format!("{test}: passed; {}", reasons.join("; "))],
     };
+    let forked = record.forked.as_deref().map(describe_forked);
+    notices.extend(forked.map(|forked| format!("{test}: passed in a booted guest; {forked}")));
     // The report of a pass, which libtest hides, does not show it. The first error explains the others.
     let error = record.artifacts.as_ref().and_then(|artifacts| artifacts.errors.first());
     notices.extend(error.map(|error| format!("{test}: passed; {error}")));
@@ -172,6 +178,7 @@ fn machine(text: &mut String, record: &RunRecord) {
     };
     line(text, "engine", &format!("{}: {}", engine.version, engine.reason));
     let pti = if *pti_disabled { ", page-table isolation off" } else { "" };
+    record.start.iter().for_each(|start| line(text, "guest", &describe_start(start)));
     line(text, "kernel", &format!("{} {}{pti}", kernel.spec, kernel.version));
     if !spec.kargs.is_empty() {
         line(text, "kargs", &*spec.kargs);
@@ -186,12 +193,45 @@ fn machine(text: &mut String, record: &RunRecord) {
     let cpus = if nr_cpus == 1 { "CPU" } else { "CPUs" };
     line(text, "machine", &format!("{topology}, {nr_cpus} {cpus}, {memory_mib} MiB{raised}"));
     let slowness = record.timings.slowness;
-    if record.timings.boot.is_some() && slowness > 1.0 {
+    let how = match record.start {
+        Some(Start::Forked { .. }) => "forked",
+        _ => "booted",
+    };
+    if slowness > 1.0 {
         let scaled = format!("timeouts scaled by {slowness:.1}");
-        line(text, "slowness", &format!("booted {slowness:.1}x slower than native; {scaled}"));
+        line(text, "slowness", &format!("{how} {slowness:.1}x slower than native; {scaled}"));
     }
     if record.stolen.iter().any(|part| *part >= SHOWN_STEAL) {
         line(text, "host", &steal_time(&record.stolen));
+    }
+}
+
+/// Describes the run in a forked guest that preceded this one.
+fn describe_forked(forked: &RunRecord) -> String {
+    let how = forked.start.as_ref().map(describe_start).unwrap_or_default();
+    let reasons = judge(forked).err().unwrap_or_default().join("; ");
+    format!("the run before this one failed in a guest {how}: {reasons}")
+}
+
+/// Formats `booted`, or `forked from a guest booted 12 s ago`.
+fn describe_start(start: &Start) -> String {
+    match start {
+        Start::Booted { saved_in: None } => "booted".to_owned(),
+        Start::Booted { saved_in: Some(took) } => {
+            format!("booted, and saved in {:.1} s to fork others from it", took.as_secs_f64())
+        }
+        Start::Forked { template_age, .. } => {
+            format!("forked from a guest booted {} ago", rough(*template_age))
+        }
+    }
+}
+
+/// Formats a duration to the second, the minute or a tenth of an hour.
+fn rough(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{:.1} h", seconds as f64 / 3600.0),
     }
 }
 
@@ -230,8 +270,6 @@ fn line<'a>(text: &mut String, name: &'static str, value: impl Into<Untrusted<'a
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use ktstr_core::assert::{AssertDetail, AssertResult, DetailKind, Limit, Measurement, Scope};
     use ktstr_core::machine::MachineSpec;
     use ktstr_core::record::{

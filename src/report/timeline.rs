@@ -23,6 +23,7 @@ pub(super) fn draw(record: &RunRecord) -> String {
         ("prepare", Some(timings.prepare)),
         ("queue", timings.queue),
         ("boot", timings.boot),
+        ("restore", timings.restore),
         ("ready", timings.ready),
         ("body", timings.body),
         ("teardown", Some(timings.teardown)),

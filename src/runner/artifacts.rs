@@ -1,6 +1,7 @@
 //! The directory that a run leaves behind: `target/ktstr/<run>/<program>/<test>/`.
 //!
-//! `run.json` is the [`RunRecord`]; a run that failed has `console.log` and `body.log` as well.
+//! `run.json` is the [`RunRecord`]; a run that failed has `console.log` and `body.log` as well, and one that failed in
+//! a forked guest and was repeated has `forked-console.log` and `forked-body.log`.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -102,8 +103,7 @@ fn to_json(record: &RunRecord, limit: usize) -> Result<Vec<u8>> {
         Err(error) if error.is_io() => error,
         Err(error) => return Err(error.into()),
     };
-    let (captures, snapshots, events, measurements) = Default::default();
-    let mut rest = RunRecord { captures, snapshots, events, measurements, ..record.clone() };
+    let mut rest = without_bulk(record);
     note_error(
         &mut rest,
         Err(anyhow!("captures, snapshots, events and measurements are missing: {error}")),
@@ -111,6 +111,13 @@ fn to_json(record: &RunRecord, limit: usize) -> Result<Vec<u8>> {
     let mut json = Bounded { bytes: Vec::new(), limit };
     serde_json::to_writer(&mut json, &rest)?;
     Ok(json.bytes)
+}
+
+/// Returns the record without what a guest can send in bulk.
+fn without_bulk(record: &RunRecord) -> RunRecord {
+    let (captures, snapshots, events, measurements) = Default::default();
+    let forked = record.forked.as_deref().map(|forked| Box::new(without_bulk(forked)));
+    RunRecord { captures, snapshots, events, measurements, forked, ..record.clone() }
 }
 
 /// A buffer that refuses to grow beyond a limit: texts in JSON have up to six times their bytes.
@@ -134,17 +141,23 @@ impl io::Write for Bounded {
     }
 }
 
-/// Writes what is known at the end of a run: of one that failed, the console and the log too.
+/// Writes what is known at the end of a run: of one that failed, the console and the log too, also if it failed in
+/// a forked guest and passed when it was repeated.
 pub(super) fn finish(record: &mut RunRecord) {
+    let mut files = Vec::new();
     if record.passed == Some(false) {
-        for (name, content) in [("console.log", &record.console), ("body.log", &record.log)] {
-            let Some(artifacts) = &mut record.artifacts else { return };
-            let path = artifacts.directory.join(name);
-            match write_new(&path, content.as_bytes()) {
-                Ok(()) => artifacts.files.push(name.to_owned()),
-                Err(error) => {
-                    artifacts.errors.push(format!("failed to write {}: {error}", path.display()));
-                }
+        files.extend([("console.log", &record.console), ("body.log", &record.log)]);
+    }
+    if let Some(forked) = &record.forked {
+        files.extend([("forked-console.log", &forked.console), ("forked-body.log", &forked.log)]);
+    }
+    for (name, content) in files {
+        let Some(artifacts) = &mut record.artifacts else { return };
+        let path = artifacts.directory.join(name);
+        match write_new(&path, content.as_bytes()) {
+            Ok(()) => artifacts.files.push(name.to_owned()),
+            Err(error) => {
+                artifacts.errors.push(format!("failed to write {}: {error}", path.display()));
             }
         }
     }

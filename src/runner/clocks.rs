@@ -38,15 +38,27 @@ impl Clocks {
         Self { host_at_boot: host_clock(), guest_at_body: None }
     }
 
+    /// Continues with a guest that was saved after at most `ran` of its time. It does not count the time until it
+    /// was restored.
+    pub(super) fn add_time_before_save(&mut self, ran: Duration) {
+        self.host_at_boot = self.host_at_boot.saturating_sub(ran);
+    }
+
+    /// Returns the time of the host since the engine was started.
+    pub(super) fn run_time(&self) -> Duration {
+        host_clock().saturating_sub(self.host_at_boot)
+    }
+
     /// Records the guest's time at which the body started.
     pub(super) fn start_body(&mut self, guest_ns: u64) {
         self.guest_at_body = Some(Duration::from_nanos(guest_ns));
     }
 
-    /// Fails if the guest, by its own clock, has been up for longer than the engine has run.
+    /// Fails if the guest, by its own clock, has been up for longer than the engine has run, before a save and
+    /// after it.
     pub(super) fn check_uptime(&self, guest_ns: u64) -> Result<(), RunEnd> {
         let guest = Duration::from_nanos(guest_ns);
-        let host = host_clock().saturating_sub(self.host_at_boot);
+        let host = self.run_time();
         if is_ahead(guest, host) {
             return Err(RunEnd::WrongClock { span: ClockSpan::Boot, guest, host });
         }
@@ -114,6 +126,16 @@ mod tests {
         ] {
             assert_eq!(is_behind(guest, host), want, "{guest:?} {host:?}");
         }
+    }
+
+    #[test]
+    fn check_uptime_counts_the_time_before_a_save() {
+        let mut clocks = Clocks::at_boot();
+        let ns = 3_600_000_000_000;
+        assert!(clocks.check_uptime(ns).is_err());
+        clocks.add_time_before_save(ms(3_600_000));
+        assert_eq!(clocks.check_uptime(ns), Ok(()));
+        assert!(clocks.check_uptime(2 * ns).is_err());
     }
 
     #[test]

@@ -4,13 +4,16 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 /// The variable that names more variables to pass on, separated by commas.
 pub(crate) const KTSTR_ENV: &str = "KTSTR_ENV";
 
 /// The variable with extra words for the kernel command line of every guest.
 pub(crate) const KTSTR_KARGS: &str = "KTSTR_KARGS";
+
+/// The variable that decides whether guests are forked.
+const KTSTR_FORK: &str = "KTSTR_FORK";
 
 /// Variables that are always passed on: they change what Rust programs print or the stack size of their
 /// threads, and do not contain paths of this host.
@@ -48,11 +51,31 @@ pub(crate) fn kargs() -> Result<String> {
         .map_err(|value| anyhow!("{KTSTR_KARGS} is not UTF-8: `{}`", value.display()))
 }
 
-/// Returns the variables that run a test again as it was run here: [`KTSTR_ENV`], [`KTSTR_KARGS`]
-/// and those that are always passed on. Not those that `KTSTR_ENV` names: they may be secret.
+/// Returns whether guests may be forked: with `KTSTR_FORK=1`.
+///
+/// # Errors
+///
+/// If the variable has another value than `0` and `1`.
+pub(crate) fn forks() -> Result<bool> {
+    parse_forks(env::var_os(KTSTR_FORK).as_deref())
+}
+
+fn parse_forks(value: Option<&OsStr>) -> Result<bool> {
+    match value.map(OsStr::as_bytes) {
+        Some(b"1") => Ok(true),
+        None | Some(b"" | b"0") => Ok(false),
+        Some(_) => bail!(
+            "{KTSTR_FORK}={}: expected 0 to boot the guest of each test, or 1",
+            value.unwrap_or_default().display()
+        ),
+    }
+}
+
+/// Returns the variables that run a test again as it was run here: [`KTSTR_ENV`], [`KTSTR_KARGS`],
+/// [`KTSTR_FORK`] and those that are always passed on. Not those that `KTSTR_ENV` names: they may be secret.
 pub(crate) fn to_run_again() -> Vec<Variable> {
-    let is_kept =
-        |name: &OsString| name == KTSTR_ENV || name == KTSTR_KARGS || is_always_passed_on(name);
+    const OWN: [&str; 3] = [KTSTR_ENV, KTSTR_KARGS, KTSTR_FORK];
+    let is_kept = |name: &OsString| OWN.iter().any(|own| name == own) || is_always_passed_on(name);
     env::vars_os().filter(|(name, _)| is_kept(name)).collect()
 }
 
@@ -116,6 +139,15 @@ mod tests {
         let selected = select(host, named.map(OsStr::new), declared).unwrap();
         let text = |(name, value): &Variable| format!("{}={}", name.display(), value.display());
         selected.iter().map(text).collect()
+    }
+
+    #[test]
+    fn forks_if_the_variable_is_1() {
+        let parse = |value: &str| parse_forks(Some(OsStr::new(value)));
+        assert!(!parse_forks(None).unwrap() && !parse("").unwrap() && !parse("0").unwrap());
+        assert!(parse("1").unwrap());
+        let error = parse("off").unwrap_err().to_string();
+        assert_eq!(error, "KTSTR_FORK=off: expected 0 to boot the guest of each test, or 1");
     }
 
     #[test]

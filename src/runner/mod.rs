@@ -18,6 +18,7 @@ pub(crate) mod record;
 mod rerun;
 mod session;
 pub mod shell;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +30,7 @@ use std::time::Instant;
 use anyhow::Result;
 use ktstr_core::guest::agent;
 use ktstr_core::process;
-use ktstr_core::record::{BoundedMeasurements, Hook, HookError, RunRecord, VmResult};
+use ktstr_core::record::{BoundedMeasurements, Hook, HookError, RunRecord, Start, VmResult};
 use ktstr_core::registry::TestEntry;
 use ktstr_core::result::{RunEnd, Timings};
 use ktstr_core::topology::TestTopology;
@@ -45,6 +46,7 @@ pub use ktstr_vmm::probe;
 pub(crate) use prepare::{MachineRequest, Prepared};
 pub use program::Program;
 pub(crate) use session::{Live, RunLimits};
+pub use template::{TemplateUsage, usage as template_usage};
 
 /// The return type of a generated `#[test]`.
 pub type TestResult = Result<(), Failure>;
@@ -95,7 +97,7 @@ pub fn engine() -> Result<(String, String)> {
 /// If the machine cannot be prepared: no kernel, no engine, no initramfs.
 pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     let mut record = record::begin(entry);
-    fill_in_vm(entry, program, &mut record)?;
+    fill_in_vm(entry, program, may_fork(entry)?, &mut record)?;
     Ok(record)
 }
 
@@ -118,14 +120,25 @@ pub fn prepare_unbooted(entry: &TestEntry, program: Program) -> Result<UnbootedM
         env: &[],
         contents: payloads::contents(entry.payloads)?,
         nests: false,
+        forks: false,
     })?;
     let (test, machine) = (record::begin(entry).test, prepared.spec);
     let request = RunRequest { test, machine, env: Vec::new(), restored: None };
     Ok(UnbootedMachine { engine: &*prepared.choice.engine, config: prepared.config, request })
 }
 
+/// Returns whether the guest of a test may be forked from one that was booted before.
+fn may_fork(entry: &TestEntry) -> Result<bool> {
+    Ok(environment::forks()? && !entry.fresh)
+}
+
 /// Runs the body of `entry` in a virtual machine and fills the record of the run.
-fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Result<()> {
+fn fill_in_vm(
+    entry: &TestEntry,
+    program: Program,
+    forks: bool,
+    record: &mut RunRecord,
+) -> Result<()> {
     tracing::debug!("{}: prepare the machine", record.test);
     // Prepare: find kernel and engine, build the initramfs.
     let began = Instant::now();
@@ -136,6 +149,7 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
         env: &env,
         contents: payloads::contents(entry.payloads)?,
         nests: false,
+        forks,
     })?;
     let test = record.test.clone();
     let request = RunRequest { test, machine: prepared.spec.clone(), env, restored: None };
@@ -163,6 +177,7 @@ fn fill_in_vm(entry: &TestEntry, program: Program, record: &mut RunRecord) -> Re
     }
     // Record: move all facts to the record. Nothing is judged by the test's expectation yet.
     (record.kernel_events, record.kernel_events_dropped) = console::kernel_events(&outcome.console);
+    record.start = Some(outcome.start);
     record.end = outcome.end;
     record.captures = outcome.captures;
     record.snapshots = outcome.snapshots;
@@ -220,14 +235,9 @@ fn run_and_judge(
     if command.is_none() {
         artifacts::begin(&mut record);
     }
-    let outcome = if entry.host_only {
-        fill_on_host(entry, &mut record)
-    } else {
-        program().and_then(|program| fill_in_vm(entry, program, &mut record))
-    };
-    match outcome {
-        Ok(()) => record.hook_errors = hook_errors(entry, &record),
-        Err(error) => record.end = RunEnd::PreparationFailed(format!("{error:#}")),
+    fill(entry, program, may_fork(entry), &mut record);
+    if matches!(record.start, Some(Start::Forked { .. })) && report::judge(&record).is_err() {
+        record = repeat(entry, program, record);
     }
     record.rerun = Some(rerun::rerun(&record, command));
     let verdict = report::judge(&record);
@@ -243,6 +253,37 @@ fn run_and_judge(
         notice(&line);
     }
     Ok(())
+}
+
+/// Runs the test, calls its hooks, and fills the record of the run.
+fn fill(
+    entry: &TestEntry,
+    program: fn() -> Result<Program>,
+    forks: Result<bool>,
+    record: &mut RunRecord,
+) {
+    let outcome = if entry.host_only {
+        fill_on_host(entry, record)
+    } else {
+        forks.and_then(|forks| fill_in_vm(entry, program()?, forks, record))
+    };
+    match outcome {
+        Ok(()) => record.hook_errors = hook_errors(entry, record),
+        Err(error) => record.end = RunEnd::PreparationFailed(format!("{error:#}")),
+    }
+}
+
+/// Repeats a run that failed in a forked guest, in one that is booted for it. Returns the record of both.
+///
+/// A fork must not fail a test that passes after a boot, so the second run decides.
+fn repeat(entry: &TestEntry, program: fn() -> Result<Program>, forked: RunRecord) -> RunRecord {
+    notice(&format!("{}: failed in a forked guest; repeating it in a booted one", forked.test));
+    let mut record = record::begin(entry);
+    record.artifacts = forked.artifacts.clone();
+    record.started = forked.started;
+    record.forked = Some(Box::new(forked));
+    fill(entry, program, Ok(false), &mut record);
+    record
 }
 
 /// Calls the hooks of the test that apply to this end of the run, and returns their errors.

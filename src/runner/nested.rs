@@ -80,8 +80,11 @@ impl Outer {
             env: &[],
             contents: self.contents()?,
             nests: true,
+            forks: false,
         })?;
-        let own = [("KTSTR_CACHE_DIR".to_owned(), CACHE.to_owned())];
+        // The cache is in the memory of the machine.
+        let own = [("KTSTR_CACHE_DIR", CACHE), ("KTSTR_CACHE_MAX", "512MiB")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let env = own.iter().chain(env).map(|(name, value)| (name.into(), value.into()));
         let request = Request::Shell(ShellRequest {
             argv: argv.to_vec(),

@@ -17,6 +17,7 @@ use super::host_cpus::HostCpus;
 use super::initramfs::{self, GuestFiles, Initramfs};
 use super::program::Program;
 use super::session::{self, Live, RunLimits};
+use super::template::{self, Plan, Template};
 use super::{console, engine, environment};
 use crate::provision::{self, Cache, Kernel};
 
@@ -32,6 +33,8 @@ pub(crate) struct MachineRequest<'a> {
     /// Whether the guest has `/dev/kvm`. Its CPUs then share no cache, it boots without the words of
     /// `KTSTR_KARGS`, and its initramfs is not cached.
     pub(crate) nests: bool,
+    /// Whether its guest may be forked from one that was booted before.
+    pub(crate) forks: bool,
 }
 
 /// A machine that is ready to boot.
@@ -48,6 +51,8 @@ pub(crate) struct Prepared {
     host_cpus: Option<HostCpus>,
     /// The arguments of PID 1.
     arguments: Vec<String>,
+    /// The guest to fork, or to save for later tests.
+    template: Option<Template>,
     /// Keeps an initramfs without a name open.
     _initramfs: Option<File>,
 }
@@ -97,6 +102,13 @@ impl Prepared {
             memory_mib: spec.memory_mib,
             ports: vec![wire::PORT.to_owned()],
         };
+        // An initramfs outside of the cache is that of this process.
+        let template = if request.forks && config.initramfs.starts_with(cache.root()) {
+            let key = template::key(choice, &config, &spec)?;
+            Some(Template::new(cache, key, template::limit()?))
+        } else {
+            None
+        };
         let arguments = request.program.arguments.clone();
         Ok(Self {
             choice,
@@ -106,11 +118,12 @@ impl Prepared {
             arguments,
             pti_disabled,
             host_cpus,
+            template,
             _initramfs: unnamed,
         })
     }
 
-    /// Boots the machine and lets it carry out `request`.
+    /// Boots the machine, or forks it, and lets it carry out `request`.
     ///
     /// Before a test, it waits until the host has enough free CPUs for the guest. A shell does not
     /// reserve any, because it may stay open for hours.
@@ -126,9 +139,12 @@ impl Prepared {
     ) -> Result<session::RunOutcome> {
         let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(request, Request::Run(_)));
         let nr_cpus = self.spec.topology.nr_cpus();
+        // Before it takes CPUs: a test that waits for a template must not keep others from running.
+        let plan = self.template.as_ref().map_or(Plan::Boot(None), Template::plan);
         let taken = host_cpus.map(|host_cpus| host_cpus.take(nr_cpus)).transpose()?;
-        tracing::debug!("boot {:?}", self.config);
-        let mut outcome = session::run(&*self.choice.engine, &self.config, request, limits, live);
+        tracing::debug!("start {:?}", self.config);
+        let mut outcome =
+            session::run(&*self.choice.engine, &self.config, plan, request, limits, live);
         outcome.timings.queue = taken.and_then(|taken| taken.waited);
         if let RunEnd::InitFailed(why) = &mut outcome.end
             && console::init_succeeded(&outcome.console)

@@ -26,6 +26,8 @@ pub(crate) fn begin(entry: &TestEntry) -> RunRecord {
         machine: None,
         expect_err: entry.expect_err.into_owned(),
         allow_inconclusive: entry.allow_inconclusive,
+        start: None,
+        forked: None,
         end: RunEnd::Running,
         hook_errors: Vec::new(),
         passed: None,

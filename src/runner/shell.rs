@@ -54,6 +54,7 @@ impl Shell {
             env: &[],
             contents: userland.into(),
             nests: false,
+            forks: false,
         })?;
         let is_terminal =
             self.command.is_none() && io::stdin().is_terminal() && io::stdout().is_terminal();
@@ -221,6 +222,7 @@ mod tests {
             env: &[],
             contents: userland.into(),
             nests: false,
+            forks: false,
         };
         let prepared = Prepared::new(&request).unwrap();
         let mut other = prepared.spec.clone();

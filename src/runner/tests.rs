@@ -68,6 +68,7 @@ fn prepare_with(program: Program, path: &str) -> Prepared {
         env: &[],
         contents: GuestFiles::default(),
         nests: false,
+        forks: false,
     };
     Prepared::new(&request).unwrap()
 }

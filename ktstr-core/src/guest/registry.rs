@@ -53,6 +53,9 @@ pub struct TestEntry {
     pub env: &'static [&'static str],
     /// Whether the body runs on the host, without a virtual machine.
     pub host_only: bool,
+    /// Whether the test has a machine that is booted for it, instead of one forked from a guest that was
+    /// booted before.
+    pub fresh: bool,
     /// Reserved: reproduce a failure with more tracing.
     pub auto_repro: bool,
     /// Runs on the host after the guest has ended, whether the body passed or failed. Does not run after
@@ -81,6 +84,7 @@ impl TestEntry {
         payloads: &[],
         env: &[],
         host_only: false,
+        fresh: false,
         auto_repro: true,
         post_vm: None,
         post_vm_unconditional: None,

@@ -4,7 +4,7 @@
 //! the end, so that a run which was killed leaves a record too. Reports are made from it alone.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -43,6 +43,13 @@ pub struct RunRecord {
     pub expect_err: ExpectErr<String>,
     /// Whether an inconclusive verdict passes.
     pub allow_inconclusive: bool,
+    /// How the guest came to wait for the request; `None` before that is known, and if the test runs on
+    /// the host.
+    #[serde(default)]
+    pub start: Option<Start>,
+    /// The run in a forked guest that failed, if this is its repetition in a guest that was booted for it.
+    #[serde(default)]
+    pub forked: Option<Box<RunRecord>>,
     /// How the run ended.
     pub end: RunEnd,
     /// The errors of `post_vm` and `post_vm_unconditional`.
@@ -88,6 +95,25 @@ pub struct RunRecord {
 impl RunRecord {
     /// The current version of the form. It grows when a field is removed or changes its meaning.
     pub const SCHEMA: u32 = 1;
+}
+
+/// How a guest came to wait for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// It was booted.
+    Booted {
+        /// How long it took to save it, so that other guests can be forked from it; `None` if it was not
+        /// saved.
+        saved_in: Option<Duration>,
+    },
+    /// It was forked: restored from a guest that was booted and then saved.
+    Forked {
+        /// The time from the save until now.
+        template_age: Duration,
+        /// How many guests had been forked from it before.
+        uses: u64,
+    },
 }
 
 /// The host of a run.
@@ -259,8 +285,6 @@ fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -307,6 +331,8 @@ mod tests {
             }),
             expect_err: ExpectErr::Matching(text.to_owned()),
             allow_inconclusive: true,
+            start: Some(Start::Forked { template_age: time, uses: 3 }),
+            forked: None,
             end,
             hook_errors: vec![HookError {
                 hook: Hook::PostVm,
@@ -377,7 +403,9 @@ mod tests {
         fn record_survives_json(part in 0.0..=1.0, text in ".{0,9}", nanos in any::<u64>()) {
             let time = Duration::from_nanos(nanos);
             for end in ends(&text, time) {
-                let record = record(end, part, &text, time);
+                let mut record = record(end, part, &text, time);
+                record.forked = Some(Box::new(record.clone()));
+                record.start = Some(Start::Booted { saved_in: Some(time) });
                 let json = serde_json::to_vec(&record).unwrap();
                 prop_assert_eq!(serde_json::from_slice::<RunRecord>(&json).unwrap(), record);
             }

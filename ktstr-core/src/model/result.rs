@@ -333,8 +333,11 @@ pub struct Timings {
     pub init: Option<Duration>,
     /// The guest's own uptime when PID 1 began.
     pub uptime_at_init: Option<Duration>,
-    /// From the engine's start until PID 1 was ready for requests.
+    /// From the engine's start until PID 1 was ready for requests; `None` for a forked guest.
     pub boot: Option<Duration>,
+    /// From the engine's start until a forked guest continued.
+    #[serde(default)]
+    pub restore: Option<Duration>,
     /// From there until the body started: the checks of the machine.
     pub ready: Option<Duration>,
     /// From there until the verdict, or until the run ended without one.
@@ -344,6 +347,7 @@ pub struct Timings {
     pub last_event_to_verdict: Option<Duration>,
     /// From the end of `body` until the machine had stopped.
     pub teardown: Duration,
-    /// How many times slower than hardware this machine booted; scales the watchdogs.
+    /// How many times slower than hardware this machine booted, or a forked one began the body; scales the
+    /// watchdogs.
     pub slowness: f64,
 }

@@ -487,7 +487,9 @@ impl Vm for QemuVm {
     }
 
     fn pause(&mut self) -> Result<(), Error> {
-        self.command("stop").map(drop)
+        self.command("stop")?;
+        // What the guest has written is the caller's next events, although console bytes gather.
+        self.drain()
     }
 
     fn resume(&mut self) -> Result<(), Error> {

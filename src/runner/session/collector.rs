@@ -91,6 +91,11 @@ impl Collector {
         String::from_utf8_lossy(&self.console[recent..]).into_owned()
     }
 
+    /// Returns the console as text.
+    pub(super) fn console(&self) -> String {
+        String::from_utf8_lossy(&self.console).replace('\r', "")
+    }
+
     pub(super) fn add_log(&mut self, bytes: &[u8]) {
         append_bounded(&mut self.log, bytes);
     }
@@ -165,10 +170,6 @@ impl Collector {
         let start = format!("{message}, ");
         let placed = self.panics.iter().find(|panic| panic.starts_with(&start));
         placed.cloned().unwrap_or(message)
-    }
-
-    pub(super) fn console(&self) -> String {
-        String::from_utf8_lossy(&self.console).replace('\r', "")
     }
 
     /// Returns the message of the kernel's panic, if the console has one.

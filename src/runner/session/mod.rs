@@ -8,20 +8,21 @@ mod protocol;
 mod steal;
 mod watchdog;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use ktstr_core::model::pid1::FAILURE_PREFIX;
-use ktstr_core::record::BoundedMeasurements;
+use ktstr_core::record::{BoundedMeasurements, Start};
 use ktstr_core::result::{ExitKind, GuestExit, InitFailure, RunEnd, RunPhase, Timings};
 use ktstr_core::snapshot::{CgroupProcsSnapshot, Snapshot};
 use ktstr_core::wire::{
-    Decoder, Encoder, End, GuestMessage, Hello, Request, ScenarioEvent, Stream,
+    Decoder, Encoder, End, GuestMessage, Hello, Request, Restored, ScenarioEvent, Stream,
 };
 use ktstr_vmm::{Engine, Event, ExitReason, Vm, VmConfig};
 
 use super::clocks::Clocks;
 use super::console;
+use super::template::{BootState, Forked, Plan, Saver};
 use collector::Collector;
 pub(crate) use collector::ReceivedFile;
 use protocol::Protocol;
@@ -31,6 +32,10 @@ use watchdog::{Overdue, Watchdog};
 
 /// The time of a boot to PID 1 on hardware, the unit of [`Timings::slowness`].
 const HARDWARE_BOOT: Duration = Duration::from_secs(1);
+
+/// The time from the start of the engine to the start of the body, for a forked guest on hardware: its unit of
+/// [`Timings::slowness`]. QEMU's emulation takes 3 to 4 of them on an idle host, as it does for a boot.
+const HARDWARE_FORK: Duration = Duration::from_millis(100);
 
 /// How many pending events are handled before a timeout is enforced ...
 const MAX_PENDING: usize = 1000;
@@ -44,6 +49,7 @@ const FILE_LIMIT: Duration = Duration::from_secs(120);
 /// The result of a run.
 #[derive(Debug)]
 pub(crate) struct RunOutcome {
+    pub(crate) start: Start,
     pub(crate) end: RunEnd,
     /// The exit status of a program run by [`Request::Shell`].
     pub(crate) shell_status: Option<u8>,
@@ -72,16 +78,29 @@ pub(crate) enum Live<'a> {
 /// A function that is called with each [`Live`] event and returns input for the body.
 type OnLive<'a> = &'a mut dyn FnMut(Live<'_>) -> Option<Request>;
 
-/// Boots `config` on `engine`, sends `request`, and returns how the run ended.
+/// Boots `config` on `engine`, or forks a guest that was booted, sends `request`, and returns how the run ended.
 pub(crate) fn run(
     engine: &dyn Engine,
     config: &VmConfig,
+    plan: Plan,
     request: Request,
     limits: RunLimits,
     live: OnLive<'_>,
 ) -> RunOutcome {
+    let saver = match plan {
+        Plan::Boot(saver) => saver,
+        Plan::Fork(fork) => {
+            let session = Session::new(request.clone(), limits, Instant::now());
+            tracing::debug!("fork on {}", engine.describe());
+            match fork.start(engine, config) {
+                Ok(forked) => return session.run_forked(forked, live),
+                Err(saver) => saver,
+            }
+        }
+    };
     // The boot counts from before the engine is started.
-    let session = Session::new(request, limits, Instant::now());
+    let mut session = Session::new(request, limits, Instant::now());
+    session.saver = saver;
     tracing::debug!("boot on {}", engine.describe());
     match engine.boot(config) {
         Ok(mut vm) => session.run(&mut *vm, live),
@@ -103,6 +122,29 @@ impl From<RunEnd> for Ended {
     }
 }
 
+/// What became of saving a guest.
+#[derive(Debug)]
+enum Saving {
+    Saved,
+    /// The guest continues without.
+    NotSaved(String),
+    /// The run ended meanwhile.
+    Ended(Ended),
+}
+
+/// Returns what a forked guest needs now.
+fn restored() -> Result<Restored, RunEnd> {
+    let mut entropy = vec![0; Restored::ENTROPY];
+    // Source: getrandom(2): up to 256 bytes are never read in part.
+    match rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty()) {
+        Ok(Restored::ENTROPY) => {}
+        Ok(_) => return Err(RunEnd::EngineFailed("getrandom returned too few bytes".to_owned())),
+        Err(errno) => return Err(RunEnd::EngineFailed(format!("getrandom failed: {errno}"))),
+    }
+    let wall_clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(Restored { wall_clock, entropy })
+}
+
 fn engine_failed(error: &ktstr_vmm::Error) -> RunEnd {
     RunEnd::EngineFailed(error.to_string())
 }
@@ -111,6 +153,11 @@ fn engine_failed(error: &ktstr_vmm::Error) -> RunEnd {
 struct Session {
     /// The request, until the guest is ready for it.
     request: Option<Request>,
+    /// Saves the guest when it is ready for the request.
+    saver: Option<Saver>,
+    start: Start,
+    /// The guest's first message.
+    hello: Option<Hello>,
     protocol: Protocol,
     decoder: Decoder,
     encoder: Encoder,
@@ -127,6 +174,9 @@ impl Session {
         Self {
             protocol: Protocol::new(&request),
             request: Some(request),
+            saver: None,
+            start: Start::Booted { saved_in: None },
+            hello: None,
             decoder: Decoder::default(),
             encoder: Encoder::default(),
             clocks: Clocks::at_boot(),
@@ -135,6 +185,24 @@ impl Session {
             timings: Timings { slowness: 1.0, ..Timings::default() },
             steal: None,
             stolen: Vec::new(),
+        }
+    }
+
+    /// Continues where the session that saved the guest was.
+    fn run_forked(mut self, forked: Forked, live: OnLive<'_>) -> RunOutcome {
+        let Forked { mut vm, boot, age, uses } = forked;
+        let BootState { ran, next_frame, hello, console } = boot;
+        self.start = Start::Forked { template_age: age, uses };
+        self.decoder = Decoder::starting_at(next_frame);
+        self.clocks.add_time_before_save(ran);
+        self.collector.add_console(console.as_bytes());
+        self.timings.uptime_at_init = Some(Duration::from_nanos(hello.init_ns));
+        let now = Instant::now();
+        self.timings.restore = Some(self.watchdog.run_time(now));
+        self.watchdog.enter(RunPhase::Ready, now);
+        match self.protocol.advance(&GuestMessage::Hello(hello)) {
+            Ok(()) => self.run(&mut *vm, live),
+            Err(why) => self.finish(RunEnd::WireBroken(why).into()),
         }
     }
 
@@ -172,6 +240,7 @@ impl Session {
             Ended::Shell(status) => (end_of_body(End::ShellExited(status)), Some(status)),
         };
         RunOutcome {
+            start: self.start,
             end,
             shell_status,
             console: self.collector.console(),
@@ -188,6 +257,11 @@ impl Session {
 
     fn wait_for_end(&mut self, vm: &mut dyn Vm, live: OnLive<'_>) -> Ended {
         loop {
+            if self.is_ready()
+                && let Some(end) = self.send_request(vm, live)
+            {
+                return end;
+            }
             let deadline = self.watchdog.deadline(Instant::now());
             let event = vm.next_event(deadline);
             self.watchdog.shift_deadlines(deadline, Instant::now());
@@ -285,7 +359,7 @@ impl Session {
             self.collector.charge(&message, length)?;
             match message {
                 // Steps of the protocol, in this order.
-                GuestMessage::Hello(hello) => self.start_request(vm, &hello)?,
+                GuestMessage::Hello(hello) => self.end_boot(hello)?,
                 GuestMessage::BodyStarted { at_ns } => self.start_body(vm, at_ns)?,
                 GuestMessage::Heartbeat { at_ns } => {
                     self.clocks.check_uptime(at_ns)?;
@@ -313,8 +387,8 @@ impl Session {
         Ok(None)
     }
 
-    /// Measures the boot and sends the request: PID 1 is ready for it.
-    fn start_request(&mut self, vm: &mut dyn Vm, hello: &Hello) -> Result<(), RunEnd> {
+    /// Measures the boot: PID 1 is ready for the request.
+    fn end_boot(&mut self, hello: Hello) -> Result<(), RunEnd> {
         self.clocks.check_uptime(hello.ready_ns)?;
         let now = Instant::now();
         let boot = self.watchdog.run_time(now);
@@ -323,13 +397,75 @@ impl Session {
         self.timings.boot = Some(boot);
         self.timings.slowness = self.watchdog.set_slowness(slowness);
         self.watchdog.enter(RunPhase::Ready, now);
-        tracing::debug!("hello of Linux {:?} after {boot:?}; send the request", hello.release);
-        let request = self.request.take();
-        // A shell does not report when its program starts.
-        if matches!(request, Some(Request::Shell(_))) {
-            self.watchdog.enter(RunPhase::Body, now);
+        tracing::debug!("hello of Linux {:?} after {boot:?}", hello.release);
+        self.hello = Some(hello);
+        Ok(())
+    }
+
+    /// Returns whether the guest waits for the request.
+    fn is_ready(&self) -> bool {
+        self.request.is_some() && matches!(self.watchdog.phase(), RunPhase::Ready | RunPhase::Body)
+    }
+
+    /// Saves the guest if that is requested, and sends the request. Returns the end of the run if that came first.
+    fn send_request(&mut self, vm: &mut dyn Vm, live: OnLive<'_>) -> Option<Ended> {
+        if let (Some(saver), Some(hello)) = (self.saver.take(), self.hello.take()) {
+            let before = Instant::now();
+            match self.save(vm, saver, hello, live) {
+                Saving::Saved => {
+                    self.start = Start::Booted { saved_in: Some(before.elapsed()) };
+                }
+                Saving::NotSaved(why) => tracing::debug!("the guest was not saved: {why}"),
+                Saving::Ended(end) => return Some(end),
+            }
+            // The guest was paused.
+            self.watchdog.exclude(before, Instant::now());
         }
-        self.send(vm, request)
+        let mut request = self.request.take()?;
+        match &mut request {
+            // A shell does not report when its program starts.
+            Request::Shell(_) => self.watchdog.enter(RunPhase::Body, Instant::now()),
+            Request::Run(run) if matches!(self.start, Start::Forked { .. }) => match restored() {
+                Ok(restored) => run.restored = Some(restored),
+                Err(end) => return Some(end.into()),
+            },
+            _ => {}
+        }
+        self.send(vm, Some(request)).err().map(Ended::Run)
+    }
+
+    /// Saves the guest, so that others can be forked from it. The guest was paused and continues.
+    fn save(&mut self, vm: &mut dyn Vm, saver: Saver, hello: Hello, live: OnLive<'_>) -> Saving {
+        if let Err(error) = vm.pause() {
+            return Saving::NotSaved(error.to_string());
+        }
+        // What the guest has sent belongs to this session and to those of all copies; they continue after it.
+        for _ in 0..MAX_PENDING {
+            match vm.next_event(Instant::now()) {
+                Ok(Event::Deadline) => break,
+                event => {
+                    if let Some(end) = self.handle_event(vm, event, live) {
+                        return Saving::Ended(end);
+                    }
+                }
+            }
+        }
+        let is_waiting = self.watchdog.phase() == RunPhase::Ready
+            && self.decoder.unread() == 0
+            && self.collector.kernel_panic().is_none();
+        let saved = if is_waiting {
+            let ran = self.clocks.run_time();
+            let (next_frame, console) = (self.decoder.next_number(), self.collector.console());
+            let boot = BootState { ran, next_frame, hello, console };
+            saver.save(boot, |directory| vm.save(directory)).map_err(|error| format!("{error:#}"))
+        } else {
+            Err("it does not wait for a request".to_owned())
+        };
+        match (vm.resume(), saved) {
+            (Err(error), _) => Saving::Ended(engine_failed(&error).into()),
+            (Ok(()), Ok(())) => Saving::Saved,
+            (Ok(()), Err(why)) => Saving::NotSaved(why),
+        }
     }
 
     fn start_body(&mut self, vm: &mut dyn Vm, at_ns: u64) -> Result<(), RunEnd> {
@@ -337,6 +473,11 @@ impl Session {
         self.clocks.start_body(at_ns);
         let now = Instant::now();
         self.timings.ready = Some(self.watchdog.phase_time(now));
+        if matches!(self.start, Start::Forked { .. }) {
+            let began = self.watchdog.run_time(now);
+            let slowness = began.as_secs_f64() / HARDWARE_FORK.as_secs_f64();
+            self.timings.slowness = self.watchdog.set_slowness(slowness);
+        }
         self.watchdog.enter(RunPhase::Body, now);
         self.steal = StealMeter::start(vm);
         Ok(())

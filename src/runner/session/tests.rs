@@ -1,8 +1,11 @@
 //! Sessions with a machine that follows a script.
 
+mod fork;
 mod work;
 
 use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use ktstr_core::assert::AssertResult;
 use ktstr_core::machine::MachineSpec;
@@ -20,16 +23,41 @@ enum Action {
     LateLine(Duration),
     Send(Vec<GuestMessage>),
     SendDamaged(GuestMessage),
+    /// The first byte of a message, and no more.
+    Partial(GuestMessage),
     /// Neither the machine nor the runner runs for this time.
     Stall(Duration),
     Exit(ExitReason),
 }
+
+/// What a machine has received.
+type Sent = Arc<Mutex<Vec<u8>>>;
+
+/// Writes the files of a machine.
+type OnSave = fn(&Path) -> Result<(), Error>;
 
 struct ScriptedVm {
     began: Instant,
     actions: VecDeque<Action>,
     encoder: Encoder,
     exited: bool,
+    is_paused: bool,
+    sent: Sent,
+    save: OnSave,
+}
+
+impl ScriptedVm {
+    fn new(actions: impl IntoIterator<Item = Action>) -> Self {
+        Self {
+            began: Instant::now(),
+            actions: actions.into_iter().collect(),
+            encoder: Encoder::default(),
+            exited: false,
+            is_paused: false,
+            sent: Sent::default(),
+            save: |_| panic!("it is saved"),
+        }
+    }
 }
 
 impl std::fmt::Debug for ScriptedVm {
@@ -44,6 +72,12 @@ impl Vm for ScriptedVm {
             let frames = messages.iter().map(|message| self.encoder.encode(message).unwrap());
             Event::Port { port: 0, bytes: frames.flatten().collect() }
         };
+        let is_in_flight = |action: &Action| {
+            matches!(action, Action::Console(_) | Action::Partial(_) | Action::Exit(_))
+        };
+        if self.is_paused && !self.actions.front().is_some_and(is_in_flight) {
+            return Ok(Event::Deadline);
+        }
         Ok(match self.actions.pop_front() {
             Some(Action::Console(text)) => Event::Console(text.into()),
             Some(Action::LateLine(time)) => {
@@ -56,6 +90,10 @@ impl Vm for ScriptedVm {
                     *bytes.last_mut().unwrap() ^= 1;
                     Event::Port { port, bytes }
                 }
+                event => event,
+            },
+            Some(Action::Partial(message)) => match port(&[message]) {
+                Event::Port { port, bytes } => Event::Port { port, bytes: bytes[..1].to_vec() },
                 event => event,
             },
             Some(Action::Stall(time)) => {
@@ -74,16 +112,24 @@ impl Vm for ScriptedVm {
         })
     }
 
-    fn send(&mut self, _: usize, _: &[u8]) -> Result<(), Error> {
+    fn send(&mut self, _: usize, bytes: &[u8]) -> Result<(), Error> {
+        self.sent.lock().unwrap().extend_from_slice(bytes);
         Ok(())
     }
 
     fn pause(&mut self) -> Result<(), Error> {
+        self.is_paused = true;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), Error> {
+        self.is_paused = false;
         Ok(())
+    }
+
+    fn save(&mut self, directory: &Path) -> Result<(), Error> {
+        assert!(self.is_paused);
+        (self.save)(directory)
     }
 
     fn registers(&mut self, _cpu: usize) -> Result<ktstr_vmm::Registers, ktstr_vmm::Error> {
@@ -107,7 +153,7 @@ impl Vm for ScriptedVm {
 
 /// Boots one scripted machine.
 #[derive(Debug)]
-struct ScriptedEngine(std::sync::Mutex<Option<ScriptedVm>>);
+struct ScriptedEngine(Mutex<Option<ScriptedVm>>);
 
 impl Engine for ScriptedEngine {
     fn describe(&self) -> String {
@@ -129,8 +175,12 @@ fn play(actions: impl Into<VecDeque<Action>>) -> RunOutcome {
 
 /// Plays a body that may take and be silent for `limit`.
 fn play_within(limit: Duration, actions: impl Into<VecDeque<Action>>) -> RunOutcome {
-    let (began, encoder) = (Instant::now(), Encoder::default());
-    let script = ScriptedVm { began, actions: actions.into(), encoder, exited: false };
+    let engine = ScriptedEngine(Mutex::new(Some(ScriptedVm::new(actions.into()))));
+    run_on(&engine, Plan::Boot(None), limit)
+}
+
+/// Runs a test whose body may take and be silent for `limit`.
+fn run_on(engine: &dyn Engine, plan: Plan, limit: Duration) -> RunOutcome {
     let config = VmConfig {
         kernel: "kernel".into(),
         initramfs: "initramfs".into(),
@@ -147,8 +197,7 @@ fn play_within(limit: Duration, actions: impl Into<VecDeque<Action>>) -> RunOutc
         restored: None,
     };
     let limits = RunLimits { duration: Some(limit), watchdog: limit };
-    let engine = ScriptedEngine(std::sync::Mutex::new(Some(script)));
-    run(&engine, &config, Request::Run(request), limits, &mut |_| None)
+    run(engine, &config, plan, Request::Run(request), limits, &mut |_| None)
 }
 
 fn hello() -> GuestMessage {

@@ -38,6 +38,7 @@ fn no_keys(_ctx: &Ctx) -> Result<AssertResult> {
     ignore = "needs a large host",
     kaslr = false,
     mitigations = true,
+    fresh = true,
     auto_repro = false,
     post_vm = self::host::check,
     post_vm_unconditional = host::check,

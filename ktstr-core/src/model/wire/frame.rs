@@ -155,6 +155,16 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Returns a decoder of a stream that goes on with frame `number`.
+    pub fn starting_at(number: u32) -> Self {
+        Self { number, ..Self::default() }
+    }
+
+    /// Returns the number of the next frame.
+    pub fn next_number(&self) -> u32 {
+        self.number
+    }
+
     /// Appends the next bytes of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..std::mem::take(&mut self.consumed));

@@ -4,6 +4,11 @@
 //! replace one of these directories or a file in them, the files would be that user's: executed as this user, or
 //! written through a link into a file of this user. So every directory on the path is checked. Once all of them are
 //! in order, only trusted users can change what the path leads to, and it can be used by name.
+//!
+//! Trusted are the user of this process, root, and below the home directory its owner. Where `HOME` belongs to
+//! another user, as in containers of CI systems and under `sudo -E`, that user's files are executed anyway: Cargo
+//! reads `~/.cargo/config.toml`, which names compilers and runners. But it must be a home directory: in a directory of
+//! all users such as `/tmp`, anyone could have created it.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -11,6 +16,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, readlinkat};
@@ -43,28 +49,46 @@ pub(crate) enum Error {
 
 /// The users that are trusted with a path.
 #[derive(Debug, Clone)]
-pub(crate) struct Trusted(Vec<u32>);
+pub(crate) struct Trusted {
+    users: Vec<u32>,
+    /// The uid that files of all unknown users have, in a user namespace. The machine's root is one of them, so
+    /// such a user is trusted with the parent directories of a path, but not with what it leads to.
+    overflow: Option<u32>,
+}
 
 impl Trusted {
     /// Returns the user of this process, and root.
-    ///
-    /// In a user namespace, the files of the machine's root have the overflow uid.
     pub(crate) fn own() -> Self {
-        let own = geteuid().as_raw();
         let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let is_initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
         let overflow = || fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
         let overflow = (!is_initial && !map.is_empty()).then(overflow).flatten();
         let overflow = overflow.and_then(|uid| uid.trim().parse().ok());
-        Self([own, 0].into_iter().chain(overflow).collect())
+        Self { users: vec![geteuid().as_raw(), 0], overflow }
     }
 
     /// Adds the owner of a directory.
     pub(crate) fn and_owner_of(mut self, directory: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        self.0.extend(fs::metadata(directory).map(|meta| meta.uid()));
+        self.users.extend(fs::metadata(directory).map(|meta| meta.uid()));
         self
     }
+
+    fn includes(&self, uid: u32) -> bool {
+        self.users.contains(&uid) || self.is_unknown(uid)
+    }
+
+    fn is_unknown(&self, uid: u32) -> bool {
+        self.overflow == Some(uid)
+    }
+}
+
+/// Device and inode of a directory.
+type DirectoryId = (u64, u64);
+
+/// Returns the home directory of this process, if there is one.
+fn home() -> Option<DirectoryId> {
+    let home = std::env::var_os("HOME").filter(|home| Path::new(home).is_absolute())?;
+    fs::metadata(home).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// What to do with a directory that does not exist.
@@ -76,15 +100,26 @@ pub(crate) enum IfMissing {
     Create,
 }
 
-/// Checks every component of an absolute path, and follows only links that a trusted user has made.
+/// Checks every component of an absolute path, and follows only links that a trusted user has made. Returns the
+/// users that can change what it leads to.
 ///
 /// # Errors
 ///
 /// If another user can change any of it.
-pub(crate) fn check(path: &Path, if_missing: IfMissing) -> Result<(), Error> {
-    let root = openat(CWD, "/", DIRECTORY, Mode::empty());
-    let root = root.map_err(|source| open_error(Path::new("/"), source))?;
-    Walk::new(root, PathBuf::from("/"), Trusted::own(), true)?.run(path, if_missing)
+pub(crate) fn check(path: &Path, if_missing: IfMissing) -> Result<Trusted, Error> {
+    check_as(Trusted::own(), home(), path, if_missing)
+}
+
+fn check_as(
+    trusted: Trusted,
+    home: Option<DirectoryId>,
+    path: &Path,
+    if_missing: IfMissing,
+) -> Result<Trusted, Error> {
+    let (fd, root) = (open_root()?, PathBuf::from("/"));
+    let mut walk = Walk { fd, path: root, trusted, home, follows: true, is_shared: false };
+    walk.is_shared = walk.examine_root()?;
+    walk.run(path, if_missing)
 }
 
 /// Checks every component of `path`, which is relative to the directory `base`, and follows no link. The content
@@ -103,8 +138,14 @@ pub(crate) fn check_below(
         Err(Errno::NOENT) if if_missing == IfMissing::Stop => return Ok(()),
         root => root.map_err(|source| open_error(base, source))?,
     };
-    let walk = Walk { fd: root, path: base.to_owned(), trusted, follows: false, is_shared: false };
-    walk.run(path, if_missing)
+    let (path_of_base, home) = (base.to_owned(), None);
+    let walk =
+        Walk { fd: root, path: path_of_base, trusted, home, follows: false, is_shared: false };
+    walk.run(path, if_missing).map(drop)
+}
+
+fn open_root() -> Result<OwnedFd, Error> {
+    openat(CWD, "/", DIRECTORY, Mode::empty()).map_err(|source| open_error(Path::new("/"), source))
 }
 
 /// For descriptors that only name a file, so that no permission to read it is needed.
@@ -116,19 +157,20 @@ struct Walk {
     fd: OwnedFd,
     path: PathBuf,
     trusted: Trusted,
+    /// The directory whose owner is trusted with what is below it.
+    home: Option<DirectoryId>,
     follows: bool,
     /// All users can create files here, and only owners can replace them (sticky bit).
     is_shared: bool,
 }
 
 impl Walk {
-    fn new(fd: OwnedFd, path: PathBuf, trusted: Trusted, follows: bool) -> Result<Self, Error> {
-        let stat = fstat(&fd).map_err(|source| open_error(&path, source))?;
-        let is_shared = examine(&path, &stat, &trusted, false)?;
-        Ok(Self { fd, path, trusted, follows, is_shared })
+    fn examine_root(&self) -> Result<bool, Error> {
+        let stat = fstat(&self.fd).map_err(|source| open_error(&self.path, source))?;
+        examine(&self.path, &stat, &self.trusted, false)
     }
 
-    fn run(mut self, path: &Path, if_missing: IfMissing) -> Result<(), Error> {
+    fn run(mut self, path: &Path, if_missing: IfMissing) -> Result<Trusted, Error> {
         let mut todo: VecDeque<OsString> = names(path).collect();
         let mut links = 0;
         while let Some(name) = todo.pop_front() {
@@ -136,7 +178,7 @@ impl Walk {
             let mut opened = openat(&self.fd, &name, NAME, Mode::empty());
             if opened.as_ref().is_err_and(|error| *error == Errno::NOENT) {
                 if if_missing == IfMissing::Stop {
-                    return Ok(());
+                    return Ok(self.trusted);
                 }
                 self.create(&name).map_err(|source| open_error(&path, source))?;
                 opened = openat(&self.fd, &name, NAME, Mode::empty());
@@ -154,28 +196,47 @@ impl Walk {
                         return Err(open_error(&path, Errno::LOOP));
                     }
                     if target.is_absolute() {
-                        let root = openat(CWD, "/", DIRECTORY, Mode::empty());
-                        let root = root.map_err(|source| open_error(&target, source))?;
-                        self = Self::new(root, PathBuf::from("/"), self.trusted, true)?;
+                        (self.fd, self.path) = (open_root()?, PathBuf::from("/"));
+                        self.is_shared = self.examine_root()?;
                     }
                     names(&target).rev().for_each(|name| todo.push_front(name));
                 }
                 FileType::Directory => {
                     let is_parent = name == "..";
+                    self.trust_owner_of_home(&stat);
                     let is_shared =
                         examine(&path, &stat, &self.trusted, self.is_shared && !is_parent)?;
-                    if is_shared && todo.is_empty() {
-                        return Err(Error::Writable { path, mode: stat.st_mode & 0o7777 });
+                    if todo.is_empty() {
+                        self.examine_last(&path, &stat)?;
+                        if is_shared {
+                            return Err(Error::Writable { path, mode: stat.st_mode & 0o7777 });
+                        }
                     }
                     (self.fd, self.path, self.is_shared) = (fd, path, is_shared);
                 }
                 _ if todo.is_empty() && if_missing == IfMissing::Stop => {
                     examine(&path, &stat, &self.trusted, false)?;
+                    self.examine_last(&path, &stat)?;
                 }
                 _ => return Err(open_error(&path, Errno::NOTDIR)),
             }
         }
-        Ok(())
+        Ok(self.trusted)
+    }
+
+    /// Trusts the owner of the home directory from here on, if only trusted users could put it there.
+    fn trust_owner_of_home(&mut self, stat: &Stat) {
+        let is_home = self.home == Some((stat.st_dev, stat.st_ino));
+        if is_home && !self.is_shared && !self.trusted.is_unknown(stat.st_uid) {
+            self.trusted.users.push(stat.st_uid);
+        }
+    }
+
+    fn examine_last(&self, path: &Path, stat: &Stat) -> Result<(), Error> {
+        match self.trusted.is_unknown(stat.st_uid) {
+            false => Ok(()),
+            true => Err(Error::Owner { path: path.to_owned(), uid: stat.st_uid }),
+        }
     }
 
     fn create(&self, name: &OsStr) -> Result<(), Errno> {
@@ -193,7 +254,7 @@ impl Walk {
         if !self.follows {
             return Err(Error::Link { path });
         }
-        match self.trusted.0.contains(&stat.st_uid) {
+        match self.trusted.includes(stat.st_uid) {
             true => Ok(()),
             false => Err(Error::Owner { path, uid: stat.st_uid }),
         }
@@ -205,7 +266,7 @@ impl Walk {
 fn examine(path: &Path, stat: &Stat, trusted: &Trusted, is_in_shared: bool) -> Result<bool, Error> {
     let (uid, gid, mode) = (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777);
     let path = || path.to_owned();
-    if !trusted.0.contains(&uid) {
+    if !trusted.includes(uid) {
         return Err(Error::Owner { path: path(), uid });
     }
     // In a shared directory, the directories of root are for all, those of others are private: after a
@@ -214,7 +275,7 @@ fn examine(path: &Path, stat: &Stat, trusted: &Trusted, is_in_shared: bool) -> R
         return Err(Error::NotPrivate { path: path(), mode });
     }
     // The group of root, or a private group: it has the number of its only user.
-    let is_private_group = gid == 0 || gid == uid;
+    let is_private_group = gid == 0 || (gid == uid && !trusted.is_unknown(uid));
     let is_writable = mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_private_group);
     let is_sticky = mode & 0o1000 != 0 && FileType::from_raw_mode(stat.st_mode).is_dir();
     match (is_writable, is_sticky) {
@@ -254,7 +315,7 @@ mod tests {
 
     #[test]
     fn examine_trusts_owners_and_modes() {
-        let trusted = Trusted(vec![1000, 0]);
+        let trusted = Trusted { users: vec![1000, 0], overflow: Some(65534) };
         let directory = |uid, gid, mode: u32| {
             let mut stat = fstat(fs::File::open("/").unwrap()).unwrap();
             (stat.st_uid, stat.st_gid, stat.st_mode) = (uid, gid, 0o040_000 | mode);
@@ -269,6 +330,8 @@ mod tests {
             (1000, 100, 0o755, true, "must be a private directory"),
             (1000, 100, 0o775, false, "can be changed by other users (mode 775)"),
             (1000, 1000, 0o777, false, "can be changed by other users (mode 777)"),
+            (65534, 65534, 0o755, false, "private"),
+            (65534, 65534, 0o775, false, "can be changed by other users (mode 775)"),
             (1001, 1001, 0o700, false, "belongs to user 1001"),
             (1001, 1001, 0o700, true, "belongs to user 1001"),
         ] {
@@ -340,5 +403,96 @@ mod tests {
         }
         let trusted = Trusted::own().and_owner_of(&foreign);
         check_below(root.path(), Path::new("foreign/below"), trusted, IfMissing::Create).unwrap();
+    }
+
+    /// Home directories as CI systems and `sudo` have them. Only root can create these.
+    #[test]
+    fn check_trusts_the_owner_of_the_home_directory_below_it() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        const RUNNER: u32 = 1001;
+        const OTHER: u32 = 1002;
+        const UNKNOWN: u32 = 65534;
+        // Own uid, directories with owner and mode, home directory, and the error; the cache is `home/.cache/ktstr`.
+        type Case<'a> = (&'a str, u32, &'a [(&'a str, u32, u32)], Option<&'a str>, &'a str);
+        let runner_home = [("home", RUNNER, 0o755)];
+        let used_home = [
+            ("home", RUNNER, 0o755),
+            ("home/.cache", RUNNER, 0o755),
+            ("home/.cache/ktstr", RUNNER, 0o755),
+        ];
+        let mixed_home = [("home", RUNNER, 0o755), ("home/.cache", OTHER, 0o755)];
+        let cases: [Case<'_>; 11] = [
+            ("a user at home", RUNNER, &[("home", RUNNER, 0o700)], Some("home"), ""),
+            ("root of a container in the home of the runner", 0, &runner_home, Some("home"), ""),
+            ("the same, with files that the runner has restored", 0, &used_home, Some("home"), ""),
+            (
+                "any uid with the group of root",
+                100_066,
+                &[("home", RUNNER, 0o775)],
+                Some("home"),
+                "",
+            ),
+            ("a cache in the home of another user", 0, &runner_home, None, "to user 1001"),
+            ("a home that is elsewhere", 0, &used_home, Some("."), "to user 1001"),
+            ("a third user at home", 0, &mixed_home, Some("home"), "to user 1002"),
+            ("a home for all", 0, &[("home", RUNNER, 0o777)], Some("home"), "mode 777"),
+            (
+                "a home that anyone may have created",
+                0,
+                &[(".", 0, 0o1777), ("home", RUNNER, 0o755)],
+                Some("home"),
+                "to user 1001",
+            ),
+            (
+                "a home that another user can replace",
+                0,
+                &[(".", OTHER, 0o755), ("home", RUNNER, 0o755)],
+                Some("home"),
+                "to user 1002",
+            ),
+            ("a home of unknown users", 0, &[("home", UNKNOWN, 0o755)], Some("home"), ""),
+        ];
+        for (what, own, directories, home, want) in cases {
+            let root = tempfile::tempdir().unwrap();
+            let top = root.path().join("top");
+            fs::create_dir(&top).unwrap();
+            for (name, uid, mode) in directories {
+                let path = top.join(name);
+                fs::create_dir_all(&path).unwrap();
+                std::os::unix::fs::chown(&path, Some(*uid), Some(0)).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+            }
+            let home = home.map(|home| fs::metadata(top.join(home)).unwrap());
+            let home = home.map(|meta| (meta.dev(), meta.ino()));
+            let trusted = Trusted { users: vec![own, 0], overflow: Some(UNKNOWN) };
+            let cache = top.join("home/.cache/ktstr");
+            let checked = check_as(trusted, home, &cache, IfMissing::Create);
+            let error = checked.as_ref().err().map(Error::to_string).unwrap_or_default();
+            assert!(error.contains(want) && error.is_empty() == want.is_empty(), "{what}: {error}");
+            // What was created is of trusted users, and so is what they add.
+            if let Ok(trusted) = checked {
+                check_below(&cache, Path::new("new"), trusted, IfMissing::Create).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn check_trusts_unknown_users_with_parent_directories_only() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let of_unknown = with_mode(root.path().join("unknown"), 0o755);
+        fs::create_dir(of_unknown.join("own")).unwrap();
+        std::os::unix::fs::chown(&of_unknown, Some(65534), None).unwrap();
+        let trusted = Trusted { users: vec![0], overflow: Some(65534) };
+        let check = |path: &Path| check_as(trusted.clone(), None, path, IfMissing::Stop);
+        check(&of_unknown.join("own")).unwrap();
+        let error = check(&of_unknown).unwrap_err().to_string();
+        assert!(error.contains("belongs to user 65534"), "{error}");
     }
 }

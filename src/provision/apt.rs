@@ -267,6 +267,8 @@ fn configuration(dir: &str, suite: &str, machine: &str) -> String {
     conf + &format!(
         r#"Acquire::Languages "none";
 Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 APT::Architecture "amd64";
 APT::Architectures {{ "amd64"; }};
 // Otherwise packages of backports are never preferred to those of the base suite.
@@ -354,6 +356,16 @@ mod tests {
         let conf = configuration("/c/apt/sid", "sid", machine);
         assert!(conf.contains("APT::Default-Release \"sid\";\n"));
         assert!(conf.contains("Acquire::http::Proxy \"http://p:3\";\n"));
+        // The last value of an option counts.
+        let insecure =
+            ["InsecureRepositories", "WeakRepositories", "DowngradeToInsecureRepositories"];
+        let insecure = insecure.map(|option| format!("Acquire::Allow{option}"));
+        let machine: String = insecure.iter().map(|name| format!("{name} \"true\";\n")).collect();
+        let allowing = configuration("/c/apt/sid", "sid", &machine);
+        for name in insecure {
+            let last = allowing.lines().rfind(|line| line.starts_with(&name)).unwrap();
+            assert!(last.ends_with(" \"false\";"), "{last}");
+        }
         for excluded in ["rm -rf", "\"de\"", "IndexTargets"] {
             assert!(!conf.contains(excluded), "{excluded}");
         }

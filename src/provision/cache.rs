@@ -140,7 +140,7 @@ impl Cache {
     fn pass_gate(&self, name: &Path, if_missing: IfMissing) -> Result<()> {
         let root = std::path::absolute(&self.root)?;
         gate::check(&root, if_missing)
-            .and_then(|()| gate::check_below(&root, name, gate::Trusted::own(), if_missing))
+            .and_then(|trusted| gate::check_below(&root, name, trusted, if_missing))
             .with_context(|| {
                 format!(
                     "cannot use the cache `{}`: set KTSTR_CACHE_DIR to a directory that only you can change",
@@ -383,15 +383,16 @@ fn wait_for_lock(file: &File, lock: LockFile, timeout: Duration) -> io::Result<(
     })
 }
 
-/// Withdraws the permission to write from all users but the owner. Links are not followed.
+/// Withdraws the permission to write from all users but the owner, and setuid and setgid bits, because nothing of the
+/// cache is meant to run as another user. Links are not followed.
 pub(super) fn restrict(path: &Path) -> Result<()> {
     let context = || format!("failed to restrict `{}`", path.display());
     let meta = fs::symlink_metadata(path).with_context(context)?;
     if meta.is_symlink() {
         return Ok(());
     }
-    if meta.mode() & 0o022 != 0 {
-        let mode = Permissions::from_mode(meta.mode() & 0o7755);
+    if meta.mode() & 0o7022 != 0 {
+        let mode = Permissions::from_mode(meta.mode() & 0o755);
         fs::set_permissions(path, mode).with_context(context)?;
     }
     if meta.is_dir() {
@@ -652,11 +653,12 @@ mod tests {
             fs::create_dir(path)?;
             fs::write(path.join("file"), "")?;
             std::os::unix::fs::symlink("/", path.join("link"))?;
-            fs::set_permissions(path.join("file"), Permissions::from_mode(0o777))?;
+            // As programs of packages have them.
+            fs::set_permissions(path.join("file"), Permissions::from_mode(0o6777))?;
             Ok(fs::set_permissions(path, Permissions::from_mode(0o775))?)
         })?;
         for path in [entry.join("file"), entry] {
-            assert_eq!(fs::metadata(&path)?.mode() & 0o777, 0o755, "{}", path.display());
+            assert_eq!(fs::metadata(&path)?.mode() & 0o7777, 0o755, "{}", path.display());
         }
         Ok(())
     }

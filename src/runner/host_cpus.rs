@@ -10,28 +10,58 @@
 //! the turnstile, so small guests do not overtake a large one, and two that have collected a part
 //! each do not wait for one another.
 //!
+//! A wait has an end, whatever the holders are: processes of any user can bind the addresses, and a
+//! process may be stopped (Ctrl-Z) while its guest holds CPUs. Runs have limits, so CPUs that are in use are
+//! released sooner or later. If nothing at all is released for half an hour, the guest runs without
+//! all of its CPUs, as with `KTSTR_HOST_CPUS=off`. A queue of any length does not cause this, because each
+//! release in it begins the half hour again. The only honest holder that does is a run of more than half an
+//! hour; then there are more guests than CPUs, which slows both down and appears as steal time, but fails neither.
+//!
 //! Abstract addresses belong to a network namespace: a container with a namespace of its own counts
 //! for itself.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::{Error, ErrorKind};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::io::Error;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 use crate::notice::notice;
 
 /// The variable that sets the number of CPUs.
 const VARIABLE: &str = "KTSTR_HOST_CPUS";
 
-/// A wait without any release for this long is reported: a holder may be stopped.
-const NOTICE_AFTER: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
+/// How many processes can wait for an address. The kernel reduces it to `net.core.somaxconn`, 4,096 by default.
+const BACKLOG: i32 = 1 << 16;
+
+/// How long to wait for a holder to which no connection is possible, before the next attempt.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// How long to wait while nothing is released.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Then the holders are reported: one may be stopped.
+    notice_after: Duration,
+    /// The longest time from then on.
+    give_up_after: Duration,
+}
+
+impl Patience {
+    /// A run of a test with the default limits takes eleven minutes at most, including all that the watchdog
+    /// excludes.
+    const DEFAULT: Self = Self {
+        notice_after: Duration::from_secs(120),
+        give_up_after: Duration::from_secs(28 * 60),
+    };
+}
 
 /// The semaphore.
 #[derive(Debug, Clone)]
@@ -39,6 +69,7 @@ pub(super) struct HostCpus {
     /// The prefix of the addresses.
     prefix: String,
     count: usize,
+    patience: Patience,
 }
 
 /// CPUs taken from the semaphore, until dropped.
@@ -62,10 +93,12 @@ impl HostCpus {
     /// If `KTSTR_HOST_CPUS` is neither `off` nor a number from 1.
     pub(super) fn from_env() -> Result<Option<Self>> {
         let count = parse(std::env::var_os(VARIABLE).as_deref())?;
-        Ok(count.map(|count| Self { prefix: "ktstr/host-cpus".to_owned(), count }))
+        let (prefix, patience) = ("ktstr/host-cpus".to_owned(), Patience::DEFAULT);
+        Ok(count.map(|count| Self { prefix, count, patience }))
     }
 
-    /// Waits until `wanted` CPUs are free, or all if there are fewer, and takes them.
+    /// Waits until `wanted` CPUs are free, or all if there are fewer, and takes them. Takes fewer if none
+    /// was released for half an hour.
     ///
     /// # Errors
     ///
@@ -81,14 +114,19 @@ impl HostCpus {
         tracing::debug!("take {wanted} of {} CPUs of the host", self.count);
         // While this process holds the turnstile, later guests queue behind it and cannot overtake.
         let turnstile = vec![slot(&"turnstile")?];
-        let (turnstile, has_queued) = collect(turnstile, 1).with_context(fail)?;
+        let (turnstile, has_queued) = collect(turnstile, 1, self.patience).with_context(fail)?;
+        let waited = |has_waited: bool| (has_queued || has_waited).then(|| began.elapsed());
+        if turnstile.is_empty() {
+            // No guest has collected its CPUs for half an hour.
+            return Ok(Taken { cpus: Vec::new(), waited: waited(true) });
+        }
         // A guest with more CPUs than the host takes all of them; otherwise it would wait forever.
         let wanted = usize::try_from(wanted).map_or(self.count, |wanted| wanted.min(self.count));
         let cpus = (0..self.count).map(|cpu| slot(&cpu)).collect::<Result<Vec<_>>>()?;
-        let (cpus, has_waited) = collect(cpus, wanted).with_context(fail)?;
+        let (cpus, has_waited) = collect(cpus, wanted, self.patience).with_context(fail)?;
         // The CPUs are complete: the next guest may collect.
         drop(turnstile);
-        let waited = (has_queued || has_waited).then(|| began.elapsed());
+        let waited = waited(has_waited);
         tracing::debug!("took the CPUs; waited {waited:?}");
         Ok(Taken { cpus, waited })
     }
@@ -109,107 +147,171 @@ fn parse(value: Option<&OsStr>) -> Result<Option<usize>> {
 /// An address that one process at a time can bind.
 #[derive(Debug)]
 struct Slot {
-    address: SocketAddr,
+    address: SocketAddrUnix,
     /// A connection to the process that has bound the address.
     holder: Option<UnixStream>,
 }
 
 impl Slot {
     fn new(name: &str) -> Result<Self> {
-        Ok(Self { address: SocketAddr::from_abstract_name(name)?, holder: None })
+        Ok(Self { address: SocketAddrUnix::new_abstract_name(name.as_bytes())?, holder: None })
     }
 
     /// Binds the address; returns `None` if another socket is bound to it.
     fn bind(&self) -> Result<Option<UnixListener>, Error> {
-        match UnixListener::bind_addr(&self.address) {
-            Ok(listener) => Ok(Some(listener)),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
-            Err(error) => Err(error),
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        match bind(&socket, &self.address) {
+            Ok(()) => {}
+            Err(Errno::ADDRINUSE) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
         }
+        listen(&socket, BACKLOG)?;
+        Ok(Some(socket.into()))
     }
 
-    /// Connects to the holder unless that is done; returns whether there is a holder.
+    /// Connects to the holder unless that is done. Returns `false` if that is not possible now: the address
+    /// was released since the attempt to bind it, or its holder does not listen.
     fn watch(&mut self) -> Result<bool, Error> {
-        if self.holder.is_none() {
-            self.holder = match UnixStream::connect_addr(&self.address) {
-                Ok(stream) => Some(stream),
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => None,
-                Err(error) => return Err(error),
-            };
+        if self.holder.is_some() {
+            return Ok(true);
+        }
+        // A connection to a holder with a full backlog would block.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        match connect(&socket, &self.address) {
+            Ok(()) => self.holder = Some(socket.into()),
+            Err(Errno::CONNREFUSED | Errno::AGAIN) => {}
+            Err(errno) => return Err(errno.into()),
         }
         Ok(self.holder.is_some())
     }
 }
 
-/// Binds `wanted` of the slots, waiting if necessary; returns the sockets, and whether it waited.
-fn collect(mut slots: Vec<Slot>, wanted: usize) -> Result<(Vec<UnixListener>, bool), Error> {
+/// Binds `wanted` of the slots, waiting if necessary; returns the sockets, and whether it waited. The sockets
+/// are fewer if no slot was released for too long.
+fn collect(
+    mut slots: Vec<Slot>,
+    wanted: usize,
+    patience: Patience,
+) -> Result<(Vec<UnixListener>, bool), Error> {
     let mut bound = Vec::new();
-    let mut has_waited = false;
+    let mut wait = Wait::new(patience);
     loop {
         // Bind what is free. A bound slot stays bound, even if the others are not free yet.
         let mut rest = Vec::new();
         for slot in slots {
             let listener = if bound.len() < wanted { slot.bind()? } else { None };
             match listener {
-                Some(listener) => bound.push(listener),
+                Some(listener) => {
+                    bound.push(listener);
+                    wait.restart();
+                }
                 None => rest.push(slot),
             }
         }
-        if bound.len() == wanted {
-            return Ok((bound, has_waited));
-        }
         // Then wait for the release of any other slot, and try again.
-        has_waited = true;
-        wait_for_any(&mut rest)?;
+        if bound.len() == wanted || !wait.for_any(&mut rest)? {
+            return Ok((bound, wait.has_waited));
+        }
         slots = rest;
     }
 }
 
-/// Waits until one of the slots may have been released.
-fn wait_for_any(slots: &mut [Slot]) -> Result<(), Error> {
-    // Connect to every holder before waiting: a release after this point breaks a connection.
-    for slot in &mut *slots {
-        if !slot.watch()? {
-            // Released since the attempt to bind it, or bound by a process that does not listen yet.
-            std::thread::yield_now();
-            return Ok(());
-        }
-    }
-    let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
-    // The connections are never accepted, so the only event that they can have is their end.
-    let mut fds: Vec<_> = holders.map(|holder| PollFd::new(holder, PollFlags::empty())).collect();
-    let mut timeout = Some(&NOTICE_AFTER);
-    loop {
-        match poll(&mut fds, timeout) {
-            Ok(0) => {
-                notice(&waiting(slots));
-                timeout = None;
-            }
-            Ok(_) | Err(Errno::INTR) => break,
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    // Forget the holders that are gone. Every slot has a holder here, so the order is that of `fds`.
-    let ended: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-    for (slot, has_ended) in slots.iter_mut().zip(ended) {
-        if has_ended {
-            slot.holder = None;
-        }
-    }
-    Ok(())
+/// A wait for slots, from the last release of one on.
+#[derive(Debug)]
+struct Wait {
+    patience: Patience,
+    since: Instant,
+    is_reported: bool,
+    has_waited: bool,
 }
 
-/// Returns the message about a long wait, with the pids of the holders.
-fn waiting(slots: &[Slot]) -> String {
-    let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
-    let pids: BTreeSet<_> = holders
-        .filter_map(|holder| Some(socket_peercred(holder).ok()?.pid.as_raw_nonzero().get()))
-        .collect();
-    let seconds = NOTICE_AFTER.tv_sec;
+impl Wait {
+    fn new(patience: Patience) -> Self {
+        Self { patience, since: Instant::now(), is_reported: false, has_waited: false }
+    }
+
+    fn restart(&mut self) {
+        (self.since, self.is_reported) = (Instant::now(), false);
+    }
+
+    /// Waits until one of the slots may have been released. Returns `false` if none was for too long.
+    fn for_any(&mut self, slots: &mut [Slot]) -> Result<bool, Error> {
+        self.has_waited = true;
+        let Patience { notice_after, give_up_after } = self.patience;
+        let limit = if self.is_reported { notice_after + give_up_after } else { notice_after };
+        let mut time = limit.saturating_sub(self.since.elapsed());
+        // Connect to every holder before waiting: a release after this point breaks a connection.
+        for slot in &mut *slots {
+            if !slot.watch()? {
+                time = time.min(RETRY);
+            }
+        }
+        let (mut watched, mut fds) = (Vec::new(), Vec::new());
+        for (index, slot) in slots.iter().enumerate() {
+            if let Some(holder) = &slot.holder {
+                watched.push(index);
+                // The connections are never accepted, so the only event that they can have is their end.
+                fds.push(PollFd::new(holder, PollFlags::empty()));
+            }
+        }
+        let timeout =
+            Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+        match poll(&mut fds, Some(&timeout)) {
+            // A signal that stopped and continued this process, for example.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ended: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ended.contains(&true) {
+            // Forget the holders that are gone.
+            let gone = watched.into_iter().zip(ended).filter(|(_, has_ended)| *has_ended);
+            gone.for_each(|(index, _)| slots[index].holder = None);
+            self.restart();
+        } else if self.since.elapsed() >= limit {
+            if self.is_reported {
+                notice(&giving_up(slots));
+                return Ok(false);
+            }
+            notice(&waiting(slots, self.patience));
+            self.is_reported = true;
+        }
+        Ok(true)
+    }
+}
+
+/// Returns the message about a long wait.
+fn waiting(slots: &[Slot], patience: Patience) -> String {
     format!(
-        "no guest has ended for {seconds} s; waiting for CPUs of this host held by the processes \
-         {pids:?}; set {VARIABLE}=off to run without waiting"
+        "no guest has ended for {} s; waiting for CPUs of this host held by {}, for {} s at most; set \
+         {VARIABLE}=off to run without waiting",
+        patience.notice_after.as_secs(),
+        holders(slots),
+        patience.give_up_after.as_secs(),
     )
+}
+
+/// Returns the message about a wait that was too long.
+fn giving_up(slots: &[Slot]) -> String {
+    format!(
+        "CPUs of this host are still held by {}; this guest runs without waiting for them",
+        holders(slots)
+    )
+}
+
+/// Describes the processes that have bound the slots, and their users.
+fn holders(slots: &[Slot]) -> String {
+    let holders = slots.iter().filter_map(|slot| slot.holder.as_ref());
+    let credentials = holders.filter_map(|holder| socket_peercred(holder).ok());
+    let all: BTreeSet<_> = credentials
+        .map(|holder| (holder.pid.as_raw_nonzero().get(), holder.uid.as_raw()))
+        .collect();
+    let all: Vec<_> = all.into_iter().map(|(pid, uid)| format!("{pid} (user {uid})")).collect();
+    match all.is_empty() {
+        false => format!("process {}", all.join(", ")),
+        true => "a process that accepts no connections (see `ss -xlp`)".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -229,7 +331,8 @@ mod tests {
     fn semaphore(count: usize) -> HostCpus {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        HostCpus { prefix: format!("ktstr/test/{}/{number}", std::process::id()), count }
+        let prefix = format!("ktstr/test/{}/{number}", std::process::id());
+        HostCpus { prefix, count, patience: Patience::DEFAULT }
     }
 
     impl Taken {
@@ -340,8 +443,76 @@ mod tests {
         let _cpus = semaphore.take(1).unwrap();
         let mut slot = Slot::new(&format!("{}/0", semaphore.prefix)).unwrap();
         assert!(slot.watch().unwrap());
-        let (own, text) = (std::process::id(), waiting(&[slot]));
-        assert!(text.contains(&format!("held by the processes {{{own}}};")), "{text}");
+        let (own, user) = (std::process::id(), rustix::process::geteuid().as_raw());
+        let held = format!("held by process {own} (user {user})");
+        let text = waiting(std::slice::from_ref(&slot), Patience::DEFAULT);
+        assert!(text.contains(&format!("{held}, for 1680 s at most; ")), "{text}");
+        let text = giving_up(&[slot]);
+        assert!(text.contains(&format!("{held}; this guest runs")), "{text}");
+    }
+
+    #[test]
+    fn take_does_not_wait_forever_for_a_holder() {
+        let zero = Duration::ZERO;
+        let patience = Patience { notice_after: zero, give_up_after: zero };
+        let semaphore = HostCpus { patience, ..semaphore(3) };
+        let held = semaphore.take(2).unwrap();
+        // What is free is taken.
+        let rest = semaphore.take(3).unwrap();
+        assert!(rest.waited.is_some());
+        assert_eq!((held.cpus.len(), rest.cpus.len()), (2, 1));
+        // A holder of the turnstile keeps others from collecting CPUs.
+        let turnstile = Slot::new(&format!("{}/turnstile", semaphore.prefix)).unwrap();
+        let _turnstile = turnstile.bind().unwrap().unwrap();
+        drop(rest);
+        let none = semaphore.take(1).unwrap();
+        assert_eq!((none.cpus.len(), none.waited.is_some()), (0, true));
+    }
+
+    /// As another user can do it: the addresses are free for all.
+    #[test]
+    fn take_does_not_wait_forever_for_a_holder_without_connections() {
+        let patience =
+            Patience { notice_after: Duration::ZERO, give_up_after: Duration::from_millis(5) };
+        for listens in [false, true] {
+            let semaphore = HostCpus { patience, ..semaphore(1) };
+            let slot = Slot::new(&format!("{}/0", semaphore.prefix)).unwrap();
+            let socket =
+                socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+            let socket = socket.unwrap();
+            bind(&socket, &slot.address).unwrap();
+            let mut waiting = Vec::new();
+            if listens {
+                listen(&socket, 0).unwrap();
+                // Fills the backlog.
+                waiting.extend((0..2).map(|_| {
+                    let mut slot = Slot::new(&format!("{}/0", semaphore.prefix)).unwrap();
+                    slot.watch().unwrap();
+                    slot
+                }));
+            }
+            let taken = semaphore.take(1).unwrap();
+            assert!(taken.cpus.is_empty() && taken.waited.is_some(), "listens: {listens}");
+            assert!(holders(&[slot]).contains("accepts no connections"));
+        }
+    }
+
+    /// A queue of any length is no wait without a release.
+    #[test]
+    fn wait_begins_again_with_each_release() {
+        let zero = Duration::ZERO;
+        let mut wait = Wait::new(Patience { notice_after: zero, give_up_after: zero });
+        let semaphore = semaphore(1);
+        let mut slots = [Slot::new(&format!("{}/0", semaphore.prefix)).unwrap()];
+        for _ in 0..3 {
+            let cpus = semaphore.take(1).unwrap();
+            assert!(wait.for_any(&mut slots).unwrap(), "the holders are reported");
+            drop(cpus);
+            assert!(wait.for_any(&mut slots).unwrap(), "a CPU was released");
+        }
+        let _cpus = semaphore.take(1).unwrap();
+        assert!(wait.for_any(&mut slots).unwrap(), "the holders are reported");
+        assert!(!wait.for_any(&mut slots).unwrap(), "none was released since then");
     }
 
     #[test]
@@ -383,7 +554,7 @@ mod tests {
     #[ignore = "a process of another test"]
     fn holder() {
         let Ok(prefix) = std::env::var(PREFIX) else { return };
-        let cpus = HostCpus { prefix, count: 2 }.take(1).unwrap();
+        let cpus = HostCpus { prefix, count: 2, patience: Patience::DEFAULT }.take(1).unwrap();
         println!("holds a CPU");
         cpus.await_waiter();
         println!("is waited for");

@@ -89,6 +89,6 @@ pub mod __private {
     pub use ktstr_core::registry::{ExpectErr, TESTS, TestEntry, last_component};
 
     pub use crate::libtest::{Hidden, NoHarness, requires_harness, requires_visible};
-    pub use crate::report::Style;
+    pub use crate::report::{Style, Untrusted};
     pub use crate::runner::{TestResult, run};
 }

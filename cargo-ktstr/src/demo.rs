@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ktstr::__private::{Llcs, MachineSpec, TESTS, TestEntry, Topology, linkme};
+use ktstr::__private::{Llcs, MachineSpec, TESTS, TestEntry, Topology, Untrusted, linkme};
 use ktstr::prelude::*;
 
 /// The expansion of `#[ktstr_test(llcs = 2, cores = 2, duration_s = 2, post_vm = show)]` for a
@@ -58,9 +58,10 @@ fn two_workers_land_in_their_cgroup(ctx: &Ctx) -> Result<AssertResult> {
 /// Prints the captures on the host.
 fn show(result: &VmResult) -> Result<()> {
     for CgroupProcsSnapshot { tag, cgroup, procs, .. } in &result.captures {
+        let [tag, cgroup] = [tag, cgroup].map(|text| Untrusted::new(text));
         println!("capture `{tag}`: cgroup {cgroup} has {} processes", procs.len());
         for process in procs {
-            println!("  {} ({})", process.pid, process.comm);
+            println!("  {} ({})", process.pid, Untrusted::new(&process.comm));
         }
     }
     Ok(())

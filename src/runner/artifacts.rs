@@ -34,7 +34,8 @@ pub(super) fn begin(record: &mut RunRecord) {
     begin_in(&root, record);
 }
 
-fn begin_in(root: &Path, record: &mut RunRecord) {
+/// As [`begin`], in the directory `root`.
+pub(super) fn begin_in(root: &Path, record: &mut RunRecord) {
     let program = this_program::own_name().map(|name| name.path).unwrap_or_default();
     let program = program.file_name().unwrap_or_default();
     let parent = root.join(&record.run).join(program);

@@ -7,17 +7,19 @@ use crate::report::{CI_COMMANDS, Untrusted};
 #[derive(Debug)]
 pub(super) struct Echo {
     unfinished: Vec<u8>,
+    longest_line: usize,
     /// How many bytes may still be printed.
     budget: usize,
 }
 
 impl Default for Echo {
     fn default() -> Self {
-        Self { unfinished: Vec::new(), budget: Self::BUDGET }
+        Self::with_longest_line(Self::LONGEST_LINE)
     }
 }
 
 impl Echo {
+    /// A longer line is printed in pieces.
     pub(super) const LONGEST_LINE: usize = 64 << 10;
 
     /// The most bytes that are printed, as many as `body.log` has.
@@ -26,6 +28,10 @@ impl Echo {
     /// What follows the last line that is printed.
     const REST: &str =
         "[ktstr: more output is not shown; if the test fails, the last of it is in body.log]\n";
+
+    pub(super) fn with_longest_line(longest_line: usize) -> Self {
+        Self { unfinished: Vec::new(), longest_line, budget: Self::BUDGET }
+    }
 
     pub(super) fn print(&mut self, bytes: &[u8]) {
         let text = self.take(bytes);
@@ -55,7 +61,7 @@ impl Echo {
             self.unfinished.clear();
         }
         self.unfinished.extend_from_slice(rest);
-        if self.unfinished.len() > Self::LONGEST_LINE {
+        if self.unfinished.len() > self.longest_line {
             let cut = self.unfinished.split_off(cut_position(&self.unfinished));
             text += &shown(&self.unfinished);
             self.unfinished = cut;
@@ -70,7 +76,7 @@ impl Echo {
             if !text.is_empty() && !text.ends_with('\n') {
                 text.push('\n');
             }
-            *self = Self { unfinished: Vec::new(), budget: 0 };
+            (self.unfinished, self.budget) = (Vec::new(), 0);
             return text + Self::REST;
         };
         self.budget = left;

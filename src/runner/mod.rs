@@ -25,7 +25,7 @@ mod tests;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_core::guest::agent;
@@ -45,6 +45,7 @@ pub use initramfs::bare as bare_initramfs;
 pub use ktstr_vmm::probe;
 pub(crate) use prepare::{MachineRequest, Prepared};
 pub use program::Program;
+use session::RunOutcome;
 pub(crate) use session::{Live, RunLimits};
 pub use template::{TemplateUsage, usage as template_usage};
 
@@ -175,7 +176,13 @@ fn fill_in_vm(
         let test = &record.test;
         notice(&format!("{test}: no coverage profile of the test body: {error:#}"));
     }
-    // Record: move all facts to the record. Nothing is judged by the test's expectation yet.
+    keep_outcome(outcome, prepare, record);
+    report::excuse_steal(record, entry.assert.judge_emulated_time);
+    Ok(())
+}
+
+/// Moves all facts of a run to its record. Nothing is judged by the test's expectation yet.
+fn keep_outcome(outcome: RunOutcome, prepare: Duration, record: &mut RunRecord) {
     (record.kernel_events, record.kernel_events_dropped) = console::kernel_events(&outcome.console);
     record.start = Some(outcome.start);
     record.end = outcome.end;
@@ -187,8 +194,6 @@ fn fill_in_vm(
     record.log = outcome.log;
     record.timings = Timings { prepare, ..outcome.timings };
     record.stolen = outcome.stolen;
-    report::excuse_steal(record, entry.assert.judge_emulated_time);
-    Ok(())
 }
 
 /// Runs the body of a `host_only` test in this process and fills the record of the run.

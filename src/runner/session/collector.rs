@@ -1,5 +1,6 @@
 //! Holds what a guest sends, within bounds: a guest cannot fill the memory of the runner.
 
+use std::io;
 use std::time::Instant;
 
 use ktstr_core::assert::Measurement;
@@ -11,9 +12,9 @@ use ktstr_core::wire::{FileKind, GuestMessage, ScenarioEvent};
 
 use crate::runner::console;
 
-/// The bytes of captures, snapshots and events on the wire that one run may send. Decoded, most take a few
-/// times as many, and small numbers up to eight times: a histogram of 2 KiB becomes 15 KiB.
-const MAX_COLLECTED: usize = 16 << 20;
+/// The bytes of captures, snapshots and events that one run may send, in the form of `run.json`. In memory,
+/// lists and maps of small numbers take up to ten times as many, all else less than four times.
+const MAX_COLLECTED: usize = 24 << 20;
 
 /// What a message is charged beyond its bytes: the size of the structure that holds it.
 const PER_MESSAGE: usize = 256;
@@ -100,8 +101,11 @@ impl Collector {
         append_bounded(&mut self.log, bytes);
     }
 
-    /// Charges a message for the memory that it takes until the end of the run: its bytes on the wire, which
-    /// the guest cannot understate, and a constant for one that is short.
+    /// Charges a message for the memory that it takes until the end of the run, and for its part of the record:
+    /// its bytes as JSON, and a constant for one that is short.
+    ///
+    /// The bytes on the wire are no measure: a list in a message may be 50 times as large in memory as there,
+    /// where an empty structure is two bytes. JSON has the names of its fields.
     ///
     /// # Errors
     ///
@@ -122,7 +126,7 @@ impl Collector {
             // Not kept.
             | GuestMessage::Heartbeat { .. } => return Ok(()),
         }
-        self.collected += length + PER_MESSAGE;
+        self.collected += json_length(message).max(length) + PER_MESSAGE;
         if self.collected > MAX_COLLECTED {
             let mib = MAX_COLLECTED >> 20;
             let why = format!("it sent more than {mib} MiB of captures and events");
@@ -178,6 +182,27 @@ impl Collector {
     }
 }
 
+/// Returns the length of a message in a record.
+fn json_length(message: &GuestMessage) -> usize {
+    struct Length(usize);
+    impl io::Write for Length {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    match serde_json::to_writer(&mut length, message) {
+        Ok(()) => length.0,
+        // A message that cannot be in a record.
+        Err(_) => usize::MAX / 2,
+    }
+}
+
 /// Appends to a text, and drops its older half when it is too long.
 fn append_bounded(text: &mut Vec<u8>, bytes: &[u8]) {
     text.extend_from_slice(bytes);
@@ -207,6 +232,26 @@ mod tests {
         assert!(
             text.starts_with("[... the beginning was dropped ...]\n") && text.ends_with("the end")
         );
+    }
+
+    #[test]
+    fn append_bounded_copies_a_byte_twice_at_most() {
+        for (piece, whole) in [(64, 5 * MAX_TEXT), (64 << 10, 20 * MAX_TEXT)] {
+            let (mut text, piece) = (Vec::new(), vec![b'x'; piece]);
+            let mut copied = 0;
+            for _ in 0..whole / piece.len() {
+                let before = text.len();
+                append_bounded(&mut text, &piece);
+                // The younger half is moved to another vector and back.
+                if text.len() < before {
+                    copied += 2 * text.len();
+                }
+            }
+            assert!(
+                (whole / 2..=2 * whole + MAX_TEXT).contains(&copied),
+                "{copied} of {whole} bytes"
+            );
+        }
     }
 
     #[test]

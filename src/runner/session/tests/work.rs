@@ -5,7 +5,6 @@ use ktstr_core::registry::TestEntry;
 use ktstr_core::wire::Decoder;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use super::super::collector::Collector;
 use super::*;
 use crate::report::{self, Style, Untrusted};
 use crate::runner::echo::Echo;
@@ -136,17 +135,6 @@ fn handle_console_does_linear_work() {
     }
 }
 
-#[test]
-fn texts_are_kept_in_linear_work() {
-    for piece in [64, 64 << 10] {
-        // Beyond the bound, where the older half is dropped.
-        assert_linear_on(&[b"x", b"\xe2\x80"], 1 << 20, "add_log", |input| {
-            let mut collector = Collector::default();
-            input.chunks(piece).for_each(|piece| collector.add_log(piece));
-        });
-    }
-}
-
 /// Each frame has a few bytes of the input, or all of it.
 #[test]
 fn decoder_does_linear_work() {
@@ -175,12 +163,14 @@ fn output_is_shown_in_linear_work() {
     assert_linear("Untrusted::output", on_text(|text| drop(Untrusted::output(text).to_string())));
     let whole = |text: &str| drop(Untrusted::new(text).limit(usize::MAX).to_string());
     assert_linear("Untrusted", on_text(whole));
-    for piece in [100, 64 << 10] {
-        // Longer than the longest line that is printed as a whole.
-        assert_linear_on(PATTERNS, 2 * Echo::LONGEST_LINE, "Echo", |input| {
-            let mut echo = Echo::default();
-            input.chunks(piece.min(input.len())).for_each(|piece| drop(echo.take(piece)));
-        });
+    // Inputs within one line, and of many lines that are cut.
+    for longest_line in [Echo::LONGEST_LINE, LENGTH / 2] {
+        for piece in [64, usize::MAX] {
+            assert_linear("Echo", |input| {
+                let mut echo = Echo::with_longest_line(longest_line);
+                input.chunks(piece.min(input.len())).for_each(|piece| drop(echo.take(piece)));
+            });
+        }
     }
 }
 

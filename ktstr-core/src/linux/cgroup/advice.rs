@@ -4,12 +4,18 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::Operation;
 use super::paths::MOUNT;
 
 /// Returns what to do about `cause`, the error of `operation` on `path`.
-pub(super) fn on(operation: &str, path: &Path, value: Option<&str>, cause: &io::Error) -> String {
+pub(super) fn on(
+    operation: Operation,
+    path: &Path,
+    value: Option<&str>,
+    cause: &io::Error,
+) -> String {
     let knob = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let is_cgroup = operation.ends_with("cgroup");
+    let is_cgroup = operation.is_on_cgroup();
     let cgroup = if is_cgroup { path } else { path.parent().unwrap_or(path) };
     match cause.raw_os_error() {
         Some(libc::ENOENT) if knob == "cgroup.procs" && value.is_some() && path.exists() => {
@@ -185,14 +191,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("cgroup.procs"), "").unwrap();
         for (operation, file, number, want) in [
-            ("write", "cgroup.procs", libc::ENOENT, "nsdelegate"),
-            ("write", "memory.max", libc::ENOENT, "controller `memory` is not enabled"),
-            ("write", "cpu.max", libc::EMFILE, "RLIMIT_NOFILE"),
-            ("write", "cgroup.procs", libc::ENOSPC, "without a CPU or a memory node"),
-            ("create cgroup", "cg", libc::ENOSPC, "nr_dying_descendants"),
-            ("write", "cpuset.mems", libc::EINVAL, "no such CPU or memory node"),
-            ("write", "cgroup.procs", libc::EINVAL, "kernel threads cannot be moved"),
-            ("write", "cpu.max", libc::EINVAL, "does not accept this value"),
+            (Operation::Write, "cgroup.procs", libc::ENOENT, "nsdelegate"),
+            (Operation::Write, "memory.max", libc::ENOENT, "controller `memory` is not enabled"),
+            (Operation::Write, "cpu.max", libc::EMFILE, "RLIMIT_NOFILE"),
+            (Operation::Write, "cgroup.procs", libc::ENOSPC, "without a CPU or a memory node"),
+            (Operation::Create, "cg", libc::ENOSPC, "nr_dying_descendants"),
+            (Operation::Write, "cpuset.mems", libc::EINVAL, "no such CPU or memory node"),
+            (Operation::Write, "cgroup.procs", libc::EINVAL, "kernel threads cannot be moved"),
+            (Operation::Write, "cpu.max", libc::EINVAL, "does not accept this value"),
         ] {
             let cause = io::Error::from_raw_os_error(number);
             let advice = on(operation, &dir.path().join(file), Some("1"), &cause);

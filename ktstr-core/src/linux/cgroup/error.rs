@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::paths::WALK_ROOT_VARIABLE;
-use super::{advice, errno};
+use super::{Operation, advice, errno};
 
 /// A cgroup operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +33,10 @@ pub enum Error {
         rule: &'static str,
     },
     /// The kernel rejected an operation on a file or directory of cgroupfs.
-    #[error("failed to {}: {}; {advice}", describe(operation, path, value.as_deref()), errno::describe(cause))]
+    #[error("failed to {}: {}; {advice}", describe(*operation, path, value.as_deref()), errno::describe(cause))]
     Io {
-        /// The operation: `write`, `read`, `create cgroup`.
-        operation: &'static str,
+        /// The operation.
+        operation: Operation,
         /// The file or directory.
         path: PathBuf,
         /// The value to be written.
@@ -155,11 +155,11 @@ pub enum Error {
     #[error(
         "failed to {}: ETIMEDOUT, no answer in {within:?}; it may still happen, so further operations \
          on this file are refused until it has ended. Look for a task that holds cgroup_mutex (SysRq-W)",
-        describe(operation, path, value.as_deref())
+        describe(*operation, path, value.as_deref())
     )]
     TimedOut {
         /// The operation.
-        operation: &'static str,
+        operation: Operation,
         /// The file or directory.
         path: PathBuf,
         /// The value to be written.
@@ -171,11 +171,11 @@ pub enum Error {
     #[error(
         "refused to {}: {} started {since:.1?} ago, timed out and may still happen; wait, or \
          use another cgroup",
-        describe(operation, path, value.as_deref()), doubt
+        describe(*operation, path, value.as_deref()), doubt
     )]
     InDoubt {
         /// The operation that was refused.
-        operation: &'static str,
+        operation: Operation,
         /// The file or directory.
         path: PathBuf,
         /// The value to be written.
@@ -241,7 +241,7 @@ impl Error {
     /// Returns an error of the file system, with advice that depends on the current state of the
     /// cgroup.
     pub(super) fn io(
-        operation: &'static str,
+        operation: Operation,
         path: &Path,
         value: Option<&str>,
         cause: io::Error,
@@ -273,7 +273,7 @@ impl Error {
     }
 }
 
-fn describe(operation: &str, path: &Path, value: Option<&str>) -> String {
+fn describe(operation: Operation, path: &Path, value: Option<&str>) -> String {
     match value {
         Some(value) => format!("{operation} `{}` to `{}`", value.trim_end(), path.display()),
         None => format!("{operation} `{}`", path.display()),
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn io_error_has_its_cause_as_source() {
         let cause = io::Error::from_raw_os_error(libc::EBUSY);
-        let error = Error::io("remove cgroup", Path::new("/nonexistent"), None, cause);
+        let error = Error::io(Operation::Remove, Path::new("/nonexistent"), None, cause);
         let error = anyhow::Error::from(error).context("step 1");
         let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
         assert_eq!(cause.and_then(io::Error::raw_os_error), Some(libc::EBUSY));

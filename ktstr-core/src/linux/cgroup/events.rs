@@ -9,13 +9,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::error::Error;
+use super::operation::Operation;
 
 /// Waits until `cgroup.events` of a cgroup contains `line`; returns false after the timeout.
 ///
 /// Returns true at once if the file does not exist: the cgroup was removed, or is the root.
 pub(super) fn wait_for(cgroup: &Path, line: &str, within: Duration) -> Result<bool, Error> {
     let path = cgroup.join("cgroup.events");
-    let fail = |cause: io::Error| Error::io("wait for", &path, None, cause);
+    let fail = |cause: io::Error| Error::io(Operation::WaitFor, &path, None, cause);
     let mut file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if is_gone(&error) => return Ok(true),

@@ -5,10 +5,11 @@ use std::io;
 use std::path::Path;
 
 use super::error::Error;
+use super::operation::Operation;
 
 /// Returns whether a file or directory exists.
 pub(super) fn exists(path: &Path) -> Result<bool, Error> {
-    path.try_exists().map_err(|cause| Error::io("look for", path, None, cause))
+    path.try_exists().map_err(|cause| Error::io(Operation::LookFor, path, None, cause))
 }
 
 /// Returns whether a cgroup exists; false for a file.
@@ -19,7 +20,7 @@ pub(super) fn is_cgroup(path: &Path) -> Result<bool, Error> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
             Ok(false)
         }
-        Err(cause) => Err(Error::io("look for", path, None, cause)),
+        Err(cause) => Err(Error::io(Operation::LookFor, path, None, cause)),
     }
 }
 
@@ -30,5 +31,6 @@ pub(super) fn is_hierarchy_root(cgroup: &Path) -> Result<bool, Error> {
 }
 
 pub(super) fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|cause: io::Error| Error::io("read", path, None, cause))
+    fs::read_to_string(path)
+        .map_err(|cause: io::Error| Error::io(Operation::Read, path, None, cause))
 }

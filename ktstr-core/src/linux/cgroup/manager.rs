@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::files::read;
-use super::writer::{Operation, Writer};
-use super::{Controller, Error, Knob, MOUNT, WALK_ROOT_VARIABLE, names};
+use super::writer::{Change, Writer};
+use super::{Controller, Error, Knob, MOUNT, Operation, WALK_ROOT_VARIABLE, names};
 
 /// Manages the cgroups below one parent cgroup.
 #[derive(Debug)]
@@ -100,12 +100,12 @@ impl CgroupManager {
     }
 
     pub(super) fn write(&self, path: &Path, value: &str) -> Result<(), Error> {
-        self.writer.run(path, Operation::Write(value.to_owned()))
+        self.writer.run(path, Change::Write(value.to_owned()))
     }
 
     /// Creates one cgroup; succeeds if it exists.
     pub(super) fn create_one(&self, path: &Path) -> Result<(), Error> {
-        match self.writer.run(path, Operation::Create) {
+        match self.writer.run(path, Change::Create) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) && path.is_dir() => Ok(()),
             other => other,
         }
@@ -113,7 +113,7 @@ impl CgroupManager {
 
     /// Removes one cgroup; succeeds if it does not exist.
     pub(super) fn remove_one(&self, path: &Path) -> Result<(), Error> {
-        match self.writer.run(path, Operation::Remove) {
+        match self.writer.run(path, Change::Remove) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
@@ -125,7 +125,7 @@ impl CgroupManager {
 
     pub(super) fn check_dir(
         &self,
-        operation: &'static str,
+        operation: Operation,
         path: &Path,
         dir: &Path,
     ) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::error::Error;
 use super::files::read;
+use super::operation::Operation;
 
 /// Reads the processes in one cgroup; in a threaded one, those that have a thread in it.
 pub(super) fn read_procs(cgroup: &Path) -> Result<Vec<i32>, Error> {
@@ -26,7 +27,8 @@ pub(super) fn read_pids(cgroup: &Path) -> Result<(Vec<i32>, usize), Error> {
         // The kernel lists processes in the threaded domain only.
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
             let (threads, foreign) = read_ids(cgroup, ProcsUnit::Thread)?;
-            let fail = |cause| Error::io("read", &cgroup.join("cgroup.threads"), None, cause);
+            let fail =
+                |cause| Error::io(Operation::Read, &cgroup.join("cgroup.threads"), None, cause);
             let processes = threads.into_iter().filter_map(|tid| process_of(tid).transpose());
             let mut processes = processes.collect::<io::Result<Vec<_>>>().map_err(fail)?;
             let mut seen = HashSet::new();
@@ -60,7 +62,8 @@ pub(super) fn read_ids(cgroup: &Path, unit: ProcsUnit) -> Result<(Vec<i32>, usiz
     let path = cgroup.join(unit.file());
     let text = read(&path)?;
     let ids = text.lines().map(str::parse::<i32>).collect::<Result<Vec<_>, _>>();
-    let ids = ids.map_err(|cause| Error::io("parse", &path, None, io::Error::other(cause)))?;
+    let ids =
+        ids.map_err(|cause| Error::io(Operation::Parse, &path, None, io::Error::other(cause)))?;
     let (own, foreign): (Vec<i32>, Vec<i32>) = ids.into_iter().partition(|id| *id > 0);
     Ok((own, foreign.len()))
 }

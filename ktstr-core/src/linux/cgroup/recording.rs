@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use super::controller::{Controller, subtree_control};
 use super::model::{Hierarchy, PARENT, ROOT, Refusal, parent_of};
 use super::procs::{caller_is_in, check_pid};
-use super::{CgroupOps, CgroupStats, Error, Knob, MOUNT, names};
+use super::{CgroupOps, CgroupStats, Error, Knob, MOUNT, Operation, names};
 use crate::linux::sync::lock;
 
 /// One recorded call of an operation that changes cgroups.
@@ -133,7 +133,7 @@ impl RecordingCgroups {
     /// If there is no such cgroup.
     pub fn effective_cpus(&self, name: &str) -> Result<BTreeSet<usize>, Error> {
         names::check(name)?;
-        self.run("read", name, "cpuset.cpus.effective", "", |state| {
+        self.run(Operation::Read, name, "cpuset.cpus.effective", "", |state| {
             state.cgroups.effective_cpus(name)
         })
     }
@@ -146,7 +146,7 @@ impl RecordingCgroups {
     /// If there is no such cgroup.
     pub fn set_stats(&self, name: &str, stats: CgroupStats) -> Result<(), Error> {
         names::check(name)?;
-        self.run("write", name, "", "", |state| {
+        self.run(Operation::Write, name, "", "", |state| {
             state.cgroups.pids(name)?;
             state.stats.insert(name.to_owned(), stats);
             Ok(())
@@ -178,6 +178,7 @@ impl RecordingCgroups {
             Some(index) => {
                 let errno = state.failures.remove(index).2;
                 let rule = "RecordingCgroups::fail was called for this";
+                let operation = Operation::Recorded(operation);
                 Err(io_error(operation, self.path(name), value, Refusal { errno, rule }))
             }
             None => Ok(()),
@@ -187,7 +188,7 @@ impl RecordingCgroups {
     /// Runs an operation on the model; an error names the file of the cgroup.
     fn run<T>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         name: &str,
         file: &str,
         value: &str,
@@ -203,7 +204,7 @@ impl RecordingCgroups {
 
     /// Creates a cgroup; succeeds if it exists.
     fn create(&self, name: &str) -> Result<(), Error> {
-        self.run("create cgroup", name, "", "", |state| {
+        self.run(Operation::Create, name, "", "", |state| {
             if state.cgroups.has(name) { Ok(()) } else { state.cgroups.create(name) }
         })
     }
@@ -215,7 +216,7 @@ impl RecordingCgroups {
         if !pids.is_empty() {
             return Err(Error::Occupied { path: self.path(name), value, pids });
         }
-        self.run("write", name, "cgroup.subtree_control", &value, |state| {
+        self.run(Operation::Write, name, "cgroup.subtree_control", &value, |state| {
             state.cgroups.enable(name, controllers)
         })
     }
@@ -229,7 +230,7 @@ impl RecordingCgroups {
 
     fn attach(&self, name: &str, pid: i32) -> Result<(), Error> {
         check_pid(&self.path(name), pid)?;
-        self.run("write", name, "cgroup.procs", &pid.to_string(), |state| {
+        self.run(Operation::Write, name, "cgroup.procs", &pid.to_string(), |state| {
             state.cgroups.attach(name, pid)
         })
     }
@@ -243,7 +244,7 @@ impl RecordingCgroups {
     }
 }
 
-fn io_error(operation: &'static str, path: PathBuf, value: &str, refusal: Refusal) -> Error {
+fn io_error(operation: Operation, path: PathBuf, value: &str, refusal: Refusal) -> Error {
     Error::Io {
         operation,
         path,
@@ -275,7 +276,7 @@ impl CgroupOps for RecordingCgroups {
         if controllers.is_empty() {
             return Ok(());
         }
-        self.run("write", PARENT, "../cgroup.subtree_control", "", |state| {
+        self.run(Operation::Write, PARENT, "../cgroup.subtree_control", "", |state| {
             state.cgroups.enable(ROOT, controllers)
         })?;
         self.create(PARENT)?;
@@ -313,12 +314,14 @@ impl CgroupOps for RecordingCgroups {
         }
         let removed = state.cgroups.drain(name).and_then(|()| state.cgroups.remove(name));
         state.stats.remove(name);
-        removed.map_err(|refusal| io_error("remove cgroup", path, "", refusal))
+        removed.map_err(|refusal| io_error(Operation::Remove, path, "", refusal))
     }
 
     fn set_knob(&self, name: &str, knob: &Knob) -> Result<(), Error> {
         self.record(knob.file(), name, knob.value().to_owned())?;
-        self.run("write", name, knob.file(), knob.value(), |state| state.cgroups.write(name, knob))
+        self.run(Operation::Write, name, knob.file(), knob.value(), |state| {
+            state.cgroups.write(name, knob)
+        })
     }
 
     fn set_freeze(&self, name: &str, frozen: bool) -> Result<(), Error> {
@@ -326,7 +329,7 @@ impl CgroupOps for RecordingCgroups {
         if frozen {
             self.refuse_with_caller(name, "freeze")?;
         }
-        self.run("write", name, "cgroup.freeze", if frozen { "1" } else { "0" }, |state| {
+        self.run(Operation::Write, name, "cgroup.freeze", if frozen { "1" } else { "0" }, |state| {
             state.cgroups.set_frozen(name, frozen)
         })
     }
@@ -334,7 +337,7 @@ impl CgroupOps for RecordingCgroups {
     fn kill_cgroup(&self, name: &str) -> Result<(), Error> {
         self.record("kill_cgroup", name, String::new())?;
         self.refuse_with_caller(name, "kill the processes of")?;
-        self.run("write", name, "cgroup.kill", "1", |state| {
+        self.run(Operation::Write, name, "cgroup.kill", "1", |state| {
             state.cgroups.pids(name)?;
             for pid in state.cgroups.pids_of_tree(name) {
                 state.cgroups.end(pid);
@@ -365,7 +368,7 @@ impl CgroupOps for RecordingCgroups {
 
     fn clear_subtree_control(&self, name: &str) -> Result<(), Error> {
         self.record("clear_subtree_control", name, String::new())?;
-        self.run("write", name, "cgroup.subtree_control", "", |state| {
+        self.run(Operation::Write, name, "cgroup.subtree_control", "", |state| {
             state.cgroups.disable_all(name)
         })
     }
@@ -379,13 +382,13 @@ impl CgroupOps for RecordingCgroups {
 
     fn drain_tasks(&self, name: &str) -> Result<(), Error> {
         self.record("drain_tasks", name, String::new())?;
-        self.run("read", name, "cgroup.procs", "", |state| state.cgroups.drain(name))
+        self.run(Operation::Read, name, "cgroup.procs", "", |state| state.cgroups.drain(name))
     }
 
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
         names::check(name)?;
         self.fail_as_planned("read_procs", name, "")?;
-        self.run("read", name, "cgroup.procs", "", |state| {
+        self.run(Operation::Read, name, "cgroup.procs", "", |state| {
             state.cgroups.pids(name).map(<[i32]>::to_vec)
         })
     }
@@ -393,7 +396,7 @@ impl CgroupOps for RecordingCgroups {
     fn stats(&self, name: &str) -> Result<CgroupStats, Error> {
         names::check(name)?;
         self.fail_as_planned("stats", name, "")?;
-        self.run("read", name, "cgroup.events", "", |state| {
+        self.run(Operation::Read, name, "cgroup.events", "", |state| {
             state.cgroups.pids(name)?;
             let mut stats = state.stats.get(name).cloned().unwrap_or_default();
             stats.populated |= state.cgroups.is_populated(name);

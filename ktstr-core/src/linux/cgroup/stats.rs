@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Error, files};
+use super::{Error, Operation, files};
 pub use crate::cgroup_stats::{
     CgroupStats, CpuStat, MemoryEvents, MemoryStat, MemoryStats, PidsStats, Pressure, Stall,
 };
@@ -101,7 +101,7 @@ fn keyed(text: &str) -> Keyed {
 fn number(path: &Path) -> Result<Option<u64>, Error> {
     let Some(text) = optional(path)? else { return Ok(None) };
     let parsed = text.trim().parse().map_err(io::Error::other);
-    parsed.map(Some).map_err(|cause| Error::io("parse", path, None, cause))
+    parsed.map(Some).map_err(|cause| Error::io(Operation::Parse, path, None, cause))
 }
 
 /// Reads a file that need not exist. EOPNOTSUPP: pressure accounting is disabled.
@@ -111,7 +111,7 @@ fn optional(path: &Path) -> Result<Option<String>, Error> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
             Ok(None)
         }
-        Err(cause) => Err(Error::io("read", path, None, cause)),
+        Err(cause) => Err(Error::io(Operation::Read, path, None, cause)),
     }
 }
 

@@ -321,6 +321,7 @@ fn check_mems(cgroup: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Operation;
     use super::*;
 
     /// Returns how many attempts are made at an operation that fails `failures` times, and the result.
@@ -330,7 +331,11 @@ mod tests {
             made += 1;
             let cause = std::io::Error::from_raw_os_error(errno);
             let path = Path::new("/cg/cgroup.procs");
-            if made > failures { Ok(()) } else { Err(Error::io("write", path, Some("7"), cause)) }
+            if made > failures {
+                Ok(())
+            } else {
+                Err(Error::io(Operation::Write, path, Some("7"), cause))
+            }
         });
         (made, done.is_ok())
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::files::{exists, is_cgroup, is_hierarchy_root, read};
 use super::procs::ProcsUnit;
 use super::tasks::{REFUGE, SETTLE_WITHIN};
-use super::{CgroupManager, Error, MOUNT, events};
+use super::{CgroupManager, Error, MOUNT, Operation, events};
 use crate::linux::sync::lock;
 
 /// With more cgroups than this that could not be removed, no further removal is attempted.
@@ -27,7 +27,7 @@ impl CgroupManager {
     }
 
     pub(super) fn remove(&self, cgroup: &Path) -> Result<(), Error> {
-        self.check_dir("remove cgroup", cgroup, cgroup.parent().unwrap_or(cgroup))?;
+        self.check_dir(Operation::Remove, cgroup, cgroup.parent().unwrap_or(cgroup))?;
         // A file of cgroupfs is not a cgroup, and would be counted forever.
         if !is_cgroup(cgroup)? {
             return Ok(());
@@ -190,8 +190,8 @@ impl CgroupManager {
 
     /// Returns the children of a cgroup.
     pub(super) fn children(&self, cgroup: &Path) -> Result<Vec<PathBuf>, Error> {
-        self.check_dir("list cgroup", cgroup, cgroup)?;
-        let fail = |cause| Error::io("list cgroup", cgroup, None, cause);
+        self.check_dir(Operation::List, cgroup, cgroup)?;
+        let fail = |cause| Error::io(Operation::List, cgroup, None, cause);
         let mut children = Vec::new();
         for entry in fs::read_dir(cgroup).map_err(fail)? {
             let entry = entry.map_err(fail)?;

@@ -14,27 +14,27 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::{Error, errno};
+use super::{Error, Operation, errno};
 use crate::linux::sync::lock;
 use crate::linux::sys;
 
 /// Timeout of one operation.
 pub(super) const WITHIN: Duration = Duration::from_secs(2);
 
-/// An operation on one path.
+/// An operation that changes one path.
 #[derive(Debug, Clone)]
-pub(super) enum Operation {
+pub(super) enum Change {
     Write(String),
     Create,
     Remove,
 }
 
-impl Operation {
-    fn name(&self) -> &'static str {
+impl Change {
+    fn operation(&self) -> Operation {
         match self {
-            Self::Write(_) => "write",
-            Self::Create => "create cgroup",
-            Self::Remove => "remove cgroup",
+            Self::Write(_) => Operation::Write,
+            Self::Create => Operation::Create,
+            Self::Remove => Operation::Remove,
         }
     }
 
@@ -89,22 +89,22 @@ impl Writer {
         Self { unbounded: true, ..Self::default() }
     }
 
-    /// Runs `operation` on `path`.
+    /// Runs `change` on `path`.
     ///
     /// # Errors
     ///
     /// The error of the kernel; [`Error::TimedOut`] without an answer in time; [`Error::InDoubt`] if an
     /// earlier operation that timed out may still affect this one.
-    pub(super) fn run(&self, path: &Path, operation: Operation) -> Result<(), Error> {
-        let (name, value) = (operation.name(), operation.value());
-        let fail = |cause: io::Error| Error::io(name, path, value, cause);
+    pub(super) fn run(&self, path: &Path, change: Change) -> Result<(), Error> {
+        let (operation, value) = (change.operation(), change.value());
+        let fail = |cause: io::Error| Error::io(operation, path, value, cause);
         if self.unbounded {
-            return operation.run(path).map_err(fail);
+            return change.run(path).map_err(fail);
         }
-        let parent = path.parent().filter(|_| operation.locks_parent());
+        let parent = path.parent().filter(|_| change.locks_parent());
         let thread = {
             let mut state = lock(&self.state);
-            state.refuse_if_in_doubt(name, path, value, |earlier| {
+            state.refuse_if_in_doubt(operation, path, value, |earlier| {
                 earlier.affects(path) || parent.is_some_and(|parent| earlier.locks(parent))
             })?;
             state.take_thread(self.runs_first).map_err(fail)?
@@ -112,7 +112,7 @@ impl Writer {
         let began = Instant::now();
         // The lock is not held here: concurrent callers do not wait for this operation, and a
         // process forked meanwhile does not inherit a locked mutex.
-        match thread.slot.call(&thread.thread, path, &operation) {
+        match thread.slot.call(&thread.thread, path, &change) {
             Some(result) => {
                 lock(&self.state).idle = Some(thread);
                 result.map_err(fail)
@@ -120,22 +120,23 @@ impl Writer {
             None => {
                 let (path, value) = (path.to_owned(), value.map(str::to_owned));
                 let slot = Arc::clone(&thread.slot);
-                let earlier = TimedOut { path: path.clone(), operation, began, slot };
+                let earlier = TimedOut { path: path.clone(), change, began, slot };
                 lock(&self.state).timed_out.push(earlier);
-                Err(Error::TimedOut { operation: name, path, value, within: WITHIN })
+                Err(Error::TimedOut { operation, path, value, within: WITHIN })
             }
         }
     }
 
     /// Fails if an operation that timed out may still change what `path` contains.
     pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
-        lock(&self.state).refuse_if_in_doubt("read", path, None, |earlier| earlier.affects(path))
+        lock(&self.state)
+            .refuse_if_in_doubt(Operation::Read, path, None, |earlier| earlier.affects(path))
     }
 
     /// Fails if listing `dir` could block because an operation that timed out holds its lock.
     pub(super) fn check_dir(
         &self,
-        operation: &'static str,
+        operation: Operation,
         path: &Path,
         dir: &Path,
     ) -> Result<(), Error> {
@@ -148,7 +149,7 @@ impl Writer {
 impl WriterState {
     fn refuse_if_in_doubt(
         &mut self,
-        operation: &'static str,
+        operation: Operation,
         path: &Path,
         value: Option<&str>,
         conflicts: impl Fn(&TimedOut) -> bool,
@@ -213,7 +214,7 @@ struct OperationSlot(Mutex<SlotState>);
 
 #[derive(Debug, Default)]
 struct SlotState {
-    request: Option<(PathBuf, Operation, Thread)>,
+    request: Option<(PathBuf, Change, Thread)>,
     result: Option<io::Result<()>>,
     /// The thread ends once no request is left.
     is_closed: bool,
@@ -231,8 +232,8 @@ impl OperationSlot {
                 (state.request.take(), state.is_closed)
             };
             match request {
-                Some((path, operation, caller)) => {
-                    let result = operation.run(&path);
+                Some((path, change, caller)) => {
+                    let result = change.run(&path);
                     lock(&self.0).result = Some(result);
                     caller.unpark();
                 }
@@ -243,8 +244,8 @@ impl OperationSlot {
     }
 
     /// Has `thread` run an operation; `None` if it takes longer than [`WITHIN`].
-    fn call(&self, thread: &Thread, path: &Path, operation: &Operation) -> Option<io::Result<()>> {
-        let request = (path.to_owned(), operation.clone(), std::thread::current());
+    fn call(&self, thread: &Thread, path: &Path, change: &Change) -> Option<io::Result<()>> {
+        let request = (path.to_owned(), change.clone(), std::thread::current());
         lock(&self.0).request = Some(request);
         thread.unpark();
         let deadline = Instant::now() + WITHIN;
@@ -265,7 +266,7 @@ impl OperationSlot {
 #[derive(Debug)]
 struct TimedOut {
     path: PathBuf,
-    operation: Operation,
+    change: Change,
     began: Instant,
     slot: Arc<OperationSlot>,
 }
@@ -279,7 +280,7 @@ impl TimedOut {
     /// Returns whether the operation holds the lock of `dir`. Listing it, or looking up a name that
     /// is not in the kernel's dentry cache, would block as well.
     fn locks(&self, dir: &Path) -> bool {
-        self.operation.locks_parent() && self.path.parent() == Some(dir)
+        self.change.locks_parent() && self.path.parent() == Some(dir)
     }
 
     /// Returns whether the operation has ended by now, and logs its result.
@@ -295,11 +296,11 @@ impl TimedOut {
     }
 
     fn describe(&self) -> String {
-        match &self.operation {
-            Operation::Write(value) => {
+        match &self.change {
+            Change::Write(value) => {
                 format!("the write of `{}` to `{}`", value.trim_end(), self.path.display())
             }
-            other => format!("the operation `{}` on `{}`", other.name(), self.path.display()),
+            other => format!("the operation `{}` on `{}`", other.operation(), self.path.display()),
         }
     }
 }
@@ -310,8 +311,8 @@ mod tests {
 
     use super::*;
 
-    fn write(value: &str) -> Operation {
-        Operation::Write(value.to_owned())
+    fn write(value: &str) -> Change {
+        Change::Write(value.to_owned())
     }
 
     /// Opening a FIFO for writing blocks in the kernel until a reader opens it.
@@ -347,29 +348,31 @@ mod tests {
     fn create_and_remove_in_doubt_block_the_cgroup_and_its_directory() {
         let parent = tempfile::tempdir().unwrap();
         let (parent, cgroup) = (parent.path(), parent.path().join("cg"));
-        for operation in [Operation::Create, Operation::Remove] {
+        for change in [Change::Create, Change::Remove] {
             let writer = Writer::default();
             lock(&writer.state).timed_out.push(TimedOut {
                 path: cgroup.clone(),
-                operation: operation.clone(),
+                change: change.clone(),
                 began: Instant::now(),
                 slot: Arc::default(),
             });
             for refused in [
-                writer.run(&cgroup, Operation::Create),
-                writer.run(&parent.join("other"), Operation::Create),
+                writer.run(&cgroup, Change::Create),
+                writer.run(&parent.join("other"), Change::Create),
                 writer.run(&cgroup.join("cpu.max"), write("5")),
                 writer.check_read(&cgroup.join("cgroup.procs")),
-                writer.check_dir("list cgroup", parent, parent),
-                writer.check_dir("list cgroup", &cgroup, &cgroup),
-                writer.check_dir("remove cgroup", &parent.join("other"), parent),
+                writer.check_dir(Operation::List, parent, parent),
+                writer.check_dir(Operation::List, &cgroup, &cgroup),
+                writer.check_dir(Operation::Remove, &parent.join("other"), parent),
             ] {
                 let error = refused.unwrap_err().to_string();
-                let earlier = format!("`{}` on `{}` started", operation.name(), cgroup.display());
+                let earlier = format!("`{}` on `{}` started", change.operation(), cgroup.display());
                 assert!(error.contains(&earlier), "{error}");
             }
             writer.check_read(&parent.join("cgroup.procs")).expect("files need no lock");
-            writer.check_dir("list cgroup", &parent.join("other"), &parent.join("other")).unwrap();
+            writer
+                .check_dir(Operation::List, &parent.join("other"), &parent.join("other"))
+                .unwrap();
         }
     }
 

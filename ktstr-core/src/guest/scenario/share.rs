@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::placed::PlacedWorker;
 use super::state::Scenario;
 use crate::guest::assert::CpuQuota;
 
@@ -40,13 +41,16 @@ struct CpuKnobs {
     quota: Option<CpuQuota>,
 }
 
+impl From<&PlacedWorker> for Competitor {
+    fn from(placed: &PlacedWorker) -> Self {
+        Self { cgroup: placed.cgroup.clone(), weights: placed.worker.weights() }
+    }
+}
+
 impl Scenario<'_> {
     /// Updates how long each worker may have to wait, after a change that may have made it longer.
     pub(super) fn update_waits(&mut self) {
-        let workers = self.layers.workers().map(|placed| Competitor {
-            cgroup: placed.cgroup.clone(),
-            weights: placed.worker.weights(),
-        });
+        let workers = self.layers.workers().map(Competitor::from);
         let payloads = self.layers.payloads().map(|payload| Competitor {
             cgroup: payload.cgroup().to_owned(),
             weights: Some(1024 * TASKS_OF_PAYLOAD..=1024 * TASKS_OF_PAYLOAD),
@@ -54,20 +58,24 @@ impl Scenario<'_> {
         let competitors: Vec<_> = workers.chain(payloads).collect();
         let knobs = self.layers.cgroups().map(|cgroup| {
             let asked = &cgroup.asked;
-            (cgroup.name.as_str(), CpuKnobs { weight: asked.weight, quota: asked.quota })
+            (cgroup.name.clone(), CpuKnobs { weight: asked.weight, quota: asked.quota })
         });
-        let waits = waits(&competitors, &knobs.collect());
-        // The workers come first among the competitors, in the same order.
-        for (placed, wait) in self.layers.workers_mut().zip(waits) {
-            placed.fair_wait_bound = placed.fair_wait_bound.max(wait);
+        let knobs = knobs.collect();
+        let wait = wait_among(&competitors, &knobs);
+        for placed in self.layers.workers_mut() {
+            placed.fair_wait_bound = placed.fair_wait_bound.max(wait(&Competitor::from(&*placed)));
         }
     }
 }
 
-/// Returns how long each of the competitors may have to wait until it was given [`OWED`].
-fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Duration> {
+/// Returns a function that computes how long one of the competitors may have to wait until it was given
+/// [`OWED`].
+fn wait_among<'a>(
+    competitors: &'a [Competitor],
+    knobs: &'a BTreeMap<String, CpuKnobs>,
+) -> impl Fn(&Competitor) -> Duration + 'a {
     let knobs_of = |cgroup: &str| knobs.get(cgroup).copied().unwrap_or_default();
-    let weight_of = |cgroup: &str| {
+    let weight_of = move |cgroup: &str| {
         NICE_0 * f64::from(knobs_of(cgroup).weight.unwrap_or(DEFAULT_CPU_WEIGHT)) / 100.0
     };
     // Step 1: in each cgroup, the total weight of the tasks and child cgroups that compete there, and the
@@ -85,14 +93,15 @@ fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Du
             }
         }
     }
-    // Step 2: what applies to all. A knob of the controller `cpu` proves that it is enabled. Without one, it may be enabled or not.
+    // Step 2: what applies to all. A knob of the controller `cpu` proves that it is enabled. Without one, it may
+    // be enabled or not.
     let has_levels = knobs.values().any(|knobs| knobs.weight.is_some() || knobs.quota.is_some());
     let fair = competitors.iter().filter_map(|competitor| competitor.weights.as_ref());
     let total: f64 = fair.map(|weights| f64::from(*weights.end())).sum();
     let has_realtime = competitors.iter().any(|competitor| competitor.weights.is_none());
     let left = if has_realtime { LEFT_BY_REALTIME } else { 1.0 };
     // Step 3: the part of one CPU that a competitor gets if all others have their greatest weight.
-    let share = |competitor: &Competitor| {
+    let share = move |competitor: &Competitor| {
         // Realtime and deadline tasks do not wait for fair ones.
         let Some(weights) = &competitor.weights else { return 1.0 };
         let (least, most) = (f64::from(*weights.start()), f64::from(*weights.end()));
@@ -109,10 +118,10 @@ fn waits(competitors: &[Competitor], knobs: &BTreeMap<&str, CpuKnobs>) -> Vec<Du
         });
         by_quota.fold(by_weight, f64::min)
     };
-    let wait = |share: f64| {
-        Duration::try_from_secs_f64(OWED.as_secs_f64() / share).unwrap_or(Duration::MAX)
-    };
-    competitors.iter().map(|competitor| wait(share(competitor))).collect()
+    move |competitor| {
+        let wait = OWED.as_secs_f64() / share(competitor);
+        Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX)
+    }
 }
 
 /// Returns the cgroup and its ancestors, innermost first: `a/b/c`, `a/b` and `a`.
@@ -153,7 +162,8 @@ mod tests {
     /// Checks the wait of the first competitor.
     #[track_caller]
     fn waits_for(competitors: &[Competitor], knobs: &[(&str, CpuKnobs)], wanted_ms: f64) {
-        let first = waits(competitors, &knobs.iter().copied().collect())[0].as_secs_f64() * 1e3;
+        let knobs = knobs.iter().map(|(cgroup, knobs)| ((*cgroup).to_owned(), *knobs)).collect();
+        let first = wait_among(competitors, &knobs)(&competitors[0]).as_secs_f64() * 1e3;
         assert!((first / wanted_ms - 1.0).abs() < 0.01, "{first} ms (expected {wanted_ms} ms)");
     }
 

@@ -342,9 +342,10 @@ mod tests {
             [(3, 2), (3, 2), (3, 2), (3, 3)].into_iter().enumerate()
         {
             let outcome = |mut verdict: AssertResult, is_fail| {
-                let recorded = match is_fail {
-                    true => verdict.record_fail(detail("late")),
-                    false => verdict.record_inconclusive(detail("late")),
+                let recorded = if is_fail {
+                    verdict.record_fail(detail("late"))
+                } else {
+                    verdict.record_inconclusive(detail("late"))
                 };
                 assert!(recorded.details.iter().any(|detail| detail.message == "late"));
                 (verdict.outcome, verdict.failure_details().count())

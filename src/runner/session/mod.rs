@@ -367,7 +367,7 @@ impl Session {
                     self.clocks.check_body(at_ns, host)?;
                 }
                 GuestMessage::End(end) => {
-                    tracing::debug!("end received: {end:?}");
+                    tracing::debug!("guest: the end arrived");
                     return Ok(Some(end));
                 }
                 GuestMessage::Log { stream, bytes } => {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use ktstr_core::record::ImageId;
 use serde::{Deserialize, Serialize};
 
 use super::apt::Package;
@@ -15,6 +16,8 @@ pub struct Kernel {
     pub spec: KernelSpec,
     /// The release, as `uname -r` prints it in the guest.
     pub version: String,
+    /// Identifies its image by a hash.
+    pub id: ImageId,
     /// The image that was given or fetched.
     pub image: PathBuf,
     /// The file to boot.
@@ -59,11 +62,6 @@ pub struct Provenance {
 }
 
 impl Kernel {
-    /// Returns the SHA-256 of the package of the image, as apt verified it. Images of the user are not hashed.
-    pub fn sha256(&self) -> Option<&str> {
-        Some(&self.provenance.as_ref()?.packages.first()?.sha256)
-    }
-
     /// Returns whether `CONFIG_<option>` is built in, or `None` if the configuration is not known.
     pub fn has_option(&self, option: &str) -> Option<bool> {
         let config = fs::read_to_string(self.config.as_ref()?).ok()?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use ktstr_core::record::ImageId;
 use serde::{Deserialize, Serialize};
 
 use super::apt::{Package, Suite};
@@ -85,7 +86,11 @@ fn load(known: &'static KnownKernel, dir: &Path) -> Result<Kernel> {
         format!("the cached kernel `{}` is damaged; remove that directory", dir.display())
     })?;
     let image = dir.join("vmlinuz");
+    let package = record.provenance.packages.first();
     Ok(Kernel {
+        id: ImageId::PackageSha256(
+            package.map(|package| package.sha256.clone()).unwrap_or_default(),
+        ),
         spec: KernelSpec::Known(known),
         boot: record.facts.boot(&image, &dir.join("vmlinux")),
         modules: Some(dir.join("lib/modules").join(&record.facts.release)),

@@ -1,4 +1,4 @@
-//! Inspects a kernel image given by path: its release, and the file to boot.
+//! Inspects a kernel image given by path: its release, its SHA-256, and the file to boot.
 //!
 //! The results are cached under the identity of the file, so that an image is read and unpacked once. The two newest
 //! results of a path stay, because kernel developers rebuild the same image often.
@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use object::ReadCache;
@@ -17,10 +18,10 @@ use super::bootable::{Boot, BootFormat};
 use super::cache::Cache;
 use super::decompress::{LIMIT, read_file};
 use super::versions::Versions;
-use super::{release, vmlinux};
+use super::{apt, release, vmlinux};
 
 /// Raised when the layout of these entries changes.
-const KIND: &str = "images-1";
+const KIND: &str = "images-2";
 const RECORD: &str = "image.json";
 const VMLINUX: &str = "vmlinux";
 
@@ -32,6 +33,22 @@ pub(super) struct Facts {
     format: Format,
     /// Why QEMU cannot boot it as an ELF file.
     pub(super) why_not_elf: Option<String>,
+}
+
+/// What is cached of an image of the user.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    facts: Facts,
+    sha256: String,
+}
+
+/// An image of the user.
+#[derive(Debug)]
+pub(super) struct Inspected {
+    pub(super) release: String,
+    /// The hash of its content, as `sha256sum` prints it.
+    pub(super) sha256: String,
+    pub(super) boot: Boot,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +86,7 @@ pub(super) fn inspect(image: &Path, vmlinux: &Path) -> Result<Facts> {
 }
 
 /// Inspects an image of the user, or returns the cached result for the same state of the file.
-pub(super) fn inspect_cached(cache: &Cache, image: &Path) -> Result<(Facts, Boot)> {
+pub(super) fn inspect_cached(cache: &Cache, image: &Path) -> Result<Inspected> {
     let meta =
         fs::metadata(image).with_context(|| format!("kernel image `{}`", image.display()))?;
     let versions = Versions::new(cache, format!("{KIND}/{:016x}", hash(image)));
@@ -80,19 +97,32 @@ pub(super) fn inspect_cached(cache: &Cache, image: &Path) -> Result<(Facts, Boot
             let dir = versions.build(&identity, |dir| {
                 fs::create_dir(dir)?;
                 let facts = inspect(image, &dir.join(VMLINUX))?;
-                Ok(fs::write(dir.join(RECORD), serde_json::to_vec_pretty(&facts)?)?)
+                let record = Record { facts, sha256: sha256(image)? };
+                Ok(fs::write(dir.join(RECORD), serde_json::to_vec_pretty(&record)?)?)
             })?;
             versions.set_current(&identity)?;
             dir
         }
     };
-    let record = dir.join(RECORD);
-    let facts: Facts = fs::read(&record)
+    let path = dir.join(RECORD);
+    let Record { facts, sha256 } = fs::read(&path)
         .map_err(anyhow::Error::from)
         .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-        .with_context(|| format!("`{}` is damaged; remove its directory", record.display()))?;
+        .with_context(|| format!("`{}` is damaged; remove its directory", path.display()))?;
     let boot = facts.boot(image, &dir.join(VMLINUX));
-    Ok((facts, boot))
+    Ok(Inspected { release: facts.release, sha256, boot })
+}
+
+/// Returns the SHA-256 of a file. A library would take half a minute for a vmlinux with debug information, because
+/// the crates of a test are compiled without optimization.
+fn sha256(path: &Path) -> Result<String> {
+    let output = apt::run(Command::new("sha256sum").arg("--").arg(path))?;
+    // A leading backslash means that the name, which follows, is escaped.
+    let hash = output.trim_start_matches('\\').get(..64).unwrap_or_default();
+    if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        bail!("`sha256sum` printed no hash of `{}`: {output:?}", path.display());
+    }
+    Ok(hash.to_owned())
 }
 
 impl Facts {
@@ -196,7 +226,23 @@ fn hash(path: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn sha256_hashes_files_of_any_name() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        for name in ["-b", "a\\\nb"] {
+            fs::write(dir.path().join(name), "abc")?;
+            // FIPS 180-2, B.1.
+            let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+            assert_eq!(sha256(&dir.path().join(name))?, want);
+        }
+        let error = sha256(&dir.path().join("none")).unwrap_err().to_string();
+        assert!(error.contains("`sha256sum --` failed"), "{error}");
+        Ok(())
+    }
 
     #[test]
     fn find_banner_returns_the_release() {
@@ -218,15 +264,18 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let cache = Cache::at(dir.path().join("cache"));
         let image = dir.path().join("vmlinux");
+        let mut hashes = BTreeSet::new();
         for release in ["6.1.0", "6.2.0"] {
             fs::write(&image, format!("\x7fELF..Linux version {release} (me)"))?;
             for _ in 0..2 {
-                let (facts, boot) = inspect_cached(&cache, &image)?;
-                assert_eq!(facts.release, release);
+                let Inspected { release: found, sha256, boot } = inspect_cached(&cache, &image)?;
+                assert_eq!(found, release);
+                hashes.insert(sha256);
                 assert_eq!((boot.path, boot.format), (image.clone(), BootFormat::Elf));
                 assert!(boot.note.is_some_and(|note| note.contains("PVH")));
             }
         }
+        assert_eq!(hashes.len(), 2, "{hashes:?}");
         assert!(inspect_cached(&cache, Path::new("/dev/zero")).is_err());
         fs::write(&image, "#!/bin/sh")?;
         assert!(inspect_cached(&cache, &image).is_err());

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use ktstr_core::record::ImageId;
 
 use super::bootable::Kernel;
 use super::cache::Cache;
 use super::catalog::{self, KnownKernel};
+use super::image::{self, Inspected};
 use super::spec::KernelSpec;
-use super::{debian, image, units};
+use super::{debian, units};
 
 /// A kernel of the built-in list, and its state in the cache.
 #[derive(Debug)]
@@ -90,11 +92,11 @@ fn given(cache: &Cache, spec: &KernelSpec, path: &Path) -> Result<Kernel> {
     let meta = fs::metadata(&path)
         .with_context(|| format!("no kernel at `{}`{}", path.display(), neighbours(&path)))?;
     let image = if meta.is_dir() { image_in_tree(&path)? } else { path.clone() };
-    let (facts, boot) = image::inspect_cached(cache, &image)?;
+    let Inspected { release: version, sha256, boot } = image::inspect_cached(cache, &image)?;
     let (modules, config) =
-        if meta.is_dir() { in_tree(&path) } else { installed(&image, &facts.release) };
-    let version = facts.release;
-    Ok(Kernel { spec: spec.clone(), version, image, boot, modules, config, provenance: None })
+        if meta.is_dir() { in_tree(&path) } else { installed(&image, &version) };
+    let id = ImageId::File { path: image.clone(), sha256 };
+    Ok(Kernel { spec: spec.clone(), version, id, image, boot, modules, config, provenance: None })
 }
 
 fn image_in_tree(tree: &Path) -> Result<PathBuf> {
@@ -196,7 +198,7 @@ mod tests {
         assert_eq!((kernel.version.as_str(), &kernel.modules), ("6.9.0-mine", &None));
         assert_eq!(kernel.has_option("VIRTIO_PCI"), Some(true));
         assert_eq!(kernel.has_option("VIRTIO_MMIO"), Some(false));
-        assert_eq!(kernel.sha256(), None);
+        assert!(matches!(kernel.id, ImageId::File { path, .. } if path == tree.join("vmlinux")));
         Ok(())
     }
 

@@ -193,6 +193,8 @@ impl std::fmt::Debug for Module {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use ktstr_core::record::ImageId;
+
     use super::*;
     use crate::provision::{Boot, BootFormat, KernelSpec};
 
@@ -227,6 +229,7 @@ pub(super) mod tests {
     fn kernel(modules: Option<&Path>, config: Option<PathBuf>) -> Kernel {
         let path = PathBuf::from("/boot/vmlinuz");
         Kernel {
+            id: ImageId::PackageSha256(String::new()),
             spec: KernelSpec::Path(path.clone()),
             version: "6.1.0".to_owned(),
             boot: Boot { path: path.clone(), format: BootFormat::Elf, note: None },

@@ -180,15 +180,17 @@ fn machine(text: &mut String, record: &RunRecord) {
     line(text, "engine", &format!("{}: {}", engine.version, engine.reason));
     let pti = if *pti_disabled { ", page-table isolation off" } else { "" };
     record.start.iter().for_each(|start| line(text, "guest", &describe_start(start)));
-    line(text, "kernel", &format!("{} {}{pti}", kernel.spec, kernel.version));
+    let kernel_spec = spec.kernel.as_deref().unwrap_or_default();
+    line(text, "kernel", &format!("{kernel_spec} {}{pti}", kernel.version));
     if !spec.kargs.is_empty() {
         line(text, "kargs", &*spec.kargs);
     }
     let (topology, memory_mib, requested_mib) =
         (spec.topology, spec.memory_mib, requested.memory_mib);
-    let raised = match memory_mib > requested_mib {
-        true => format!(" (raised from {requested_mib} MiB, with which it could not boot)"),
-        false => String::new(),
+    let raised = if memory_mib > requested_mib {
+        format!(" (raised from {requested_mib} MiB, with which it could not boot)")
+    } else {
+        String::new()
     };
     let nr_cpus = topology.nr_cpus();
     let cpus = if nr_cpus == 1 { "CPU" } else { "CPUs" };
@@ -290,11 +292,14 @@ mod tests {
                 reason: "KTSTR_ENGINE=qemu".to_owned(),
             },
             kernel: KernelFacts {
-                spec: "debian:trixie".to_owned(),
                 version: "6.12.1".to_owned(),
                 image: ImageId::PackageSha256("00".to_owned()),
             },
-            spec: MachineSpec { memory_mib: 300, ..MachineSpec::DEFAULT },
+            spec: MachineSpec {
+                memory_mib: 300,
+                kernel: Some("debian:trixie".into()),
+                ..MachineSpec::DEFAULT
+            },
             cmdline: "panic=-1".to_owned(),
             pti_disabled: true,
             initramfs: "/cache/1.cpio".into(),

@@ -156,7 +156,7 @@ fn fill_in_vm(
     let request = RunRequest { test, machine: prepared.spec.clone(), env, restored: None };
     let duration = Some(entry.duration + entry.settle);
     let limits = RunLimits { duration, watchdog: entry.watchdog_timeout };
-    record.machine = Some(prepared.machine()?);
+    record.machine = Some(prepared.machine());
     // A run that is killed from here on leaves a record with its machine.
     artifacts::save(record);
     let prepare = began.elapsed();

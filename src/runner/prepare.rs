@@ -2,12 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ktstr_core::machine::{self, MachineSpec, Topology};
 use ktstr_core::model::pid1;
-use ktstr_core::record::{EngineFacts, ImageId, KernelFacts, MachineFacts};
+use ktstr_core::record::{EngineFacts, KernelFacts, MachineFacts};
 use ktstr_core::registry;
 use ktstr_core::result::{InitFailure, RunEnd};
 use ktstr_core::wire::{self, Request};
@@ -152,21 +151,13 @@ impl Prepared {
             let (arguments, registered) = (self.arguments.clone(), registry::names());
             *why = InitFailure::NoTestRun { arguments, registered };
         }
-        tracing::debug!("{:?} after {:?}", outcome.end, outcome.timings);
+        tracing::debug!("{:?}", outcome.timings);
         Ok(outcome)
     }
 
     /// Returns the facts of the machine.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel image cannot be examined.
-    pub(crate) fn machine(&self) -> Result<MachineFacts> {
-        let image = match self.kernel.sha256() {
-            Some(sha256) => ImageId::PackageSha256(sha256.to_owned()),
-            None => image_file(&self.kernel.image)?,
-        };
-        Ok(MachineFacts {
+    pub(crate) fn machine(&self) -> MachineFacts {
+        MachineFacts {
             engine: EngineFacts {
                 name: self.choice.name.to_owned(),
                 version: self.choice.engine.describe(),
@@ -174,21 +165,15 @@ impl Prepared {
                 reason: self.choice.reason.clone(),
             },
             kernel: KernelFacts {
-                spec: self.kernel.spec.to_string(),
                 version: self.kernel.version.clone(),
-                image,
+                image: self.kernel.id.clone(),
             },
             spec: self.spec.clone(),
             cmdline: self.config.cmdline.clone(),
             pti_disabled: self.pti_disabled,
             initramfs: self.config.initramfs.clone(),
-        })
+        }
     }
-}
-
-fn image_file(path: &Path) -> Result<ImageId> {
-    let meta = path.metadata().with_context(|| format!("cannot find {}", path.display()))?;
-    Ok(ImageId::File { path: path.to_owned(), bytes: meta.len(), modified: meta.modified()? })
 }
 
 /// Returns the least memory with which the machine boots: that of a stock kernel, that of each CPU,

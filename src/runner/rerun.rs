@@ -38,7 +38,8 @@ fn settings(record: &RunRecord) -> Vec<String> {
     let mut settings = Vec::new();
     if let Some(machine) = &record.machine {
         settings.push(("KTSTR_ENGINE", OsString::from(&machine.engine.name)));
-        settings.push(("KTSTR_KERNEL", OsString::from(&machine.kernel.spec)));
+        let kernel = machine.spec.kernel.as_deref();
+        settings.extend(kernel.map(|kernel| ("KTSTR_KERNEL", kernel.into())));
     }
     for name in ["KTSTR_QEMU", "KTSTR_CACHE_DIR"] {
         settings.extend(env::var_os(name).map(|value| (name, value)));

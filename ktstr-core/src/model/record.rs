@@ -160,11 +160,9 @@ pub struct EngineFacts {
     pub reason: String,
 }
 
-/// A kernel.
+/// A kernel that was booted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelFacts {
-    /// The requested kernel, in the form of `KTSTR_KERNEL`.
-    pub spec: String,
     /// Its release, as `uname -r` prints it in the guest.
     pub version: String,
     /// Identifies its image.
@@ -177,16 +175,13 @@ pub struct KernelFacts {
 pub enum ImageId {
     /// The SHA-256 of the package that the image was fetched in, as apt verified it.
     PackageSha256(String),
-    /// The file that was given. It is not hashed, because one with debug information has half a
-    /// gigabyte.
+    /// The file that was given.
     File {
         /// Its path.
         #[serde(serialize_with = "path_as_text")]
         path: PathBuf,
-        /// Its size in bytes.
-        bytes: u64,
-        /// When its content was last changed.
-        modified: SystemTime,
+        /// The SHA-256 of its content.
+        sha256: String,
     },
 }
 
@@ -316,13 +311,8 @@ mod tests {
                     reason: text.to_owned(),
                 },
                 kernel: KernelFacts {
-                    spec: "host".to_owned(),
                     version: "6.1".to_owned(),
-                    image: ImageId::File {
-                        path: text.into(),
-                        bytes: u64::MAX,
-                        modified: SystemTime::UNIX_EPOCH + time,
-                    },
+                    image: ImageId::File { path: text.into(), sha256: text.to_owned() },
                 },
                 spec: MachineSpec { kargs: text.to_owned().into(), ..MachineSpec::DEFAULT },
                 cmdline: text.to_owned(),

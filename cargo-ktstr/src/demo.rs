@@ -55,7 +55,6 @@ fn two_workers_land_in_their_cgroup(ctx: &Ctx) -> Result<AssertResult> {
     Ok(verdict)
 }
 
-/// Prints the captures on the host.
 fn show(result: &VmResult) -> Result<()> {
     for CgroupProcsSnapshot { tag, cgroup, procs, .. } in &result.captures {
         let [tag, cgroup] = [tag, cgroup].map(|text| Untrusted::new(text));

@@ -23,11 +23,9 @@ const MAX_CPUS: u32 = 255;
 /// The least memory of a NUMA node.
 const MIN_MIB_PER_NODE: u32 = 32;
 
-/// The suffixes of an integer literal.
 const INTEGER_TYPES: [&str; 12] =
     ["u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize"];
 
-/// The suffixes of a float literal.
 const FLOAT_TYPES: [&str; 2] = ["f32", "f64"];
 
 /// The keys of an attribute, checked alone and together.
@@ -37,7 +35,6 @@ pub(crate) struct Args {
     pub(crate) given: Vec<Arg>,
 }
 
-/// A key and its value.
 pub(crate) struct Arg {
     pub(crate) key: &'static Key,
     pub(crate) value: Value,
@@ -591,7 +588,6 @@ fn describe(expr: &Expr) -> &'static str {
     }
 }
 
-/// Skips to the next argument.
 fn skip_past_comma(input: ParseStream<'_>) {
     while !input.is_empty() {
         let is_comma = input.peek(Token![,]);

@@ -206,7 +206,6 @@ fn body(sig: &Signature) -> TokenStream {
     quote_spanned!(generated_at(output)=> |#ctx| #name(#ctx))
 }
 
-/// Returns the type behind a reference.
 fn referent(ty: &Type) -> &Type {
     match ty {
         Type::Reference(reference) => &reference.elem,

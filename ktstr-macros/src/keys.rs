@@ -8,13 +8,9 @@ use std::ops::RangeInclusive;
 
 use crate::kargs;
 
-/// A key of the attribute.
 pub(crate) struct Key {
-    /// The name as authors write it.
     pub(crate) name: &'static str,
-    /// The values the key takes.
     pub(crate) takes: Takes,
-    /// The place of the value in the expansion.
     pub(crate) target: Target,
     /// Describes the virtual machine, so it contradicts `host_only`.
     pub(crate) is_vm: bool,
@@ -26,27 +22,45 @@ pub(crate) enum Takes {
     ///
     /// `default` repeats `TestEntry::DEFAULT`, only for checks that involve several keys: a key that
     /// was not given is not written to the expansion.
-    Integer { range: RangeInclusive<u32>, default: u32 },
+    Integer {
+        range: RangeInclusive<u32>,
+        default: u32,
+    },
     /// An integer literal: a bound that is not set by default.
-    Count { range: RangeInclusive<u32>, example: u32 },
+    Count {
+        range: RangeInclusive<u32>,
+        example: u32,
+    },
     /// An integer or float literal: a bound that is not set by default.
-    Number { min: f64, max: f64, example: f64 },
+    Number {
+        min: f64,
+        max: f64,
+        example: f64,
+    },
     /// An integer literal, or a list of them in brackets.
-    Integers { range: RangeInclusive<u32>, default: u32 },
+    Integers {
+        range: RangeInclusive<u32>,
+        default: u32,
+    },
     /// Nothing, `true` or `false`.
     Bool,
     /// Nothing, `true`, `false`, a string literal that is not empty, or `regex("...")`.
     BoolOrText,
     /// A string literal that passes `check`; its error is the message.
-    Text { example: &'static str, check: fn(&str) -> Result<(), String> },
+    Text {
+        example: &'static str,
+        check: fn(&str) -> Result<(), String>,
+    },
     /// Nothing, or a string literal with a reason.
     Reason,
-    /// The path of a function.
     Function,
     /// The paths of constants, in brackets.
     Paths,
     /// String literals that pass `check`, in brackets.
-    Texts { example: &'static str, check: fn(&str) -> Result<(), String> },
+    Texts {
+        example: &'static str,
+        check: fn(&str) -> Result<(), String>,
+    },
     /// The path of the crate.
     Crate,
 }
@@ -78,7 +92,6 @@ pub(crate) enum Target {
     /// The field `assert` of `TestEntry`, which several keys share: a method of `Assert` by the
     /// key's name.
     Check,
-    /// The attribute `#[ignore]`.
     IgnoreAttribute,
     /// The paths of the expansion.
     Crate,
@@ -143,7 +156,6 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("max_io_pressure_pct", number(0.0, 100.0, 1.0), Target::Check),
 ];
 
-/// Returns the key called `name`.
 pub(crate) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }

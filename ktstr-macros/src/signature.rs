@@ -77,7 +77,6 @@ impl TestFn {
         quote!(#(#attrs)* #[allow(dead_code)] #vis #sig #body)
     }
 
-    /// Returns the attribute `#[ignore]`.
     pub(crate) fn ignore_attribute(&self) -> Option<&Attribute> {
         self.attrs.iter().find(|attr| attr.path().is_ident("ignore"))
     }
@@ -177,13 +176,11 @@ impl TestFn {
         matches!(self.body, TokenTree::Group(_))
     }
 
-    /// Returns the signature that the function should have.
     fn form(&self) -> String {
         format!("fn {}(ctx: &Ctx) -> Result<AssertResult>", self.sig.ident)
     }
 }
 
-/// Returns the error for an item that is not a function.
 pub(crate) fn not_a_function(span: Span) -> syn::Error {
     let message = "`#[ktstr_test]` goes on a free function: \
                    `fn name(ctx: &Ctx) -> Result<AssertResult>`";

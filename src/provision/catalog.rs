@@ -39,7 +39,6 @@ pub(super) fn all() -> &'static [KnownKernel] {
     &CATALOG.kernel
 }
 
-/// Returns the kernel called `name`.
 pub(super) fn find(name: &str) -> Option<&'static KnownKernel> {
     all().iter().find(|known| known.name == name)
 }

@@ -34,12 +34,10 @@ struct Record {
     provenance: Provenance,
 }
 
-/// Returns the versions of a kernel in the cache.
 pub(super) fn versions<'a>(cache: &'a Cache, known: &KnownKernel) -> Versions<'a> {
     Versions::new(cache, format!("{KIND}/{}", known.name.replace(':', "-")))
 }
 
-/// Returns the cached kernel, if there is one.
 pub(super) fn cached(cache: &Cache, known: &'static KnownKernel) -> Result<Option<Kernel>> {
     versions(cache, known).current()?.map(|dir| load(known, &dir)).transpose()
 }

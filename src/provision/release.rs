@@ -15,7 +15,6 @@ pub(super) fn is_release(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
-/// Deserializes a release.
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     match is_release(&text) {

@@ -36,7 +36,6 @@ impl<'a> Versions<'a> {
         Self { cache, name: name.into() }
     }
 
-    /// Returns the directory of all versions.
     pub(super) fn dir(&self) -> PathBuf {
         self.cache.entry(&self.name)
     }
@@ -60,7 +59,6 @@ impl<'a> Versions<'a> {
         self.cache.build_once(&self.entry(version), build)
     }
 
-    /// Returns the current entry, if there is one.
     pub(super) fn current(&self) -> Result<Option<PathBuf>> {
         match self.pointer()? {
             Some(pointer) => self.find(&pointer.current),

@@ -251,7 +251,6 @@ fn steal_time(parts: &[f64]) -> String {
     format!("vCPU steal time during the test: {}", shown.join(", "))
 }
 
-/// Adds the last lines of a text.
 pub(crate) fn tail(text: &mut String, name: &'static str, whole: &str) {
     let count = whole.lines().count();
     let shown = count.min(CONSOLE_LINES);

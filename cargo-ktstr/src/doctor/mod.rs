@@ -11,7 +11,6 @@ use anyhow::Result;
 use ktstr::__private::{Style, Untrusted};
 use ktstr::provision::{self, Cache};
 
-/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Ok,
@@ -21,7 +20,6 @@ enum Mark {
     Problem,
 }
 
-/// The result of one check.
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     mark: Mark,

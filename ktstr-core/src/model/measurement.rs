@@ -279,7 +279,6 @@ impl Limit {
         }
     }
 
-    /// Returns whether all of its numbers are finite.
     pub(crate) fn is_finite(self) -> bool {
         self.bounds().into_iter().flatten().all(f64::is_finite)
     }

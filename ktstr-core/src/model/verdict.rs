@@ -140,7 +140,6 @@ impl AssertResult {
         *self = own.merge(other);
     }
 
-    /// Returns the verdict with `map` applied to each of its details.
     pub(crate) fn map_details(mut self, map: impl Fn(AssertDetail) -> AssertDetail) -> Self {
         self.details = self.details.into_iter().map(map).collect();
         self

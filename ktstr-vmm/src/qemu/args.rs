@@ -95,7 +95,6 @@ pub(super) fn build(
     args.0
 }
 
-/// Adds the kernel with its initramfs and command line.
 fn add_kernel(args: &mut QemuArgs, config: &VmConfig, tsc_khz: Option<u32>) {
     args.option("-kernel", &config.kernel).option("-initrd", &config.initramfs);
     // Without this, Linux 6.1 counts the missing cores of smaller caches as hotpluggable CPUs.
@@ -116,7 +115,6 @@ pub(super) fn identity(config: &VmConfig, version: &str, cpu: CpuModel) -> Vec<S
     std::iter::once(format!("QEMU {version}")).chain(args).collect()
 }
 
-/// Adds CPUs, memory and nodes.
 fn add_topology(args: &mut QemuArgs, config: &VmConfig, files: &[RawFd], start: StartFrom) {
     add_cpus(args, &config.topology);
     args.option("-m", format!("{}M", config.memory_mib));
@@ -187,7 +185,6 @@ fn cpus_per_socket(topology: &Topology) -> u32 {
     topology.llcs.max_cores() * topology.threads_per_core
 }
 
-/// Adds QMP, the console and the ports.
 fn add_channels(args: &mut QemuArgs, config: &VmConfig, fds: &Inherited) {
     args.option("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
     // Not `-mon`, which is deprecated since QEMU 11.1.

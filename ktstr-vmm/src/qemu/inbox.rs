@@ -24,12 +24,10 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// Adds bytes of the console.
     pub(super) fn add_console(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
         self.add(bytes, Event::Console)
     }
 
-    /// Adds bytes of a port.
     pub(super) fn add_port(&mut self, port: usize, bytes: Vec<u8>) -> Result<(), Error> {
         self.add(bytes, |bytes| Event::Port { port, bytes })
     }
@@ -60,7 +58,6 @@ impl Inbox {
         }
     }
 
-    /// Removes and returns the oldest event.
     pub(super) fn pop(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
         if let Event::Console(bytes) | Event::Port { bytes, .. } = &event {
@@ -69,7 +66,6 @@ impl Inbox {
         Some(event)
     }
 
-    /// Returns whether all events were taken.
     pub(super) fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
@@ -79,7 +75,6 @@ impl Inbox {
         self.received
     }
 
-    /// Returns the end of standard error.
     pub(super) fn stderr(&self) -> String {
         let bytes: Vec<u8> = self.stderr.iter().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -80,7 +80,6 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Returns the bytes of memory below the hole for devices.
     pub(super) fn low(&self) -> u64 {
         self.low
     }

@@ -15,17 +15,11 @@ pub(super) enum QmpMessage {
     /// The first message, with version and capabilities.
     Greeting,
     /// A command was carried out.
-    Return {
-        /// The ID of the command.
-        id: u64,
-        /// The result.
-        value: Value,
-    },
+    Return { id: u64, value: Value },
     /// A command failed.
     Error {
         /// The ID of the command; `None` if QEMU could not parse it.
         id: Option<u64>,
-        /// The description.
         desc: String,
     },
     /// The guest has ended, or QEMU is about to exit.

@@ -47,7 +47,6 @@ pub(super) struct QemuVm {
     ports: Vec<Channel>,
     qmp: Channel,
     parser: qmp::QmpParser,
-    /// The number of the last command.
     last_id: u64,
     /// The answer to the last command, once it has arrived.
     answer: Option<Result<Value, String>>,
@@ -238,7 +237,6 @@ impl QemuVm {
         writer.finish(&self.identity)
     }
 
-    /// Returns the thread IDs of the CPUs.
     fn threads(&mut self) -> Result<&[i32], Error> {
         if self.threads.is_empty() {
             self.threads = qmp::cpu_threads(&self.command("query-cpus-fast")?)?;

@@ -56,7 +56,6 @@ fn is_time_based(kind: DetailKind) -> bool {
     !matches!(kind, DetailKind::WorkerStuck | DetailKind::OomKill | DetailKind::PageLocality)
 }
 
-/// Returns the scope of what a worker did.
 pub(super) fn scope_of(worker: &WorkerReport) -> Scope {
     let WorkerReport { pid, comm, cgroup, .. } = worker;
     Scope::Worker { pid: *pid, comm: comm.clone(), cgroup: cgroup.clone() }

@@ -101,7 +101,6 @@ pub(super) fn work_rate(worker: &WorkerReport) -> AssertDetail {
     }
 }
 
-/// Measures migrations per iteration.
 pub(super) fn migration_ratio(worker: &WorkerReport) -> AssertDetail {
     let kind = DetailKind::MigrationRatio;
     if worker.iterations == 0 {
@@ -111,7 +110,6 @@ pub(super) fn migration_ratio(worker: &WorkerReport) -> AssertDetail {
     lower(kind, "migration_ratio", ratio, "migrations/iteration", worker.iterations)
 }
 
-/// Measures the 99th percentile of the wake-up latency.
 pub(super) fn p99_wake_latency(worker: &WorkerReport) -> AssertDetail {
     let kind = DetailKind::WakeLatency;
     let wakes = worker.wake_latency_ns.count();
@@ -122,7 +120,6 @@ pub(super) fn p99_wake_latency(worker: &WorkerReport) -> AssertDetail {
     }
 }
 
-/// Measures the coefficient of variation of the wake-up latency.
 pub(super) fn wake_latency_cv(worker: &WorkerReport) -> AssertDetail {
     let kind = DetailKind::WakeLatencyCv;
     let wakes = worker.wake_latency_ns.count();

@@ -34,7 +34,6 @@ impl Check {
         }
     }
 
-    /// Returns the limit of the metric, if the check has one.
     pub(super) fn limit(&self) -> Option<Limit> {
         match *self {
             Self::Min(_, least) => Some(Limit::AtLeast(least)),

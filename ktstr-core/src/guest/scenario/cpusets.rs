@@ -9,7 +9,6 @@ use crate::guest::assert::is_in;
 pub(super) struct CpusetTracker {
     /// By the name of the cgroup; one without an entry has the CPUs of its parent.
     cpusets: BTreeMap<String, Cpuset>,
-    /// The CPUs that are offline now.
     offline: BTreeSet<u32>,
 }
 
@@ -37,7 +36,6 @@ impl CpusetTracker {
         self.find_fallen_back();
     }
 
-    /// Records that a CPU is online or offline now.
     pub(super) fn set_online(&mut self, cpu: u32, online: bool) {
         if online {
             self.offline.remove(&cpu);
@@ -47,7 +45,6 @@ impl CpusetTracker {
         self.find_fallen_back();
     }
 
-    /// Forgets a cgroup that was removed.
     pub(super) fn forget(&mut self, cgroup: &str) {
         self.cpusets.remove(cgroup);
     }

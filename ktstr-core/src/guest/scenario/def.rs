@@ -255,7 +255,6 @@ impl CgroupDef {
         }
     }
 
-    /// Returns the CPUs of the cgroup by its definition.
     pub(crate) fn cpus(&self, topo: &TestTopology) -> Result<BTreeSet<usize>> {
         let cpuset = self.knobs.iter().rev().find_map(|knob| match knob {
             CgroupKnob::Cpuset(cpus) => Some(cpus.as_ref()),

@@ -135,7 +135,6 @@ pub(super) fn play_for_reports(
     Ok(std::mem::take(&mut scenario.workers))
 }
 
-/// Returns the controllers of all knobs that a scenario sets.
 fn controllers(backdrop: &Backdrop, steps: &[Step]) -> BTreeSet<Controller> {
     let defs = backdrop.setup.defs.iter().chain(steps.iter().flat_map(|step| &step.setup.defs));
     let of_defs = defs.flat_map(|def| &def.knobs).map(CgroupKnob::controller);
@@ -164,7 +163,6 @@ impl Scenario<'_> {
         setup.payloads.iter().chain(ops).try_for_each(|op| self.carry_out(op))
     }
 
-    /// Judges everything that was measured.
     fn judge(&self, assert: &Assert) -> AssertResult {
         let payloads = self.payloads.iter().map(|report| report.verdict.clone());
         let of_payloads = payloads.fold(AssertResult::pass(), AssertResult::merge);

@@ -21,7 +21,6 @@ impl FirstError {
         }
     }
 
-    /// Returns the first error.
     pub(super) fn into_result(self) -> Result<()> {
         self.0.map_or(Ok(()), Err)
     }

@@ -36,7 +36,6 @@ pub enum CgroupKnob {
 }
 
 impl CgroupKnob {
-    /// Returns the controller to which it belongs.
     pub(crate) fn controller(&self) -> Controller {
         match self {
             Self::Cpuset(_) | Self::CpusetMems(_) => Controller::Cpuset,
@@ -50,7 +49,6 @@ impl CgroupKnob {
         }
     }
 
-    /// Writes it to a cgroup.
     pub(crate) fn apply(
         &self,
         cgroups: &dyn CgroupOps,

@@ -19,7 +19,6 @@ pub(super) enum Resource {
 }
 
 impl Resource {
-    /// Returns the name of a cgroup; `None` for other resources.
     pub(super) fn cgroup_name(&self) -> Option<&str> {
         match self {
             Self::Cgroup(cgroup) => Some(&cgroup.name),
@@ -55,7 +54,6 @@ impl Layers {
         self.0.is_empty()
     }
 
-    /// Returns the index of the innermost layer.
     pub(super) fn innermost(&self) -> usize {
         self.0.len().saturating_sub(1)
     }
@@ -65,7 +63,6 @@ impl Layers {
         self.0.last().map_or("", |layer| &layer.phase)
     }
 
-    /// Adds a resource to the innermost layer.
     pub(super) fn push(&mut self, resource: Resource) {
         let layer = self.0.last_mut().expect("operations run only inside a layer");
         layer.resources.push(resource);
@@ -102,7 +99,6 @@ impl Layers {
         self.cgroups().find(|cgroup| cgroup.name == name)
     }
 
-    /// As [`cgroup`](Self::cgroup), to change it.
     pub(super) fn cgroup_mut(&mut self, name: &str) -> Option<&mut CgroupState> {
         self.resources_mut().find_map(|resource| match resource {
             Resource::Cgroup(cgroup) if cgroup.name == name => Some(cgroup),
@@ -110,7 +106,6 @@ impl Layers {
         })
     }
 
-    /// Forgets a cgroup that has been removed.
     pub(super) fn forget_cgroup(&mut self, name: &str) {
         let stays = |resource: &Resource| resource.cgroup_name() != Some(name);
         self.0.iter_mut().for_each(|layer| layer.resources.retain(stays));
@@ -125,7 +120,6 @@ impl Layers {
         spawns.flatten()
     }
 
-    /// As [`workers`](Self::workers), to change them.
     pub(super) fn workers_mut(&mut self) -> impl Iterator<Item = &mut PlacedWorker> {
         let spawns = self.resources_mut().filter_map(|resource| match resource {
             Resource::Workers(workers) => Some(workers),

@@ -32,7 +32,6 @@ impl OomLedger {
         Self { at_start, ..Self::default() }
     }
 
-    /// Adds a cgroup that was created.
     pub(super) fn open(&mut self, cgroup: &str) {
         self.accounts.insert(cgroup.to_owned(), Account::default());
     }

@@ -46,7 +46,6 @@ impl Scenario<'_> {
         self.stop_payloads("killed by the test", |_, payload| payload.name() == name)
     }
 
-    /// Returns a payload that was started.
     fn payload(&self, name: &str) -> Result<&Running> {
         let found = self.layers.payloads().find(|payload| payload.name() == name);
         found.with_context(|| {

@@ -38,7 +38,6 @@ impl PlacedWorker {
         }
     }
 
-    /// Returns whether it is in a cgroup or a descendant of it.
     pub(super) fn is_in(&self, cgroup: &str) -> bool {
         is_in(&self.cgroup, cgroup)
     }

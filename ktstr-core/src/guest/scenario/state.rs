@@ -22,7 +22,6 @@ pub(super) struct Scenario<'a> {
     pub(super) layers: Layers,
     pub(super) cpusets: CpusetTracker,
     pub(super) oom: OomLedger,
-    /// The number of spawns so far.
     pub(super) spawns: u32,
     /// The reports of the workers that have been stopped.
     pub(super) workers: Vec<WorkerReport>,
@@ -30,7 +29,6 @@ pub(super) struct Scenario<'a> {
     pub(super) samples: Vec<CgroupSample>,
     /// The reports of the payloads that have ended.
     pub(super) payloads: Vec<PayloadReport>,
-    /// The directory of the CPUs in sysfs.
     pub(super) cpu_directory: PathBuf,
 }
 

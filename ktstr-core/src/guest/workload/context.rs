@@ -51,7 +51,6 @@ impl WorkerCtx {
         self.bursts.compute();
     }
 
-    /// Returns how long a burst takes on a CPU of its own.
     pub(super) fn burst(&self) -> Duration {
         self.bursts.length()
     }
@@ -94,7 +93,6 @@ impl WorkerCtx {
         self.telemetry().last_iteration_ns() < self.until_ns.get()
     }
 
-    /// Sets the end of the current phase of a sequence.
     pub(super) fn end_at(&self, until_ns: u64) {
         self.until_ns.set(until_ns);
     }
@@ -103,7 +101,6 @@ impl WorkerCtx {
         &self.pages[self.index].telemetry
     }
 
-    /// Returns the page of the worker with this index in the group.
     pub(super) fn page(&self, index: usize) -> &Page {
         &self.pages[index]
     }

@@ -23,7 +23,6 @@ impl SharedHistogram {
         self.counts[bucket_of(value)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns what has been counted so far.
     pub(super) fn read(&self) -> Histogram {
         Histogram::from_counts(self.counts.iter().map(|count| count.load(Ordering::Relaxed)))
     }

@@ -36,7 +36,6 @@ impl Schedstat {
         })
     }
 
-    /// Returns what was added since `before`.
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             cpu: self.cpu.saturating_sub(before.cpu),

@@ -47,7 +47,6 @@ impl WorkSpec {
         self
     }
 
-    /// Returns the number of workers.
     pub(crate) fn count(&self) -> u32 {
         self.workers.unwrap_or(1)
     }

@@ -75,7 +75,6 @@ impl CpuBits {
         self.0.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 
-    /// Returns the CPUs, sorted.
     fn list(&self) -> Vec<u32> {
         let words: Vec<_> = self.0.iter().map(|word| word.load(Ordering::Acquire)).collect();
         let is_set = |cpu: &u32| words[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
@@ -207,7 +206,6 @@ impl Telemetry {
         &self.epochs[epoch as usize / 2 % MAX_EPOCHS]
     }
 
-    /// Adds to the number of pages on a NUMA node.
     pub(super) fn record_pages(&self, node: usize, pages: u64) {
         if let Some(counter) = self.numa_pages.get(node) {
             add(counter, pages);
@@ -284,7 +282,6 @@ impl Telemetry {
         &self.gaps[which as usize - 1]
     }
 
-    /// Returns the CPUs on which the worker was, sorted.
     pub(super) fn cpus_used(&self) -> Vec<u32> {
         self.cpus_used.list()
     }

@@ -259,7 +259,6 @@ impl Worker {
         self.cpusets.iter().map(of).collect()
     }
 
-    /// Returns the number of iterations so far.
     pub(crate) fn iterations(&self) -> u64 {
         self.page().telemetry.iterations()
     }

@@ -11,21 +11,15 @@ use super::{Operation, advice, errno};
 /// A cgroup operation that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields that need more than their name have it")]
 pub enum Error {
     /// The name is not valid for a cgroup below the parent.
     #[error("`{name}` is not a cgroup name: {reason}")]
-    Name {
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
+    Name { name: String, reason: &'static str },
     /// The kernel would reject the value, or interpret it differently.
     #[error("refused to write `{value}` to {knob}: it takes {range} ({rule})")]
     Range {
-        /// The file.
         knob: &'static str,
-        /// The value that was refused.
         value: String,
         /// The values that the file accepts.
         range: &'static str,
@@ -35,11 +29,8 @@ pub enum Error {
     /// The kernel rejected an operation on a file or directory of cgroupfs.
     #[error("failed to {}: {}; {advice}", describe(*operation, path, value.as_deref()), errno::describe(cause))]
     Io {
-        /// The operation.
         operation: Operation,
-        /// The file or directory.
         path: PathBuf,
-        /// The value to be written.
         value: Option<String>,
         /// The error of the kernel; also the [`source`](std::error::Error::source).
         #[source]
@@ -57,7 +48,6 @@ pub enum Error {
         parent: PathBuf,
         /// The cgroup from which on controllers are enabled.
         walk_root: PathBuf,
-        /// What is wrong with the two.
         reason: &'static str,
     },
     /// Only root may enable controllers from the root of the hierarchy on.
@@ -67,14 +57,7 @@ pub enum Error {
          {}; see docs/guide/delegation.md",
         walk_root.display(), WALK_ROOT_VARIABLE
     )]
-    NotPrivileged {
-        /// The root of the hierarchy.
-        walk_root: PathBuf,
-        /// The requested controllers.
-        controllers: String,
-        /// The user id of the caller.
-        uid: u32,
-    },
+    NotPrivileged { walk_root: PathBuf, controllers: String, uid: u32 },
     /// The walk root lacks controllers that were requested in `setup`.
     #[error(
         "controllers `{missing}` are not available in {}, which lists `{available}`: enable them \
@@ -84,9 +67,7 @@ pub enum Error {
     Unavailable {
         /// `cgroup.controllers` of the walk root.
         path: PathBuf,
-        /// The missing controllers.
         missing: String,
-        /// The available controllers.
         available: String,
     },
     /// Controllers were to be enabled for the children of a cgroup that contains processes.
@@ -97,14 +78,7 @@ pub enum Error {
          memory and io (EOPNOTSUPP). Move the processes to a leaf first",
         path.display()
     )]
-    Occupied {
-        /// The cgroup.
-        path: PathBuf,
-        /// The value that was not written.
-        value: String,
-        /// Its processes.
-        pids: Vec<i32>,
-    },
+    Occupied { path: PathBuf, value: String, pids: Vec<i32> },
     /// A cgroup did not become empty.
     #[error(
         "failed to {operation} `{}`: it still contains processes {pids:?} after {within:?}; they may \
@@ -112,33 +86,22 @@ pub enum Error {
         path.display()
     )]
     Populated {
-        /// The operation that needs it to be empty.
         operation: &'static str,
-        /// The cgroup.
         path: PathBuf,
         /// The processes in it and its descendants.
         pids: Vec<i32>,
-        /// The timeout.
         within: Duration,
     },
     /// A cgroup that was to be removed has children.
     #[error("failed to remove cgroup `{}`: it has children {children:?}; remove them first", path.display())]
-    HasChildren {
-        /// The cgroup.
-        path: PathBuf,
-        /// The names of its children.
-        children: Vec<String>,
-    },
+    HasChildren { path: PathBuf, children: Vec<String> },
     /// All cgroups below the root of the hierarchy were to be removed.
     #[error(
         "refused to remove all cgroups below `{}`: it is the root of the hierarchy, which contains \
          those of the whole machine or container; create the manager for a cgroup below it",
         path.display()
     )]
-    Root {
-        /// The root.
-        path: PathBuf,
-    },
+    Root { path: PathBuf },
     /// Too many cgroups could not be removed, so no further one is tried.
     #[error(
         "refused to remove cgroup `{}`: {} cgroups could not be removed before: {outstanding:?}; \
@@ -146,7 +109,6 @@ pub enum Error {
         path.display(), outstanding.len()
     )]
     TooManyOutstanding {
-        /// The cgroup.
         path: PathBuf,
         /// The cgroups that could not be removed and still exist.
         outstanding: Vec<PathBuf>,
@@ -157,16 +119,7 @@ pub enum Error {
          on this file are refused until it has ended. Look for a task that holds cgroup_mutex (SysRq-W)",
         describe(*operation, path, value.as_deref())
     )]
-    TimedOut {
-        /// The operation.
-        operation: Operation,
-        /// The file or directory.
-        path: PathBuf,
-        /// The value to be written.
-        value: Option<String>,
-        /// The timeout.
-        within: Duration,
-    },
+    TimedOut { operation: Operation, path: PathBuf, value: Option<String>, within: Duration },
     /// An earlier operation on the same file timed out and may still happen.
     #[error(
         "refused to {}: {} started {since:.1?} ago, timed out and may still happen; wait, or \
@@ -174,15 +127,10 @@ pub enum Error {
         describe(*operation, path, value.as_deref()), doubt
     )]
     InDoubt {
-        /// The operation that was refused.
         operation: Operation,
-        /// The file or directory.
         path: PathBuf,
-        /// The value to be written.
         value: Option<String>,
-        /// The earlier operation.
         doubt: String,
-        /// The time since the earlier operation.
         since: Duration,
     },
     /// The cgroup did not freeze or thaw.
@@ -194,11 +142,8 @@ pub enum Error {
     NotSettled {
         /// `freeze` or `thaw`.
         operation: &'static str,
-        /// The cgroup.
         path: PathBuf,
-        /// The expected line.
         wanted: &'static str,
-        /// The timeout.
         within: Duration,
     },
     /// All processes that were to be moved have ended.
@@ -207,34 +152,17 @@ pub enum Error {
          memory, or crashed at their start",
         path.display()
     )]
-    AllGone {
-        /// The destination.
-        path: PathBuf,
-        /// The processes.
-        pids: Vec<i32>,
-    },
+    AllGone { path: PathBuf, pids: Vec<i32> },
     /// The destination has CPUs but no memory nodes.
     #[error(
         "refused to move processes to `{}`: cpuset.cpus is `{cpus}` and cpuset.mems.effective is \
          empty, so the kernel would answer ENOSPC; call set_cpuset_mems for it or its parent",
         path.display()
     )]
-    EmptyMems {
-        /// The destination.
-        path: PathBuf,
-        /// Its `cpuset.cpus`.
-        cpus: String,
-    },
+    EmptyMems { path: PathBuf, cpus: String },
     /// A pid that cannot be moved, or a cgroup that must not be killed or frozen.
     #[error("refused to {operation} `{}`: {reason}", path.display())]
-    Process {
-        /// The operation.
-        operation: String,
-        /// The cgroup.
-        path: PathBuf,
-        /// Why not.
-        reason: &'static str,
-    },
+    Process { operation: String, path: PathBuf, reason: &'static str },
 }
 
 impl Error {

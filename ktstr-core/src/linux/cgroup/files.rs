@@ -7,7 +7,6 @@ use std::path::Path;
 use super::error::Error;
 use super::operation::Operation;
 
-/// Returns whether a file or directory exists.
 pub(super) fn exists(path: &Path) -> Result<bool, Error> {
     path.try_exists().map_err(|cause| Error::io(Operation::LookFor, path, None, cause))
 }

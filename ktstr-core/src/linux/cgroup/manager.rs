@@ -19,7 +19,6 @@ pub struct CgroupManager {
     pub(super) ours: Option<PathBuf>,
     /// The controllers that `setup` has enabled for the children of the parent.
     pub(super) enabled: Mutex<BTreeSet<Controller>>,
-    /// Cgroups that could not be removed.
     pub(super) outstanding: Mutex<BTreeSet<PathBuf>>,
     writer: Writer,
 }

@@ -55,7 +55,6 @@ const fn refuse<T>(errno: i32, rule: &'static str) -> Result<T, Refusal> {
 
 const NO_CGROUP: Refusal = Refusal { errno: libc::ENOENT, rule: "there is no such cgroup" };
 
-/// One cgroup.
 #[derive(Debug, Clone, Default)]
 struct ModelCgroup {
     /// `cgroup.subtree_control`.
@@ -113,7 +112,6 @@ impl Hierarchy {
         Ok(&self.node(name)?.pids)
     }
 
-    /// Returns the processes in a cgroup and its descendants.
     pub(super) fn pids_of_tree(&self, name: &str) -> Vec<i32> {
         self.tree(name).flat_map(|one| self.nodes[one].pids.clone()).collect()
     }
@@ -158,7 +156,6 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Creates a cgroup.
     pub(super) fn create(&mut self, name: &str) -> Result<(), Refusal> {
         let parent = parent_of(name).filter(|parent| self.has(parent)).ok_or(NO_CGROUP)?;
         let own = name.rsplit('/').next().unwrap_or_default();
@@ -173,7 +170,6 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Removes a cgroup.
     pub(super) fn remove(&mut self, name: &str) -> Result<(), Refusal> {
         if self.children(name).next().is_some() || self.is_populated(name) {
             return refuse(libc::EBUSY, "it contains processes or has children");
@@ -260,7 +256,6 @@ impl Hierarchy {
         self.nodes.values_mut().for_each(|node| node.pids.retain(|one| *one != pid));
     }
 
-    /// Ends a process.
     pub(super) fn end(&mut self, pid: i32) {
         self.detach(pid);
         self.ended.insert(pid);
@@ -273,7 +268,6 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// Freezes or thaws a cgroup.
     pub(super) fn set_frozen(&mut self, name: &str, freezes: bool) -> Result<(), Refusal> {
         self.node_mut(name)?.freezes = freezes;
         Ok(())

@@ -203,7 +203,6 @@ impl CgroupManager {
         }
     }
 
-    /// Returns the path of the leaf that `drain` may have created.
     pub(super) fn refuge_leaf(&self) -> PathBuf {
         self.refuge_root().join(REFUGE)
     }

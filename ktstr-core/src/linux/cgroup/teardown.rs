@@ -188,7 +188,6 @@ impl CgroupManager {
         }
     }
 
-    /// Returns the children of a cgroup.
     pub(super) fn children(&self, cgroup: &Path) -> Result<Vec<PathBuf>, Error> {
         self.check_dir(Operation::List, cgroup, cgroup)?;
         let fail = |cause| Error::io(Operation::List, cgroup, None, cause);

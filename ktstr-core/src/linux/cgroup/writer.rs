@@ -262,7 +262,6 @@ impl OperationSlot {
     }
 }
 
-/// An operation that timed out.
 #[derive(Debug)]
 struct TimedOut {
     path: PathBuf,

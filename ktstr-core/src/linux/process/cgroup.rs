@@ -27,7 +27,6 @@ use crate::linux::sys;
 /// How many attempts of a keeper may fail, 100 ms apart: a minute.
 const MAX_FAILURES: u32 = 600;
 
-/// A cgroup that was created for one job.
 #[derive(Debug)]
 pub(super) struct JobCgroup {
     site: CgroupSite,
@@ -116,7 +115,6 @@ fn parent_of(cgroup: &Path) -> PathBuf {
 }
 
 impl JobCgroup {
-    /// Creates a cgroup for a job.
     pub(super) fn new(site: CgroupSite, limits: Limits) -> Result<Self, Error> {
         // 1. Check that processes can be moved: that needs write access to this file.
         let procs = site.parent.join("cgroup.procs");
@@ -175,7 +173,6 @@ impl JobCgroup {
         CgroupEntry::new(&cgroup)
     }
 
-    /// Returns the directory of the cgroup.
     pub(super) fn path(&self) -> PathBuf {
         self.site.parent.join(&self.name)
     }

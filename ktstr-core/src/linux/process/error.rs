@@ -11,6 +11,7 @@ use crate::linux::cgroup;
 /// An operation on a job that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the fields that need more than their name have it")]
 pub enum Error {
     /// An operation on the job's cgroup failed.
     #[error(transparent)]
@@ -23,75 +24,39 @@ pub enum Error {
          docs/guide/processes.md"
     )]
     NoLimits {
-        /// The requested limits.
         limits: Limits,
         /// Which files were tried, and what the kernel answered.
         tried: String,
     },
     /// A program was to be started in a suspended job. It could not report that it has started.
     #[error("cannot start `{}` in a suspended job: resume it first", program.display())]
-    Suspended {
-        /// The program.
-        program: OsString,
-    },
+    Suspended { program: OsString },
     /// The operation is not supported by the job's mechanism.
     #[error("cannot {operation} a job that is a process group: that needs a cgroup, and {why}")]
     NeedsCgroup {
-        /// The operation.
         operation: &'static str,
         /// Why the job is not a cgroup.
         why: String,
     },
     /// A program could not be started.
     #[error("failed to run `{}`: {source}{advice}", program.display())]
-    Spawn {
-        /// The program.
-        program: OsString,
-        /// The error of the kernel.
-        source: io::Error,
-        /// What to do about it.
-        advice: &'static str,
-    },
+    Spawn { program: OsString, source: io::Error, advice: &'static str },
     /// A new process could not enter the job. Its program has not started.
     #[error("failed to start `{}` in {place}: {source}; {advice}", program.display())]
-    Enter {
-        /// The program.
-        program: OsString,
-        /// The cgroup or process group.
-        place: String,
-        /// The error of the kernel.
-        source: io::Error,
-        /// What to do about it.
-        advice: &'static str,
-    },
+    Enter { program: OsString, place: String, source: io::Error, advice: &'static str },
     /// Processes still exist after they were killed.
     #[error(
         "failed to kill {}: still there after {within:?}. A process in state D ends when its wait in \
          the kernel does; others belong to another user",
         list(processes)
     )]
-    Unkillable {
-        /// The processes.
-        processes: Vec<Process>,
-        /// The timeout.
-        within: Duration,
-    },
+    Unkillable { processes: Vec<Process>, within: Duration },
     /// A system call failed.
     #[error("failed to {operation}: {source}")]
-    System {
-        /// The operation and its object.
-        operation: String,
-        /// The error of the kernel.
-        source: io::Error,
-    },
+    System { operation: String, source: io::Error },
     /// A job's cgroup cannot be created in a directory.
     #[error("cannot create a job below {}: {reason}", parent.display())]
-    Parent {
-        /// The directory.
-        parent: PathBuf,
-        /// Why not.
-        reason: String,
-    },
+    Parent { parent: PathBuf, reason: String },
 }
 
 impl Error {

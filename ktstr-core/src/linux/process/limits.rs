@@ -40,7 +40,6 @@ impl Limits {
         self
     }
 
-    /// Returns the controllers that these limits need.
     pub(super) fn controllers(&self) -> BTreeSet<Controller> {
         let needed = [
             (self.memory_max.is_some(), Controller::Memory),

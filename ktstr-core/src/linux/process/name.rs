@@ -58,7 +58,6 @@ impl JobName {
         self.start_ticks
     }
 
-    /// Returns the name of the cgroup.
     pub(super) fn cgroup(&self) -> String {
         self.joined('.')
     }
@@ -80,7 +79,6 @@ impl JobName {
         numbers.iter().fold(PREFIX.to_owned(), |name, number| format!("{name}{with}{number}"))
     }
 
-    /// Parses the name of a cgroup.
     pub(super) fn parse(cgroup: &str) -> Option<Self> {
         let mut parts = cgroup.strip_prefix(PREFIX)?.strip_prefix('.')?.split('.');
         let mut next = || parts.next()?.parse::<u64>().ok();

@@ -137,7 +137,6 @@ pub(super) fn peak_memory(pid: i32) -> io::Result<Option<u64>> {
     Ok(kib.map(|kib| kib << 10))
 }
 
-/// Lists the pids of all visible processes.
 pub(super) fn all_pids() -> io::Result<Vec<i32>> {
     let names = fs::read_dir("/proc")?.map(|entry| entry.map(|entry| entry.file_name()));
     let names = names.collect::<io::Result<Vec<_>>>()?;

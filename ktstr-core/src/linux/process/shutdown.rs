@@ -131,7 +131,6 @@ impl<'a> ShutdownWatch<'a> {
         Ok(())
     }
 
-    /// Returns whether the job is empty.
     fn is_job_empty(&mut self) -> Result<bool, Error> {
         let Some(events) = &mut self.events else {
             return Ok(self.running.is_empty() && self.job.members()?.is_empty());

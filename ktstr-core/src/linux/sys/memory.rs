@@ -84,7 +84,6 @@ impl Region {
         Ok(region)
     }
 
-    /// Writes to each page.
     pub(crate) fn touch(&self) {
         for page in self.bytes().chunks(Self::PAGE) {
             page[0].store(1, Ordering::Relaxed);
@@ -102,7 +101,6 @@ impl Region {
         Ok(unsafe { rustix::mm::madvise(self.bytes.as_ptr().cast(), self.len, advice) }?)
     }
 
-    /// Returns the bytes.
     pub(crate) fn bytes(&self) -> &[AtomicU8] {
         // SAFETY: `new` mapped `len` bytes, which live as long as `self`; zeros are valid.
         unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), self.len) }

@@ -3,6 +3,7 @@
 //! An error does not end the parse: it is recorded at its token, and the parser continues after the
 //! next comma, so that one build reports all errors.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use proc_macro2::{Span, TokenStream, TokenTree};
@@ -369,10 +370,10 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
             Takes::Bool | Takes::BoolOrText,
             Expr::Lit(ExprLit { lit: Lit::Bool(LitBool { value, .. }), .. }),
         ) => Ok(Value::Bool(value)),
-        (Takes::BoolOrText, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
+        (Takes::BoolOrText | Takes::Reason, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
             if lit.value().trim().is_empty() {
-                let name = key.name;
-                let message = format!("the text is empty: write one, or `{name}` alone");
+                let what = if matches!(key.takes, Takes::Reason) { "reason" } else { "text" };
+                let message = format!("the {what} is empty: write one, or `{}` alone", key.name);
                 return Err(syn::Error::new(lit.span(), message));
             }
             Ok(Value::Text(lit))
@@ -380,13 +381,6 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         (Takes::BoolOrText, Expr::Call(call)) if is_regex(&call) => check_regex(&call),
         (Takes::Text { check, .. }, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
             check(&lit.value()).map_err(|message| syn::Error::new(lit.span(), message))?;
-            Ok(Value::Text(lit))
-        }
-        (Takes::Reason, Expr::Lit(ExprLit { lit: Lit::Str(lit), .. })) => {
-            if lit.value().trim().is_empty() {
-                let message = "the reason is empty: write one, or `ignore` alone";
-                return Err(syn::Error::new(lit.span(), message));
-            }
             Ok(Value::Text(lit))
         }
         (Takes::Function, Expr::Path(path)) => Ok(Value::Function(path)),
@@ -397,10 +391,7 @@ fn check_value(key: &Key, expr: Expr) -> syn::Result<Value> {
         }
         (Takes::Paths, Expr::Array(list)) => check_paths(key, &list),
         (Takes::Texts { check, .. }, Expr::Array(list)) => check_texts(key, *check, &list),
-        (takes, expr) => {
-            let message = format!("expected {takes}, found {}", describe(&expr));
-            Err(syn::Error::new_spanned(expr, message))
-        }
+        (takes, expr) => Err(unexpected(&expr, takes)),
     }
 }
 
@@ -433,27 +424,35 @@ fn check_regex(call: &ExprCall) -> syn::Result<Value> {
     }
 }
 
-/// Reports every element that is not a path.
-fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
-    let (mut errors, mut values) = (Errors::default(), Vec::<ExprPath>::new());
+/// Checks the elements of a list with `check`, which gets the valid ones before, and reports every error.
+fn check_elements<T>(
+    key: &Key,
+    list: &ExprArray,
+    instead: &str,
+    check: impl Fn(&[T], &Expr) -> syn::Result<T>,
+) -> syn::Result<Vec<T>> {
+    let (mut errors, mut values) = (Errors::default(), Vec::new());
     if list.elems.is_empty() {
-        errors.on(list, format!("the list is empty: write `{key}`, or remove the key"));
+        errors.on(list, format!("the list is empty: write `{key}`, or {instead}"));
     }
     for element in &list.elems {
-        match ungrouped(element) {
-            Expr::Path(path) if values.iter().any(|known| written(known) == written(path)) => {
-                let name = written(path);
-                errors.on(path, format!("remove `{name}`: it is listed twice"));
-            }
-            Expr::Path(path) => values.push(path.clone()),
-            other => {
-                let found = describe(other);
-                errors.on(other, format!("expected the path of a constant, found {found}"));
-            }
-        }
+        let checked = check(&values, ungrouped(element));
+        values.extend(errors.take(checked));
     }
     errors.into_result()?;
-    Ok(Value::Paths(values))
+    Ok(values)
+}
+
+fn check_paths(key: &Key, list: &ExprArray) -> syn::Result<Value> {
+    let check = |known: &[ExprPath], element: &Expr| match element {
+        Expr::Path(path) if known.iter().any(|known| written(known) == written(path)) => {
+            let message = format!("remove `{}`: it is listed twice", written(path));
+            Err(syn::Error::new_spanned(path, message))
+        }
+        Expr::Path(path) => Ok(path.clone()),
+        other => Err(unexpected(other, "the path of a constant")),
+    };
+    check_elements(key, list, "remove the key", check).map(Value::Paths)
 }
 
 /// Returns a path as it is written, without spaces.
@@ -466,30 +465,19 @@ fn check_texts(
     check: fn(&str) -> Result<(), String>,
     list: &ExprArray,
 ) -> syn::Result<Value> {
-    let (mut errors, mut values) = (Errors::default(), Vec::<LitStr>::new());
-    if list.elems.is_empty() {
-        errors.on(list, format!("the list is empty: write `{key}`, or remove the key"));
-    }
-    for element in &list.elems {
-        match ungrouped(element) {
-            Expr::Lit(ExprLit { lit: Lit::Str(lit), .. }) => {
-                if let Err(message) = check(&lit.value()) {
-                    errors.at(lit.span(), message);
-                } else if values.iter().any(|known| variable(known) == variable(lit)) {
-                    errors
-                        .at(lit.span(), format!("remove `{}`: it is listed twice", variable(lit)));
-                } else {
-                    values.push(lit.clone());
-                }
-            }
-            other => {
-                let found = describe(other);
-                errors.on(other, format!("expected a string literal, found {found}"));
-            }
+    let check = |known: &[LitStr], element: &Expr| match element {
+        Expr::Lit(ExprLit { lit: Lit::Str(lit), .. }) => {
+            let is_known = known.iter().any(|known| variable(known) == variable(lit));
+            check(&lit.value())
+                .and_then(|()| {
+                    let message = || format!("remove `{}`: it is listed twice", variable(lit));
+                    (!is_known).then(|| lit.clone()).ok_or_else(message)
+                })
+                .map_err(|message| syn::Error::new(lit.span(), message))
         }
-    }
-    errors.into_result()?;
-    Ok(Value::Texts(values))
+        other => Err(unexpected(other, "a string literal")),
+    };
+    check_elements(key, list, "remove the key", check).map(Value::Texts)
 }
 
 /// Returns the name in `NAME=value` or `NAME`.
@@ -505,26 +493,15 @@ fn ungrouped(mut expr: &Expr) -> &Expr {
     expr
 }
 
-/// Reports every invalid number of a list.
 fn check_integers(key: &Key, range: &RangeInclusive<u32>, list: &ExprArray) -> syn::Result<Value> {
-    let (mut errors, mut values) = (Errors::default(), Vec::new());
-    if list.elems.is_empty() {
-        errors.on(list, format!("the list is empty: write `{key}`, or one number for each"));
-    }
-    for element in &list.elems {
-        match ungrouped(element) {
-            Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) => {
-                values.extend(errors.take(check_integer(key, range, lit)));
-            }
-            other => {
-                let (min, max, found) = (range.start(), range.end(), describe(other));
-                let message =
-                    format!("expected an integer literal from {min} to {max}, found {found}");
-                errors.on(other, message);
-            }
+    let check = |_: &[u32], element: &Expr| match element {
+        Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) => check_integer(key, range, lit),
+        other => {
+            let (min, max) = (range.start(), range.end());
+            Err(unexpected(other, format!("an integer literal from {min} to {max}")))
         }
-    }
-    errors.into_result()?;
+    };
+    let values = check_elements(key, list, "one number for each", check)?;
     Ok(Value::Integers(values, list.bracket_token.span.join()))
 }
 
@@ -565,6 +542,11 @@ fn check_number(key: &Key, range: RangeInclusive<f64>, lit: &Lit) -> syn::Result
             Err(syn::Error::new(lit.span(), message))
         }
     }
+}
+
+fn unexpected(found: &Expr, wanted: impl Display) -> syn::Error {
+    let message = format!("expected {wanted}, found {}", describe(found));
+    syn::Error::new_spanned(found, message)
 }
 
 /// Describes an expression that is not the expected value.

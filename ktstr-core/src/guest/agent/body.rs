@@ -16,7 +16,7 @@ use super::child::Child;
 use super::pipe::{output_pipe, set_nonblocking};
 use super::{profile, system};
 use crate::guest::registry::TestEntry;
-use crate::guest::scenario::{Ctx, CtxParams};
+use crate::guest::scenario::Ctx;
 use crate::guest::topology::TestTopology;
 use crate::guest::{chain, measured};
 use crate::linux::cgroup::CgroupManager;
@@ -105,7 +105,9 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, send: &Rc<dyn Fn(GuestMessage
         Err(error) => return End::Error(error.to_string()),
     };
     let test_name = entry.test_name();
-    let params = CtxParams {
+    let ctx = Ctx {
+        cgroups: &cgroups,
+        topo,
         test_name: &test_name,
         duration: entry.duration,
         settle: entry.settle,
@@ -113,8 +115,8 @@ pub fn run(entry: &TestEntry, topo: &TestTopology, send: &Rc<dyn Fn(GuestMessage
         assert: entry.assert,
         payloads: entry.payloads,
         is_on_host: entry.host_only,
+        send: &**send,
     };
-    let ctx = Ctx::new(&cgroups, topo, params, &**send);
     let _guard = measured::send_by(send.clone());
     match catch_unwind(AssertUnwindSafe(|| (entry.body)(&ctx))) {
         Ok(Ok(mut verdict)) => {

@@ -31,57 +31,17 @@ pub struct Ctx<'a> {
     /// The test, as libtest names it.
     pub test_name: &'a str,
     /// The programs in the guest.
-    pub(crate) payloads: &'static [&'static Payload],
-    /// The body runs on the host, without a virtual machine.
-    pub(crate) is_on_host: bool,
-    /// Sends a message to the host at once.
-    pub(crate) send: &'a dyn Fn(GuestMessage),
-}
-
-/// The parameters of a test that its context holds, from the attribute's keys.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy)]
-pub struct CtxParams<'a> {
-    pub test_name: &'a str,
-    pub duration: Duration,
-    pub settle: Duration,
-    pub workers_per_cgroup: u32,
-    pub assert: Assert,
-    pub payloads: &'static [&'static Payload],
-    pub is_on_host: bool,
-}
-
-impl<'a> Ctx<'a> {
     #[doc(hidden)]
-    pub fn new(
-        cgroups: &'a dyn CgroupOps,
-        topo: &'a TestTopology,
-        params: CtxParams<'a>,
-        send: &'a dyn Fn(GuestMessage),
-    ) -> Self {
-        let CtxParams {
-            test_name,
-            duration,
-            settle,
-            workers_per_cgroup,
-            assert,
-            payloads,
-            is_on_host,
-        } = params;
-        Self {
-            cgroups,
-            topo,
-            duration,
-            settle,
-            workers_per_cgroup,
-            assert,
-            test_name,
-            payloads,
-            is_on_host,
-            send,
-        }
-    }
+    pub payloads: &'static [&'static Payload],
+    /// The body runs on the host, without a virtual machine.
+    #[doc(hidden)]
+    pub is_on_host: bool,
+    /// Sends a message to the host at once.
+    #[doc(hidden)]
+    pub send: &'a dyn Fn(GuestMessage),
+}
 
+impl Ctx<'_> {
     /// Returns a hold that lets the load settle and then lasts for the part `frac` of the duration.
     ///
     /// Cgroups are judged by the hold alone, workers from their release on.

@@ -31,7 +31,7 @@ mod teardown;
 mod tests;
 
 pub use cpuset::CpusetSpec;
-pub use ctx::{Ctx, CtxParams};
+pub use ctx::Ctx;
 pub use def::CgroupDef;
 pub use execute::{execute_defs, execute_scenario, execute_steps, execute_steps_with};
 pub use knob::CgroupKnob;

@@ -7,9 +7,7 @@ use proptest::prelude::*;
 
 use super::ops::{Backdrop, HoldSpec, Op, SpawnPlacement, Step, StepExt};
 use super::state::Scenario;
-use super::{
-    CgroupDef, CgroupKnob, CpusetSpec, Ctx, CtxParams, execute, execute_scenario, execute_steps,
-};
+use super::{CgroupDef, CgroupKnob, CpusetSpec, Ctx, execute, execute_scenario, execute_steps};
 use crate::guest::assert::{Assert, AssertResult, Outcome};
 use crate::guest::payload::Payload;
 use crate::guest::topology::TestTopology;
@@ -19,19 +17,25 @@ use crate::linux::cgroup::{
 };
 use crate::model::wire::{GuestMessage, ScenarioEvent};
 
-/// Returns the parameters of a test with a duration, without the check for stuck workers: holds are short.
-fn lasting(duration: Duration) -> CtxParams<'static> {
-    let assert = Assert::DEFAULT.not_stuck(false);
-    let settle = Duration::from_millis(20);
-    CtxParams {
+/// Returns the context of a test with a duration, without the check for stuck workers: holds are short.
+fn context<'a>(
+    cgroups: &'a RecordingCgroups,
+    topo: &'a TestTopology,
+    duration: Duration,
+    send: &'a dyn Fn(GuestMessage),
+) -> Ctx<'a> {
+    Ctx {
+        cgroups,
+        topo,
         test_name: "test",
         duration,
-        settle,
+        settle: Duration::from_millis(20),
         workers_per_cgroup: 2,
-        assert,
+        assert: Assert::DEFAULT.not_stuck(false),
         payloads: &[],
         // On this host, processes of others may be OOM-killed.
         is_on_host: true,
+        send,
     }
 }
 
@@ -41,7 +45,7 @@ fn play(
     ops: Vec<Op>,
 ) -> anyhow::Result<AssertResult> {
     let topology = TestTopology::read()?;
-    let ctx = Ctx::new(cgroups, &topology, lasting(Duration::from_secs(1)), &|_| ());
+    let ctx = context(cgroups, &topology, Duration::from_secs(1), &|_| ());
     let step = Step::new(ops, HoldSpec::fixed(Duration::from_millis(10)));
     execute_scenario(&ctx, backdrop, vec![step])
 }
@@ -110,7 +114,7 @@ fn cpu_directory() -> tempfile::TempDir {
 /// Returns the error and the cgroups that the teardown tried to remove.
 fn end_layer_failing(cpu: bool, cgroups_failing: &[&str]) -> (String, Vec<String>) {
     let (cgroups, topology, cpus) = (RecordingCgroups::new(), machine(), cpu_directory());
-    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let ctx = context(&cgroups, &topology, Duration::ZERO, &|_| ());
     let mut scenario = Scenario::new(&ctx);
     scenario.cpu_directory = cpus.path().to_owned();
     scenario.layers.begin("step 0".to_owned());
@@ -159,7 +163,7 @@ fn end_layer_undoes_everything_in_reverse_and_returns_the_first_error() {
 #[test]
 fn end_layer_stops_workers_before_it_removes_a_cgroup() {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let ctx = context(&cgroups, &topology, Duration::ZERO, &|_| ());
     let mut scenario = Scenario::new(&ctx);
     scenario.layers.begin("backdrop".to_owned());
     scenario.carry_out(&Op::add_cgroup("a")).unwrap();
@@ -177,7 +181,7 @@ fn end_layer_stops_workers_before_it_removes_a_cgroup() {
 #[test]
 fn remove_cgroup_that_fails_does_not_count_oom_kills_twice() {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let ctx = context(&cgroups, &topology, Duration::ZERO, &|_| ());
     let mut scenario = Scenario::new(&ctx);
     scenario.layers.begin("step 0".to_owned());
     scenario.carry_out(&Op::add_cgroup("a")).unwrap();
@@ -217,7 +221,7 @@ fn play_on_four(
     steps: Vec<Step>,
 ) -> (anyhow::Result<AssertResult>, Vec<String>) {
     let topology = machine();
-    let ctx = Ctx::new(cgroups, &topology, lasting(Duration::from_millis(10)), &|_| ());
+    let ctx = context(cgroups, &topology, Duration::from_millis(10), &|_| ());
     let played = execute_scenario(&ctx, backdrop, steps);
     let shown = |call: crate::linux::cgroup::Call| {
         format!("{} {} {}", call.operation, call.cgroup, call.value)
@@ -357,7 +361,7 @@ fn step_plays_setup_operations_and_hold_in_order() {
         }
     };
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
-    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(500)), &report);
+    let ctx = context(&cgroups, &topology, Duration::from_millis(500), &report);
     let step = Step::new([], HoldSpec::loop_at(Duration::from_millis(50)))
         .with_op(Op::freeze_cgroup("a"))
         .with_defs([CgroupDef::named("a").pids_max(5)]);
@@ -398,7 +402,7 @@ fn step_is_undone_before_the_next_begins() {
 fn reports_of(backdrop: Backdrop, steps: Vec<Step>) -> Vec<crate::guest::workload::WorkerReport> {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
     cgroups.setup(&Controller::ALL.into()).unwrap();
-    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(50)), &|_| ());
+    let ctx = context(&cgroups, &topology, Duration::from_millis(50), &|_| ());
     execute::play_for_reports(&ctx, &backdrop, &steps).unwrap()
 }
 
@@ -554,7 +558,7 @@ fn worker_reports_list_the_periods_in_which_they_were_frozen() {
 fn reconfine_unconfines_workers_during_a_change_and_after_its_failure() {
     let (cgroups, topology) = (RecordingCgroups::new(), machine());
     cgroups.setup(&Controller::ALL.into()).unwrap();
-    let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::ZERO), &|_| ());
+    let ctx = context(&cgroups, &topology, Duration::ZERO, &|_| ());
     let mut scenario = Scenario::new(&ctx);
     scenario.layers.begin("step 0".to_owned());
     let def = CgroupDef::named("a").workers(1).cpuset(CpusetSpec::llc(0));
@@ -618,7 +622,7 @@ fn oom_kills_of_a_cgroup_are_not_counted_for_its_parent() {
                 killing("a", parent);
             }
         };
-        let ctx = Ctx::new(&cgroups, &topology, lasting(Duration::from_millis(10)), &report);
+        let ctx = context(&cgroups, &topology, Duration::from_millis(10), &report);
         execute_scenario(&ctx, backdrop, [Step::new([], HoldSpec::FULL)]).unwrap()
     };
     for (child, parent, expected, outcome, cgroup) in [

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use super::files::read;
 use super::writer::{Change, Writer};
-use super::{Controller, Error, Knob, MOUNT, Operation, WALK_ROOT_VARIABLE, names};
+use super::{Controller, Error, Knob, MOUNT, WALK_ROOT_VARIABLE, names};
 
 /// Manages the cgroups below one parent cgroup.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct CgroupManager {
     /// The controllers that `setup` has enabled for the children of the parent.
     pub(super) enabled: Mutex<BTreeSet<Controller>>,
     pub(super) outstanding: Mutex<BTreeSet<PathBuf>>,
-    writer: Writer,
+    pub(super) writer: Writer,
 }
 
 impl CgroupManager {
@@ -116,19 +116,6 @@ impl CgroupManager {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
-    }
-
-    pub(super) fn check_read(&self, path: &Path) -> Result<(), Error> {
-        self.writer.check_read(path)
-    }
-
-    pub(super) fn check_dir(
-        &self,
-        operation: Operation,
-        path: &Path,
-        dir: &Path,
-    ) -> Result<(), Error> {
-        self.writer.check_dir(operation, path, dir)
     }
 }
 

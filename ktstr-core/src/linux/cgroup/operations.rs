@@ -92,7 +92,7 @@ impl CgroupOps for CgroupManager {
 
     fn read_procs(&self, name: &str) -> Result<Vec<i32>, Error> {
         let cgroup = self.path(name)?;
-        self.check_read(&cgroup.join("cgroup.procs"))?;
+        self.writer.check_read(&cgroup.join("cgroup.procs"))?;
         read_procs(&cgroup)
     }
 
@@ -100,7 +100,7 @@ impl CgroupOps for CgroupManager {
         let cgroup = self.path(name)?;
         // The counters depend on these files.
         for file in ["cgroup.freeze", "cgroup.kill", "cgroup.procs"] {
-            self.check_read(&cgroup.join(file))?;
+            self.writer.check_read(&cgroup.join(file))?;
         }
         CgroupStats::read(&cgroup)
     }

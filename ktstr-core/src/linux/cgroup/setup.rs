@@ -133,7 +133,7 @@ impl CgroupManager {
 
     pub(super) fn clear_controllers(&self, cgroup: &Path) -> Result<(), Error> {
         let path = cgroup.join("cgroup.subtree_control");
-        self.check_read(&path)?;
+        self.writer.check_read(&path)?;
         let text = read(&path)?;
         let words: Vec<_> = text.split_whitespace().map(|name| format!("-{name}")).collect();
         if words.is_empty() { Ok(()) } else { self.write(&path, &words.join(" ")) }

@@ -107,7 +107,7 @@ impl CgroupManager {
         if pids.is_empty() {
             return Ok(());
         }
-        self.check_read(&cgroup.join("cpuset.cpus"))?;
+        self.writer.check_read(&cgroup.join("cpuset.cpus"))?;
         check_mems(cgroup)?;
         let mut gone = 0;
         for &pid in pids {
@@ -153,7 +153,7 @@ impl CgroupManager {
         unit: ProcsUnit,
         destination: impl Fn() -> Result<PathBuf, Error>,
     ) -> Result<(), Error> {
-        self.check_read(&cgroup.join(unit.file()))?;
+        self.writer.check_read(&cgroup.join(unit.file()))?;
         let deadline = Instant::now() + SETTLE_WITHIN;
         let mut before = Vec::new();
         loop {

@@ -27,7 +27,7 @@ impl CgroupManager {
     }
 
     pub(super) fn remove(&self, cgroup: &Path) -> Result<(), Error> {
-        self.check_dir(Operation::Remove, cgroup, cgroup.parent().unwrap_or(cgroup))?;
+        self.writer.check_dir(Operation::Remove, cgroup, cgroup.parent().unwrap_or(cgroup))?;
         // A file of cgroupfs is not a cgroup, and would be counted forever.
         if !is_cgroup(cgroup)? {
             return Ok(());
@@ -189,7 +189,7 @@ impl CgroupManager {
     }
 
     pub(super) fn children(&self, cgroup: &Path) -> Result<Vec<PathBuf>, Error> {
-        self.check_dir(Operation::List, cgroup, cgroup)?;
+        self.writer.check_dir(Operation::List, cgroup, cgroup)?;
         let fail = |cause| Error::io(Operation::List, cgroup, None, cause);
         let mut children = Vec::new();
         for entry in fs::read_dir(cgroup).map_err(fail)? {

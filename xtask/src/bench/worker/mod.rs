@@ -11,7 +11,6 @@ use ktstr::cgroup::RecordingCgroups;
 use ktstr::prelude::*;
 use ktstr::provision;
 use ktstr::runner::{self, Program};
-use ktstr::scenario::CtxParams;
 use ktstr::topology::TestTopology;
 
 /// Arguments of the benchmark.
@@ -44,7 +43,9 @@ impl Worker {
         }
         println!("on this host");
         let (cgroups, topology) = (RecordingCgroups::new(), TestTopology::read()?);
-        let params = CtxParams {
+        let ctx = Ctx {
+            cgroups: &cgroups,
+            topo: &topology,
             test_name: ENTRY.name,
             duration: ENTRY.duration,
             settle: ENTRY.settle,
@@ -52,8 +53,8 @@ impl Worker {
             assert: ENTRY.assert,
             payloads: &[],
             is_on_host: true,
+            send: &|_| (),
         };
-        let ctx = Ctx::new(&cgroups, &topology, params, &|_| ());
         let least = telemetry::measure(&ctx)?;
         for kernel in self.kernels() {
             let (engine, reason) = runner::engine()?;

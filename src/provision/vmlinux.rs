@@ -78,7 +78,7 @@ pub fn from_bzimage(image: &[u8]) -> Result<Vec<u8>, Error> {
     if !is_bzimage(image) {
         return Err(Error::NotAKernel);
     }
-    let protocol = u16_at(image, PROTOCOL_VERSION, "the setup header")?;
+    let protocol = u16::from_le_bytes(header(image, PROTOCOL_VERSION)?);
     if protocol < 0x208 {
         return Err(Error::OldProtocol(protocol));
     }
@@ -105,7 +105,7 @@ pub fn bzimage_release(image: &[u8]) -> Result<String, Error> {
         return Err(Error::NotAKernel);
     }
     // The offset counts from the second sector; 0 means that the string is missing.
-    let field = u16_at(image, KERNEL_VERSION, "the setup header")?;
+    let field = u16::from_le_bytes(header(image, KERNEL_VERSION)?);
     let start = usize::from(field) + SECTOR;
     let text = image.get(start..).filter(|text| field != 0 && !text.is_empty());
     let have = image.len();
@@ -141,19 +141,15 @@ fn payload(image: &[u8]) -> Result<&[u8], Error> {
         0 => 4,
         sects => usize::from(sects),
     };
-    let offset = u32_at(image, PAYLOAD_OFFSET, "the setup header")?;
-    let len = u32_at(image, PAYLOAD_LENGTH, "the setup header")?;
+    let offset = u32::from_le_bytes(header(image, PAYLOAD_OFFSET)?);
+    let len = u32::from_le_bytes(header(image, PAYLOAD_LENGTH)?);
     slice(image, "the payload", (setup_sects + 1) * SECTOR + offset as usize, len as usize)
 }
 
-fn u16_at(image: &[u8], start: usize, what: &'static str) -> Result<u16, Error> {
-    let bytes = slice(image, what, start, 2)?;
-    Ok(u16::from_le_bytes(bytes.try_into().expect("two bytes")))
-}
-
-fn u32_at(image: &[u8], start: usize, what: &'static str) -> Result<u32, Error> {
-    let bytes = slice(image, what, start, 4)?;
-    Ok(u32::from_le_bytes(bytes.try_into().expect("four bytes")))
+/// Reads a field of the setup header.
+fn header<const N: usize>(image: &[u8], start: usize) -> Result<[u8; N], Error> {
+    let field = slice(image, "the setup header", start, N)?;
+    Ok(field.try_into().expect("a slice of N bytes"))
 }
 
 fn slice<'a>(

@@ -97,34 +97,49 @@ impl MappedFile {
 /// Returns the private mappings of the first `size` bytes of a file, ordered by offset; `None` if they
 /// are not complete.
 fn find(maps: &str, file: &MappedFile, size: u64) -> Option<Vec<Mapping>> {
-    let mut mappings: Vec<Mapping> = maps.lines().filter_map(|line| parse(line, file)).collect();
-    mappings.sort_unstable_by_key(|mapping| mapping.offset);
-    let mut end = 0;
-    for mapping in &mappings {
-        if mapping.offset != end {
-            return None;
+    let complete = |is_same: &dyn Fn(&MapsLine<'_>) -> bool| {
+        let lines = maps.lines().filter_map(MapsLine::parse);
+        let lines = lines.filter(|line| line.is_private && is_same(line));
+        let mut mappings: Vec<Mapping> = lines.map(|line| line.mapping).collect();
+        mappings.sort_unstable_by_key(|mapping| mapping.offset);
+        let mut end = 0;
+        for mapping in &mappings {
+            if mapping.offset != end {
+                return None;
+            }
+            end += mapping.len;
         }
-        end += mapping.len;
-    }
-    (end >= size).then_some(mappings)
+        (end >= size).then_some(mappings)
+    };
+    // The path changes if the file is deleted meanwhile. The inode can differ from that of `fstat` on
+    // overlayfs, and the device on btrfs: without it, a library on another file system can have the
+    // same inode.
+    complete(&|line| line.path == file.path).or_else(|| complete(&|line| line.inode == file.inode))
 }
 
-/// Parses a line of `maps`: `7f00-7f10 rw-p 00000000 fe:01 42    /path`.
-fn parse(line: &str, file: &MappedFile) -> Option<Mapping> {
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    let (range, rest) = line.split_once(' ')?;
-    let (permissions, rest) = rest.split_once(' ')?;
-    let (offset, rest) = rest.split_once(' ')?;
-    let (_device, rest) = rest.split_once(' ')?;
-    let (inode, path) = rest.split_once(' ').unwrap_or((rest, ""));
-    // The device and, on overlayfs, the inode can differ from those of `fstat`; the path can, if the
-    // file was deleted.
-    let is_same = inode.parse() == Ok(file.inode) || path.trim_start() == file.path;
-    let is_private = permissions.ends_with('p');
-    let (start, end) = range.split_once('-')?;
-    let (start, end) = (hex(start)?, hex(end)?);
-    let len = end.checked_sub(start)?;
-    (is_same && is_private).then_some(Mapping { offset: hex(offset)?, len, address: start })
+/// A line of `maps`: `7f00-7f10 rw-p 00000000 fe:01 42    /path`.
+#[derive(Debug)]
+struct MapsLine<'a> {
+    mapping: Mapping,
+    is_private: bool,
+    inode: u64,
+    path: &'a str,
+}
+
+impl<'a> MapsLine<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let (range, rest) = line.split_once(' ')?;
+        let (permissions, rest) = rest.split_once(' ')?;
+        let (offset, rest) = rest.split_once(' ')?;
+        let (_device, rest) = rest.split_once(' ')?;
+        let (inode, path) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (start, end) = range.split_once('-')?;
+        let (address, end) = (hex(start)?, hex(end)?);
+        let mapping = Mapping { offset: hex(offset)?, len: end.checked_sub(address)?, address };
+        let is_private = permissions.ends_with('p');
+        Some(Self { mapping, is_private, inode: inode.parse().ok()?, path: path.trim_start() })
+    }
 }
 
 #[cfg(test)]
@@ -150,5 +165,25 @@ mod tests {
         let deleted = MappedFile { inode: 7, path: "/tmp/save/memory0 (deleted)".to_owned() };
         assert_eq!(find(maps, &deleted, 0x20), None, "its begin is not mapped");
         assert_eq!(find("junk\n\n7f00 rw-p\n", &file, 1), None);
+    }
+
+    #[test]
+    fn find_ignores_another_file_with_the_same_inode() {
+        // As on another file system.
+        let maps = "\
+            7f00-7f10 rw-p 00000000 00:1f 7                          /tmp/save/memory0\n\
+            7f20-7f30 r--p 00000000 fe:01 7                          /lib/libc.so.6\n\
+            7f30-7f40 r-xp 00000010 fe:01 7                          /lib/libc.so.6\n";
+        let file = MappedFile { inode: 7, path: "/tmp/save/memory0".to_owned() };
+        let wanted = [Mapping { offset: 0, len: 0x10, address: 0x7f00 }];
+        assert_eq!(find(maps, &file, 0x10).as_deref(), Some(&wanted[..]));
+    }
+
+    #[test]
+    fn find_identifies_a_deleted_file_by_its_inode() {
+        let maps = "7f00-7f10 rw-p 00000000 00:1f 7    /tmp/save/memory0 (deleted)\n";
+        let file = MappedFile { inode: 7, path: "/tmp/save/memory0".to_owned() };
+        let wanted = [Mapping { offset: 0, len: 0x10, address: 0x7f00 }];
+        assert_eq!(find(maps, &file, 0x10).as_deref(), Some(&wanted[..]));
     }
 }

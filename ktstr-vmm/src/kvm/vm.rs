@@ -19,10 +19,9 @@ use super::hub::{Hub, HubEvent, VcpuCommand};
 use super::initial_memory::InitialMemory;
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::Memory;
-use super::state::TSC;
 use super::tsc::{self, Moment};
 use super::vcpu::{self, KvmMachine};
-use super::{seccomp, signal};
+use super::{seccomp, signal, state};
 use crate::config::VmConfig;
 use crate::engine::{Event, ExitReason, Registers, Vm};
 use crate::error::Error;
@@ -53,7 +52,7 @@ pub(super) struct KvmVm {
     machine: Arc<KvmMachine>,
     threads: Vec<JoinHandle<Result<(), KvmError>>>,
     config: VmConfig,
-    /// The MSRs that KVM can save.
+    /// The MSRs to save.
     msrs: Vec<u32>,
     /// Descriptors of the vCPUs. The `VcpuFd`s are locked by their threads.
     vcpus: Vec<RawFd>,
@@ -88,8 +87,7 @@ impl KvmVm {
         devices: Devices,
     ) -> Result<Self, Error> {
         let tsc_khz = vcpus[0].get_tsc_khz().map_err(KvmError::ioctl("KVM_GET_TSC_KHZ"))?;
-        let msrs = kvm.get_msr_index_list().map_err(KvmError::ioctl("KVM_GET_MSR_INDEX_LIST"))?;
-        let msrs = msrs.as_slice().iter().copied().filter(|msr| *msr != TSC).collect();
+        let msrs = state::msrs(kvm)?;
         let descriptors = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
         let machine = Arc::new(KvmMachine {
             hub: Hub::new(vcpus.len()),

@@ -102,7 +102,7 @@ fn restored_machines_continue_at_the_next_instruction() {
     let registers = machine.vm().registers(0).unwrap();
     machine.vm().save(dir.path()).unwrap();
     assert_eq!(machine.vm().registers(0).unwrap(), registers, "it is still paused");
-    // It goes on for a while, and nothing of that reaches its copies.
+    // It continues for a while, which does not change its copies.
     machine.vm().resume().unwrap();
     assert_eq!(console(machine.vm())[0], last.wrapping_add(1));
     machine.watch(Duration::from_secs(2));
@@ -117,7 +117,7 @@ fn restored_machines_continue_at_the_next_instruction() {
         assert!(is_ascending(&output));
         wait_count(vm, OTHER, other);
         vm.pause().unwrap();
-        // The counter goes on from the pause, not from now.
+        // The counter continues from its value at the pause.
         let counted = read64(vm, TSC);
         assert!(tsc < counted && counted < later, "{tsc} {counted} {later}");
         let last = last_byte(vm);
@@ -155,6 +155,51 @@ fn restored_timers_and_interrupts_continue() {
     let mut copy = restore(&machine, dir.path()).unwrap();
     let count = read32(&mut *copy, COUNT);
     wait_count(&mut *copy, COUNT, count + 10);
+}
+
+/// MSRs that KVM does not list and a guest can write: of MTRRs and of machine checks.
+const UNLISTED: [(u32, u64); 5] = [
+    (0x2ff, 0xc00),
+    (0x200, 0x1234_0006),
+    (0x201, 0xffff_f800),
+    (0x250, 0x0606_0606_0606_0606),
+    (0x400, u64::MAX),
+];
+
+#[test]
+#[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
+fn restored_machines_keep_msrs_that_kvm_does_not_list() {
+    const VALUES: u32 = 0x20_2000;
+    let guest = Guest::new(|code| {
+        for (msr, value) in UNLISTED {
+            // wrmsr
+            code.ecx(msr).eax(value as u32).edx((value >> 32) as u32).raw(&[0x0f, 0x30]);
+        }
+        code.forever(|code| {
+            for ((msr, _), at) in UNLISTED.into_iter().zip((VALUES..).step_by(8)) {
+                // rdmsr; mov [rdi], eax; mov [rdi + 4], edx
+                code.ecx(msr).edi(at).raw(&[0x0f, 0x32, 0x89, 0x07, 0x89, 0x57, 0x04]);
+            }
+            // inc dword [rdi]
+            code.edi(COUNT).raw(&[0xff, 0x07])
+        })
+    });
+    let values = |vm: &mut dyn Vm| {
+        let at = (VALUES..).step_by(8);
+        UNLISTED.iter().zip(at).map(|((msr, _), at)| (*msr, read64(vm, at))).collect::<Vec<_>>()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = guest.boot();
+    machine.watch_count(COUNT);
+    machine.vm().pause().unwrap();
+    assert_eq!(values(machine.vm()), UNLISTED);
+    let count = machine.read32(COUNT);
+    machine.vm().save(dir.path()).unwrap();
+    let mut copy = restore(&machine, dir.path()).unwrap();
+    // It has read all of them since it was restored.
+    wait_count(&mut *copy, COUNT, count + 1);
+    copy.pause().unwrap();
+    assert_eq!(values(&mut *copy), UNLISTED);
 }
 
 /// Changes a file.

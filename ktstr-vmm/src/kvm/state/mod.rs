@@ -23,7 +23,7 @@ use crate::config::VmConfig;
 use crate::kvm_error::Error;
 use crate::saved::checksum;
 
-pub(super) use vcpu::{TSC, VcpuState};
+pub(super) use vcpu::{VcpuState, msrs};
 
 const MAGIC: [u8; 8] = *b"ktstrkvm";
 /// The version of the format. Every change of a field of a state needs another one.
@@ -159,7 +159,10 @@ impl Identity {
         };
         let cpus = |of: &Self| (of.numa_nodes, of.llc_cores.clone(), of.threads_per_core);
         if self.boot_id != wanted.boot_id {
-            Some(format!("boot {} of a host saved it, this is {}", self.boot_id, wanted.boot_id))
+            Some(format!(
+                "it was saved in boot {} of a host, this is boot {}",
+                self.boot_id, wanted.boot_id
+            ))
         } else if kernel(self) != kernel(wanted) {
             Some(format!(
                 "(kernel, initramfs, command line, KASLR) are {:?}, expected {:?}",
@@ -183,7 +186,7 @@ impl Identity {
     }
 }
 
-/// What identifies the file with the memory's content: nobody writes it after it was saved.
+/// What identifies the file with the memory's content, which is not written after it was saved.
 ///
 /// Not a checksum: to compute it, each restored machine would have to read all of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

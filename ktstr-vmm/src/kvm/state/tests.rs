@@ -134,7 +134,7 @@ fn difference_names_the_first_difference() {
     let other = with(&|config| config.ports.reverse());
     assert!(other.starts_with("its ports are"), "{other}");
     let other = saved.difference(&Identity::new(&config(), "89ab".to_owned())).unwrap();
-    assert_eq!(other, "boot 0123-4567 of a host saved it, this is 89ab");
+    assert_eq!(other, "it was saved in boot 0123-4567 of a host, this is boot 89ab");
 }
 
 #[test]

@@ -2,20 +2,43 @@
 //!
 //! Source: Linux 6.12, Documentation/virt/kvm/api.rst, 4 (the ioctls by their names).
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs,
     kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
     kvm_xsave,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::super::codec::fields;
 use crate::kvm_error::Error;
 
 /// `MSR_IA32_TSC`, which is saved as the counter's offset instead.
-pub(in crate::kvm) const TSC: u32 = 0x10;
+const TSC: u32 = 0x10;
 /// `MSR_IA32_TSC_DEADLINE`: it starts a timer if the local APIC and the counter are set.
 const TSC_DEADLINE: u32 = 0x6e0;
+
+/// MSRs that a guest can write and KVM does not list: the ranges and the default of MTRRs, the banks of
+/// machine checks, and the configuration by which AMD's kernels make `LFENCE` serialize.
+///
+/// Source: Linux 6.12, arch/x86/kvm/x86.c (`msrs_to_save_base`, `emulated_msrs_all`), mtrr.c.
+const UNLISTED: [RangeInclusive<u32>; 7] = [
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x2ff..=0x2ff,
+    0x400..=0x47f,
+    0xc001_1029..=0xc001_1029,
+];
+
+/// Returns the MSRs to save: those that KVM lists, and the others. No CPU has all of them.
+pub(in crate::kvm) fn msrs(kvm: &Kvm) -> Result<Vec<u32>, Error> {
+    let listed = kvm.get_msr_index_list().map_err(Error::ioctl("KVM_GET_MSR_INDEX_LIST"))?;
+    let listed = listed.as_slice().iter().copied().filter(|msr| *msr != TSC);
+    Ok(listed.chain(UNLISTED.into_iter().flatten()).collect())
+}
 
 /// The state of a vCPU, which must not run while it is read.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +54,7 @@ pub(in crate::kvm) struct VcpuState {
     debug: kvm_debugregs,
     lapic: Box<kvm_lapic_state>,
     events: kvm_vcpu_events,
-    /// All that KVM lists and that this vCPU has, except for [`TSC`].
+    /// Those of [`msrs`] that this vCPU has.
     msrs: Vec<kvm_msr_entry>,
     /// The offset of the time-stamp counter from the host's.
     pub(in crate::kvm) tsc_offset: u64,
@@ -108,7 +131,7 @@ impl VcpuState {
     }
 }
 
-/// Reads those MSRs of a list that the vCPU has: KVM lists all that any vCPU can have.
+/// Reads those MSRs of a list that the vCPU has.
 fn read_msrs(vcpu: &VcpuFd, list: &[u32]) -> Result<Vec<kvm_msr_entry>, Error> {
     let entries: Vec<_> =
         list.iter().map(|&index| kvm_msr_entry { index, ..kvm_msr_entry::default() }).collect();

@@ -32,8 +32,8 @@ const NO_OFFSET: &str =
 impl KvmVm {
     /// Writes the files of a machine that is paused. After an error there are none.
     pub(super) fn save_paused(&self, paused: &Moment, dir: &Path) -> Result<(), Error> {
-        let mut memory = NewFile::create(dir.join(MEMORY))?;
-        let mut state = NewFile::create(dir.join(STATE))?;
+        let memory = NewFile::create(dir.join(MEMORY))?;
+        let state = NewFile::create(dir.join(STATE))?;
         let path = &memory.path;
         let written = self.machine.memory.save(&memory.file).map_err(Error::file("write", path))?;
         tracing::debug!(path = %path.display(), written, "saved the memory");
@@ -45,9 +45,13 @@ impl KvmVm {
                 direction: "for the guest to read them",
             });
         }
-        state.file.write_all(&bytes).map_err(Error::file("write", &state.path))?;
-        memory.complete()?;
-        state.complete()
+        (&state.file).write_all(&bytes).map_err(Error::file("write", &state.path))?;
+        memory.seal()?;
+        state.seal()?;
+        // Both or none.
+        memory.keep();
+        state.keep();
+        Ok(())
     }
 
     fn state(&self, paused: &Moment, memory: MemoryFile) -> Result<MachineState, Error> {
@@ -165,12 +169,12 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// A new file, which is deleted again unless it becomes complete.
+/// A new file, which is deleted again unless it is kept.
 #[derive(Debug)]
 struct NewFile {
     path: PathBuf,
     file: File,
-    is_complete: bool,
+    is_kept: bool,
 }
 
 impl NewFile {
@@ -179,20 +183,22 @@ impl NewFile {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
         let file = options.open(&path).map_err(Error::file("create", &path))?;
-        Ok(Self { path, file, is_complete: false })
+        Ok(Self { path, file, is_kept: false })
     }
 
-    /// Keeps the file, which nothing writes from now on.
-    fn complete(&mut self) -> Result<(), Error> {
-        saved::seal(&self.file).map_err(Error::file("set the mode of", &self.path))?;
-        self.is_complete = true;
-        Ok(())
+    /// Makes the file read-only, because nothing writes it from now on.
+    fn seal(&self) -> Result<(), Error> {
+        saved::seal(&self.file).map_err(Error::file("set the mode of", &self.path))
+    }
+
+    fn keep(mut self) {
+        self.is_kept = true;
     }
 }
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.is_complete {
+        if !self.is_kept {
             // Best effort: the error that is returned is the one of the save.
             let _ = fs::remove_file(&self.path);
         }

@@ -27,7 +27,10 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// CPUs run. It continues where the saved machine was paused.
     ///
     /// Any number of machines can be restored from a directory, also at the same time. None of them
-    /// changes its files, and the directory may be deleted while they run. The guest's monotonic
+    /// changes its files, and the directory may be deleted while they run. The files must not be written
+    /// or truncated: machines map them, and a page that a file no longer has ends QEMU or, with KVM,
+    /// the machine or this process (SIGBUS). On tmpfs a machine allocates the holes of the files that it
+    /// accesses, so a full tmpfs does the same. The guest's monotonic
     /// clock continues from the save; its wall clock is late by the time that has passed since. All
     /// of them have the same random number generator, and the same kernel addresses.
     ///

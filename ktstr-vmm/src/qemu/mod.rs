@@ -1,8 +1,9 @@
 //! QEMU as an [`Engine`]: one process per machine, which emulates its CPUs (TCG).
 //!
 //! A machine has no name in the file system: QMP and the ports are socket pairs, the console is a
-//! pipe and guest memory a memfd, all inherited by QEMU. Only a saved machine is in files. So machines do not interfere with each
-//! other, and nothing is left behind, however this process ends.
+//! pipe and guest memory a memfd, all inherited by QEMU. So machines do not interfere with each
+//! other, and nothing is left behind, however this process ends, except for the files of a save that
+//! it interrupts.
 //!
 //! Sources: QEMU 10.0, qemu-options.hx (options), docs/interop/qmp-spec.rst (QMP).
 

@@ -1,4 +1,4 @@
-//! Devices whose state is saved and restored; the memory stays.
+//! The saved state of devices, restored into new devices with the same guest memory.
 
 use ktstr_vmm::kvm::{Devices, DevicesState, StateError};
 
@@ -6,7 +6,7 @@ use crate::driver::*;
 
 const ALL: u64 = F_MULTIPORT | F_EVENT_IDX | F_VERSION_1;
 
-/// Saves the devices of a guest and goes on with restored ones.
+/// Saves the devices of a guest and replaces them by restored ones.
 fn fork(guest: &mut Guest, ports: &[&str]) {
     let state = guest.devices.save();
     let bytes = state.encode();
@@ -164,7 +164,7 @@ fn restore_refuses_the_state_of_other_devices() {
     }
 }
 
-/// Whatever a state says, devices that accept it behave like those of a hostile driver.
+/// Devices that accept a changed state behave like those of a hostile driver.
 #[test]
 fn restore_survives_any_changed_byte() {
     let mut guest = Guest::booted(&["a"]);

@@ -5,7 +5,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use ktstr_vmm::kvm::Devices;
+use ktstr_vmm::kvm::{Devices, DevicesState};
 
 use crate::board::FakeBoard;
 
@@ -50,6 +50,26 @@ pub(crate) fn fuzz_queues(data: &[u8]) {
     });
 }
 
+/// Restores devices from the saved state that the first bytes are, after their number in 16 bits, and
+/// runs them with the guest that the other bytes describe.
+///
+/// # Panics
+///
+/// If the devices do, or if a state that is accepted has another encoding.
+pub(crate) fn fuzz_state(data: &[u8]) {
+    let mut guest = Guest::new(data);
+    let len = usize::from(guest.word()).min(guest.rest.len());
+    let (bytes, rest) = guest.rest.split_at(len);
+    let Ok(state) = DevicesState::decode(bytes) else { return };
+    assert_eq!(state.encode(), bytes);
+    let Ok(devices) = Devices::restore(&names(), &state) else { return };
+    (guest.devices, guest.rest) = (devices, rest);
+    guest.run(|guest| {
+        let kind = guest.byte() & 15;
+        guest.step(kind);
+    });
+}
+
 /// Runs devices with the guest that the bytes describe, which accesses ports and registers.
 ///
 /// # Panics
@@ -64,6 +84,10 @@ pub(crate) fn fuzz_registers(data: &[u8]) {
     guest.check_config();
 }
 
+fn names() -> [String; PORTS] {
+    ["a".to_owned(), "b".to_owned()]
+}
+
 struct Guest<'a> {
     devices: Devices,
     board: FakeBoard,
@@ -72,9 +96,7 @@ struct Guest<'a> {
 
 impl<'a> Guest<'a> {
     fn new(data: &'a [u8]) -> Self {
-        let names = ["a".to_owned(), "b".to_owned()];
-        assert_eq!(names.len(), PORTS);
-        Self { devices: Devices::new(&names), board: FakeBoard::new(&MEMORY), rest: data }
+        Self { devices: Devices::new(&names()), board: FakeBoard::new(&MEMORY), rest: data }
     }
 
     /// Runs steps until there are no more bytes.
@@ -87,6 +109,15 @@ impl<'a> Guest<'a> {
             self.board.console.take();
         }
         self.devices.is_drained();
+        self.check_save();
+    }
+
+    /// Checks that the devices can be saved and restored, whatever the guest did to them.
+    fn check_save(&self) {
+        let state = self.devices.save();
+        let decoded = DevicesState::decode(&state.encode()).expect("it was just encoded");
+        let restored = Devices::restore(&names(), &decoded).expect("its devices are the same");
+        assert_eq!(restored.save(), state);
     }
 
     fn byte(&mut self) -> u8 {
@@ -359,6 +390,31 @@ mod tests {
             fuzz_queues(&bytes(seed, 1200));
             fuzz_registers(&bytes(seed, 300));
         }
+    }
+
+    #[test]
+    fn devices_survive_random_states() {
+        let guest = Guest::new(&[]);
+        guest.boot();
+        guest.devices.send(0, b"unread").unwrap();
+        let state = guest.devices.save().encode();
+        let mut accepted = 0;
+        for seed in 0..1000 {
+            // A few bytes differ from a state that is one.
+            let mut state = state.clone();
+            for change in bytes(seed, 12).chunks(3) {
+                let at = usize::from(change[0]) << 8 | usize::from(change[1]);
+                let at = at % state.len();
+                state[at] = change[2];
+            }
+            let decoded = DevicesState::decode(&state);
+            accepted += usize::from(decoded.is_ok_and(|s| Devices::restore(&names(), &s).is_ok()));
+            let mut data = (state.len() as u16).to_le_bytes().to_vec();
+            data.extend(state);
+            data.extend(bytes(seed, 300));
+            fuzz_state(&data);
+        }
+        assert!(accepted > 100, "{accepted}");
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl QemuVm {
     fn load(&mut self, state: &str) -> Result<(), Error> {
         self.command("qmp_capabilities")?;
         self.set_migration_capabilities()?;
-        self.migrate("restore", "migrate-incoming", state)?;
+        self.migrate("restore", "migrate-incoming", state, ANSWER_TIMEOUT)?;
         // Before the CPUs run: a guest that ends at once leaves its memory readable.
         let first = self.threads()?.first().copied();
         let none = || Error::Protocol("a machine without CPUs".to_owned());
@@ -197,16 +197,17 @@ impl QemuVm {
         self.command_with("migrate-set-capabilities", Some(&capabilities)).map(drop)
     }
 
-    /// Starts a migration to or from a URI of QEMU and waits until it has ended.
+    /// Starts a migration to or from a URI of QEMU and waits until it has ended, or else cancels it.
     fn migrate(
         &mut self,
         operation: &'static str,
         command: &'static str,
         uri: &str,
+        timeout: Duration,
     ) -> Result<(), Error> {
         self.migration = None;
         self.command_with(command, Some(&json!({ "uri": uri })))?;
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let deadline = Instant::now() + timeout;
         loop {
             match self.migration {
                 Some(Migration::Completed) => return Ok(()),
@@ -218,11 +219,27 @@ impl QemuVm {
                 }
                 None if self.exited.is_some() => return Err(Error::Gone { operation }),
                 None if Instant::now() >= deadline => {
-                    return Err(Error::Timeout { command, seconds: ANSWER_TIMEOUT.as_secs() });
+                    // QEMU stops the CPUs when a migration completes, so that a machine which runs on
+                    // would stop at any later time.
+                    self.command("migrate_cancel")?;
+                    return Err(Error::Timeout { command, seconds: timeout.as_secs() });
                 }
                 None => self.poll_once(deadline)?,
             }
         }
+    }
+
+    /// Waits until the CPUs can run again after a migration. QEMU reports its end shortly before that,
+    /// in the state `finish-migrate`, in which it refuses `cont` (monitor/qmp-cmds.c, `qmp_cont`).
+    fn wait_migration_over(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        while self.command("query-status")?["status"] == "finish-migrate" {
+            if Instant::now() >= deadline {
+                let seconds = ANSWER_TIMEOUT.as_secs();
+                return Err(Error::Timeout { command: "migrate", seconds });
+            }
+        }
+        Ok(())
     }
 
     /// Writes the files of the paused machine.
@@ -230,7 +247,7 @@ impl QemuVm {
         let mut writer = SaveWriter::new(dir)?;
         let state = writer.create_state()?;
         self.set_migration_capabilities()?;
-        self.migrate("save", "migrate", &format!("file:{state}"))?;
+        self.migrate("save", "migrate", &format!("file:{state}"), ANSWER_TIMEOUT)?;
         for (memory, size) in self.memory.files() {
             writer.add_memory(memory, size)?;
         }
@@ -523,7 +540,10 @@ impl Vm for QemuVm {
             None => self.save_paused(dir),
         };
         // Whether or not it was saved, the machine continues.
-        let resumed = if was_running { self.resume() } else { Ok(()) };
+        let resumed = match was_running {
+            true => self.wait_migration_over().and_then(|()| self.resume()),
+            false => Ok(()),
+        };
         saved.and(resumed)
     }
 

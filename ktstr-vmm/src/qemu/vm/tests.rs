@@ -196,11 +196,17 @@ const SAVING: &str = r#"
     ok; ok
     receive; state=${command#*file:}; state=${state%%\"*}
 "#;
-/// Answers `cont`, and writes to the port if it was that command.
+/// Answers all commands as a QEMU that still ends a migration at the first one, and writes to the port
+/// after `cont`, which it refuses until then.
 const CONTINUED: &str = r#"
-    receive; send "{\"return\": {}, \"id\": $id}"
-    case $command in *'"cont"'*) printf on >&"$port" ;; esac
-    exec sleep 60
+    state=finish-migrate
+    while receive; do
+        case "$command $state" in
+        *'"cont"'*finish-migrate) send "{\"error\": {\"desc\": \"not finalized\"}, \"id\": $id}" ;;
+        *'"cont"'*) send "{\"return\": {}, \"id\": $id}"; printf on >&"$port" ;;
+        *) send "{\"return\": {\"status\": \"$state\"}, \"id\": $id}"; state=postmigrate ;;
+        esac
+    done
 "#;
 
 /// Returns the names of the files in a directory.
@@ -264,6 +270,21 @@ fn save_reports_a_refused_migration_and_continues() {
     assert_eq!(error.to_string(), "the engine refused `migrate`: no file:");
     assert_eq!(names(dir.path()), [""; 0]);
     assert_continues(&mut vm);
+}
+
+#[test]
+fn migrate_cancels_a_migration_that_takes_too_long() {
+    let mut vm = boot(
+        r#"ok; ok; ok; receive
+        case $command in *'"migrate_cancel"'*) printf cancelled >&"$port" ;; esac
+        send "{\"return\": {}, \"id\": $id}"
+        exec sleep 60"#,
+    )
+    .unwrap();
+    let error = vm.migrate("save", "migrate", "file:/state", Duration::ZERO).unwrap_err();
+    assert!(matches!(error, Error::Timeout { command: "migrate", .. }), "{error}");
+    let cancelled = Event::Port { port: 0, bytes: b"cancelled".to_vec() };
+    assert_eq!(vm.next_event(Instant::now() + Duration::from_secs(30)).unwrap(), cancelled);
 }
 
 #[test]

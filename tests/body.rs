@@ -221,7 +221,7 @@ fn all_output_arrived(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-#[ktstr_test(cores = 1, kaslr = false, post_vm = kaslr_was_off)]
+#[ktstr_test(cores = 1, fresh, kaslr = false, post_vm = kaslr_was_off)]
 fn kaslr_false_disables_kaslr(_: &Ctx) -> Result<AssertResult> {
     let cmdline = fs::read_to_string("/proc/cmdline")?;
     ensure!(cmdline.split(' ').any(|word| word == "nokaslr"), "{cmdline}");
@@ -239,7 +239,7 @@ fn kaslr_was_off(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-#[ktstr_test(cores = 1, post_vm = pti_is_disabled_if_emulated)]
+#[ktstr_test(cores = 1, fresh, post_vm = pti_is_disabled_if_emulated)]
 fn page_table_isolation_is_disabled_if_emulated(_: &Ctx) -> Result<AssertResult> {
     let meltdown = fs::read_to_string(MELTDOWN)?;
     ensure!(!has_pti_off()? || meltdown == "Vulnerable\n", "{meltdown}");
@@ -253,7 +253,7 @@ fn pti_is_disabled_if_emulated(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-#[ktstr_test(cores = 1, mitigations = true, post_vm = pti_is_not_disabled)]
+#[ktstr_test(cores = 1, fresh, mitigations = true, post_vm = pti_is_not_disabled)]
 fn mitigations_keep_page_table_isolation(_: &Ctx) -> Result<AssertResult> {
     let meltdown = fs::read_to_string(MELTDOWN)?;
     ensure!(!has_pti_off()? && meltdown != "Vulnerable\n", "{meltdown}");
@@ -265,7 +265,7 @@ fn pti_is_not_disabled(result: &VmResult) -> Result<()> {
     Ok(())
 }
 
-#[ktstr_test(cores = 1, post_vm = kernel_took_the_rate)]
+#[ktstr_test(cores = 1, fresh, post_vm = kernel_took_the_rate)]
 fn emulated_guests_have_the_rate_of_the_tsc(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }

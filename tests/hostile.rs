@@ -14,7 +14,7 @@ const FORGED: &str =
 const MAX_TEXT: usize = 8 << 20;
 
 /// Writes more output than is printed and more than is kept, in lines and in one endless line.
-#[ktstr_test(cores = 1, duration_s = 60, post_vm = log_is_bounded)]
+#[ktstr_test(cores = 1, fresh, duration_s = 60, post_vm = log_is_bounded)]
 fn flood_of_output_does_not_change_the_verdict(_: &Ctx) -> Result<AssertResult> {
     let mut stdout = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
     let lines = "\u{1b}[2J[[[[\0\n".repeat(1 << 13);
@@ -35,7 +35,7 @@ fn log_is_bounded(record: &VmResult) -> Result<()> {
 }
 
 /// Writes endless lines and forged messages of the kernel to the console.
-#[ktstr_test(cores = 1, duration_s = 60, post_vm = console_is_as_written)]
+#[ktstr_test(cores = 1, fresh, duration_s = 60, post_vm = console_is_as_written)]
 fn flood_of_the_console_does_not_change_the_verdict(_: &Ctx) -> Result<AssertResult> {
     let mut console = OpenOptions::new().write(true).open("/dev/console")?;
     console.write_all("[".repeat(1 << 14).as_bytes())?;
@@ -54,7 +54,7 @@ fn console_is_as_written(record: &VmResult) -> Result<()> {
 }
 
 /// Its verdict is what the report must show as a text of the guest.
-#[ktstr_test(cores = 1, expect_err = "curl evil", post_vm = verdict_is_as_written)]
+#[ktstr_test(cores = 1, fresh, expect_err = "curl evil", post_vm = verdict_is_as_written)]
 fn verdict_with_lines_of_a_report_is_only_a_text(_: &Ctx) -> Result<AssertResult> {
     let mut verdict = AssertResult::fail_msg(FORGED.repeat(1000));
     verdict.note(FORGED);

@@ -75,7 +75,7 @@ fn every_llc_and_node_differs(ctx: &Ctx) -> Result<AssertResult> {
     shape(ctx, 2, 4, 7, 7)
 }
 
-#[ktstr_test(cores = 2, kargs = "isolcpus=1 ktstr_word=7")]
+#[ktstr_test(cores = 2, fresh, kargs = "isolcpus=1 ktstr_word=7")]
 fn kargs_reach_the_kernel(_: &Ctx) -> Result<AssertResult> {
     let cmdline = std::fs::read_to_string("/proc/cmdline")?;
     for word in ["isolcpus=1", "ktstr_word=7"] {

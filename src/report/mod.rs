@@ -213,7 +213,7 @@ fn machine(text: &mut String, record: &RunRecord) {
 fn describe_forked(forked: &RunRecord) -> String {
     let how = forked.start.as_ref().map(describe_start).unwrap_or_default();
     let reasons = judge(forked).err().unwrap_or_default().join("; ");
-    format!("the run before this one failed in a guest {how}: {reasons}")
+    format!("it failed before in a guest that was {how}: {reasons}")
 }
 
 /// Formats `booted`, or `forked from a guest booted 12 s ago`.
@@ -357,6 +357,44 @@ mod tests {
             "", ""
         );
         assert_eq!(render(&failed(), Style::PLAIN), want);
+    }
+
+    #[test]
+    fn render_shows_how_the_guest_started() {
+        let seconds = |seconds| Duration::from_secs(seconds);
+        let forked = |age| Start::Forked { template_age: age, uses: 3 };
+        for (start, want) in [
+            (Start::Booted { saved_in: None }, "guest     booted\n"),
+            (
+                Start::Booted { saved_in: Some(Duration::from_millis(240)) },
+                "guest     booted, and saved in 0.2 s to fork others from it\n",
+            ),
+            (forked(seconds(12)), "guest     forked from a guest booted 12 s ago\n"),
+            (forked(seconds(600)), "guest     forked from a guest booted 10 min ago\n"),
+            (forked(seconds(9000)), "guest     forked from a guest booted 2.5 h ago\n"),
+        ] {
+            let record = RunRecord { start: Some(start), ..failed() };
+            let text = render(&record, Style::PLAIN);
+            assert!(text.contains(want), "{text}");
+            let verb = if want.contains("forked") { "forked" } else { "booted" };
+            assert!(text.contains(&format!("{verb} 3.3x slower than native")), "{text}");
+        }
+    }
+
+    #[test]
+    fn report_shows_the_failed_run_in_a_forked_guest() {
+        let start = Some(Start::Forked { template_age: Duration::from_secs(12), uses: 3 });
+        let forked = Some(Box::new(RunRecord { start, ..failed() }));
+        let want = "it failed before in a guest that was forked from a guest booted 12 s ago: \
+                    fail: check: 5 of 4 CPUs are busy";
+        let both_failed =
+            RunRecord { forked, start: Some(Start::Booted { saved_in: None }), ..failed() };
+        let text = render(&both_failed, Style::PLAIN);
+        assert!(text.contains(&format!("  repeated  {want}\n")), "{text}");
+        let end = RunEnd::Verdict(AssertResult::pass());
+        let passed = RunRecord { end, kernel_events: Vec::new(), ..both_failed };
+        let notices = notices(&passed, &Passed::AsExpected);
+        assert!(notices[0] == format!("test: passed in a booted guest; {want}"), "{notices:?}");
     }
 
     /// Every text of a guest that a report shows, with everything that a hostile one would put into it.

@@ -319,6 +319,20 @@ mod tests {
     }
 
     #[test]
+    fn run_that_failed_in_a_forked_guest_keeps_that_console() {
+        let root = tempfile::tempdir().unwrap();
+        let mut record = record("test");
+        begin_in(root.path(), &mut record);
+        record.forked = Some(Box::new(record.clone()));
+        record.passed = Some(true);
+        finish(&mut record);
+        let files = &record.artifacts.as_ref().unwrap().files;
+        assert_eq!(files, &["forked-console.log", "forked-body.log"]);
+        let console = fs::read_to_string(directory(&record).join("forked-console.log")).unwrap();
+        assert_eq!(console, "the console");
+    }
+
+    #[test]
     fn artifacts_are_written_for_any_name_and_path() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().join(OsStr::from_bytes(b"root \xff"));

@@ -90,15 +90,15 @@ pub fn engine() -> Result<(String, String)> {
     Ok((choice.engine.describe(), choice.reason.clone()))
 }
 
-/// Runs the body of `entry`, which is in `program`, in a virtual machine and returns the record of
-/// the run, whatever its verdict. Calls no hooks, ignores `expect_err`, and writes no files.
+/// Runs the body of `entry`, which is in `program`, in a virtual machine that it boots, and returns the
+/// record of the run, whatever its verdict. Calls no hooks, ignores `expect_err`, and writes no files.
 ///
 /// # Errors
 ///
 /// If the machine cannot be prepared: no kernel, no engine, no initramfs.
 pub fn run_in_vm(entry: &TestEntry, program: Program) -> Result<VmResult> {
     let mut record = record::begin(entry);
-    fill_in_vm(entry, program, may_fork(entry)?, &mut record)?;
+    fill_in_vm(entry, program, false, &mut record)?;
     Ok(record)
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct Prepared {
     /// The arguments of PID 1.
     arguments: Vec<String>,
     /// The guest to fork, or to save for later tests.
-    template: Option<Template>,
+    pub(super) template: Option<Template>,
     /// Keeps an initramfs without a name open.
     _initramfs: Option<File>,
 }

@@ -2,6 +2,7 @@
 
 mod fork;
 mod freeze;
+mod template;
 
 use std::fs;
 use std::path::Path;
@@ -15,6 +16,7 @@ use ktstr_core::result::{ClockSpan, GuestExit, RunPhase};
 use ktstr_core::wire::{Request, RunRequest};
 
 use super::initramfs::GuestFiles;
+use super::session::RunOutcome;
 use super::{MachineRequest, Prepared, Program, RunLimits};
 
 #[ktstr_test(cores = 1)]
@@ -88,12 +90,16 @@ fn end_of(path: &str, spoil: impl FnOnce(&mut Prepared, &Path)) -> RunEnd {
 
 /// Runs the test at this path on the machine.
 fn run(prepared: &Prepared, path: &str) -> RunEnd {
+    outcome(prepared, path).end
+}
+
+fn outcome(prepared: &Prepared, path: &str) -> RunOutcome {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
     let limits = RunLimits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
     let request =
         RunRequest { test, machine: prepared.spec.clone(), env: Vec::new(), restored: None };
-    prepared.run(Request::Run(request), limits, &mut |_| None).unwrap().end
+    prepared.run(Request::Run(request), limits, &mut |_| None).unwrap()
 }
 
 fn init_failure(end: RunEnd) -> String {

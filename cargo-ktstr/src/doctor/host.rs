@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use ktstr::provision::{Cache, disk_usage, megabytes};
-use ktstr::runner::probe;
+use ktstr::runner::{self, probe};
 
 use super::{Finding, Mark};
 
@@ -61,6 +61,20 @@ pub(super) fn cache(cache: &Cache) -> Finding {
         }
         Err(error) => Finding::new(Mark::Problem, "cache", format!("{error:#}"))
             .fix("export KTSTR_CACHE_DIR=/path/to/directory"),
+    }
+}
+
+/// Shows what the guests take that were saved for others to be forked from.
+pub(super) fn templates(cache: &Cache) -> Finding {
+    match runner::template_usage(cache) {
+        Ok(usage) => {
+            let (used, limit) = (megabytes(usage.bytes), megabytes(usage.limit));
+            let text = format!("{} saved guests, {used} (KTSTR_CACHE_MAX: {limit})", usage.count);
+            Finding::new(Mark::Ok, "forks", text)
+        }
+        Err(error) => {
+            Finding::new(Mark::Problem, "forks", format!("{error:#}")).fix("unset KTSTR_CACHE_MAX")
+        }
     }
 }
 

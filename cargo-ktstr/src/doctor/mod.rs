@@ -48,6 +48,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     findings.extend(needs::kernels(&cache, &tools)?);
     findings.push(host::memory());
     findings.push(host::cache(&cache));
+    findings.push(host::templates(&cache));
     findings.push(host::tools(&tools));
     findings.push(host::cgroups());
     print!("{}", render(&findings, Style::from_env()));

@@ -24,21 +24,15 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn add_console(&mut self, bytes: Vec<u8>) -> Result<(), Error> {
-        self.add(bytes, Event::Console)
-    }
-
-    pub(super) fn add_port(&mut self, port: usize, bytes: Vec<u8>) -> Result<(), Error> {
-        self.add(bytes, |bytes| Event::Port { port, bytes })
-    }
-
-    fn add(&mut self, bytes: Vec<u8>, event: impl FnOnce(Vec<u8>) -> Event) -> Result<(), Error> {
-        if bytes.is_empty() {
+    /// Adds bytes of the console or of a port, if there are any.
+    pub(super) fn add(&mut self, event: Event) -> Result<(), Error> {
+        let length = length(&event);
+        if length == 0 {
             return Ok(());
         }
-        self.queued += EVENT_OVERHEAD + bytes.len();
-        self.received += bytes.len() as u64;
-        self.events.push_back(event(bytes));
+        self.queued += EVENT_OVERHEAD + length;
+        self.received += length as u64;
+        self.events.push_back(event);
         if self.queued > MAX_QUEUED {
             let direction = "for the caller to read them";
             return Err(Error::Overflow { limit_mib: MAX_QUEUED >> 20, direction });
@@ -60,9 +54,7 @@ impl Inbox {
 
     pub(super) fn pop(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
-        if let Event::Console(bytes) | Event::Port { bytes, .. } = &event {
-            self.queued -= EVENT_OVERHEAD + bytes.len();
-        }
+        self.queued -= EVENT_OVERHEAD + length(&event);
         Some(event)
     }
 
@@ -81,6 +73,13 @@ impl Inbox {
     }
 }
 
+fn length(event: &Event) -> usize {
+    match event {
+        Event::Console(bytes) | Event::Port { bytes, .. } => bytes.len(),
+        Event::Exited(_) | Event::Deadline => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,9 +87,9 @@ mod tests {
     #[test]
     fn pop_returns_events_in_order() {
         let mut inbox = Inbox::default();
-        inbox.add_console(b"one".to_vec()).unwrap();
-        inbox.add_port(2, Vec::new()).unwrap();
-        inbox.add_port(1, b"two".to_vec()).unwrap();
+        inbox.add(Event::Console(b"one".to_vec())).unwrap();
+        inbox.add(Event::Port { port: 2, bytes: Vec::new() }).unwrap();
+        inbox.add(Event::Port { port: 1, bytes: b"two".to_vec() }).unwrap();
         assert_eq!(inbox.received(), 6);
         assert_eq!(inbox.pop(), Some(Event::Console(b"one".to_vec())));
         assert_eq!(inbox.pop(), Some(Event::Port { port: 1, bytes: b"two".to_vec() }));
@@ -101,14 +100,15 @@ mod tests {
     #[test]
     fn add_limits_the_waiting_bytes() {
         let mut inbox = Inbox::default();
-        inbox.add_console(vec![b'x'; MAX_QUEUED - EVENT_OVERHEAD]).unwrap();
-        assert!(inbox.add_console(vec![b'x']).is_err());
+        inbox.add(Event::Console(vec![b'x'; MAX_QUEUED - EVENT_OVERHEAD])).unwrap();
+        assert!(inbox.add(Event::Console(vec![b'x'])).is_err());
     }
 
     #[test]
     fn add_counts_the_memory_of_small_events() {
         let mut inbox = Inbox::default();
-        let added = (0..2 << 20).take_while(|_| inbox.add_port(0, vec![b'x']).is_ok()).count();
+        let event = Event::Port { port: 0, bytes: vec![b'x'] };
+        let added = (0..2 << 20).take_while(|_| inbox.add(event.clone()).is_ok()).count();
         let slots = inbox.events.capacity() * size_of::<Event>();
         assert!(slots <= MAX_QUEUED, "{slots} bytes for {added} events");
         assert!(added > MAX_QUEUED / 256, "{added}");

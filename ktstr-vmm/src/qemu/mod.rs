@@ -76,11 +76,11 @@ impl Engine for Qemu {
 
     /// Starts QEMU, which is killed when the calling *thread* ends: it must outlive the machine.
     fn boot(&self, config: &VmConfig) -> Result<Box<dyn Vm>, Error> {
-        Ok(Box::new(vm::QemuVm::boot(&self.argv, &self.version, self.cpu, config)?))
+        Ok(Box::new(vm::QemuVm::boot(self, config)?))
     }
 
     fn restore(&self, config: &VmConfig, dir: &Path) -> Result<Box<dyn Vm>, Error> {
-        Ok(Box::new(vm::QemuVm::restore(&self.argv, &self.version, self.cpu, config, dir)?))
+        Ok(Box::new(vm::QemuVm::restore(self, config, dir)?))
     }
 }
 

@@ -12,8 +12,6 @@ const MAX_LINE: usize = 1 << 20;
 /// A message of QEMU.
 #[derive(Debug, PartialEq)]
 pub(super) enum QmpMessage {
-    /// The first message, with version and capabilities.
-    Greeting,
     /// A command was carried out.
     Return { id: u64, value: Value },
     /// A command failed.
@@ -32,8 +30,8 @@ pub(super) enum QmpMessage {
         /// Such as `completed`.
         status: String,
     },
-    /// Another event.
-    OtherEvent,
+    /// The greeting, or another event.
+    Other,
 }
 
 /// Formats a command with its arguments, if any; the answer contains its `id`.
@@ -91,7 +89,7 @@ fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
     let value: Value = serde_json::from_slice(line).map_err(|_| not_qmp())?;
     let id = value.get("id").and_then(Value::as_u64);
     if value.get("QMP").is_some() {
-        Ok(QmpMessage::Greeting)
+        Ok(QmpMessage::Other)
     } else if let Some(name) = value.get("event").and_then(Value::as_str) {
         let data = |pointer| {
             value.pointer(pointer).and_then(Value::as_str).map(str::to_owned).ok_or_else(not_qmp)
@@ -99,7 +97,7 @@ fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
         match name {
             "SHUTDOWN" => Ok(QmpMessage::Shutdown { reason: data("/data/reason")? }),
             "MIGRATION" => Ok(QmpMessage::Migration { status: data("/data/status")? }),
-            _ => Ok(QmpMessage::OtherEvent),
+            _ => Ok(QmpMessage::Other),
         }
     } else if let Some(error) = value.get("error") {
         let desc = error.get("desc").and_then(Value::as_str).ok_or_else(not_qmp)?;
@@ -128,9 +126,9 @@ mod tests {
 
     fn session() -> Vec<QmpMessage> {
         vec![
-            QmpMessage::Greeting,
+            QmpMessage::Other,
             QmpMessage::Return { id: 1, value: serde_json::json!({}) },
-            QmpMessage::OtherEvent,
+            QmpMessage::Other,
             QmpMessage::Return {
                 id: 2,
                 value: serde_json::json!({ "status": "paused", "running": false }),

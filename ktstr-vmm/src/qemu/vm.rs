@@ -3,7 +3,6 @@
 //! There is one thread. Whatever it waits for, [`QemuVm::poll_once`] also moves the data of every
 //! other stream, so QEMU never blocks on a reader that waits for QEMU.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::args::{self, CpuModel, Inherited, StartFrom};
+use super::Qemu;
+use super::args::{self, Inherited, StartFrom};
 use super::channel::Channel;
 use super::inbox::Inbox;
 use super::memory::GuestMemory;
@@ -84,47 +84,35 @@ enum Source {
 
 impl QemuVm {
     /// Starts QEMU and then the guest's CPUs.
-    pub(super) fn boot(
-        argv: &[OsString],
-        version: &str,
-        cpu: CpuModel,
-        config: &VmConfig,
-    ) -> Result<Self, Error> {
+    pub(super) fn boot(qemu: &Qemu, config: &VmConfig) -> Result<Self, Error> {
         config.check()?;
         let memory = GuestMemory::new(config)?;
         room::check(config, memory.low())?;
-        let identity = args::identity(config, version, cpu);
+        let identity = args::identity(config, &qemu.version, qemu.cpu);
         let inherit = Inherit::default();
-        let mut vm = Self::spawn(argv, cpu, config, StartFrom::Kernel, memory, inherit, identity)?;
+        let mut vm = Self::spawn(qemu, config, StartFrom::Kernel, memory, inherit, identity)?;
         vm.start().map_err(|error| vm.start_error(error))?;
         Ok(vm)
     }
 
     /// Starts QEMU with the state and the memory of the machine saved in `dir`, and then its CPUs.
-    pub(super) fn restore(
-        argv: &[OsString],
-        version: &str,
-        cpu: CpuModel,
-        config: &VmConfig,
-        dir: &Path,
-    ) -> Result<Self, Error> {
+    pub(super) fn restore(qemu: &Qemu, config: &VmConfig, dir: &Path) -> Result<Self, Error> {
         config.check()?;
-        let identity = args::identity(config, version, cpu);
+        let identity = args::identity(config, &qemu.version, qemu.cpu);
         let node_sizes = config.node_sizes_mib().map(|mib| mib << 20);
         let SavedFiles { state, memory } = SavedFiles::open(dir, &identity, node_sizes)?;
         let memory = GuestMemory::saved(config, memory);
         let start = StartFrom::SavedMachine;
         let mut inherit = Inherit::default();
         let state = format!("file:/proc/self/fd/{}", inherit.add(&state)?);
-        let mut vm = Self::spawn(argv, cpu, config, start, memory, inherit, identity)?;
+        let mut vm = Self::spawn(qemu, config, start, memory, inherit, identity)?;
         vm.load(&state).map_err(|error| vm.start_error(error))?;
         Ok(vm)
     }
 
     /// Starts QEMU, whose CPUs do not run yet.
     fn spawn(
-        argv: &[OsString],
-        cpu: CpuModel,
+        qemu: &Qemu,
         config: &VmConfig,
         start: StartFrom,
         memory: GuestMemory,
@@ -140,9 +128,10 @@ impl QemuVm {
         let (ports, port_fds) = pairs.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let memory_fds = memory.files().map(|(fd, _)| inherit.add(fd)).collect::<Result<_, _>>()?;
         let fds = Inherited { qmp: qmp_fd, ports: port_fds, memory: memory_fds };
-        let args = args::build(config, &fds, cpu, tsc::host_khz(), start);
-        tracing::debug!(program = ?argv, ?args, "starting QEMU");
-        let (process, QemuOutput { stdout, stderr }) = QemuProcess::spawn(argv, &args, inherit)?;
+        let args = args::build(config, &fds, qemu.cpu, tsc::host_khz(), start);
+        tracing::debug!(program = ?qemu.argv, ?args, "starting QEMU");
+        let (process, QemuOutput { stdout, stderr }) =
+            QemuProcess::spawn(&qemu.argv, &args, inherit)?;
         Ok(Self {
             process,
             stderr,
@@ -365,14 +354,14 @@ impl QemuVm {
             Source::Stderr => self.inbox.add_stderr(&bytes),
             Source::Console => {
                 self.console_due = Instant::now() + CONSOLE_GATHER;
-                self.inbox.add_console(bytes)?;
+                self.inbox.add(Event::Console(bytes))?;
             }
             Source::Qmp => {
                 for message in self.parser.push(&bytes)? {
                     self.handle_message(message);
                 }
             }
-            Source::Port(index) => self.inbox.add_port(index, bytes)?,
+            Source::Port(port) => self.inbox.add(Event::Port { port, bytes })?,
         }
         Ok(count)
     }

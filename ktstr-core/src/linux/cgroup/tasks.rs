@@ -84,19 +84,8 @@ impl CgroupManager {
     }
 
     fn read_subtree(&self, cgroup: &Path) -> Result<Vec<i32>, Error> {
-        // ENODEV: removed while the file was open.
-        let gone =
-            |error: &Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
-        let mut pids = match read_pids(cgroup) {
-            Ok((pids, _)) => pids,
-            Err(error) if gone(&error) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let children = match self.children(cgroup) {
-            Ok(children) => children,
-            Err(error) if gone(&error) => Vec::new(),
-            Err(error) => return Err(error),
-        };
+        let mut pids = or_empty(read_pids(cgroup))?.0;
+        let children = or_empty(self.children(cgroup))?;
         for child in children {
             pids.extend(self.read_subtree(&child)?);
         }
@@ -299,6 +288,16 @@ impl CgroupManager {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns an empty value for a cgroup that does not exist. ENODEV: it was removed while the file was open.
+fn or_empty<T: Default>(read: Result<T, Error>) -> Result<T, Error> {
+    match read {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            Ok(T::default())
+        }
+        read => read,
     }
 }
 

@@ -19,11 +19,12 @@ send '{"QMP": {}}'
 
 /// Boots a bash script instead of QEMU. Not dash: it has no descriptors above 9.
 fn boot(script: &str) -> Result<QemuVm, Error> {
-    QemuVm::boot(&argv(script), "0", CpuModel::Intel, &config())
+    QemuVm::boot(&qemu(script), &config())
 }
 
-fn argv(script: &str) -> [OsString; 4] {
-    ["bash", "-c", &format!("{PRELUDE}{script}"), "qemu"].map(OsString::from)
+fn qemu(script: &str) -> Qemu {
+    let argv = ["bash", "-c", &format!("{PRELUDE}{script}"), "qemu"].map(Into::into);
+    Qemu::new(argv.to_vec(), "0")
 }
 
 fn config() -> VmConfig {
@@ -316,8 +317,8 @@ fn restore(script: &str) -> Result<QemuVm, Error> {
     for (memory, size) in memory.files() {
         save.add_memory(memory, size).unwrap();
     }
-    save.finish(&args::identity(&config(), "0", CpuModel::Intel)).unwrap();
-    QemuVm::restore(&argv(script), "0", CpuModel::Intel, &config(), dir.path())
+    save.finish(&args::identity(&config(), "0", args::CpuModel::Intel)).unwrap();
+    QemuVm::restore(&qemu(script), &config(), dir.path())
 }
 
 #[test]

@@ -6,6 +6,8 @@
 //! `/dev/kvm`.
 
 mod cgroup_stats;
+#[macro_use]
+mod named;
 pub mod guest;
 pub mod linux;
 pub mod model;

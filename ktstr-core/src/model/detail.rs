@@ -7,115 +7,61 @@ use serde::{Deserialize, Serialize};
 
 use super::measurement::{Limit, Measurement, Scope, compared};
 
-/// What a test concluded, ordered as [`AssertResult::merge`](super::verdict::AssertResult::merge)
-/// does: the greater outcome prevails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The test does not apply here.
-    Skip,
-    /// Every check passed.
-    Pass,
-    /// The checks could not decide; never a pass.
-    Inconclusive,
-    /// A check failed.
-    Fail,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Skip => "skip",
-            Self::Pass => "pass",
-            Self::Inconclusive => "inconclusive",
-            Self::Fail => "fail",
-        })
+named_enum! {
+    /// What a test concluded, ordered as [`AssertResult::merge`](super::verdict::AssertResult::merge)
+    /// does: the greater outcome prevails.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Outcome {
+        /// The test does not apply here.
+        Skip => "skip",
+        /// Every check passed.
+        Pass => "pass",
+        /// The checks could not decide; never a pass.
+        Inconclusive => "inconclusive",
+        /// A check failed.
+        Fail => "fail",
     }
 }
 
-/// What a detail is about. A check with a key in the attribute is displayed by that key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum DetailKind {
-    /// A worker process ended before it was stopped.
-    WorkerExited,
-    /// `not_stuck`: a worker completed no iteration for too long.
-    WorkerStuck,
-    /// `isolation`: a worker ran outside of its cpuset.
-    Isolation,
-    /// `max_gap_ms`.
-    Gap,
-    /// `max_spread_pct`.
-    Spread,
-    /// `max_throughput_cv`.
-    ThroughputCv,
-    /// `min_iteration_rate`.
-    IterationRate,
-    /// `min_work_rate`.
-    WorkRate,
-    /// `max_migration_ratio`.
-    MigrationRatio,
-    /// `max_p99_wake_latency_ns`.
-    WakeLatency,
-    /// `max_wake_latency_cv`.
-    WakeLatencyCv,
-    /// `min_page_locality`.
-    PageLocality,
-    /// `max_throttled_pct`.
-    Throttled,
-    /// `max_quota_error_pct`.
-    Quota,
-    /// `max_weight_error_pct`.
-    Weight,
-    /// `no_oom_kill`.
-    OomKill,
-    /// `max_cpu_pressure_pct`.
-    CpuPressure,
-    /// `max_memory_pressure_pct`.
-    MemoryPressure,
-    /// `max_io_pressure_pct`.
-    IoPressure,
-    /// How a payload ended.
-    PayloadEnd,
-    /// A metric of a payload.
-    PayloadMetric,
-    /// A claim of the test about its own number.
-    Claim,
-    /// The reason of a skip.
-    Skip,
-    /// Anything else, described by the message.
-    Other,
-}
-
-impl fmt::Display for DetailKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::WorkerExited => "worker exited early",
-            Self::WorkerStuck => "not_stuck",
-            Self::Isolation => "isolation",
-            Self::Gap => "max_gap_ms",
-            Self::Spread => "max_spread_pct",
-            Self::ThroughputCv => "max_throughput_cv",
-            Self::IterationRate => "min_iteration_rate",
-            Self::WorkRate => "min_work_rate",
-            Self::MigrationRatio => "max_migration_ratio",
-            Self::WakeLatency => "max_p99_wake_latency_ns",
-            Self::WakeLatencyCv => "max_wake_latency_cv",
-            Self::PageLocality => "min_page_locality",
-            Self::Throttled => "max_throttled_pct",
-            Self::Quota => "max_quota_error_pct",
-            Self::Weight => "max_weight_error_pct",
-            Self::OomKill => "no_oom_kill",
-            Self::CpuPressure => "max_cpu_pressure_pct",
-            Self::MemoryPressure => "max_memory_pressure_pct",
-            Self::IoPressure => "max_io_pressure_pct",
-            Self::PayloadEnd => "payload end",
-            Self::PayloadMetric => "payload metric",
-            Self::Claim => "claim",
-            Self::Skip => "skipped",
-            Self::Other => "check",
-        })
+named_enum! {
+    /// What a detail is about. A check with a key in the attribute is displayed by that key.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    #[non_exhaustive]
+    pub enum DetailKind {
+        /// A worker process ended before it was stopped.
+        WorkerExited => "worker exited early",
+        /// `not_stuck`: a worker completed no iteration for too long.
+        WorkerStuck => "not_stuck",
+        /// `isolation`: a worker ran outside of its cpuset.
+        Isolation => "isolation",
+        Gap => "max_gap_ms",
+        Spread => "max_spread_pct",
+        ThroughputCv => "max_throughput_cv",
+        IterationRate => "min_iteration_rate",
+        WorkRate => "min_work_rate",
+        MigrationRatio => "max_migration_ratio",
+        WakeLatency => "max_p99_wake_latency_ns",
+        WakeLatencyCv => "max_wake_latency_cv",
+        PageLocality => "min_page_locality",
+        Throttled => "max_throttled_pct",
+        Quota => "max_quota_error_pct",
+        Weight => "max_weight_error_pct",
+        OomKill => "no_oom_kill",
+        CpuPressure => "max_cpu_pressure_pct",
+        MemoryPressure => "max_memory_pressure_pct",
+        IoPressure => "max_io_pressure_pct",
+        /// How a payload ended.
+        PayloadEnd => "payload end",
+        /// A metric of a payload.
+        PayloadMetric => "payload metric",
+        /// A claim of the test about its own number.
+        Claim => "claim",
+        /// The reason of a skip.
+        Skip => "skipped",
+        /// Anything else, described by the message.
+        Other => "check",
     }
 }
 

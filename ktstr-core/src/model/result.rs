@@ -146,25 +146,17 @@ impl fmt::Display for RunEnd {
     }
 }
 
-/// How a guest exits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GuestExit {
-    /// It powered off.
-    PoweredOff,
-    /// It reset itself, or crashed by a triple fault.
-    Reset,
-    /// The runner stopped it.
-    Stopped,
-}
-
-impl fmt::Display for GuestExit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PoweredOff => "it powered off",
-            Self::Reset => "it reset itself",
-            Self::Stopped => "the runner stopped it",
-        })
+named_enum! {
+    /// How a guest exits.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum GuestExit {
+        /// It powered off.
+        PoweredOff => "it powered off",
+        /// It reset itself, or crashed by a triple fault.
+        Reset => "it reset itself",
+        /// The runner stopped it.
+        Stopped => "the runner stopped it",
     }
 }
 
@@ -224,47 +216,31 @@ impl fmt::Display for InitFailure {
     }
 }
 
-/// The phases of a run, each named by what has been reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RunPhase {
-    /// Nothing has arrived from the guest.
-    Silent,
-    /// The kernel has written to the console.
-    Booting,
-    /// PID 1 has its request.
-    Ready,
-    /// The body runs.
-    Body,
-}
-
-impl fmt::Display for RunPhase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Silent => "before its kernel printed anything",
-            Self::Booting => "while it booted",
-            Self::Ready => "before the body started",
-            Self::Body => "while the body ran",
-        })
+named_enum! {
+    /// The phases of a run, each named by what has been reached.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum RunPhase {
+        /// Nothing has arrived from the guest.
+        Silent => "before its kernel printed anything",
+        /// The kernel has written to the console.
+        Booting => "while it booted",
+        /// PID 1 has its request.
+        Ready => "before the body started",
+        /// The body runs.
+        Body => "while the body ran",
     }
 }
 
-/// A span of time that both guest and host measure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ClockSpan {
-    /// Since the guest's boot; on the host, since the engine's start.
-    Boot,
-    /// Since the body's start.
-    Body,
-}
-
-impl fmt::Display for ClockSpan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Boot => "since its boot",
-            Self::Body => "since the test body started",
-        })
+named_enum! {
+    /// A span of time that both guest and host measure.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ClockSpan {
+        /// Since the guest's boot; on the host, since the engine's start.
+        Boot => "since its boot",
+        /// Since the body's start.
+        Body => "since the test body started",
     }
 }
 
@@ -277,45 +253,26 @@ pub struct KernelEvent {
     pub line: String,
 }
 
-/// Kinds of problems that a kernel reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum KernelEventKind {
-    /// The kernel panicked.
-    Panic,
-    /// A bug was caught in kernel code.
-    Oops,
-    /// A `WARN_ON` fired.
-    Warning,
-    /// A task was in uninterruptible sleep for too long.
-    HungTask,
-    /// RCU waited for a CPU for too long.
-    RcuStall,
-    /// A CPU did not reschedule for too long.
-    Lockup,
-    /// A process was killed because memory ran out.
-    OomKill,
-}
-
-impl KernelEventKind {
-    /// Returns its name in a report: `OOM kill`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Panic => "panic",
-            Self::Oops => "oops",
-            Self::Warning => "WARN",
-            Self::HungTask => "hung task",
-            Self::RcuStall => "RCU stall",
-            Self::Lockup => "lockup",
-            Self::OomKill => "OOM kill",
-        }
-    }
-}
-
-impl fmt::Display for KernelEventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+named_enum! {
+    /// Kinds of problems that a kernel reports.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    #[non_exhaustive]
+    pub enum KernelEventKind {
+        /// The kernel panicked.
+        Panic => "panic",
+        /// A bug was caught in kernel code.
+        Oops => "oops",
+        /// A `WARN_ON` fired.
+        Warning => "WARN",
+        /// A task was in uninterruptible sleep for too long.
+        HungTask => "hung task",
+        /// RCU waited for a CPU for too long.
+        RcuStall => "RCU stall",
+        /// A CPU did not reschedule for too long.
+        Lockup => "lockup",
+        /// A process was killed because memory ran out.
+        OomKill => "OOM kill",
     }
 }
 

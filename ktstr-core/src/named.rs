@@ -1,0 +1,27 @@
+//! Enums whose variants have names.
+
+/// Defines an enum whose `Display` form is the name that stands behind each variant.
+macro_rules! named_enum {
+    (
+        $(#[$meta:meta])*
+        pub enum $type:ident { $($(#[$doc:meta])* $variant:ident => $name:literal,)* }
+    ) => {
+        $(#[$meta])*
+        pub enum $type {
+            $($(#[$doc])* #[doc = concat!("Displayed as `", $name, "`.")] $variant,)*
+        }
+
+        impl $type {
+            /// Returns the text as which it is displayed.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}

@@ -119,6 +119,36 @@ fn named_variables_reach_the_body() -> Result<()> {
     Ok(())
 }
 
+/// Its input is that of PID 1; further descriptors of its own do not reach programs that it executes.
+#[ktstr_test(cores = 1)]
+fn body_has_no_descriptors_of_pid_1(_: &Ctx) -> Result<AssertResult> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let target = fs::read_link(entry.path())?.to_string_lossy().into_owned();
+        let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name()))?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:\t"));
+        let flags = i32::from_str_radix(flags.context("no flags in fdinfo")?, 8)?;
+        let kind = target.split('[').next().unwrap_or_default().to_owned();
+        files.push((kind, flags & libc::O_CLOEXEC != 0));
+    }
+    files.sort();
+    let own = [
+        // The directory that is listed.
+        (format!("/proc/{}/fd", std::process::id()), true),
+        ("/dev/console".to_owned(), false),
+        ("pipe:".to_owned(), false),
+        ("pipe:".to_owned(), false),
+        // Panics and messages.
+        ("pipe:".to_owned(), true),
+        ("socket:".to_owned(), true),
+    ];
+    let mut wanted = own.to_vec();
+    wanted.sort();
+    ensure!(files == wanted, "{files:?}");
+    Ok(AssertResult::pass())
+}
+
 /// `hackbench -T -g 30` has 1,200 sockets in one process.
 #[ktstr_test(cores = 1)]
 fn process_opens_thousands_of_descriptors(_: &Ctx) -> Result<AssertResult> {
@@ -339,6 +369,18 @@ fn body_is_the_main_thread_of_its_process(_: &Ctx) -> Result<AssertResult> {
     let tasks = fs::read_dir("/proc/self/task")?.count();
     ensure!(tasks == 1, "the process has {tasks} threads");
     Ok(AssertResult::pass())
+}
+
+#[ktstr_test(cores = 1, env = ["LD_PRELOAD=/nothing/here.so"], post_vm = log_has_only_the_loader)]
+fn loader_takes_the_variables_of_the_body(_: &Ctx) -> Result<AssertResult> {
+    Ok(AssertResult::pass())
+}
+
+/// A static program has no loader. In both cases, libtest's output is missing.
+fn log_has_only_the_loader(result: &VmResult) -> Result<()> {
+    let log = &result.log;
+    ensure!(log.lines().all(|line| line.starts_with("ERROR: ld.so: object '/nothing/")), "{log}");
+    Ok(())
 }
 
 #[ktstr_test(cores = 1, expect_err, post_vm = log_names_the_test)]

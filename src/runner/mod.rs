@@ -28,7 +28,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ktstr_core::guest::agent;
+use ktstr_core::guest::agent::{self, Harness};
 use ktstr_core::process;
 use ktstr_core::record::{BoundedMeasurements, Hook, HookError, RunRecord, Start, VmResult};
 use ktstr_core::registry::TestEntry;
@@ -53,11 +53,9 @@ pub use template::{TemplateUsage, usage as template_usage};
 pub type TestResult = Result<(), Failure>;
 
 /// Runs a test; the generated `#[test]` calls this. On the host, boots the virtual machine and judges the run.
-/// As PID 1, becomes the guest agent and never returns.
+/// In a guest, becomes the agent or the body and never returns.
 pub fn run(entry: &'static TestEntry) -> TestResult {
-    if agent::is_init() {
-        agent::init();
-    }
+    agent::run_if_guest(Harness::Libtest);
     ktstr_core::guest::logging::init();
     process::stop_ignoring_sigchld();
     parent::end_with_cargo();
@@ -70,12 +68,10 @@ pub fn run_without_libtest(entry: &TestEntry, command: &str) -> TestResult {
     run_and_judge(entry, || Ok(Program::this_program()), Some(command))
 }
 
-/// Runs the guest agent and never returns if this process is PID 1 of a guest. On the host, prepares this
-/// process for waiting for its children.
+/// Becomes the agent or the body, and never returns, in a guest. On the host, prepares this process for
+/// waiting for its children.
 pub fn init_if_guest() {
-    if agent::is_init() {
-        agent::init();
-    }
+    agent::run_if_guest(Harness::Main);
     process::stop_ignoring_sigchld();
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use ktstr_core::model::pid1;
 use ktstr_core::registry;
 
 use crate::this_program::THIS_PROGRAM;
@@ -21,13 +22,12 @@ impl Program {
     ///
     /// In the guest, the first test that libtest runs calls [`run`](super::run), which never returns in PID 1.
     /// The arguments are the same for every test of the binary, so that all of them boot the same initramfs.
-    /// The body inherits the arguments; none of them names its test.
+    /// A body has the name of its own test instead.
     pub(crate) fn this_test_binary() -> Result<Self> {
         let names = registry::names();
         ensure!(!names.is_empty(), "this binary has no #[ktstr_test]");
-        let options =
-            ["--exact", "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
-        let arguments = options.map(str::to_owned).into_iter().chain(names).collect();
+        let options = pid1::LIBTEST_OPTIONS.map(str::to_owned);
+        let arguments = options.into_iter().chain(names).collect();
         Ok(Self { arguments, ..Self::this_program() })
     }
 

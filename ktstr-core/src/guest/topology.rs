@@ -5,6 +5,7 @@ use std::path::Path;
 use std::{fmt, fs, io};
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 
 use crate::linux::cgroup::{format_list, parse_list};
 use crate::model::machine::Topology;
@@ -14,7 +15,7 @@ use crate::model::machine::Topology;
 /// Each list of lists is sorted by the first CPU.
 ///
 /// Source: Linux 6.12, Documentation/ABI/stable/sysfs-devices-system-cpu and -node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TestTopology {
     /// The online CPUs.
     pub cpus: Vec<u32>,

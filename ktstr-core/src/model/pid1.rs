@@ -3,6 +3,15 @@
 /// The variable that the kernel's command line sets in the environment of PID 1.
 pub const ENV: &str = "KTSTR_GUEST";
 
+/// The variable with the name of the test in the environment of a program that PID 1 executes for a body. The
+/// body does not have it.
+pub const BODY: &str = "KTSTR_BODY";
+
+/// The options of a test binary in the guest, before the names of the tests that it runs. Without them, libtest
+/// would run other tests too, or write more than two lines.
+pub const LIBTEST_OPTIONS: [&str; 5] =
+    ["--exact", "--include-ignored", "--nocapture", "--quiet", "--test-threads=1"];
+
 /// The program that is PID 1: the test binary, or another. The kernel runs `/init`, which executes it.
 pub const PROGRAM: &str = "/ktstr/program";
 

@@ -1,14 +1,16 @@
 //! Saves a guest that has booted and restores it: each copy carries out a request of its own.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ktstr::prelude::*;
 use ktstr_core::machine::MachineSpec;
-use ktstr_core::wire::{Decoder, Encoder, End, GuestMessage, Request, RunRequest};
+use ktstr_core::wire::{Decoder, Encoder, End, GuestMessage, Request, Restored, RunRequest};
 use ktstr_vmm::{Error, Event, ExitReason, Vm};
+use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::super::Prepared;
@@ -45,6 +47,55 @@ fn copied(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// Writes what copies of a guest must not have in common, and what they and a booted guest must.
+#[ktstr_test(cores = 1)]
+fn distinct(_: &Ctx) -> Result<AssertResult> {
+    let mut random = [0_u8; 16];
+    getrandom(&mut random, GetRandomFlags::empty())?;
+    println!("random {random:?}");
+    println!("order {:?}", HashSet::<u8>::from_iter(0..64));
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    println!("wall-clock {}", since_epoch.as_nanos());
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let own = maps.lines().filter(|line| !line.ends_with("[vsyscall]"));
+    let addresses: Vec<_> = own.filter_map(|line| line.split('-').next()).collect();
+    println!("addresses {}", addresses.join(" "));
+    println!("environment {:?}", environment()?);
+    println!("ready");
+    Ok(AssertResult::pass())
+}
+
+/// Returns what a process can see of its own state, except for what is random or has a number of its own.
+fn environment() -> Result<Vec<String>> {
+    let mut facts: Vec<_> = std::env::vars_os().map(|variable| format!("{variable:?}")).collect();
+    facts.sort();
+    for file in ["cmdline", "comm", "limits", "cgroup", "personality", "oom_score_adj"] {
+        facts.push(fs::read_to_string(Path::new("/proc/self").join(file))?);
+    }
+    let status = fs::read_to_string("/proc/self/status")?;
+    let names = "Umask PPid Threads SigBlk SigIgn SigCgt CapEff NoNewPrivs Seccomp Cpus_allowed";
+    for name in names.split(' ') {
+        let line = status.lines().find(|line| line.split(':').next() == Some(name));
+        facts.push(line.with_context(|| format!("no {name} in {status}"))?.to_owned());
+    }
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<_> = stat.rsplit_once(") ").context("no name in stat")?.1.split(' ').collect();
+    // proc_pid_stat(5): priority, nice, rt_priority, policy; the first after the name is field 3.
+    facts.extend([18, 19, 40, 41].map(|number| fields[number - 3].to_owned()));
+    let pid = rustix::process::getpid();
+    facts.push(format!("leads its session: {}", rustix::process::getsid(None)? == pid));
+    facts.push(std::env::current_dir()?.display().to_string());
+    for number in 0..100 {
+        let Ok(target) = fs::read_link(format!("/proc/self/fd/{number}")) else { continue };
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        let flags = info.lines().find(|line| line.starts_with("flags:")).context("no flags")?;
+        let target = target.display().to_string();
+        // Pipes and sockets have numbers.
+        facts.push(format!("{number} {} {flags}", target.split('[').next().unwrap_or_default()));
+    }
+    Ok(facts)
+}
+
 /// Returns the guest-physical address of a byte of this process.
 ///
 /// Source: Linux 6.12, admin-guide/mm/pagemap.rst.
@@ -61,6 +112,7 @@ fn physical_address(address: u64) -> Result<u64> {
 struct Guest {
     vm: Box<dyn Vm>,
     decoder: Decoder,
+    is_restored: bool,
     text: String,
     console: String,
     has_greeted: bool,
@@ -69,17 +121,32 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(vm: Box<dyn Vm>, decoder: Decoder) -> Self {
+    fn new(vm: Box<dyn Vm>, decoder: Decoder, is_restored: bool) -> Self {
         let (text, console) = (String::new(), String::new());
-        Self { vm, decoder, text, console, has_greeted: false, end: None, exited: None }
+        Self {
+            vm,
+            decoder,
+            is_restored,
+            text,
+            console,
+            has_greeted: false,
+            end: None,
+            exited: None,
+        }
     }
 
-    /// Sends the request, the first that the guest receives.
+    /// Requests `copied`.
     fn request(&mut self, spec: &MachineSpec, mark: &str, then: &str) {
         let test = super::test_name(concat!(module_path!(), "::copied"));
         let env = vec![(MARK.into(), mark.into()), (THEN.into(), then.into())];
-        let request = Request::Run(RunRequest { test, machine: spec.clone(), env, restored: None });
-        self.vm.send(0, &Encoder::default().encode(&request).unwrap()).unwrap();
+        let restored = self.is_restored.then(restored);
+        self.send(RunRequest { test, machine: spec.clone(), env, restored });
+    }
+
+    /// Sends the request, the first that the guest receives.
+    fn send(&mut self, request: RunRequest) {
+        let request = Encoder::default().encode(&Request::Run(request)).unwrap();
+        self.vm.send(0, &request).unwrap();
     }
 
     /// Handles the next event. Returns whether there was one.
@@ -140,6 +207,13 @@ impl Guest {
     }
 }
 
+/// Returns what a copy needs now.
+fn restored() -> Restored {
+    let mut entropy = vec![0; Restored::ENTROPY];
+    getrandom(&mut *entropy, GetRandomFlags::empty()).unwrap();
+    Restored { wall_clock: SystemTime::now().duration_since(UNIX_EPOCH).unwrap(), entropy }
+}
+
 /// A guest that was booted and then saved while it waited for a request.
 struct Template {
     prepared: Prepared,
@@ -152,7 +226,7 @@ impl Template {
     fn new() -> Self {
         let prepared = super::prepare(concat!(module_path!(), "::copied"));
         let vm = prepared.choice.engine.boot(&prepared.config).unwrap();
-        let mut guest = Guest::new(vm, Decoder::default());
+        let mut guest = Guest::new(vm, Decoder::default(), false);
         guest.run_until("booted", |guest| guest.has_greeted || guest.exited.is_some());
         assert_eq!(guest.exited, None, "{}", guest.console);
         // Read what it has sent, so that its copies continue the stream from here.
@@ -174,7 +248,7 @@ impl Template {
     fn restore_with(&self, decoder: &Decoder) -> Guest {
         let engine = &self.prepared.choice.engine;
         let vm = engine.restore(&self.prepared.config, self.dir.path()).unwrap();
-        Guest::new(vm, decoder.clone())
+        Guest::new(vm, decoder.clone(), true)
     }
 }
 
@@ -265,6 +339,51 @@ fn restored_guest_is_readable_after_its_end() {
     truncate(&template.dir.path().join(if is_emulated { "memory1" } else { "memory" }));
     let error = engine.restore(&template.prepared.config, template.dir.path()).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn restored_guests_share_nothing_random_and_the_wall_clock_is_right() {
+    let mut template = Template::new();
+    let test = super::test_name(concat!(module_path!(), "::distinct"));
+    let machine = template.prepared.spec.clone();
+    let request = |restored| RunRequest {
+        test: test.clone(),
+        machine: machine.clone(),
+        env: vec![(MARK.into(), "set".into())],
+        restored,
+    };
+    let mut copies = [template.restore(), template.restore()];
+    let mut unseeded = template.restore();
+    template.guest.send(request(None));
+    template.guest.run_until_ready();
+    for copy in &mut copies {
+        let sent = Instant::now();
+        let restored = restored();
+        let earliest = restored.wall_clock;
+        copy.send(request(Some(restored)));
+        copy.run_until_ready();
+        let clock = Duration::from_nanos(copy.value("wall-clock").parse().unwrap());
+        let latest = earliest + sent.elapsed() + Duration::from_secs(1);
+        assert!((earliest..latest).contains(&clock), "{earliest:?} {clock:?} {latest:?}");
+        // In all else, the body cannot see that its guest was restored.
+        assert_eq!(copy.value("environment"), template.guest.value("environment"));
+        copy.assert_no_complaints();
+    }
+    let [first, second] = copies;
+    for name in ["random", "order"] {
+        assert_ne!(first.value(name), second.value(name));
+    }
+    for (one, other) in [(&first, &second), (&template.guest, &first), (&template.guest, &second)] {
+        let addresses: HashSet<_> = one.value("addresses").split(' ').collect();
+        let shared: Vec<_> =
+            other.value("addresses").split(' ').filter(|found| addresses.contains(found)).collect();
+        assert_eq!(shared, [""; 0], "{}\n{}", one.text, other.text);
+    }
+
+    unseeded.send(request(Some(Restored { entropy: vec![1; 3], ..restored() })));
+    unseeded.run_until("ended", |guest| guest.end.is_some());
+    let Some(End::Refused(why)) = &unseeded.end else { panic!("{:?}", unseeded.end) };
+    assert_eq!(why, "the guest cannot be restored: the host sent 3 bytes of entropy");
 }
 
 fn truncate(path: &Path) {

@@ -1,79 +1,143 @@
 //! The process that runs a test's body.
 
 use std::cell::RefCell;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
-use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
 
 use super::child::Child;
+use super::handover::{self, Handover, Received};
 use super::pipe::{output_pipe, set_nonblocking};
 use super::{profile, system};
-use crate::guest::registry::TestEntry;
+use crate::guest::registry::{self, TestEntry};
 use crate::guest::scenario::Ctx;
 use crate::guest::topology::TestTopology;
 use crate::guest::{chain, measured};
 use crate::linux::cgroup::CgroupManager;
-use crate::model::wire::{Decoder, Encoder, End, GuestMessage};
+use crate::linux::sys;
+use crate::model::pid1::{BODY, LIBTEST_OPTIONS, PROGRAM};
+use crate::model::wire::{Encoder, End, GuestMessage, Stream};
 
 /// The most bytes that a pipe takes atomically: a message and its final NUL. Longer messages are cut.
 ///
 /// Source: pipe(7), PIPE_BUF.
 const PANIC_MESSAGE: usize = 4096;
 
-/// Starts the process that runs the body of `entry` with `env` set. Its last message is
-/// [`GuestMessage::End`].
-///
-/// The body is the only thread of its process. PID 1 starts a thread for it, as libtest does: with the
-/// name of the test and a stack of `RUST_MIN_STACK` bytes, and forks that thread. So panics, stack
-/// overflows and `comm` have the name of this test.
-pub(super) fn start(
-    entry: &'static TestEntry,
-    topo: TestTopology,
-    env: Vec<(OsString, OsString)>,
-) -> Result<Child> {
-    let (sender, receiver) = sync_channel(1);
-    let parent = thread::Builder::new().name(entry.test_name());
-    let started = parent.spawn(move || {
-        // The receiver exists: the agent waits for this one message.
-        let _ = sender.send(fork(entry, &topo, &env));
-        // This thread must not end: it is the body's parent, and PR_SET_PDEATHSIG of the body refers to
-        // the thread that forked it.
-        loop {
-            thread::park();
-        }
-    });
-    started.context("failed to start the thread of the body")?;
-    receiver.recv().context("the thread of the body has ended")?
+/// What calls the functions of tests in this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harness {
+    /// libtest, each in a thread with the name of the test.
+    Libtest,
+    /// The program's `main`.
+    Main,
 }
 
-/// Forks the body's process, in which the calling thread is the only one.
-fn fork(entry: &TestEntry, topo: &TestTopology, env: &[(OsString, OsString)]) -> Result<Child> {
-    let (ours, theirs) = UnixStream::pair().context("failed to create a socket pair")?;
+/// Starts a program that forks the body of `entry`, and returns it as the child of PID 1. The body has the variables
+/// `env`. Its last message is [`GuestMessage::End`].
+///
+/// The program is this one, executed again: after an exec, the addresses and hash keys of a process are random,
+/// also in copies of one guest, where a fork of PID 1 would have those of PID 1.
+///
+/// # Errors
+///
+/// If the program cannot be executed, or the guest lacks memory or descriptors.
+pub(super) fn start(
+    entry: &TestEntry,
+    topo: &TestTopology,
+    env: Vec<(OsString, OsString)>,
+    harness: Harness,
+) -> Result<Child> {
+    let (stdout, stdout_writer) = output_pipe()?;
+    let (stderr, stderr_writer) = output_pipe()?;
     let (panics, panic_writer) = output_pipe()?;
     set_nonblocking(&panic_writer)?;
-    let mut child = Child::fork(|| {
-        let login = system::VARIABLES.map(|(name, value)| (name.as_ref(), value.as_ref()));
-        let given = env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
-        for (name, value) in login.into_iter().chain(given) {
-            // SAFETY: a forked process has one thread, and this one has not started another.
-            unsafe { std::env::set_var(name, value) };
-        }
-        report_panics(panic_writer);
-        crate::guest::logging::init();
-        run_and_send(entry, topo, theirs);
-        0
-    })?;
-    ours.set_nonblocking(true).context("failed to set socket flags")?;
-    child.messages = Some((ours, Decoder::default()));
+    let (handover, link) = Handover::new(topo, stdout_writer, panic_writer)?;
+    let test = entry.test_name();
+    let mut program = Command::new(PROGRAM);
+    if harness == Harness::Libtest {
+        program.args(LIBTEST_OPTIONS).arg(&test);
+    }
+    program.envs(system::VARIABLES).envs(env).env(BODY, test);
+    // The output of libtest is not the body's. Errors of the loader are.
+    program.stdin(link).stdout(Stdio::null()).stderr(stderr_writer);
+    let started = program.spawn().with_context(|| format!("failed to execute {PROGRAM}"))?;
+    let pid = Pid::from_child(&started);
+    let mut child =
+        Child::new(pid, None, vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)])?;
+    child.handover = Some(handover);
     child.panics = Some(panics);
     Ok(child)
+}
+
+/// Forks the body of `test` in the program that [`start`] has executed, and ends this process.
+///
+/// The body is the only thread of its process. It is a copy of a thread as libtest starts it, with the name
+/// of the test and a stack of `RUST_MIN_STACK` bytes. So panics, stack overflows and `comm` have the name of
+/// this test. The end of this process makes PID 1, which never ends, the body's parent (PR_SET_PDEATHSIG).
+pub(super) fn fork(test: &OsStr, harness: Harness) -> ! {
+    let forked = registry::find(&test.to_string_lossy())
+        .with_context(|| format!("unknown test {}", test.display()))
+        .and_then(|entry| match harness {
+            Harness::Libtest => fork_this_thread(entry),
+            Harness::Main => fork_named_thread(entry),
+        });
+    if let Err(error) = forked {
+        eprintln!("ktstr: failed to start the test body: {error:#}");
+        std::process::exit(1);
+    }
+    sys::exit_now()
+}
+
+fn fork_named_thread(entry: &'static TestEntry) -> Result<()> {
+    let thread = thread::Builder::new().name(entry.test_name()).spawn(|| fork_this_thread(entry));
+    let thread = thread.context("failed to start the thread of the test body")?;
+    thread.join().unwrap_or_else(|panic| bail!("{}", panic_message(&*panic)))
+}
+
+fn fork_this_thread(entry: &TestEntry) -> Result<()> {
+    // SAFETY: this process has one other thread, that of `main`. It waits for this one, in libtest or in `fork`,
+    // and holds no lock.
+    let body = unsafe { sys::fork(|| become_body(entry)) }.context("failed to fork")?;
+    handover::announce(rustix::stdio::stdin(), body).context("failed to send the pid to PID 1")
+}
+
+/// Runs the body in this process once PID 1 lets it start; returns the exit status.
+fn become_body(entry: &TestEntry) -> i32 {
+    match enter() {
+        Ok((topology, link)) => run_and_send(entry, &topology, link),
+        Err(error) => {
+            eprintln!("ktstr: failed to start the test body: {error:#}");
+            return 1;
+        }
+    }
+    0
+}
+
+/// Makes this process that of the body. Returns the topology, and the link for its messages.
+fn enter() -> Result<(TestTopology, UnixStream)> {
+    let link = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+        .map(UnixStream::from)
+        .context("failed to copy a descriptor")?;
+    let Received { topology, stdin, stdout, panics } = handover::receive(&link)?;
+    // What libtest has written goes where the rest of its output went.
+    let _ = std::io::stdout().flush();
+    rustix::stdio::dup2_stdin(&stdin)
+        .and_then(|()| rustix::stdio::dup2_stdout(&stdout))
+        .context("failed to replace a descriptor")?;
+    rustix::process::setsid().context("failed to create a session")?;
+    // SAFETY: a forked process has one thread, and this one has not started another.
+    unsafe { std::env::remove_var(BODY) };
+    report_panics(panics);
+    crate::guest::logging::init();
+    Ok((topology, link))
 }
 
 fn run_and_send(entry: &TestEntry, topo: &TestTopology, link: UnixStream) {

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus};
 
+use super::handover::Handover;
 use super::output::Output;
 use super::pipe::output_pipe;
 use crate::linux::sys;
@@ -29,6 +30,8 @@ pub(super) struct Child {
     pub(super) output: Output,
     /// Whether it has ended: from then on, only its output is awaited.
     pub(super) has_ended: bool,
+    /// What a body still has to get from PID 1. Until then, this child is the program that forks it.
+    pub(super) handover: Option<Handover>,
     /// The socket to which a body sends its messages.
     pub(super) messages: Option<(UnixStream, Decoder)>,
     /// The pipe to which a body writes the messages of its panics.
@@ -49,8 +52,7 @@ impl Child {
                 .and_then(|()| rustix::stdio::dup2_stderr(&stderr_writer));
             if wired.is_err() || rustix::process::setsid().is_err() { 1 } else { main() }
         };
-        // SAFETY: the other threads of PID 1 hold no lock at this time: libtest's waits for its test to
-        // end, and the agent's waits for the thread that forks, if that is another one.
+        // SAFETY: the only other thread of PID 1 is libtest's, which waits and holds no lock.
         let pid = unsafe { sys::fork(child) }.context("failed to fork")?;
         let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
         Self::new(pid, None, outputs)
@@ -61,19 +63,33 @@ impl Child {
         stdin: Option<OwnedFd>,
         outputs: Vec<(Stream, OwnedFd)>,
     ) -> Result<Self> {
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .context("failed to open a pidfd; this needs Linux 5.3 or later")?;
         Ok(Self {
             pid,
-            pidfd,
+            pidfd: pidfd_open(pid)?,
             stdin,
             input: VecDeque::new(),
             input_ends: false,
             output: Output::start(outputs)?,
             has_ended: false,
+            handover: None,
             messages: None,
             panics: None,
         })
+    }
+
+    /// Continues with the body if this child has ended and has forked one. Returns whether.
+    pub(super) fn continue_with_body(&mut self, status: &WaitIdStatus) -> Result<bool> {
+        if status.exit_status() != Some(0) {
+            return Ok(false);
+        }
+        let Some(mut handover) = self.handover.take() else { return Ok(false) };
+        let Some(body) = handover.body() else { return Ok(false) };
+        // The body has become a child of PID 1, and does nothing before the handover.
+        sys::reap(self.pid).context("failed to reap the program of the test body")?;
+        self.pidfd = pidfd_open(body)?;
+        self.pid = body;
+        self.messages = Some((handover.give()?, Decoder::default()));
+        Ok(true)
     }
 
     /// Returns the descriptors to wait for: its end, input if there is some to write, and output if
@@ -119,4 +135,9 @@ impl Child {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         Ok(rustix::process::waitid(WaitId::PidFd(self.pidfd()), options)?)
     }
+}
+
+fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .context("failed to open a pidfd; this needs Linux 5.3 or later")
 }

@@ -13,10 +13,11 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::body::{self, Harness};
 use super::child::Child;
 use super::outbox::Outbox;
 use super::pipe::{Taken, take};
-use super::{body, machine, profile, shell};
+use super::{machine, profile, restored, shell};
 use crate::guest::registry;
 use crate::linux::sys::{self, since_boot_ns};
 use crate::model::text::cut;
@@ -39,6 +40,7 @@ const CHUNK: usize = 1 << 16;
 
 pub(super) struct Agent {
     port: File,
+    harness: Harness,
     requests: Decoder,
     encoder: Encoder,
     queue: Outbox,
@@ -51,9 +53,10 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    pub(super) fn new(port: File) -> Result<Self> {
-        Ok(Self {
+    pub(super) fn new(port: File, harness: Harness) -> Self {
+        Self {
             port,
+            harness,
             requests: Decoder::default(),
             encoder: Encoder::default(),
             queue: Outbox::default(),
@@ -61,11 +64,12 @@ impl Agent {
             next_heartbeat: Instant::now(),
             end: None,
             last_panic: None,
-        })
+        }
     }
 
     /// Sends `Hello`, carries out one request, sends its end, and waits until the host ends the machine.
     pub(super) fn serve(mut self, began_ns: u64) -> Result<Infallible> {
+        let clock_source = restored::clock_source()?;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         self.send(&GuestMessage::Hello(Hello {
             release,
@@ -73,7 +77,7 @@ impl Agent {
             ready_ns: since_boot_ns(),
         }))?;
         let request = self.wait_for_request()?;
-        let end = match self.start(request)? {
+        let end = match self.start(request, &clock_source)? {
             Ok(child) => self.watch(child)?,
             Err(end) => end,
         };
@@ -132,9 +136,9 @@ impl Agent {
     }
 
     /// Starts the child that carries out the request, or returns the end of a run without one.
-    fn start(&mut self, request: Request) -> Result<Result<Child, End>> {
+    fn start(&mut self, request: Request, clock_source: &str) -> Result<Result<Child, End>> {
         match request {
-            Request::Run(request) => self.start_body(request),
+            Request::Run(request) => self.start_body(request, clock_source),
             Request::Shell(request) => shell::start(&request),
             Request::Input(_) | Request::Resize(..) | Request::Kill => {
                 bail!("the host sent input before a request")
@@ -142,23 +146,37 @@ impl Agent {
         }
     }
 
-    fn start_body(&mut self, request: RunRequest) -> Result<Result<Child, End>> {
+    fn start_body(
+        &mut self,
+        request: RunRequest,
+        clock_source: &str,
+    ) -> Result<Result<Child, End>> {
         let Some(entry) = registry::find(&request.test) else {
             let (test, known) = (&request.test, registry::names());
             let why = format!("unknown test `{test}`; this test binary has {known:?}");
             return Ok(Err(End::Refused(why)));
         };
+        if let Some(restored) = &request.restored
+            && let Err(error) = restored::apply(restored, clock_source)
+        {
+            return Ok(Err(End::Refused(format!("the guest cannot be restored: {error:#}"))));
+        }
         let topology = match machine::check(&request.machine)? {
             Ok(topology) => topology,
             Err(end) => return Ok(Err(end)),
         };
+        let child = match body::start(entry, &topology, request.env, self.harness) {
+            Ok(child) => child,
+            Err(error) => return Ok(Err(End::Refused(format!("{error:#}")))),
+        };
+        // The body waits for the handover, which comes after this message.
         self.send(&GuestMessage::BodyStarted { at_ns: since_boot_ns() })?;
-        body::start(entry, topology, request.env).map(Ok)
+        Ok(Ok(child))
     }
 
     /// Forwards the child's messages until it has ended. Returns the end of the run.
     fn watch(&mut self, child: Child) -> Result<End> {
-        let is_body = child.messages.is_some();
+        let is_body = child.handover.is_some();
         let mut child = Some(child);
         let status = loop {
             self.poll_once(&mut child)?;
@@ -170,8 +188,10 @@ impl Agent {
                     &request,
                 )?;
             }
-            let ended = child.as_ref().expect("the child stays until it has ended").ended();
-            if let Some(status) = ended.context("failed to read the child's status")? {
+            let child = child.as_mut().expect("the child stays until it has ended");
+            if let Some(status) = child.ended().context("failed to read the child's status")?
+                && !child.continue_with_body(&status)?
+            {
                 break status;
             }
         };
@@ -368,7 +388,7 @@ mod tests {
     /// it still reads from the child, and what it forwarded to the host.
     fn receive(bytes: &[u8]) -> (Option<End>, bool, Vec<GuestMessage>) {
         let (mut host, port) = UnixStream::pair().unwrap();
-        let mut agent = Agent::new(File::from(OwnedFd::from(port))).unwrap();
+        let mut agent = Agent::new(File::from(OwnedFd::from(port)), Harness::Libtest);
         let mut child = Child::fork(|| 0).unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();

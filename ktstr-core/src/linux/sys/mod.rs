@@ -5,6 +5,7 @@ mod memory;
 mod net;
 mod process;
 mod profile;
+mod random;
 mod sched;
 mod signal;
 mod terminal;
@@ -17,6 +18,7 @@ pub(crate) use process::{
     is_session_and_group_leader, reap, reap_orphans,
 };
 pub(crate) use profile::ProfileRuntime;
+pub(crate) use random::reseed;
 pub(crate) use sched::{
     HighestPriority, SchedAttr, raise_priority, sched_setattr, set_highest_priority,
 };

@@ -1,0 +1,40 @@
+//! Gives a restored guest what it must not have in common with its other copies.
+//!
+//! PID 1 itself keeps its hash keys and addresses. Nothing depends on them: it reads only what the host and the
+//! body send, and the body is a program of its own, started after this.
+
+use std::fs::{self, File};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::linux::sys;
+use crate::model::wire::Restored;
+
+const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+
+const URANDOM: &str = "/dev/urandom";
+
+/// Returns the kernel's clock source.
+pub(super) fn clock_source() -> Result<String> {
+    let name = fs::read_to_string(CLOCK_SOURCE)
+        .with_context(|| format!("failed to read {CLOCK_SOURCE}"))?;
+    Ok(name.trim_end().to_owned())
+}
+
+/// Sets the wall clock, seeds the random number generator, and checks that the clock source is still `saved`.
+pub(super) fn apply(restored: &Restored, saved: &str) -> Result<()> {
+    let now = clock_source()?;
+    ensure!(now == saved, "the clock source changed from {saved} to {now}");
+    set_wall_clock(restored.wall_clock).context("failed to set the wall clock")?;
+    let entropy = <[u8; Restored::ENTROPY]>::try_from(&*restored.entropy)
+        .map_err(|_| anyhow!("the host sent {} bytes of entropy", restored.entropy.len()))?;
+    let urandom = File::open(URANDOM).with_context(|| format!("failed to open {URANDOM}"))?;
+    sys::reseed(urandom, entropy).with_context(|| format!("failed to reseed {URANDOM}"))
+}
+
+fn set_wall_clock(since_epoch: Duration) -> Result<()> {
+    let time = Timespec::try_from(since_epoch).context("the time does not fit a timespec")?;
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}

@@ -202,9 +202,8 @@ impl Vcpu<'_> {
 
     /// Finishes the access of the last exit, without running the guest: a `KVM_RUN` with
     /// `immediate_exit` does that first. A `KVM_RUN` that a kick ended has done it, too: an access is
-    /// unfinished only when the command changes while the devices are served after an exit.
-    /// A string instruction can have up to a thousand more accesses
-    /// before KVM looks at `immediate_exit`.
+    /// unfinished only when the command changes while the devices are served after an exit. A string
+    /// instruction can have up to a thousand more accesses before KVM looks at `immediate_exit`.
     ///
     /// Source: Linux 6.12, Documentation/virt/kvm/api.rst, 5 (`immediate_exit`, `KVM_EXIT_IO`).
     fn finish_access(&mut self) -> RunEnd {

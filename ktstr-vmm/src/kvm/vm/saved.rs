@@ -161,7 +161,7 @@ fn map_memory(config: &VmConfig, saved: &MemoryFile, path: &Path) -> Result<Memo
     Ok(Memory::map(&ranges, &file)?)
 }
 
-/// Reads a file of at most [`MAX_LEN`] bytes; what a longer one has more than that is damage enough.
+/// Reads a file, of a longer one only a byte more than [`MAX_LEN`]: it is damaged.
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     let limit = MAX_LEN as u64 + 1;

@@ -24,6 +24,7 @@ const PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 
 /// Why no vmlinux can be extracted from an image.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages show what the fields are")]
 pub enum Error {
     /// The x86 setup header is missing.
     #[error("not a kernel: no `HdrS` at offset 0x202")]
@@ -35,16 +36,7 @@ pub enum Error {
     #[error(
         "truncated: {what} has {len:#x} bytes at offset {start:#x}, the file has {have:#x} bytes"
     )]
-    Truncated {
-        /// The part of the image.
-        what: &'static str,
-        /// Its offset in the file.
-        start: usize,
-        /// Its length.
-        len: usize,
-        /// The length of the file.
-        have: usize,
-    },
+    Truncated { what: &'static str, start: usize, len: usize, have: usize },
     /// The version string does not begin with the release of a kernel.
     #[error("the version string does not begin with the release of a kernel: {0:?}")]
     NotARelease(String),
@@ -53,12 +45,7 @@ pub enum Error {
     UnknownCompression(Vec<u8>),
     /// The payload cannot be unpacked.
     #[error("failed to unpack the {format} payload")]
-    Unpack {
-        /// Name of the compression.
-        format: &'static str,
-        /// The error of the decoder.
-        source: std::io::Error,
-    },
+    Unpack { format: &'static str, source: std::io::Error },
     /// The payload is not a compressed ELF file.
     #[error("the {0} payload is not an ELF file")]
     NotElf(&'static str),

@@ -18,25 +18,16 @@ use crate::model::wire::{GuestMessage, ScenarioEvent};
 /// executes.
 #[must_use = "nothing runs before `run` is called"]
 pub struct PayloadCall<'a> {
-    cgroups: &'a dyn CgroupOps,
+    pub(crate) cgroups: &'a dyn CgroupOps,
     /// The programs in the guest.
-    payloads: &'static [&'static Payload],
-    send: &'a dyn Fn(GuestMessage),
-    run: PayloadRun,
-    cgroup: Option<String>,
-    timeout: Option<Duration>,
+    pub(crate) payloads: &'static [&'static Payload],
+    pub(crate) send: &'a dyn Fn(GuestMessage),
+    pub(crate) run: PayloadRun,
+    pub(crate) cgroup: Option<String>,
+    pub(crate) timeout: Option<Duration>,
 }
 
-impl<'a> PayloadCall<'a> {
-    pub(crate) fn new(
-        cgroups: &'a dyn CgroupOps,
-        payloads: &'static [&'static Payload],
-        send: &'a dyn Fn(GuestMessage),
-        run: PayloadRun,
-    ) -> Self {
-        Self { cgroups, payloads, send, run, cgroup: None, timeout: None }
-    }
-
+impl PayloadCall<'_> {
     /// Appends arguments to those of every run.
     pub fn args(self, args: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self { run: self.run.with_args(args), ..self }

@@ -58,7 +58,14 @@ impl Ctx<'_> {
     /// Prepares a run of a program: `ctx.payload(&HACKBENCH).in_cgroup("cg").run()?` starts it and
     /// waits until it ends.
     pub fn payload(&self, payload: impl Into<PayloadRun>) -> PayloadCall<'_> {
-        PayloadCall::new(self.cgroups, self.payloads, self.send, payload.into())
+        PayloadCall {
+            cgroups: self.cgroups,
+            payloads: self.payloads,
+            send: self.send,
+            run: payload.into(),
+            cgroup: None,
+            timeout: None,
+        }
     }
 
     /// Returns the CPUs that a cpuset stands for on this machine.

@@ -93,6 +93,14 @@ impl WorkerCtx {
         self.telemetry().last_iteration_ns() < self.until_ns.get()
     }
 
+    /// Repeats `items`, one for each iteration of the work loop.
+    pub(super) fn cycle<T>(
+        &self,
+        items: impl IntoIterator<Item = T, IntoIter: Clone>,
+    ) -> impl Iterator<Item = T> {
+        items.into_iter().cycle().take_while(|_| self.should_continue())
+    }
+
     pub(super) fn end_at(&self, until_ns: u64) {
         self.until_ns.set(until_ns);
     }

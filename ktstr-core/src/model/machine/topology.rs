@@ -131,6 +131,7 @@ impl<'de> Deserialize<'de> for Topology {
 
 /// Why a topology is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages show what the fields are")]
 pub enum TopologyError {
     /// The text is not a short form.
     #[error(
@@ -143,26 +144,13 @@ pub enum TopologyError {
     ZeroDimension,
     /// There are more than [`Topology::MAX_CPUS`] CPUs.
     #[error("the topology has too many CPUs: {cpus} (limit {max})", max = Topology::MAX_CPUS)]
-    TooManyCpus {
-        /// CPUs of the topology.
-        cpus: u64,
-    },
+    TooManyCpus { cpus: u64 },
     /// The number of caches is not a multiple of the number of nodes.
     #[error("{llcs} last-level caches cannot be divided evenly over {numa_nodes} nodes")]
-    UnevenNodes {
-        /// Last-level caches.
-        llcs: u32,
-        /// NUMA nodes.
-        numa_nodes: u32,
-    },
+    UnevenNodes { llcs: u32, numa_nodes: u32 },
     /// The list of cores does not have one number for each cache.
     #[error("the cores of {listed} last-level caches are listed, but there are {llcs}")]
-    ListLength {
-        /// Last-level caches.
-        llcs: u32,
-        /// Numbers in the list.
-        listed: usize,
-    },
+    ListLength { llcs: u32, listed: usize },
 }
 
 /// The last-level caches of a machine, and the number of cores that share each.

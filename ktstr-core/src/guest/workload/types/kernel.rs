@@ -13,13 +13,10 @@ pub(super) fn io_sync_write(ctx: &WorkerCtx) -> io::Result<()> {
     /// 1 MiB, over and over.
     const BLOCKS: u64 = 256;
     let file = nameless_file()?;
-    for block in (0..BLOCKS).cycle() {
+    for block in ctx.cycle(0..BLOCKS) {
         file.write_all_at(&BLOCK, block * BLOCK.len() as u64)?;
         file.sync_data()?;
         ctx.record_iteration(1);
-        if !ctx.should_continue() {
-            break;
-        }
     }
     Ok(())
 }
@@ -45,14 +42,11 @@ pub(super) fn fork_exit(ctx: &WorkerCtx) -> io::Result<()> {
 pub(super) fn cgroup_attach_storm(ctx: &WorkerCtx, groups: &[PathBuf; 2]) -> io::Result<()> {
     let open = |group: &PathBuf| OpenOptions::new().write(true).open(group.join("cgroup.procs"));
     let procs = [open(&groups[0])?, open(&groups[1])?];
-    for mut procs in procs.iter().cycle() {
+    for mut procs in ctx.cycle(&procs) {
         // The writer itself.
         procs.write_all(b"0")?;
         ctx.compute();
         ctx.record_iteration(1);
-        if !ctx.should_continue() {
-            break;
-        }
     }
     Ok(())
 }

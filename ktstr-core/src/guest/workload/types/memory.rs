@@ -43,7 +43,7 @@ pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
     let region = Region::new(PAGES)?;
     let nodes = std::fs::read_to_string("/sys/devices/system/node/has_memory")?;
     let nodes = parse_list(&nodes).ok_or_else(|| io::Error::other("malformed list of nodes"))?;
-    for node in nodes.iter().cycle() {
+    for node in ctx.cycle(&nodes) {
         match sys::set_mempolicy(libc::MPOL_PREFERRED, 1_u64.checked_shl(*node as u32).unwrap_or(0))
         {
             // Its cgroup has no memory on this node.
@@ -61,9 +61,6 @@ pub(super) fn numa_sweep(ctx: &WorkerCtx) -> io::Result<()> {
             }
         }
         ctx.record_iteration(PAGES as u64);
-        if !ctx.should_continue() {
-            break;
-        }
     }
     sys::set_mempolicy(libc::MPOL_DEFAULT, 0)
 }

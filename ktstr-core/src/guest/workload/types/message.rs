@@ -64,14 +64,11 @@ pub(super) fn epoll_storm(ctx: &WorkerCtx) -> io::Result<()> {
     if ctx.index() > 0 {
         return epoll_listen(ctx, events);
     }
-    for event in events.iter().cycle() {
+    for event in ctx.cycle(events) {
         ctx.spin();
         ctx.record_iteration(1);
         ctx.own().desk.inbox.note();
         rustix::io::write(event, &1_u64.to_ne_bytes())?;
-        if !ctx.should_continue() {
-            break;
-        }
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::guest::workload::{SchedPolicy, WorkerCtx};
 pub(super) fn affinity_churn(ctx: &WorkerCtx) -> io::Result<()> {
     let all = sched_getaffinity(None)?;
     let cpus = cpu_list(all);
-    for cpu in cpus.iter().cycle() {
+    for cpu in ctx.cycle(&cpus) {
         let mut one = CpuSet::new();
         one.set(*cpu as usize);
         let units = match sched_setaffinity(None, &one) {
@@ -23,21 +23,15 @@ pub(super) fn affinity_churn(ctx: &WorkerCtx) -> io::Result<()> {
         };
         ctx.compute();
         ctx.record_iteration(units);
-        if !ctx.should_continue() {
-            break;
-        }
     }
     Ok(sched_setaffinity(None, &all)?)
 }
 
 pub(super) fn nice_sweep(ctx: &WorkerCtx) -> io::Result<()> {
-    for nice in (0..=19).cycle() {
+    for nice in ctx.cycle(0..=19) {
         setpriority_process(None, nice)?;
         ctx.compute();
         ctx.record_iteration(1);
-        if !ctx.should_continue() {
-            break;
-        }
     }
     Ok(setpriority_process(None, 0)?)
 }
@@ -49,13 +43,10 @@ pub(super) fn policy_churn(ctx: &WorkerCtx) -> io::Result<()> {
             policies.push(realtime);
         }
     }
-    for policy in policies.iter().cycle() {
+    for policy in ctx.cycle(&policies) {
         policy.set(None, 0)?;
         ctx.compute();
         ctx.record_iteration(1);
-        if !ctx.should_continue() {
-            break;
-        }
     }
     SchedPolicy::Normal.set(None, 0)
 }

@@ -1,6 +1,6 @@
 //! Enums whose variants have names.
 
-/// Defines an enum whose `Display` form is the name that stands behind each variant.
+/// Defines an enum that is displayed as the name given for each variant.
 macro_rules! named_enum {
     (
         $(#[$meta:meta])*
@@ -12,7 +12,7 @@ macro_rules! named_enum {
         }
 
         impl $type {
-            /// Returns the text as which it is displayed.
+            /// Returns the name that is displayed.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }

@@ -265,32 +265,27 @@ impl Assert {
             verdict.absorb(cgroups::oom_kills(kills, self.no_oom_kill));
         }
         let joined = cgroups::joined(samples);
-        let each = |kind, limit, samples: &[CgroupSample], measure: MeasureCgroup<'_>| {
+        let mut each = |kind, limit, samples: &[CgroupSample], measure: MeasureCgroup<'_>| {
             let judged = samples.iter().filter_map(|sample| {
                 let detail = measure(sample)?.scope(Scope::of_cgroup(&sample.name));
                 Some((&*sample.name, in_window(sample, vec![detail], limit)))
             });
-            over_windows(kind, limit, judged)
+            verdict.absorb(over_windows(kind, limit, judged));
         };
-        verdict.absorb(each(
-            DetailKind::Throttled,
-            at_most(self.max_throttled_pct),
-            &joined,
-            &|sample| sample.asked.quota.map(|_| cgroups::throttled(sample)),
-        ));
-        verdict.absorb(each(
-            DetailKind::Quota,
-            at_most(self.max_quota_error_pct),
-            &joined,
-            &|sample| sample.asked.quota.map(|quota| cgroups::quota(sample, quota)),
-        ));
+        let limit = at_most(self.max_throttled_pct);
+        let throttled =
+            |sample: &CgroupSample| sample.asked.quota.map(|_| cgroups::throttled(sample));
+        each(DetailKind::Throttled, limit, &joined, &throttled);
+        let limit = at_most(self.max_quota_error_pct);
+        let quota = |sample: &CgroupSample| Some(cgroups::quota(sample, sample.asked.quota?));
+        each(DetailKind::Quota, limit, &joined, &quota);
         for (kind, most, part) in [
             (DetailKind::CpuPressure, self.max_cpu_pressure_pct, cgroups::CPU),
             (DetailKind::MemoryPressure, self.max_memory_pressure_pct, cgroups::MEMORY),
             (DetailKind::IoPressure, self.max_io_pressure_pct, cgroups::IO),
         ] {
-            let measure = |sample: &_| Some(cgroups::pressure(sample, kind, part));
-            verdict.absorb(each(kind, at_most(most), samples, &measure));
+            let pressure = |sample: &_| Some(cgroups::pressure(sample, kind, part));
+            each(kind, at_most(most), samples, &pressure);
         }
         verdict.absorb(self.judge_weights(samples));
         self.emulated_or_not(verdict)

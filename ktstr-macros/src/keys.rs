@@ -22,45 +22,27 @@ pub(crate) enum Takes {
     ///
     /// `default` repeats `TestEntry::DEFAULT`, only for checks that involve several keys: a key that
     /// was not given is not written to the expansion.
-    Integer {
-        range: RangeInclusive<u32>,
-        default: u32,
-    },
+    Integer { range: RangeInclusive<u32>, default: u32 },
     /// An integer literal: a bound that is not set by default.
-    Count {
-        range: RangeInclusive<u32>,
-        example: u32,
-    },
+    Count { range: RangeInclusive<u32>, example: u32 },
     /// An integer or float literal: a bound that is not set by default.
-    Number {
-        min: f64,
-        max: f64,
-        example: f64,
-    },
+    Number { min: f64, max: f64, example: f64 },
     /// An integer literal, or a list of them in brackets.
-    Integers {
-        range: RangeInclusive<u32>,
-        default: u32,
-    },
+    Integers { range: RangeInclusive<u32>, default: u32 },
     /// Nothing, `true` or `false`.
     Bool,
     /// Nothing, `true`, `false`, a string literal that is not empty, or `regex("...")`.
     BoolOrText,
     /// A string literal that passes `check`; its error is the message.
-    Text {
-        example: &'static str,
-        check: fn(&str) -> Result<(), String>,
-    },
+    Text { example: &'static str, check: fn(&str) -> Result<(), String> },
     /// Nothing, or a string literal with a reason.
     Reason,
+    /// The path of a function.
     Function,
     /// The paths of constants, in brackets.
     Paths,
     /// String literals that pass `check`, in brackets.
-    Texts {
-        example: &'static str,
-        check: fn(&str) -> Result<(), String>,
-    },
+    Texts { example: &'static str, check: fn(&str) -> Result<(), String> },
     /// The path of the crate.
     Crate,
 }

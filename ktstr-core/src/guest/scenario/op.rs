@@ -15,67 +15,24 @@ use crate::linux::cgroup::Controller;
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the constructor of its name documents each variant")]
 pub enum Op {
-    AddCgroup {
-        cgroup: String,
-    },
-    AddCgroupDef {
-        def: CgroupDef,
-    },
-    RemoveCgroup {
-        cgroup: String,
-    },
-    StopCgroup {
-        cgroup: String,
-    },
-    SetKnob {
-        cgroup: String,
-        knob: CgroupKnob,
-    },
-    SwapCpusets {
-        a: String,
-        b: String,
-    },
-    Spawn {
-        placement: SpawnPlacement,
-        work: WorkSpec,
-    },
-    SetAffinity {
-        cgroup: String,
-        affinity: AffinityIntent,
-    },
-    MoveAllTasks {
-        from: String,
-        to: String,
-    },
-    FreezeCgroup {
-        cgroup: String,
-    },
-    UnfreezeCgroup {
-        cgroup: String,
-    },
-    CaptureCgroupProcs {
-        tag: String,
-        cgroup: String,
-    },
-    CaptureSnapshot {
-        name: String,
-    },
-    HotplugCpu {
-        cpu: u32,
-        online: bool,
-    },
-    /// `cgroup: None` starts it in the cgroup of the test's body.
-    RunPayload {
-        run: PayloadRun,
-        cgroup: Option<String>,
-    },
-    WaitPayload {
-        name: String,
-        timeout: Duration,
-    },
-    KillPayload {
-        name: String,
-    },
+    AddCgroup { cgroup: String },
+    AddCgroupDef { def: CgroupDef },
+    RemoveCgroup { cgroup: String },
+    StopCgroup { cgroup: String },
+    SetKnob { cgroup: String, knob: CgroupKnob },
+    SwapCpusets { a: String, b: String },
+    Spawn { placement: SpawnPlacement, work: WorkSpec },
+    SetAffinity { cgroup: String, affinity: AffinityIntent },
+    MoveAllTasks { from: String, to: String },
+    FreezeCgroup { cgroup: String },
+    UnfreezeCgroup { cgroup: String },
+    CaptureCgroupProcs { tag: String, cgroup: String },
+    CaptureSnapshot { name: String },
+    HotplugCpu { cpu: u32, online: bool },
+    // `cgroup: None` starts it in the cgroup of the test's body.
+    RunPayload { run: PayloadRun, cgroup: Option<String> },
+    WaitPayload { name: String, timeout: Duration },
+    KillPayload { name: String },
 }
 
 impl Op {

@@ -28,6 +28,7 @@ pub struct CgroupStats {
 
 /// `cpu.stat`. The last three are zero without the cpu controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CpuStat {
     /// Total CPU time, in microseconds.
     pub usage_usec: u64,
@@ -58,6 +59,7 @@ pub struct MemoryStats {
 
 /// `memory.events`: the number of events in the cgroup and its descendants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemoryEvents {
     /// Reclaimed although below `memory.low`.
     pub low: u64,
@@ -73,6 +75,7 @@ pub struct MemoryEvents {
 
 /// The usual fields of `memory.stat`, in bytes, and its faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemoryStat {
     /// Anonymous memory.
     pub anon: u64,

@@ -5,6 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+use serde::de::value::{self, MapDeserializer};
+
 use super::{Error, Operation, files};
 pub use crate::cgroup_stats::{
     CgroupStats, CpuStat, MemoryEvents, MemoryStat, MemoryStats, PidsStats, Pressure, Stall,
@@ -13,59 +16,37 @@ pub use crate::cgroup_stats::{
 impl CgroupStats {
     pub(super) fn read(cgroup: &Path) -> Result<Self, Error> {
         // Required: every cgroup but the root has it, so ENOENT means that the cgroup is missing.
-        let events = keyed(&files::read(&cgroup.join("cgroup.events"))?);
-        let cpu = keyed(&optional(&cgroup.join("cpu.stat"))?.unwrap_or_default());
+        let events: BTreeMap<String, u64> = keyed(&files::read(&cgroup.join("cgroup.events"))?);
+        let is_set = |key: &str| events.get(key) == Some(&1);
         let pressure = |file: &str| Ok(optional(&cgroup.join(file))?.map(|text| pressure(&text)));
         Ok(Self {
-            cpu: CpuStat {
-                usage_usec: cpu.of("usage_usec"),
-                user_usec: cpu.of("user_usec"),
-                system_usec: cpu.of("system_usec"),
-                nr_periods: cpu.of("nr_periods"),
-                nr_throttled: cpu.of("nr_throttled"),
-                throttled_usec: cpu.of("throttled_usec"),
-            },
+            cpu: counters(&cgroup.join("cpu.stat"))?,
             memory: memory(cgroup)?,
             pids: pids(cgroup)?,
             cpu_pressure: pressure("cpu.pressure")?,
             memory_pressure: pressure("memory.pressure")?,
             io_pressure: pressure("io.pressure")?,
-            populated: events.of("populated") == 1,
-            frozen: events.of("frozen") == 1,
+            populated: is_set("populated"),
+            frozen: is_set("frozen"),
         })
     }
 }
 
 fn memory(cgroup: &Path) -> Result<Option<MemoryStats>, Error> {
     let Some(current) = number(&cgroup.join("memory.current"))? else { return Ok(None) };
-    let events = keyed(&optional(&cgroup.join("memory.events"))?.unwrap_or_default());
-    let stat = keyed(&optional(&cgroup.join("memory.stat"))?.unwrap_or_default());
     Ok(Some(MemoryStats {
         current,
         peak: number(&cgroup.join("memory.peak"))?,
-        events: MemoryEvents {
-            low: events.of("low"),
-            high: events.of("high"),
-            max: events.of("max"),
-            oom: events.of("oom"),
-            oom_kill: events.of("oom_kill"),
-        },
-        stat: MemoryStat {
-            anon: stat.of("anon"),
-            file: stat.of("file"),
-            kernel: stat.of("kernel"),
-            slab: stat.of("slab"),
-            shmem: stat.of("shmem"),
-            pgfault: stat.of("pgfault"),
-            pgmajfault: stat.of("pgmajfault"),
-        },
+        events: counters(&cgroup.join("memory.events"))?,
+        stat: counters(&cgroup.join("memory.stat"))?,
     }))
 }
 
 fn pids(cgroup: &Path) -> Result<Option<PidsStats>, Error> {
     let Some(current) = number(&cgroup.join("pids.current"))? else { return Ok(None) };
-    let events = keyed(&optional(&cgroup.join("pids.events"))?.unwrap_or_default());
-    Ok(Some(PidsStats { current, max_events: events.of("max") }))
+    let events: BTreeMap<String, u64> = counters(&cgroup.join("pids.events"))?;
+    let max_events = events.get("max").copied().unwrap_or_default();
+    Ok(Some(PidsStats { current, max_events }))
 }
 
 fn pressure(text: &str) -> Pressure {
@@ -84,18 +65,19 @@ fn pressure(text: &str) -> Pressure {
     Pressure { some: line("some "), full: line("full ") }
 }
 
-/// Lines of a key and a number. Unknown keys are ignored, because newer kernels add some.
-struct Keyed(BTreeMap<String, u64>);
-
-impl Keyed {
-    fn of(&self, key: &str) -> u64 {
-        self.0.get(key).copied().unwrap_or_default()
-    }
+/// Reads a file of [`keyed`] numbers, which need not exist.
+fn counters<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    Ok(keyed(&optional(path)?.unwrap_or_default()))
 }
 
-fn keyed(text: &str) -> Keyed {
+/// Reads lines of a key and a number into the fields of these names. Unknown keys are ignored, because newer
+/// kernels add some.
+fn keyed<T: DeserializeOwned>(text: &str) -> T {
     let pairs = text.lines().filter_map(|line| line.split_once(' '));
-    Keyed(pairs.filter_map(|(key, value)| Some((key.into(), value.parse().ok()?))).collect())
+    let pairs = pairs.filter_map(|(key, value)| Some((key, value.parse::<u64>().ok()?)));
+    let pairs: BTreeMap<&str, u64> = pairs.collect();
+    let read = T::deserialize(MapDeserializer::<_, value::Error>::new(pairs.into_iter()));
+    read.expect("all fields are numbers that may be missing")
 }
 
 fn number(path: &Path) -> Result<Option<u64>, Error> {

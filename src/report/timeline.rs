@@ -21,6 +21,7 @@ pub(super) fn draw(record: &RunRecord) -> String {
     let timings = &record.timings;
     let phases = [
         ("prepare", Some(timings.prepare)),
+        ("template", timings.template),
         ("queue", timings.queue),
         ("boot", timings.boot),
         ("restore", timings.restore),

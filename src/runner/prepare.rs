@@ -140,11 +140,13 @@ impl Prepared {
         let host_cpus = self.host_cpus.as_ref().filter(|_| matches!(request, Request::Run(_)));
         let nr_cpus = self.spec.topology.nr_cpus();
         // Before it takes CPUs: a test that waits for a template must not keep others from running.
-        let plan = self.template.as_ref().map_or(Plan::Boot(None), Template::plan);
+        let (plan, template) =
+            self.template.as_ref().map_or((Plan::Boot(None), None), Template::plan);
         let taken = host_cpus.map(|host_cpus| host_cpus.take(nr_cpus)).transpose()?;
         tracing::debug!("start {:?}", self.config);
         let mut outcome =
             session::run(&*self.choice.engine, &self.config, plan, request, limits, live);
+        outcome.timings.template = template;
         outcome.timings.queue = taken.and_then(|taken| taken.waited);
         if let RunEnd::InitFailed(why) = &mut outcome.end
             && console::init_succeeded(&outcome.console)

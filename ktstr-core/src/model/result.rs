@@ -281,6 +281,10 @@ named_enum! {
 pub struct Timings {
     /// Finding kernel and engine, building the initramfs or finding it in the cache.
     pub prepare: Duration,
+    /// Waiting while the guest of another test booted, to fork this one from it. `None` if that was not
+    /// necessary.
+    #[serde(default)]
+    pub template: Option<Duration>,
     /// Waiting until other guests of this host had released as many of its CPUs as this one has.
     /// `None` if they were free at once.
     pub queue: Option<Duration>,

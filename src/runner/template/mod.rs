@@ -22,7 +22,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use ktstr_core::wire::Hello;
@@ -91,25 +91,31 @@ impl Template {
         Self { cache, key, name, limit }
     }
 
-    /// Decides how a guest comes to be ready. Waits while another test boots the same machine, to save it.
-    pub(super) fn plan(&self) -> Plan {
-        self.try_plan().unwrap_or_else(|error| {
+    /// Decides how a guest comes to be ready. Waits while another test boots the same machine, to save it, and
+    /// returns for how long, if at all.
+    pub(super) fn plan(&self) -> (Plan, Option<Duration>) {
+        let began = Instant::now();
+        let mut has_waited = false;
+        let plan = self.try_plan(&mut has_waited).unwrap_or_else(|error| {
             tracing::debug!("boot without a template: {error:#}");
             Plan::Boot(None)
-        })
+        });
+        (plan, has_waited.then(|| began.elapsed()))
     }
 
-    fn try_plan(&self) -> Result<Plan> {
+    fn try_plan(&self, has_waited: &mut bool) -> Result<Plan> {
         self.cache.check_writable()?;
         if !self.exists() {
-            let (lock, has_waited) = self.cache.lock_quietly(&self.name, Hold::Exclusive)?;
+            let (lock, waited) = self.cache.lock_quietly(&self.name, Hold::Exclusive)?;
+            *has_waited = waited;
             if !self.exists() {
                 // After a wait, the guest of another test could not be saved. If all that have waited tried
                 // again, each would wait for the boots of the others.
-                return Ok(Plan::Boot((!has_waited).then(|| self.saver(lock))));
+                return Ok(Plan::Boot((!waited).then(|| self.saver(lock))));
             }
         }
-        let (lock, _) = self.cache.lock_quietly(&self.name, Hold::Shared)?;
+        let (lock, waited) = self.cache.lock_quietly(&self.name, Hold::Shared)?;
+        *has_waited |= waited;
         match self.read_usable() {
             Ok((facts, uses)) => {
                 Ok(Plan::Fork(Fork { template: self.clone(), facts, uses, _lock: lock }))

@@ -32,6 +32,10 @@ fn write_machine(directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+fn plan(template: &Template) -> Plan {
+    template.plan().0
+}
+
 fn saver(plan: Plan) -> Saver {
     match plan {
         Plan::Boot(Some(saver)) => saver,
@@ -50,7 +54,7 @@ fn fork(plan: Plan) -> Fork {
 fn saved() -> (tempfile::TempDir, Cache, Template) {
     let (dir, cache) = cache();
     let template = template(&cache);
-    saver(template.plan()).save(boot_state(), write_machine).unwrap();
+    saver(plan(&template)).save(boot_state(), write_machine).unwrap();
     (dir, cache, template)
 }
 
@@ -67,37 +71,41 @@ fn plan_forks_what_was_saved() {
         assert!(!in_save.exists(), "a template appears when it is complete");
         write_machine(directory)
     };
-    saver(first.plan()).save(boot_state(), save).unwrap();
+    saver(plan(&first)).save(boot_state(), save).unwrap();
     assert_eq!(unfinished(&cache), 0);
     let mode = fs::metadata(first.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
     for uses in 0..3 {
         // As in another process.
-        let found = fork(template(&cache).plan());
+        let found = fork(plan(&template(&cache)));
         assert_eq!((&found.facts.boot, found.uses), (&boot_state(), uses));
         count_use(&found.template.path().join(USES));
     }
     let other = Template::new(cache.clone(), "another machine".to_owned(), u64::MAX);
     assert_ne!(other.name, first.name);
-    drop(saver(other.plan()));
+    drop(saver(plan(&other)));
 }
 
 #[test]
 fn plan_waits_for_a_guest_that_is_saved() {
     let (_dir, cache) = cache();
-    let first = saver(template(&cache).plan());
+    let first = saver(plan(&template(&cache)));
     thread::scope(|scope| {
         let waiting = [(); 3].map(|()| scope.spawn(|| template(&cache).plan()));
         await_waiter(&cache);
         first.save(boot_state(), write_machine).unwrap();
-        waiting.into_iter().for_each(|waiting| drop(fork(waiting.join().unwrap())));
+        for waiting in waiting {
+            let (plan, waited) = waiting.join().unwrap();
+            assert!(waited.is_some());
+            drop(fork(plan));
+        }
     });
 }
 
 #[test]
 fn plan_boots_after_waiting_for_a_guest_that_was_not_saved() {
     let (_dir, cache) = cache();
-    let first = saver(template(&cache).plan());
+    let first = saver(plan(&template(&cache)));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| template(&cache).plan());
         await_waiter(&cache);
@@ -106,12 +114,12 @@ fn plan_boots_after_waiting_for_a_guest_that_was_not_saved() {
             Err(Error::Unsupported { operation: "be saved" })
         });
         assert!(format!("{:#}", error.unwrap_err()).ends_with("this machine cannot be saved"));
-        let plan = waiting.join().unwrap();
-        assert!(matches!(plan, Plan::Boot(None)), "{plan:?}");
+        let (plan, waited) = waiting.join().unwrap();
+        assert!(matches!(plan, Plan::Boot(None)) && waited.is_some(), "{plan:?}");
     });
     assert_eq!(unfinished(&cache), 0, "nothing stays on a full disk");
     // The next test tries again.
-    drop(saver(template(&cache).plan()));
+    drop(saver(plan(&template(&cache))));
 }
 
 /// Waits until a process waits for the lock of the template.
@@ -154,39 +162,39 @@ fn plan_replaces_what_cannot_be_used() {
     for (what, spoil) in spoils {
         let (_dir, _cache, template) = saved();
         spoil(&template);
-        let Plan::Boot(Some(saver)) = template.plan() else { panic!("{what}") };
+        let Plan::Boot(Some(saver)) = plan(&template) else { panic!("{what}") };
         assert!(!template.exists(), "{what}");
         saver.save(boot_state(), write_machine).unwrap();
-        drop(fork(template.plan()));
+        drop(fork(plan(&template)));
     }
     // Shortly before.
     let (_dir, _cache, template) = saved();
     set_facts(&template, |facts| facts.saved -= MAX_AGE - MINUTE);
     fs::write(template.path().join(USES), vec![b'.'; MAX_USES as usize - 1]).unwrap();
-    drop(fork(template.plan()));
+    drop(fork(plan(&template)));
 }
 
 #[test]
 fn plan_keeps_a_template_in_use() {
     let (_dir, cache, template) = saved();
-    let used = fork(template.plan());
+    let used = fork(plan(&template));
     set_facts(&template, |facts| facts.saved -= MAX_AGE);
-    let plan = template.plan();
-    assert!(matches!(plan, Plan::Boot(None)), "{plan:?}");
+    let decided = plan(&template);
+    assert!(matches!(decided, Plan::Boot(None)), "{decided:?}");
     prune::prune(&cache, 0);
     assert!(template.exists());
     drop(used);
-    drop(saver(template.plan()));
+    drop(saver(plan(&template)));
 }
 
 #[test]
 fn remove_keeps_the_successor_of_a_damaged_template() {
     let (_dir, _cache, template) = saved();
-    let damaged = fork(template.plan()).facts.saved;
+    let damaged = fork(plan(&template)).facts.saved;
     drop(template.remove(Some(damaged)).unwrap().expect("it is removed"));
-    saver(template.plan()).save(boot_state(), write_machine).unwrap();
+    saver(plan(&template)).save(boot_state(), write_machine).unwrap();
     assert!(template.remove(Some(damaged)).unwrap().is_none());
-    drop(fork(template.plan()));
+    drop(fork(plan(&template)));
 }
 
 #[test]
@@ -204,13 +212,13 @@ fn save_removes_what_a_killed_process_has_left() {
         await_waiter(&cache);
         process.kill().unwrap();
         // Its lock is free. The guest of this test is not saved, because it has waited.
-        assert!(matches!(waiting.join().unwrap(), Plan::Boot(None)));
+        assert!(matches!(waiting.join().unwrap().0, Plan::Boot(None)));
     });
     process.wait().unwrap();
     assert_eq!(unfinished(&cache), 1);
-    saver(template(&cache).plan()).save(boot_state(), write_machine).unwrap();
+    saver(plan(&template(&cache))).save(boot_state(), write_machine).unwrap();
     assert_eq!(unfinished(&cache), 0);
-    drop(fork(template(&cache).plan()));
+    drop(fork(plan(&template(&cache))));
 }
 
 #[test]
@@ -223,13 +231,13 @@ fn saver_process() {
         let _ = std::io::stdin().read(&mut [0]);
         Ok(())
     };
-    saver(template(&Cache::at(cache)).plan()).save(boot_state(), save).unwrap();
+    saver(plan(&template(&Cache::at(cache)))).save(boot_state(), save).unwrap();
 }
 
 #[test]
 fn plan_boots_without_a_usable_cache() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().rewind().unwrap();
-    let plan = template(&Cache::at(file.path().join("cache"))).plan();
-    assert!(matches!(plan, Plan::Boot(None)), "{plan:?}");
+    let decided = plan(&template(&Cache::at(file.path().join("cache"))));
+    assert!(matches!(decided, Plan::Boot(None)), "{decided:?}");
 }

@@ -72,7 +72,7 @@ impl Bench {
     }
 
     fn run(&self) -> RunOutcome {
-        run_on(&self.engine, self.template.plan(), Duration::from_secs(10))
+        run_on(&self.engine, self.template.plan().0, Duration::from_secs(10))
     }
 
     /// Boots and saves a guest.
@@ -191,7 +191,7 @@ fn run_does_not_save_a_guest_that_does_not_wait() {
     ] {
         let bench = Bench::new();
         bench.boots(|_| panic!("it is saved"), actions);
-        let outcome = run_on(&bench.engine, bench.template.plan(), Duration::from_secs(1));
+        let outcome = run_on(&bench.engine, bench.template.plan().0, Duration::from_secs(1));
         assert_eq!(is_pass(&outcome), passes, "{outcome:?}");
         assert_eq!(outcome.start, Start::Booted { saved_in: None });
     }

@@ -102,6 +102,19 @@ impl<'a> Btf<'a> {
         }
     }
 
+    /// Returns the length in bytes of `struct name` or `union name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unknown`] if it does not exist.
+    pub fn structure_len(&self, name: &str) -> Result<u64, Error> {
+        let mut types = self.types.iter();
+        let found = types
+            .find(|record| is_structure(record) && self.is_named(dword(record, 0), name))
+            .ok_or_else(|| Error::Unknown(name.to_owned()))?;
+        Ok(dword(found, 8).into())
+    }
+
     /// Returns the members of all structures of this name, and of the anonymous ones inside them:
     /// the offset of the member's name, and its place.
     ///
@@ -253,6 +266,8 @@ mod tests {
             assert_eq!(btf.member_offset(name, member), Ok(want), "{name}.{member}");
         }
         assert_eq!(btf.member_offset("u", "flags"), Err(Error::BitField("u.flags".into())));
+        assert_eq!((btf.structure_len("u"), btf.structure_len("task")), (Ok(8), Ok(16)));
+        assert_eq!(btf.structure_len("pid"), Err(Error::Unknown("pid".into())));
         for (name, member) in [("task", "u"), ("tas", "pid"), ("task", "pi"), ("pid", "pid")] {
             assert!(matches!(btf.member_offset(name, member), Err(Error::Unknown(_))));
         }

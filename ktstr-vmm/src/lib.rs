@@ -5,7 +5,8 @@
 //! until the machine has exited. This crate does not know about tests: any kernel and initramfs do.
 //!
 //! [`probe`] finds out in milliseconds whether the KVM of this host is usable.
-//! [`paging`] and [`btf`] help to read the memory of a kernel that is paused.
+//! [`paging`] and [`btf`] help to read the memory of a kernel that is paused, [`printk`] reads the
+//! messages of one that runs or has died.
 
 pub mod btf;
 mod config;
@@ -15,6 +16,7 @@ pub mod kvm;
 mod kvm_error;
 mod lock;
 pub mod paging;
+pub mod printk;
 pub mod probe;
 pub mod qemu;
 mod saved;

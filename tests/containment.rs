@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 const MARK: &str = "the body is up";
 
-#[ktstr_test(cores = 1, duration_s = 60, ignore = "only for the tests below, which kill it")]
+#[ktstr_test(cores = 1, fresh, duration_s = 60, ignore = "only for the tests below, which kill it")]
 fn long_run(_: &Ctx) -> Result<AssertResult> {
     println!("{MARK}");
     loop {

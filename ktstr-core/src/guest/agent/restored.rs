@@ -27,9 +27,9 @@ pub(super) fn clock_source() -> Result<String> {
 pub(super) fn apply(restored: &Restored, saved: &str) -> Result<()> {
     let now = clock_source()?;
     ensure!(now == saved, "the clock source changed from {saved} to {now}");
-    set_wall_clock(restored.wall_clock).context("failed to set the wall clock")?;
     let entropy = <[u8; Restored::ENTROPY]>::try_from(&*restored.entropy)
         .map_err(|_| anyhow!("the host sent {} bytes of entropy", restored.entropy.len()))?;
+    set_wall_clock(restored.wall_clock).context("failed to set the wall clock")?;
     let urandom = File::open(URANDOM).with_context(|| format!("failed to open {URANDOM}"))?;
     sys::reseed(urandom, entropy).with_context(|| format!("failed to reseed {URANDOM}"))
 }
@@ -37,4 +37,22 @@ pub(super) fn apply(restored: &Restored, saved: &str) -> Result<()> {
 fn set_wall_clock(since_epoch: Duration) -> Result<()> {
     let time = Timespec::try_from(since_epoch).context("the time does not fit a timespec")?;
     Ok(clock_settime(ClockId::Realtime, time)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use super::*;
+
+    /// Both are checked before anything is changed, here the host.
+    #[test]
+    fn apply_refuses_another_clock_source_and_too_little_entropy() {
+        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let restored = Restored { wall_clock, entropy: vec![1; 63] };
+        let now = clock_source().unwrap();
+        let error = |saved| apply(&restored, saved).unwrap_err().to_string();
+        assert_eq!(error("sundial"), format!("the clock source changed from sundial to {now}"));
+        assert_eq!(error(&now), "the host sent 63 bytes of entropy");
+    }
 }

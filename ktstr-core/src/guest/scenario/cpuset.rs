@@ -10,18 +10,13 @@ use crate::guest::topology::TestTopology;
 /// CPUs of the machine, resolved when the scenario runs.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "the constructor of its name documents each variant")]
 pub enum CpusetSpec {
-    /// See [`CpusetSpec::llc`].
     Llc(usize),
-    /// See [`CpusetSpec::numa`].
     Numa(usize),
-    /// See [`CpusetSpec::range`].
     Range(usize, usize),
-    /// See [`CpusetSpec::disjoint`].
     Disjoint(usize, usize),
-    /// See [`CpusetSpec::overlap`].
     Overlap(usize, usize, f64),
-    /// See [`CpusetSpec::exact`].
     Exact(BTreeSet<usize>),
 }
 

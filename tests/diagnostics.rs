@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use ktstr::prelude::*;
-use ktstr::record::RunRecord;
+use ktstr::provision::{Cache, kernel};
+use ktstr::record::{ImageId, RunRecord};
 
 /// The environment variable that makes a copy of this binary replace its own file.
 const REPLACE: &str = "KTSTR_TEST_REPLACE";
@@ -201,6 +202,22 @@ fn record_of_a_passed_run_is_kept_without_its_console() -> Result<()> {
     ensure!(machine.cmdline.contains("panic=-1") && !machine.kernel.version.is_empty());
     ensure!(record.timings.body.is_some() && record.artifacts.is_some_and(|a| a.files.is_empty()));
     ensure!(fs::read_dir(&directory)?.count() == 1, "{} has other files", directory.display());
+    Ok(())
+}
+
+#[test]
+fn record_identifies_a_kernel_given_by_path_by_its_hash() -> Result<()> {
+    let target = tempfile::tempdir()?;
+    let given = kernel::resolve(&Cache::from_env()?, Some("debian:trixie"))?.image;
+    let mut command = Command::new(copy_into_target(target.path())?);
+    command.args(["--exact", "boots", "--include-ignored"]).env("KTSTR_KERNEL", &given);
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let record = read_record(&the_run(target.path())?.join("copy/boots/run.json"))?;
+    let machine = record.machine.context("the machine is known")?;
+    let ImageId::File { path, sha256 } = machine.kernel.image else { bail!("{machine:?}") };
+    ensure!((path, sha256.len()) == (given.clone(), 64), "{sha256} of {}", given.display());
+    ensure!(machine.spec.kernel.as_deref() == given.to_str(), "{:?}", machine.spec);
     Ok(())
 }
 

@@ -9,11 +9,15 @@ use ktstr_vmm::{Engine, Error, Event, Vm};
 
 use crate::cpus::{COUNT, take_interrupts, with_handler};
 use crate::machine::{Guest, Machine, SOON, engine};
+use crate::virtio::{DESC_WRITE, Rings, SIZE, available, descriptor};
 
 /// The address of the first CPU's time-stamp counter.
 const TSC: u32 = 0x20_1000;
 /// The address at which the second CPU counts.
 const OTHER: u32 = 0x6000;
+
+/// The address at which a guest says that it is set up.
+const READY: u32 = 0x20_0000;
 
 /// A guest that writes ascending bytes to the console and its counter to memory, and counts on its
 /// second CPU.
@@ -38,21 +42,26 @@ fn restore(machine: &Machine, dir: &Path) -> Result<Box<dyn Vm>, Error> {
     engine().restore(&machine.config, dir)
 }
 
+/// Output is handed over at most this late.
+const HAND_OVER: Duration = Duration::from_millis(100);
+
+/// Returns the last byte of the console output until this time has passed.
+fn last_byte_until(vm: &mut dyn Vm, time: Duration) -> Option<u8> {
+    let (deadline, mut last) = (Instant::now() + time, None);
+    loop {
+        match vm.next_event(deadline).unwrap() {
+            Event::Console(bytes) => last = bytes.last().copied(),
+            Event::Deadline => return last,
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
 /// Pauses the machine and returns the last byte that it wrote to the console.
 fn last_byte(vm: &mut dyn Vm) -> u8 {
     loop {
         vm.pause().unwrap();
-        let mut last = None;
-        // Output is handed over at most this late.
-        let deadline = Instant::now() + Duration::from_millis(100);
-        loop {
-            match vm.next_event(deadline).unwrap() {
-                Event::Console(bytes) => last = bytes.last().copied(),
-                Event::Deadline => break,
-                event => panic!("{event:?}"),
-            }
-        }
-        if let Some(last) = last {
+        if let Some(last) = last_byte_until(vm, HAND_OVER) {
             return last;
         }
         // All of its output was read before.
@@ -132,6 +141,61 @@ fn restored_machines_continue_at_the_next_instruction() {
         }
     }
     assert_eq!(read64(machine.vm(), TSC), later, "the memory of copies is their own");
+}
+
+/// A guest whose second CPU writes ascending bytes to the console, while the first one offers buffers for
+/// all that a port receives.
+fn receiving() -> Guest {
+    const RECEIVE: u16 = 4;
+    const CONTROL: u16 = 3;
+    const BUFFERS: Rings = Rings::at(0x200_0000);
+    const MESSAGES: Rings = Rings::at(0x210_0000);
+    let mut guest = Guest::new(|code| {
+        code.find_device().enable(RECEIVE, BUFFERS).enable(CONTROL, MESSAGES).go();
+        // In real mode: mov dx, 0x3f8; then out dx, al; inc al; jmp back
+        code.notify(CONTROL).start_others(&[0xba, 0xf8, 0x03, 0xee, 0xfe, 0xc0, 0xeb, 0xfb]);
+        code.store32(READY, 1).forever(|code| {
+            // mov ax, [used + 2]; add ax, SIZE; mov [available + 2], ax
+            code.edi(BUFFERS.used as u32 + 2)
+                .raw(&[0x66, 0x8b, 0x07, 0x66, 0x83, 0xc0, SIZE as u8]);
+            code.edi(BUFFERS.available as u32 + 2).raw(&[0x66, 0x89, 0x07]).notify(RECEIVE)
+        })
+    });
+    guest.others = 1;
+    // The first port is open.
+    guest.data.push((0x220_0000, vec![1, 0, 0, 0, 6, 0, 1, 0]));
+    guest.data.push((MESSAGES.table as u32, descriptor(0x220_0000, 8, 0, 0)));
+    guest.data.push((MESSAGES.available as u32, available(1, &[0])));
+    guest.data.push((BUFFERS.table as u32, descriptor(0x280_0000, 1 << 20, DESC_WRITE, 0)));
+    guest.data.push((BUFFERS.available as u32, available(0, &vec![0; SIZE.into()])));
+    guest
+}
+
+/// While the device has work, a vCPU that has left the guest for an access looks at the owner's command
+/// before KVM has finished the access: until then its registers are those before the instruction.
+#[test]
+#[ignore = "needs a KVM that runs kernels: cargo xtask nested"]
+fn saved_access_is_finished() {
+    let mut machine = receiving().boot();
+    machine.watch_count(READY);
+    let mut last = None;
+    for _ in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = machine.vm();
+        vm.send(0, &vec![b'x'; 16 << 20]).unwrap();
+        // Until the second CPU has left the guest, while the device still works.
+        last = last_byte_until(vm, Duration::from_millis(3)).or(last);
+        vm.pause().unwrap();
+        last = last_byte_until(vm, HAND_OVER).or(last);
+        let last = last.expect("the guest writes all the time");
+        vm.save(dir.path()).unwrap();
+        let mut copy = restore(&machine, dir.path()).unwrap();
+        let output = console(&mut *copy);
+        assert_eq!(output[0], last.wrapping_add(1), "the access is repeated");
+        assert!(is_ascending(&output));
+        copy.stop().unwrap();
+        machine.vm().resume().unwrap();
+    }
 }
 
 #[test]

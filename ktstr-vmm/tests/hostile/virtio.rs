@@ -22,6 +22,7 @@ const WINDOW: u8 = 0x90;
 pub(crate) const TRANSMIT: [u16; 2] = [5, 7];
 pub(crate) const SIZE: u16 = 64;
 pub(crate) const DESC_NEXT: u16 = 1;
+pub(crate) const DESC_WRITE: u16 = 2;
 pub(crate) const DESC_INDIRECT: u16 = 4;
 
 /// The addresses of a queue's rings.

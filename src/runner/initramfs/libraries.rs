@@ -7,6 +7,7 @@
 //! Source: ld.so(8); glibc 2.41, elf/dl-load.c (`_dl_map_object`) and sysdeps/generic/dl-cache.h; musl 1.2.5,
 //! ldso/dynlink.c (`load_library`).
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::env;
 use std::ffi::{CStr, OsStr};
@@ -26,6 +27,17 @@ const ENDIAN: LittleEndian = LittleEndian;
 
 /// A program that needs more libraries than this is damaged or hostile.
 const MAX_LIBRARIES: usize = 1024;
+
+/// The longest name of a library and the longest list of directories in bytes; those of Nix have some thousands.
+const LONGEST_STRING: usize = 64 << 10;
+
+/// The longest path of a loader in bytes, with its NUL. The kernel refuses a longer one.
+///
+/// Source: Linux 6.12, fs/binfmt_elf.c, `load_elf_binary` (PATH_MAX).
+const LONGEST_INTERPRETER: u64 = 4096;
+
+/// The most files that are looked for. A large program has a few hundred libraries, and some dozens of directories.
+const MAX_LOOKUPS: usize = 100_000;
 
 /// The directories in which distributions put the loader and libraries of glibc for x86-64.
 const GLIBC_DIRECTORIES: [&str; 6] = [
@@ -96,6 +108,7 @@ pub(super) fn libraries_in(
         cache: HashMap::new(),
         last: Vec::new(),
         root: Some(root),
+        lookups: Cell::new(0),
     };
     search.closure(object)
 }
@@ -120,6 +133,8 @@ struct Search {
     last: Vec<PathBuf>,
     /// All files are below this directory, and the absolute paths in objects are relative to it.
     root: Option<PathBuf>,
+    /// How many files were looked for.
+    lookups: Cell<usize>,
 }
 
 /// What the loader reads of a program or library.
@@ -173,6 +188,7 @@ impl Search {
             cache: HashMap::new(),
             last: Vec::new(),
             root: None,
+            lookups: Cell::new(0),
         };
         if search.loader.is_musl {
             search.first = split(variable.as_bytes(), b":").map(path).collect();
@@ -264,6 +280,12 @@ impl Search {
             files.extend(self.cache.get(name).cloned());
             files.extend(self.last.iter().map(|directory| directory.join(name)));
         }
+        self.lookups.set(self.lookups.get() + files.len());
+        ensure!(
+            self.lookups.get() <= MAX_LOOKUPS,
+            "{} and its libraries name too many directories: more than {MAX_LOOKUPS} files to look for",
+            objects[0].path.display()
+        );
         for file in files {
             if let Some(found) = self.open(&file)? {
                 return Ok(found);
@@ -351,14 +373,19 @@ impl Object {
     }
 
     fn read_segments(&mut self, header: &Header, data: &ReadCache<File>) -> Result<()> {
+        // One of each: a file of a few MiB may have 65,535 segments, each of which is all of it.
         let segments = header.program_headers(ENDIAN, data)?;
-        let mut entries = None;
-        for segment in segments {
-            if let Some(interpreter) = segment.interpreter(ENDIAN, data)? {
-                self.interpreter.get_or_insert(utf8(interpreter)?);
-            }
-            entries = entries.or(segment.dynamic(ENDIAN, data)?);
+        let first = |kind| segments.iter().find(|segment| segment.p_type(ENDIAN) == kind);
+        if let Some(segment) = first(elf::PT_INTERP) {
+            let size = segment.p_filesz(ENDIAN);
+            ensure!(
+                size <= LONGEST_INTERPRETER,
+                "the path of its loader has {size} bytes (limit {LONGEST_INTERPRETER})"
+            );
+            self.interpreter = segment.interpreter(ENDIAN, data)?.map(utf8).transpose()?;
         }
+        let entries = first(elf::PT_DYNAMIC).map(|segment| segment.dynamic(ENDIAN, data));
+        let entries = entries.transpose()?.flatten();
         let end = |entry: &elf::Dyn64<LittleEndian>| entry.d_tag(ENDIAN) == elf::DT_NULL;
         let entries: Vec<_> =
             entries.into_iter().flatten().take_while(|entry| !end(entry)).collect();
@@ -372,25 +399,33 @@ impl Object {
             loaded.filter_map(|segment| segment.data_range(ENDIAN, data, strings, size).ok()?);
         let strings = strings.next().context("the strings are not in the file")?;
         let string = |at: u64| {
+            // Entries may share a string of many MiB, and each of them copies it.
             let text = usize::try_from(at).ok().and_then(|at| strings.get(at..));
+            let text = text.map(|text| &text[..text.len().min(LONGEST_STRING)]);
             let text = text.and_then(|text| CStr::from_bytes_until_nul(text).ok());
-            text.map(CStr::to_bytes).context("a string is not in the string table")
+            text.map(CStr::to_bytes).with_context(|| {
+                format!(
+                    "a string is not in the string table, or longer than {LONGEST_STRING} bytes"
+                )
+            })
         };
-        for entry in &entries {
-            let at = entry.d_val(ENDIAN);
-            match entry.d_tag(ENDIAN) {
-                elf::DT_NEEDED => self.needed.push(utf8(string(at)?)?),
-                elf::DT_SONAME => self.soname = Some(utf8(string(at)?)?),
-                elf::DT_RPATH => self.rpath = Some(string(at)?.to_owned()),
-                elf::DT_RUNPATH => self.runpath = Some(string(at)?.to_owned()),
-                elf::DT_FLAGS_1 => self.avoids_defaults = at & NODEFLIB != 0,
-                _ => {}
-            }
+        for entry in entries.iter().filter(|entry| entry.d_tag(ENDIAN) == elf::DT_NEEDED) {
             ensure!(
-                self.needed.len() <= MAX_LIBRARIES,
+                self.needed.len() < MAX_LIBRARIES,
                 "it needs more than {MAX_LIBRARIES} libraries"
             );
+            self.needed.push(utf8(string(entry.d_val(ENDIAN))?)?);
         }
+        // Of the others, the loaders use the last one.
+        let last = |tag| {
+            let mut entries = entries.iter().rev();
+            let entry = entries.find(|entry| entry.d_tag(ENDIAN) == tag);
+            entry.map(|entry| entry.d_val(ENDIAN))
+        };
+        self.soname = last(elf::DT_SONAME).map(|at| utf8(string(at)?)).transpose()?;
+        self.rpath = last(elf::DT_RPATH).map(string).transpose()?.map(<[u8]>::to_vec);
+        self.runpath = last(elf::DT_RUNPATH).map(string).transpose()?.map(<[u8]>::to_vec);
+        self.avoids_defaults = last(elf::DT_FLAGS_1).is_some_and(|flags| flags & NODEFLIB != 0);
         Ok(())
     }
 }

@@ -91,6 +91,7 @@ impl System {
             cache: HashMap::from([("libcached.so".to_owned(), self.path("cached/libcached.so"))]),
             last: vec![self.path("last")],
             root: None,
+            lookups: Cell::new(0),
         }
     }
 }
@@ -305,4 +306,31 @@ fn read_fails_for_damaged_files_without_a_panic() {
     let path = system.add("many", &elf_file(None, &many));
     let error = format!("{:#}", Object::read(&path, &path).unwrap_err());
     assert!(error.contains("more than 1024 libraries"), "{error}");
+}
+
+/// A small file may take any memory and time: lists of long strings that overlap, and directories for each library.
+#[test]
+fn libraries_of_hostile_files_cost_what_their_bytes_do() {
+    let system = System::new();
+    let long = "x".repeat(LONGEST_STRING);
+    for tag in [elf::DT_NEEDED, elf::DT_SONAME, elf::DT_RPATH, elf::DT_RUNPATH] {
+        let error = system.found(&system.search(false), &[(tag, &long)]).unwrap_err();
+        assert!(format!("{error:#}").contains("longer than 65536 bytes"), "{error:#}");
+    }
+    let list = "/a:".repeat(LONGEST_STRING / 3);
+    let names: Vec<_> = (0..5).map(|number| format!("lib{number}.so")).collect();
+    names.iter().for_each(|name| system.library(&format!("last/{name}"), &[]));
+    let mut entries: Vec<_> = names.iter().map(|name| (elf::DT_NEEDED, &**name)).collect();
+    entries.push((elf::DT_RUNPATH, &list));
+    let error = system.found(&system.search(false), &entries).unwrap_err();
+    assert!(format!("{error:#}").contains("more than 100000 files"), "{error:#}");
+
+    let read = |interpreter: &str| {
+        let path = system.add("program", &elf_file(Some(interpreter), &[]));
+        Object::read(&path, &path).map(|object| object.unwrap().interpreter)
+    };
+    let longest = format!("/{}", "l".repeat(LONGEST_INTERPRETER as usize - 2));
+    assert_eq!(read(&longest).unwrap(), Some(longest.clone()));
+    let error = read(&format!("{longest}l")).unwrap_err();
+    assert!(format!("{error:#}").contains("4097 bytes (limit 4096)"), "{error:#}");
 }

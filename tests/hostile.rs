@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use ktstr::prelude::*;
 
@@ -65,5 +67,28 @@ fn verdict_is_as_written(record: &VmResult) -> Result<()> {
     let RunEnd::Verdict(verdict) = &record.end else { bail!("{}", record.end) };
     let [detail] = &verdict.details[..] else { bail!("{} details", verdict.details.len()) };
     ensure!(detail.message.starts_with(FORGED) && detail.message.len() < 4 << 10);
+    Ok(())
+}
+
+/// Takes more snapshots than a run may send. It is the host that refuses them, whatever the body reports then.
+#[ktstr_test(
+    cores = 1,
+    duration_s = 60,
+    expect_err = "more than 24 MiB of captures",
+    post_vm = snapshots_are_bounded
+)]
+fn flood_of_snapshots_ends_the_run(ctx: &Ctx) -> Result<AssertResult> {
+    let long = || KernelSnapshot::new().with_value("x".repeat(900_000), 1);
+    let bridge = SnapshotBridge::new(Arc::new(move |_| Some(long())));
+    let _guard = bridge.set_thread_local();
+    let step = (0..40).fold(Step::new([], HoldSpec::fixed(Duration::ZERO)), |step, number| {
+        step.with_op(Op::capture_snapshot(number.to_string()))
+    });
+    execute_scenario(ctx, Backdrop::new(), [step])
+}
+
+fn snapshots_are_bounded(record: &VmResult) -> Result<()> {
+    ensure!(matches!(record.end, RunEnd::ProtocolViolation(_)), "{}", record.end);
+    ensure!((20..30).contains(&record.snapshots.len()), "{} snapshots", record.snapshots.len());
     Ok(())
 }

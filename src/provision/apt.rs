@@ -292,7 +292,7 @@ Dir::State::status "{dir}/status";
 }
 
 /// Parses the first stanza of `apt-cache show`.
-fn parse_show(text: &str) -> Option<(Package, Vec<String>)> {
+pub fn parse_show(text: &str) -> Option<(Package, Vec<String>)> {
     let stanza = text.split("\n\n").next()?;
     let field = |name: &str| {
         let mut lines = stanza.lines();
@@ -310,7 +310,7 @@ fn parse_show(text: &str) -> Option<(Package, Vec<String>)> {
 }
 
 /// Parses a line of `--print-uris`: `'URI' name_version_arch.deb size SHA256:hash`.
-fn parse_uri_line(line: &str) -> Option<Package> {
+pub fn parse_uri_line(line: &str) -> Option<Package> {
     let mut words = line.strip_prefix('\'')?.split_whitespace().skip(1);
     let mut parts = words.next()?.split('_');
     Some(Package {

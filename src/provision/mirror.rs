@@ -25,7 +25,7 @@ fn in_file(path: &Path) -> Option<String> {
 }
 
 /// Parses the one-line style: `deb [options] URI suite components..`.
-fn in_list(text: &str) -> Option<String> {
+pub fn in_list(text: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb")?;
         let rest = rest.strip_prefix([' ', '\t'])?.trim_start();
@@ -38,7 +38,7 @@ fn in_list(text: &str) -> Option<String> {
 }
 
 /// Parses the deb822 style: stanzas of `Field: value`, continued by indented lines.
-fn in_sources(text: &str) -> Option<String> {
+pub fn in_sources(text: &str) -> Option<String> {
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     lines.split(|line| line.trim().is_empty()).find_map(|stanza| {
         let no = ["no", "false", "without", "off", "disable"];

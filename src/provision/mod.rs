@@ -29,6 +29,11 @@ mod spec;
 mod units;
 mod versions;
 
+#[doc(hidden)]
+pub use apt::{parse_show, parse_uri_line};
+#[doc(hidden)]
+pub use mirror::{in_list, in_sources};
+
 pub use apt::{Package, require_tools};
 pub use bootable::{Boot, BootFormat, Kernel, Provenance};
 pub use cache::Cache;

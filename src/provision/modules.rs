@@ -168,7 +168,13 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     }
 }
 
-fn depends_of(module: &[u8]) -> Result<Vec<String>> {
+/// Reads the names of the modules that a module depends on.
+///
+/// # Errors
+///
+/// If it is not an ELF file with a section `.modinfo`.
+#[doc(hidden)]
+pub fn depends_of(module: &[u8]) -> Result<Vec<String>> {
     let file = object::File::parse(module)?;
     let section = file.section_by_name(".modinfo").context("no .modinfo section")?;
     Ok(depends(section.data()?))

@@ -6,6 +6,8 @@ mod console;
 mod echo;
 mod engine;
 mod environment;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host_cpus;
 mod initramfs;
 pub mod nested;

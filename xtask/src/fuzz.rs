@@ -13,8 +13,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The targets, those that take the longest to cover first.
-const TARGETS: [&str; 8] =
-    ["image", "virtqueue", "registers", "saved", "wire", "cmdline", "acpi", "printk"];
+const TARGETS: [&str; 13] = [
+    "image",
+    "session",
+    "virtqueue",
+    "registers",
+    "saved",
+    "wire",
+    "elf",
+    "packages",
+    "guest_memory",
+    "qmp",
+    "cmdline",
+    "acpi",
+    "printk",
+];
 /// Build scripts are not instrumented if the target is named.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Flags for the coverage that libFuzzer needs, as `cargo fuzz` passes them.

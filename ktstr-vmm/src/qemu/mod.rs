@@ -28,6 +28,8 @@ use crate::engine::{Engine, Vm};
 use crate::error::Error;
 
 #[doc(hidden)]
+pub use qmp::parse_stream as parse_qmp;
+#[doc(hidden)]
 pub use saved::reencode_manifest;
 
 /// A QEMU program for x86-64 guests.

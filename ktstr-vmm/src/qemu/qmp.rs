@@ -81,6 +81,20 @@ impl QmpParser {
     }
 }
 
+/// Parses a stream in pieces, and returns its messages in their debug form.
+///
+/// # Errors
+///
+/// If a line is not a message, or too long.
+pub fn parse_stream<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Vec<String>, Error> {
+    let mut parser = QmpParser::default();
+    let mut messages = Vec::new();
+    for piece in pieces {
+        messages.extend(parser.push(piece)?.iter().map(|message| format!("{message:?}")));
+    }
+    Ok(messages)
+}
+
 fn parse(line: &[u8]) -> Result<QmpMessage, Error> {
     let not_qmp = || {
         let text: String = String::from_utf8_lossy(line).chars().take(200).collect();

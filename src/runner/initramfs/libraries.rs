@@ -348,6 +348,15 @@ impl Search {
     }
 }
 
+/// Reads the dynamic section of a file. Returns whether it is a program or library for x86-64.
+///
+/// # Errors
+///
+/// If it is damaged, or not a regular file.
+pub fn read_elf(file: &Path) -> Result<bool> {
+    Ok(Object::read(file, file)?.is_some())
+}
+
 impl Object {
     /// Reads the file at `file`, which the loader opens at `path`. Returns `None` if it is not an ELF file for
     /// x86-64, which a loader passes over.

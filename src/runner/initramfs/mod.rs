@@ -26,6 +26,7 @@ use ktstr_core::model::pid1;
 use crate::provision::{self, Cache, Kernel, tool};
 use crate::this_program;
 pub(crate) use elf::is_elf;
+pub use libraries::read_elf;
 
 /// The content of an initramfs.
 #[derive(Debug)]

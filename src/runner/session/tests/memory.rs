@@ -80,12 +80,8 @@ fn snapshot(at_ns: u64, worker: WorkerReport) -> GuestMessage {
 type Message = fn(u64) -> GuestMessage;
 
 /// Returns messages of one kind that take the most memory for what they are charged, up to the bound, by name.
-fn worst_collected() -> [(&'static str, u64, Message); 3] {
+fn worst_collected() -> [(&'static str, u64, Message); 2] {
     [
-        ("numbers", 11, |at_ns| {
-            let numa_pages = vec![0; LONG];
-            snapshot(at_ns, WorkerReport { numa_pages, ..WorkerReport::default() })
-        }),
         ("structures", 3, |at_ns| {
             // Just more than a power of two, to which a vector grows.
             let cpuset_periods = vec![CpusetPeriod::default(); (1 << 18) + 1];

@@ -141,7 +141,8 @@ fn set_facts(template: &Template, change: impl FnOnce(&mut Facts)) {
 
 #[test]
 fn plan_replaces_what_cannot_be_used() {
-    let spoils: [(&str, fn(&Template)); 8] = [
+    type Spoil = fn(&Template);
+    let spoils: [(&str, Spoil); 8] = [
         ("old", |template| set_facts(template, |facts| facts.saved -= MAX_AGE)),
         ("from the future", |template| set_facts(template, |facts| facts.saved += MAX_AGE)),
         ("of another key", |template| set_facts(template, |facts| facts.key.push('2'))),

@@ -91,14 +91,16 @@ fn plan_waits_for_a_guest_that_is_saved() {
     let (_dir, cache) = cache();
     let first = saver(plan(&template(&cache)));
     thread::scope(|scope| {
-        let waiting = [(); 3].map(|()| scope.spawn(|| template(&cache).plan()));
+        // A fork has a lock until it is dropped, for which the next one may wait.
+        let waiter = || {
+            let (plan, waited) = template(&cache).plan();
+            drop(fork(plan));
+            waited.is_some()
+        };
+        let waiting = [(); 3].map(|()| scope.spawn(waiter));
         await_waiter(&cache);
         first.save(boot_state(), write_machine).unwrap();
-        for waiting in waiting {
-            let (plan, waited) = waiting.join().unwrap();
-            assert!(waited.is_some());
-            drop(fork(plan));
-        }
+        waiting.into_iter().for_each(|waiting| assert!(waiting.join().unwrap()));
     });
 }
 

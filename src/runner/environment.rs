@@ -51,7 +51,7 @@ pub(crate) fn kargs() -> Result<String> {
         .map_err(|value| anyhow!("{KTSTR_KARGS} is not UTF-8: `{}`", value.display()))
 }
 
-/// Returns whether guests may be forked: with `KTSTR_FORK=1`.
+/// Returns whether guests may be forked: unless `KTSTR_FORK=0`.
 ///
 /// # Errors
 ///
@@ -62,8 +62,8 @@ pub(crate) fn forks() -> Result<bool> {
 
 fn parse_forks(value: Option<&OsStr>) -> Result<bool> {
     match value.map(OsStr::as_bytes) {
-        Some(b"1") => Ok(true),
-        None | Some(b"" | b"0") => Ok(false),
+        None | Some(b"" | b"1") => Ok(true),
+        Some(b"0") => Ok(false),
         Some(_) => bail!(
             "{KTSTR_FORK}={}: expected 0 to boot the guest of each test, or 1",
             value.unwrap_or_default().display()
@@ -142,10 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn forks_if_the_variable_is_1() {
+    fn forks_unless_the_variable_is_0() {
         let parse = |value: &str| parse_forks(Some(OsStr::new(value)));
-        assert!(!parse_forks(None).unwrap() && !parse("").unwrap() && !parse("0").unwrap());
-        assert!(parse("1").unwrap());
+        assert!(parse_forks(None).unwrap() && parse("").unwrap() && parse("1").unwrap());
+        assert!(!parse("0").unwrap());
         let error = parse("off").unwrap_err().to_string();
         assert_eq!(error, "KTSTR_FORK=off: expected 0 to boot the guest of each test, or 1");
     }

@@ -43,7 +43,7 @@ pub struct RunRecord {
     pub expect_err: ExpectErr<String>,
     /// Whether an inconclusive verdict passes.
     pub allow_inconclusive: bool,
-    /// How the guest came to wait for the request; `None` before that is known, and if the test runs on
+    /// Whether the guest was booted; `None` before that is known, and if the test runs on
     /// the host.
     #[serde(default)]
     pub start: Option<Start>,
@@ -97,7 +97,7 @@ impl RunRecord {
     pub const SCHEMA: u32 = 1;
 }
 
-/// How a guest came to wait for a request.
+/// Whether a guest was booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {

@@ -33,8 +33,8 @@ use watchdog::{Overdue, Watchdog};
 /// The time of a boot to PID 1 on hardware, the unit of [`Timings::slowness`].
 const HARDWARE_BOOT: Duration = Duration::from_secs(1);
 
-/// The time from the start of the engine to the start of the body, for a forked guest on hardware: its unit of
-/// [`Timings::slowness`]. QEMU's emulation takes 3 to 4 of them on an idle host, as it does for a boot.
+/// The time that a forked guest on hardware takes from the start of the engine to the start of the body, the unit
+/// of its [`Timings::slowness`]. QEMU's emulation takes 3 to 4 of them on an idle host, as it does for a boot.
 const HARDWARE_FORK: Duration = Duration::from_millis(100);
 
 /// How many pending events are handled before a timeout is enforced ...

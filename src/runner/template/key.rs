@@ -20,8 +20,8 @@ const FORMAT: u32 = 1;
 const CPU_FACTS: [&str; 7] =
     ["vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags"];
 
-/// Returns all that the state of a booted machine depends on, as text. The initramfs is one of the cache, whose path
-/// identifies its content.
+/// Returns all that the state of a booted machine depends on, as text. The path of the
+/// initramfs, which is in the cache, identifies its content.
 ///
 /// # Errors
 ///

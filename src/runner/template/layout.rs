@@ -11,5 +11,5 @@ pub(super) const USES: &str = "uses";
 /// An older template is booted anew: all guests that are forked from one have the same kernel addresses.
 pub(super) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// After so many uses, too.
+/// A template that was used this often is booted anew, too.
 pub(super) const MAX_USES: u64 = 200;

@@ -50,7 +50,7 @@ pub(super) struct Template {
     limit: u64,
 }
 
-/// How the guest of a test comes to be ready.
+/// The way to a guest that waits for a request.
 #[derive(Debug)]
 pub(super) enum Plan {
     /// It boots, and is saved if there is permission.
@@ -70,7 +70,7 @@ pub(super) struct Facts {
     pub(super) boot: BootState,
 }
 
-/// The state of a session whose guest waits for its request.
+/// The state of a session at the time when its guest waits for the request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct BootState {
     /// The time of the host from the start of the engine until the guest was paused. The guest's uptime is not
@@ -91,7 +91,7 @@ impl Template {
         Self { cache, key, name, limit }
     }
 
-    /// Decides how a guest comes to be ready. Waits while another test boots the same machine, to save it, and
+    /// Decides whether the guest of a test boots. Waits while another test boots the same machine, to save it, and
     /// returns for how long, if at all.
     pub(super) fn plan(&self) -> (Plan, Option<Duration>) {
         let began = Instant::now();
@@ -189,7 +189,7 @@ impl Saver {
     ///
     /// # Errors
     ///
-    /// If a file cannot be written, or by `save`. There is no template then.
+    /// If a file cannot be written, or by `save`. No template exists then.
     pub(super) fn save(
         self,
         boot: BootState,

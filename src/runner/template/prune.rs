@@ -144,7 +144,7 @@ mod tests {
         (dir, cache)
     }
 
-    /// Adds a template of 100 KB that was saved and last used so long ago.
+    /// Adds a template of 100 KB with these times since it was saved and last used.
     fn add(cache: &Cache, name: &str, saved: Duration, used: Duration) {
         let path = cache.entry(&format!("{DIRECTORY}/{name}"));
         fs::create_dir_all(&path).unwrap();

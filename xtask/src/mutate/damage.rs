@@ -63,8 +63,9 @@ impl Victim {
         Ok(Self { file, whole, fields, words })
     }
 
+    /// Returns the path of the file, which is valid in child processes, too: one of them computes a hash.
     pub(super) fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
     /// Damages the file in one or two ways.

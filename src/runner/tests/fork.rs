@@ -1,6 +1,7 @@
 //! Saves a guest that has booted and restores it: each copy carries out a request of its own.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -31,14 +32,19 @@ const COMPLAINTS: [&str; 8] =
 fn copied(_: &Ctx) -> Result<AssertResult> {
     let mark = std::env::var(MARK).unwrap_or_default();
     let monotonic = Duration::try_from(clock_gettime(ClockId::Monotonic))?;
-    println!("mark {mark}");
-    println!("monotonic {}", monotonic.as_nanos());
+    let mut facts = format!("mark {mark}\nmonotonic {}\n", monotonic.as_nanos());
     if !mark.is_empty() {
-        println!("gpa {}", physical_address(mark.as_ptr() as u64)?);
+        writeln!(facts, "gpa {}", physical_address(mark.as_ptr() as u64)?)?;
     }
-    println!("ready");
+    println!("{facts}ready");
     match std::env::var(THEN).as_deref() {
-        Ok("crash") => fs::write("/proc/sysrq-trigger", "c")?,
+        Ok("crash") => {
+            // Output that PID 1 has not yet sent is lost in the crash. The console prints at once.
+            for fact in facts.lines() {
+                fs::write("/dev/kmsg", fact)?;
+            }
+            fs::write("/proc/sysrq-trigger", "c")?;
+        }
         Ok("stay") => loop {
             std::thread::park();
         },
@@ -182,7 +188,8 @@ impl Guest {
     }
 
     fn value(&self, name: &str) -> &str {
-        let mut lines = self.text.lines();
+        let printed = self.console.lines().filter_map(|line| Some(line.split_once("] ")?.1));
+        let mut lines = self.text.lines().chain(printed);
         let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {name}: {}\n{}", self.text, self.console))
     }

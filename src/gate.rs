@@ -1,9 +1,9 @@
-//! Directories that no other user of the machine can change.
+//! Checks that no other user of the machine can change a directory.
 //!
 //! The programs and kernels of the cache are executed, locks and artifacts are written. If another user could
-//! replace one of these directories or a file in them, the files would be that user's: executed as this user, or
-//! written through a link into a file of this user. So every directory on the path is checked. Once all of them are
-//! in order, only trusted users can change what the path leads to, and it can be used by name.
+//! replace one of these directories or a file in them, this process would execute files of the other user, or write
+//! through a link into a file that the other user has chosen. So every directory on the path is checked. If all of
+//! them pass, only trusted users can change what the path leads to, and it can be used by name.
 //!
 //! Trusted are the user of this process, root, and below the home directory its owner. Where `HOME` belongs to
 //! another user, as in containers of CI systems and under `sudo -E`, that user's files are executed anyway: Cargo
@@ -23,7 +23,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, read
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-/// As many symbolic links as the kernel follows in one path.
+/// The number of symbolic links that the kernel follows in one path.
 const MAX_LINKS: usize = 40;
 
 /// Why a path is not used.
@@ -94,7 +94,7 @@ fn home() -> Option<DirectoryId> {
 /// What to do with a directory that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IfMissing {
-    /// Stop there. Nothing exists that could be wrong.
+    /// Stop there, without an error: nothing exists that another user could have created.
     Stop,
     /// Create it.
     Create,
@@ -160,7 +160,7 @@ struct Walk {
     /// The directory whose owner is trusted with what is below it.
     home: Option<DirectoryId>,
     follows: bool,
-    /// All users can create files here, and only owners can replace them (sticky bit).
+    /// Whether all users can create files here, which only their owners can replace (sticky bit).
     is_shared: bool,
 }
 
@@ -224,7 +224,7 @@ impl Walk {
         Ok(self.trusted)
     }
 
-    /// Trusts the owner of the home directory from here on, if only trusted users could put it there.
+    /// Trusts the owner of the home directory from here on, if only trusted users could have created it.
     fn trust_owner_of_home(&mut self, stat: &Stat) {
         let is_home = self.home == Some((stat.st_dev, stat.st_ino));
         if is_home && !self.is_shared && !self.trusted.is_unknown(stat.st_uid) {
@@ -243,7 +243,7 @@ impl Walk {
         let is_private = self.is_shared && !geteuid().is_root();
         let mode = if is_private { Mode::RWXU } else { Mode::from_raw_mode(0o755) };
         match mkdirat(&self.fd, name, mode) {
-            // Another process was faster.
+            // Another process has created it in the meantime.
             Err(Errno::EXIST) => Ok(()),
             created => created,
         }
@@ -269,12 +269,12 @@ fn examine(path: &Path, stat: &Stat, trusted: &Trusted, is_in_shared: bool) -> R
     if !trusted.includes(uid) {
         return Err(Error::Owner { path: path(), uid });
     }
-    // In a shared directory, the directories of root are for all, those of others are private: after a
+    // In a shared directory, those of root may be used by all users, those of others must be private: after a
     // cleanup of `/tmp`, another user could create one of the same name.
     if is_in_shared && uid != 0 && mode & 0o077 != 0 {
         return Err(Error::NotPrivate { path: path(), mode });
     }
-    // The group of root, or a private group: it has the number of its only user.
+    // The group of root, or the private group of a user, which has the same number as the user.
     let is_private_group = gid == 0 || (gid == uid && !trusted.is_unknown(uid));
     let is_writable = mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_private_group);
     let is_sticky = mode & 0o1000 != 0 && FileType::from_raw_mode(stat.st_mode).is_dir();

@@ -13,23 +13,23 @@ use crate::btf::{self, Btf};
 /// Source: Linux 6.12, Documentation/arch/x86/x86_64/mm.rst.
 pub(super) const IMAGE: u64 = 0xffff_ffff_8000_0000;
 
-/// Longest structure of the ring that is accepted. The longest known one has 112 bytes.
+/// The greatest length of a structure that is accepted. The longest known one has 112 bytes.
 const MAX_LEN: u64 = 512;
 
-/// Where a kernel keeps its messages, as it is linked, and the form of its structures.
+/// The link addresses of a kernel's ring of messages, and the layout of its structures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrintkLayout {
-    /// The address of the ring that the kernel begins with.
+    /// The address of the first ring that the kernel uses.
     pub ring: u64,
     /// The address of that ring's descriptors.
     pub descs: u64,
-    /// The ID with which that ring begins.
+    /// The initial ID of that ring.
     pub initial_id: u64,
     /// The address of the pointer to the ring in use: a kernel with many CPUs allocates another one.
     pub pointer: u64,
     /// The difference between an address of the image and its guest-physical address.
     pub image_base: u64,
-    /// The form of the structures.
+    /// The layout of the structures.
     pub offsets: PrintkOffsets,
 }
 
@@ -75,7 +75,7 @@ pub enum LayoutError {
     /// Its BTF describes a ring that this version does not know.
     #[error("unknown form of `struct {0}`")]
     UnknownForm(&'static str),
-    /// Its data does not have exactly one such object.
+    /// Its data has none or several such objects.
     #[error("found {count} candidates for {what} in the vmlinux (expected 1)")]
     NotFound {
         /// The object.
@@ -101,7 +101,7 @@ impl PrintkLayout {
     ///
     /// # Errors
     ///
-    /// If the kernel has no BTF, or a ring of an unknown form.
+    /// If the kernel has no BTF, or a ring of unknown layout.
     pub fn find<'a, R: ReadRef<'a>>(vmlinux: R) -> Result<Self, LayoutError> {
         let header = FileHeader64::<Endianness>::parse(vmlinux)?;
         let endian = header.endian()?;
@@ -148,7 +148,7 @@ impl PrintkLayout {
     }
 }
 
-/// Returns what `find` finds at the offsets of words.
+/// Calls `find` with the offset of each word, and returns what it finds.
 fn find_words<T>(
     segments: &[Segment<'_>],
     mut find: impl FnMut(&Segment<'_>, usize) -> Option<T>,
@@ -200,10 +200,10 @@ impl PrintkOffsets {
         Ok(offsets)
     }
 
-    /// Returns whether a ring is as the kernel is linked: without records, its first ID and position
-    /// so chosen that both overflow soon.
+    /// Returns whether a ring has the state in which it is linked: no records, and a first ID and position that
+    /// overflow soon.
     fn is_initial(&self, ring: &[u8]) -> Option<bool> {
-        // The cheapest test of the rarest value first: this is called for each word of the data.
+        // This is called for each word of the data, so the first test is cheap and rarely succeeds.
         let begin = long(ring, self.head_lpos)?;
         if begin != long(ring, self.tail_lpos)? || begin >> 63 == 0 {
             return Some(false);

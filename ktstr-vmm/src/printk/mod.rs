@@ -1,11 +1,11 @@
-//! The messages of a guest's kernel, read from its memory without its help.
+//! Reads the messages of a guest's kernel from its memory, without its cooperation.
 //!
 //! The kernel keeps its messages in a ring buffer, whether or not it prints them on a console. A
-//! [`PrintkLayout`] is found once in a vmlinux; with it the ring of a guest can be read at any time
-//! from the first instruction of the kernel on, also after a panic or a triple fault.
+//! [`PrintkLayout`] is found once in a vmlinux. With it the ring of a guest can be read at any time
+//! from the first instruction of the kernel on, and after a panic or a triple fault.
 //!
-//! The guest can write anything into its memory: the work and the memory of a read are bounded
-//! whatever it contains.
+//! The guest can write anything into its memory, so the work and the memory of a read are bounded
+//! independently of the content.
 //!
 //! Source: Linux 6.1, 6.12 and 7.2, kernel/printk/printk_ringbuffer.h and printk_ringbuffer.c.
 

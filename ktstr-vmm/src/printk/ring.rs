@@ -8,11 +8,11 @@ use crate::error::Error;
 /// Reads guest memory: fills the buffer from a guest-physical address, or fails.
 type Read<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<(), Error>;
 
-/// The most messages that are read: the newest ones. A stock kernel has room for 4,096, or a few times
+/// The number of messages that are read, the newest ones. A stock kernel has room for 4,096, or a few times
 /// as many on a machine with many CPUs.
 const MAX_MESSAGES: u64 = 1 << 16;
 
-/// The largest ring that is read, as powers of two: of descriptors, and of bytes of text.
+/// The size of the largest ring that is read, as powers of two: descriptors, and bytes of text.
 const MAX_COUNT_BITS: u64 = 24;
 const MAX_SIZE_BITS: u64 = 24;
 
@@ -34,7 +34,7 @@ const FINALIZED: u64 = 2;
 
 /// The bytes of a data block before its text: the ID of its descriptor.
 const BLOCK_HEADER: u64 = 8;
-/// A position with this bit is not that of a block.
+/// A position with this bit does not refer to a block.
 const DATALESS: u64 = 1;
 /// Begin and end of a record without text. Another record without a block has lost its text.
 const EMPTY_LINE: u64 = 3;
@@ -48,7 +48,7 @@ pub struct Message {
     pub text: String,
 }
 
-/// The position at which the kernel writes its next message. It differs after each one.
+/// The position at which the kernel writes its next message. Each message changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     ring: u64,
@@ -62,7 +62,7 @@ pub enum ReadError {
     /// Memory cannot be read, or a pointer of the guest leads out of it.
     #[error(transparent)]
     Memory(#[from] Error),
-    /// The ring cannot be as it is in the guest's memory.
+    /// The ring in the guest's memory is not valid.
     #[error("the ring of the kernel's messages is damaged: {0}")]
     Damaged(String),
 }
@@ -71,7 +71,7 @@ impl PrintkLayout {
     /// Reads all messages of the kernel that its ring still has, the oldest first. `read` fills a buffer
     /// from a guest-physical address.
     ///
-    /// The guest may run meanwhile; then messages that it overwrites are left out.
+    /// If the guest runs meanwhile, messages that it overwrites are left out.
     ///
     /// # Errors
     ///
@@ -176,16 +176,16 @@ impl Ring {
         let infos = self.array(self.infos, offsets.info_len, read)?;
         let mut text = vec![0; self.size as usize];
         read(self.data, &mut text)?;
-        // If a descriptor has not changed meanwhile, its text was not overwritten.
+        // The text of a descriptor that has not changed since was not overwritten.
         let later = self.array(self.descs, offsets.desc_len, read)?;
         let [descs, later] =
             [&descs, &later].map(|array| array.chunks_exact(offsets.desc_len as usize));
         let infos = infos.chunks_exact(offsets.info_len as usize);
         let ids = (0..self.used as usize).map(|number| self.first.wrapping_add(number as u64) & ID);
         let mut messages = Vec::new();
-        // Blocks do not overlap, so all texts together are not longer than the ring.
+        // Valid blocks do not overlap, so all texts together are not longer than the ring.
         let mut left = text.len();
-        // The newest first, because those are kept if they do.
+        // The newest first: if blocks of a damaged ring overlap, the oldest messages are left out.
         for (((id, desc), later), info) in ids.zip(descs).zip(later).zip(infos).rev() {
             let Some((begin, next)) = committed(offsets, desc, id).filter(|_| desc == later) else {
                 continue;
@@ -217,8 +217,8 @@ impl Ring {
 
 /// Returns the address of the kernel's map of all memory, given that of the descriptors in it.
 ///
-/// Their guest-physical address is known up to a multiple of 1 GiB: it is the first at which the
-/// descriptor with the oldest ID is, which always exists.
+/// Their guest-physical address is known up to a multiple of 1 GiB. It is the first candidate at which
+/// the descriptor with the oldest ID is found; that descriptor always exists.
 fn direct_map(
     offsets: &PrintkOffsets,
     descs: u64,
@@ -230,7 +230,7 @@ fn direct_map(
     let candidates = (descs % DIRECT_MAP_STEP..MAX_MEMORY).step_by(DIRECT_MAP_STEP as usize);
     for candidate in candidates {
         let mut state = [0; 8];
-        // An address outside of memory is not the one.
+        // An address that cannot be read is outside of the memory.
         if read(candidate.wrapping_add(oldest), &mut state).is_ok()
             && u64::from_le_bytes(state) & ID == tail
         {
@@ -249,7 +249,8 @@ fn committed(offsets: &PrintkOffsets, desc: &[u8], id: u64) -> Option<(u64, u64)
 
 /// Returns the text of a record in the ring's `data`.
 ///
-/// Positions count up without end. A block that would cross the end of the ring is at its beginning.
+/// Positions increase without wrapping at the end of the ring. A block that would cross that end is stored at the
+/// beginning.
 fn block(data: &[u8], id: u64, begin: u64, next: u64) -> Option<&[u8]> {
     if begin & DATALESS != 0 || next & DATALESS != 0 {
         return (begin == EMPTY_LINE && next == EMPTY_LINE).then_some(&[]);

@@ -7,9 +7,9 @@
 //! | `manifest.json` | what was saved, and the size and modification time of each file |
 //!
 //! The manifest is written last: a save that was interrupted has none. The memory has no checksum,
-//! because to read all of it costs a restore more than anything else. Instead the files are
-//! read-only, one that was written later has another modification time, and a save is valid only
-//! until the host reboots: a crash of the host can leave files with holes.
+//! because reading all of it would cost a restore more than everything else. Instead the files are
+//! read-only, a file that was written later has another modification time, and a save is valid only
+//! until the host reboots, because a crash of the host can leave files with holes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -24,21 +24,21 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::saved;
 
-/// Raised when the meaning of the files changes.
+/// The version of the format. It changes with the meaning of the files.
 const FORMAT: u64 = 1;
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state";
-/// Bytes of a manifest at most. It has the arguments of QEMU, and its longest one is a kernel's
+/// The size limit of a manifest in bytes. It has the arguments of QEMU; the longest one is a kernel's
 /// command line of up to 2 KiB.
 const MAX_MANIFEST: u64 = 1 << 20;
-/// Bytes of a state at most. It has some 350 KB, and 10 KB for each CPU.
+/// The size limit of a state in bytes. It has some 350 KB, and 10 KB for each CPU.
 const MAX_STATE: u64 = 64 << 20;
 
 /// Memory is written in pages, and read in pieces of this size.
 const PAGE: usize = 4 << 10;
 const PIECE: usize = 1 << 20;
 
-/// A save that is being written. Dropped before [`SaveWriter::finish`], it deletes its files.
+/// Writes the files of a save. If it is dropped before [`SaveWriter::finish`], it deletes them.
 #[derive(Debug)]
 pub(super) struct SaveWriter {
     dir: PathBuf,
@@ -48,7 +48,7 @@ pub(super) struct SaveWriter {
 }
 
 impl SaveWriter {
-    /// Starts a save in a directory, which exists and has no save.
+    /// Starts a save in a directory, which must exist and be without one.
     pub(super) fn new(dir: &Path) -> Result<Self, Error> {
         // QEMU opens the state by this path.
         let dir = std::path::absolute(dir).map_err(Error::file("find", dir))?;
@@ -111,7 +111,7 @@ impl Drop for SaveWriter {
     fn drop(&mut self) {
         if !self.is_finished {
             for (name, _) in &self.files {
-                // A file that stays is not restored: its manifest is missing or incomplete.
+                // If a file cannot be deleted, it is not restored: its manifest is missing or incomplete.
                 let _ = std::fs::remove_file(self.dir.join(name));
             }
         }
@@ -127,7 +127,7 @@ pub(super) struct SavedFiles {
 }
 
 impl SavedFiles {
-    /// Opens the files in `dir` and checks that they are unchanged, and those of this machine with
+    /// Opens the files in `dir` and checks that they are unchanged and belong to this machine with
     /// nodes of these sizes.
     pub(super) fn open(
         dir: &Path,
@@ -162,7 +162,7 @@ fn memory_name(node: usize) -> String {
     format!("memory{node}")
 }
 
-/// The contents of a save, for all who restore it.
+/// Describes a save to the processes that restore it.
 #[derive(Debug, PartialEq, Eq)]
 struct Manifest {
     /// The boot of the host that saved the machine.
@@ -190,7 +190,7 @@ impl Manifest {
             .to_string()
     }
 
-    /// Decodes a manifest. An error is a text that continues a sentence that begins with its name.
+    /// Decodes a manifest. An error is the rest of a sentence that begins with the name of the manifest.
     fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
         let value: Value = serde_json::from_slice(bytes).map_err(|_| "is not JSON")?;
         if value["format"] != FORMAT {
@@ -244,7 +244,7 @@ fn fields<'a, const N: usize>(value: &'a Value, names: [&str; N]) -> Option<[&'a
     has_all.then(|| names.map(|name| &object[name]))
 }
 
-/// Decodes a manifest and encodes it again, for the fuzzer.
+/// Decodes a manifest and encodes it again. The fuzzer calls this.
 #[doc(hidden)]
 pub fn reencode_manifest(bytes: &[u8]) -> Result<Vec<u8>, &'static str> {
     Ok(Manifest::decode(bytes)?.encode().into_bytes())

@@ -1,4 +1,4 @@
-//! Identifies machines: guests with equal keys are equal when they have booted.
+//! Identifies machines: guests with the same key have the same state after the boot.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,17 +11,17 @@ use serde_json::json;
 use crate::provision;
 use crate::runner::engine::Choice;
 
-/// Changed whenever the files of a template get another meaning.
+/// The version of the format. It changes with the meaning of the files of a template.
 const FORMAT: u32 = 1;
 
-/// The facts of a CPU that decide what guests of KVM see of it.
+/// The properties of a CPU that guests of KVM depend on.
 ///
 /// Source: Linux 6.12, arch/x86/kernel/cpu/proc.c.
 const CPU_FACTS: [&str; 7] =
     ["vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags"];
 
-/// Returns all that the state of a booted machine depends on, as text. The path of the
-/// initramfs, which is in the cache, identifies its content.
+/// Returns everything that the state of a booted machine depends on, as text. The path of the initramfs, which is in
+/// the cache, identifies its content.
 ///
 /// # Errors
 ///
@@ -41,7 +41,7 @@ pub(in crate::runner) fn key(
         "initramfs": initramfs.to_string_lossy(),
         "cmdline": cmdline,
         "kaslr": kaslr,
-        // With the topology and the memory.
+        // Has the topology and the memory.
         "machine": spec,
         "ports": ports,
         "host": host()?,
@@ -49,7 +49,8 @@ pub(in crate::runner) fn key(
     Ok(key.to_string())
 }
 
-/// Returns the facts of this host: its kernel, its boot, because no saved machine outlives that, and its CPU.
+/// Returns the facts of this host: its kernel, its boot ID, because saved machines are valid until a reboot, and its
+/// CPU.
 fn host() -> Result<Vec<String>> {
     let read =
         |path: &str| fs::read_to_string(path).with_context(|| format!("failed to read {path}"));

@@ -1,4 +1,4 @@
-//! Where templates are in the cache, and how long they are used.
+//! The names of a template's files in the cache, and the limits of its use.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ pub(super) const MACHINE: &str = "machine";
 pub(super) const FACTS: &str = "facts.json";
 pub(super) const USES: &str = "uses";
 
-/// An older template is booted anew: all guests that are forked from one have the same kernel addresses.
+/// The age at which a template is replaced: all guests that are forked from it have the same kernel addresses.
 pub(super) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// A template that was used this often is booted anew, too.
+/// The number of uses after which a template is replaced.
 pub(super) const MAX_USES: u64 = 200;

@@ -5,14 +5,14 @@
 //! | file | contents |
 //! |---|---|
 //! | `machine/` | what [`Vm::save`] wrote |
-//! | `facts.json` | [`Facts`]: what a session needs to continue in the place of the one that saved |
-//! | `uses` | one byte for each guest that was forked; its modification time is the last use |
+//! | `facts.json` | [`Facts`]: what a session needs to continue instead of the one that saved the guest |
+//! | `uses` | one byte for each guest that was forked; its modification time is that of the last use |
 //!
 //! The first test that needs a machine holds its lock exclusively until the guest is saved; tests that need the same
 //! machine wait for that. A test that forks a guest shares the lock until the guest runs, so that the files are not
 //! removed meanwhile. The kernel releases the locks of a process that dies.
 //!
-//! Nothing of this fails a test: without a template, its guest boots.
+//! An error here does not fail a test: without a template, its guest boots.
 
 mod key;
 mod layout;
@@ -50,16 +50,16 @@ pub(super) struct Template {
     limit: u64,
 }
 
-/// The way to a guest that waits for a request.
+/// How to get a guest that waits for a request.
 #[derive(Debug)]
 pub(super) enum Plan {
-    /// It boots, and is saved if there is permission.
+    /// Boot it, and save it if there is a [`Saver`].
     Boot(Option<Saver>),
-    /// It is forked.
+    /// Fork it.
     Fork(Fork),
 }
 
-/// What a session needs to continue in the place of the one that saved the guest.
+/// What a session needs to continue instead of the one that saved the guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Facts {
     /// [`Template::key`], because two keys may have the same hash.
@@ -109,8 +109,8 @@ impl Template {
             let (lock, waited) = self.cache.lock_quietly(&self.name, Hold::Exclusive)?;
             *has_waited = waited;
             if !self.exists() {
-                // After a wait, the guest of another test could not be saved. If all that have waited tried
-                // again, each would wait for the boots of the others.
+                // If there is none after a wait, the guest of another test could not be saved. If all tests that
+                // have waited tried again, each would wait for the boots of the others.
                 return Ok(Plan::Boot((!waited).then(|| self.saver(lock))));
             }
         }
@@ -129,8 +129,8 @@ impl Template {
     }
 
     /// Removes a template that cannot be used, and returns the permission to save another one. Keeps it if another
-    /// test uses it. `damaged` is when a template was saved of which more than the facts is damaged: one that was
-    /// saved at another time is another template.
+    /// test uses it, or if it has been replaced by a usable one. If the machine of the template is damaged, its facts
+    /// do not show that: `damaged` is then the time at which it was saved, which identifies it.
     fn remove(&self, damaged: Option<SystemTime>) -> Result<Option<Saver>> {
         let Some(lock) = self.cache.try_lock(&self.name)? else { return Ok(None) };
         if let Ok((facts, _)) = self.read_usable()
@@ -146,7 +146,7 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// If it is damaged or not to be used any more: why.
+    /// If it is damaged, too old, or was used too often.
     fn read_usable(&self) -> Result<(Facts, u64)> {
         self.cache.check(&self.name)?;
         let path = self.path().join(FACTS);
@@ -177,7 +177,7 @@ impl Template {
     }
 }
 
-/// The permission to save a template, until dropped. Other tests that need the machine wait for it.
+/// The permission to save a template. Other tests that need the machine wait until it is dropped.
 #[derive(Debug)]
 pub(super) struct Saver {
     template: Template,
@@ -189,7 +189,7 @@ impl Saver {
     ///
     /// # Errors
     ///
-    /// If a file cannot be written, or by `save`. No template exists then.
+    /// If a file cannot be written, or `save` fails. No template exists then.
     pub(super) fn save(
         self,
         boot: BootState,
@@ -199,7 +199,7 @@ impl Saver {
         let facts = Facts { key: template.key.clone(), saved: SystemTime::now(), boot };
         template.cache.build_under(&lock, &template.name, |path| {
             let machine = path.join(MACHINE);
-            // For its owner only: it has all that the guest has in its memory.
+            // For its owner only: it has the guest's memory, which may have secrets.
             DirBuilder::new().mode(0o700).create(path)?;
             fs::create_dir(&machine)?;
             save(&machine)?;
@@ -238,7 +238,7 @@ impl Fork {
     ///
     /// # Errors
     ///
-    /// If the engine cannot restore it. A damaged template is removed, and the result is the permission to save
+    /// If the engine cannot restore it. A damaged template is removed, and the error is the permission to save
     /// another one.
     pub(super) fn start(
         self,

@@ -1,4 +1,4 @@
-//! Removes templates that are old, and the least recently used ones if all take too much space.
+//! Removes old templates, and the least recently used ones if all together take too much space.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +16,7 @@ const VARIABLE: &str = "KTSTR_CACHE_MAX";
 
 const DEFAULT_MAX: u64 = 8 << 30;
 
-/// What the templates of a cache take.
+/// The space that the templates of a cache take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TemplateUsage {
     /// How many there are.
@@ -27,7 +27,8 @@ pub struct TemplateUsage {
     pub limit: u64,
 }
 
-/// Returns what the templates of the cache take: guests that were booted and saved, from which others are forked.
+/// Returns the space that the templates of the cache take: guests that were booted and saved, from which others are
+/// forked.
 ///
 /// # Errors
 ///
@@ -60,7 +61,7 @@ fn parse(value: Option<&OsStr>) -> Result<u64> {
     }
 }
 
-/// A template as far as its space is concerned.
+/// The size and the age of a template.
 #[derive(Debug)]
 struct Entry {
     /// Its name in the cache.
@@ -71,14 +72,14 @@ struct Entry {
     is_old: bool,
 }
 
-/// Lists the templates, the last used ones first.
+/// Lists the templates, the most recently used ones first.
 fn entries(cache: &Cache) -> Vec<Entry> {
     let Ok(directory) = fs::read_dir(cache.entry(DIRECTORY)) else { return Vec::new() };
     let mut entries: Vec<_> = directory
         .flatten()
         .filter_map(|entry| {
             let path = entry.path();
-            // An incomplete one has neither file, and counts as old.
+            // An incomplete template has neither file, and counts as old.
             let saved = modified(&path.join(FACTS));
             Some(Entry {
                 name: format!("{DIRECTORY}/{}", entry.file_name().to_str()?),
@@ -100,8 +101,8 @@ fn age(time: SystemTime) -> Duration {
     time.elapsed().unwrap_or_default()
 }
 
-/// Removes old templates, those beyond `limit` bytes, and what savers that were killed have left. Keeps what a test
-/// uses or saves.
+/// Removes old templates, those beyond `limit` bytes, and the unfinished ones of processes that were killed. Keeps
+/// those that a test uses or saves.
 pub(super) fn prune(cache: &Cache, limit: u64) {
     let mut kept = 0;
     for entry in entries(cache) {
@@ -115,7 +116,7 @@ pub(super) fn prune(cache: &Cache, limit: u64) {
     }
     let Ok(unfinished) = fs::read_dir(cache.entry("tmp")) else { return };
     for entry in unfinished.flatten() {
-        // A builder's directory has the name of its entry, with `,` for `/`.
+        // The name of an unfinished entry's directory is that of the entry, with `,` instead of `/`.
         let name = entry.file_name();
         if let Some(("templates", name)) = name.to_str().and_then(|name| name.split_once(',')) {
             removes(cache, &format!("{DIRECTORY}/{name}"), &entry.path());
@@ -123,7 +124,7 @@ pub(super) fn prune(cache: &Cache, limit: u64) {
     }
 }
 
-/// Removes a file or directory of the template `name`, unless a test holds its lock. Returns whether it is gone.
+/// Removes a file or directory of the template `name`, unless a test holds its lock. Returns whether it was removed.
 fn removes(cache: &Cache, name: &str, path: &Path) -> bool {
     match cache.try_lock(name) {
         Ok(Some(_lock)) => cache::remove(path).is_ok(),

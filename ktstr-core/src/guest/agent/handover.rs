@@ -1,8 +1,8 @@
-//! What PID 1 gives to a body once its process exists.
+//! Passes the topology and the descriptors from PID 1 to the process of a body.
 //!
-//! The program that PID 1 executes has one end of a socket pair as its standard input. It sends the pid of the
-//! body that it has forked and exits. PID 1 is then the body's parent, and sends the topology, with
-//! the descriptors of the body attached. From then on, the body sends its messages on the link.
+//! The program that PID 1 executes has one end of a socket pair, the link, as its standard input. It sends the pid of
+//! the body that it has forked and exits. PID 1 is then the body's parent, and sends the topology with the descriptors
+//! of the body attached. From then on, the body sends its messages on the link.
 
 use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -20,7 +20,7 @@ use rustix::process::Pid;
 use crate::guest::topology::TestTopology;
 use crate::model::wire::{Decoder, Encoder};
 
-/// The end of PID 1.
+/// PID 1's end of the link, and what it sends to the body.
 #[derive(Debug)]
 pub(super) struct Handover {
     link: UnixStream,
@@ -43,7 +43,7 @@ impl Handover {
         Ok((Self { link, topology, stdout, panics }, theirs.into()))
     }
 
-    /// Returns the pid of the body; `None` if the program has ended without one.
+    /// Returns the pid of the body; `None` if the program has not sent one.
     pub(super) fn body(&mut self) -> Option<Pid> {
         let mut pid = [0; 4];
         self.link.read_exact(&mut pid).ok()?;
@@ -58,7 +58,7 @@ impl Handover {
         let mut attached = SendAncillaryBuffer::new(&mut space);
         ensure!(attached.push(SendAncillaryMessage::ScmRights(&files)), "the space is too small");
         let bytes = IoSlice::new(&self.topology);
-        // The body reads, but PID 1 must not wait for it: the link is empty and takes all at once.
+        // PID 1 must not wait until the body reads: the link is empty, so it takes all bytes at once.
         let sent = sendmsg(&self.link, &[bytes], &mut attached, SendFlags::NOSIGNAL)
             .context("failed to send the test body its descriptors")?;
         ensure!(sent == self.topology.len(), "the link took {sent} bytes of the topology");

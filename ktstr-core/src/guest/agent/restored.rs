@@ -1,4 +1,4 @@
-//! Gives a restored guest what it must not have in common with its other copies.
+//! Sets what a restored guest must not have in common with other copies of the same guest.
 //!
 //! PID 1 itself keeps its hash keys and addresses. Nothing depends on them: it reads only what the host and the
 //! body send, and the body is a program of its own, started after this.

@@ -1,7 +1,7 @@
 //! The saved state of a machine, except for the content of its memory, which is a file of its own.
 //!
 //! The encoding is a header (magic, version, length and checksum of the rest; little endian), then
-//! the fields of [`MachineState`]. There is no compatibility between versions: another version is
+//! the fields of [`MachineState`]. Versions are not compatible with each other: another version is
 //! refused, and the caller saves a machine again.
 
 mod bindings;
@@ -26,11 +26,11 @@ use crate::saved::checksum;
 pub(super) use vcpu::{VcpuState, msrs};
 
 const MAGIC: [u8; 8] = *b"ktstrkvm";
-/// The version of the format. Every change of a field of a state needs another one.
+/// The version of the format. It must be raised whenever a field of a state changes.
 const VERSION: u32 = 1;
 /// Bytes of the header: magic, version, length, checksum.
 const HEADER: usize = 8 + 4 + 8 + 8;
-/// The largest state in bytes. That of a vCPU has some 12 KiB, and there are at most 255.
+/// The largest state in bytes. The state of a vCPU has some 12 KiB, and there are at most 255 vCPUs.
 pub(super) const MAX_LEN: usize = 64 << 20;
 
 /// The state of a machine that is paused.
@@ -61,7 +61,7 @@ impl MachineState {
         out
     }
 
-    /// Decodes a state. Bytes that are not one are an error, never a panic.
+    /// Decodes a state. Returns an error for any other bytes, and never panics.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let body = body(bytes)?;
         let mut input = Input::new(body);
@@ -72,11 +72,11 @@ impl MachineState {
 }
 
 /// Decodes a state and creates its devices, as a restore does before it uses KVM, and encodes the
-/// state again, for the fuzzer.
+/// state again. The fuzzer calls this.
 #[doc(hidden)]
 pub fn reencode_state(bytes: &[u8]) -> Result<Vec<u8>, StateError> {
     let state = MachineState::decode(bytes)?;
-    // Devices that were refused are an error of another layer.
+    // An error of the devices is not one of the encoding.
     let _ = Devices::restore(&state.identity.ports, &state.devices);
     Ok(state.encode())
 }
@@ -103,7 +103,7 @@ fn body(bytes: &[u8]) -> Result<&[u8], StateError> {
     Ok(body)
 }
 
-/// What a state has in common with every machine that can be restored from it.
+/// The properties that a machine must have in common with the saved one to be restored from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     /// The ID of the host's boot. Registers of a CPU fit another kernel or another CPU only by
@@ -199,7 +199,7 @@ pub(super) struct MemoryFile {
 fields!(MemoryFile { len, modified_s, modified_ns });
 
 impl MemoryFile {
-    /// Returns that of a file after its last write.
+    /// Returns the identity of a file after its last write.
     pub(super) fn new(metadata: &Metadata) -> Self {
         Self {
             len: metadata.len(),

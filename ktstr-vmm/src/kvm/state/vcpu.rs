@@ -33,7 +33,7 @@ const UNLISTED: [RangeInclusive<u32>; 7] = [
     0xc001_1029..=0xc001_1029,
 ];
 
-/// Returns the MSRs to save: those that KVM lists, and the others. No CPU has all of them.
+/// Returns the MSRs to save: those that KVM lists, and [`UNLISTED`]. No CPU has all of them.
 pub(in crate::kvm) fn msrs(kvm: &Kvm) -> Result<Vec<u32>, Error> {
     let listed = kvm.get_msr_index_list().map_err(Error::ioctl("KVM_GET_MSR_INDEX_LIST"))?;
     let listed = listed.as_slice().iter().copied().filter(|msr| *msr != TSC);
@@ -105,7 +105,7 @@ impl VcpuState {
         vcpu.set_cpuid2(&cpuid).map_err(Error::ioctl("KVM_SET_CPUID2"))
     }
 
-    /// Sets the registers of vCPU number `cpu`, except for those of [`VcpuState::restore_timer`].
+    /// Sets the registers of vCPU `cpu`, except for those that [`VcpuState::restore_timer`] sets.
     pub(in crate::kvm) fn restore_registers(&self, vcpu: &VcpuFd, cpu: usize) -> Result<(), Error> {
         vcpu.set_mp_state(self.mp_state).map_err(Error::ioctl("KVM_SET_MP_STATE"))?;
         vcpu.set_regs(&self.regs).map_err(Error::ioctl("KVM_SET_REGS"))?;

@@ -42,7 +42,7 @@ fn reads_the_cache_of_root() -> Result<()> {
     ensure!(!rustix::process::geteuid().is_root(), "this is root");
     let cache = Cache::at(std::env::var_os(CACHE).context("no cache")?);
     ensure_only_reading_works(&cache)?;
-    // Whoever could open the lock could also hold it for ever.
+    // A user that can open the lock can also hold it forever.
     let opened = fs::File::open(cache.entry("locks/kernel,6.12"));
     ensure!(opened.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied));
     Ok(())

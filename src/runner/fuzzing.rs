@@ -1,4 +1,4 @@
-//! The host side of a run without files, for the fuzzers. Not a public interface.
+//! Runs the host side of a run without files. Only the fuzzers use it; it is not a public interface.
 
 use std::time::Duration;
 

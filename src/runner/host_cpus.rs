@@ -497,7 +497,7 @@ mod tests {
         }
     }
 
-    /// A queue of any length is no wait without a release.
+    /// In a queue of any length, CPUs are released.
     #[test]
     fn wait_begins_again_with_each_release() {
         let zero = Duration::ZERO;

@@ -64,7 +64,7 @@ pub(super) fn cache(cache: &Cache) -> Finding {
     }
 }
 
-/// Shows what the guests take that were saved for others to be forked from.
+/// Shows the space that saved guests take, from which others are forked.
 pub(super) fn templates(cache: &Cache) -> Finding {
     match runner::template_usage(cache) {
         Ok(usage) => {

@@ -21,7 +21,7 @@ pub struct Histogram {
     counts: Vec<(u16, u32)>,
 }
 
-/// What a guest or a file has sent as a [`Histogram`], not checked yet.
+/// A [`Histogram`] from a guest or a file, not checked yet.
 #[derive(Deserialize)]
 #[serde(rename = "Histogram")]
 struct SerializedHistogram {
@@ -211,7 +211,7 @@ mod tests {
         ] {
             assert_eq!(read(counts), None, "{why}");
         }
-        // The other end of what is accepted, which no later calculation may fail on.
+        // The largest histogram that is accepted: no later calculation may fail with it.
         let mut full = read(&[(0, u32::MAX), (last, u32::MAX)]).unwrap();
         full.merge(&full.clone());
         assert_eq!(full.percentile(100.0), Some(u64::MAX));

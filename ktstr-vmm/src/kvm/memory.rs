@@ -151,8 +151,8 @@ impl Memory {
             let (start, len) = (hva as *mut c_void, size as usize);
             let prot = ProtFlags::READ | ProtFlags::WRITE;
             let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-            // SAFETY: it replaces a part of a reservation of `this`, which nothing else has a pointer
-            // into yet, by another private mapping of the same range.
+            // SAFETY: it replaces a part of a reservation of `this`, into which no pointers exist yet,
+            // by another private mapping of the same range.
             unsafe { mmap(start, len, prot, flags, file, offset) }.map_err(failed)?;
             // As for a reservation.
             // SAFETY: the range is the mapping of the call above; no child touches it.

@@ -105,8 +105,8 @@ fn add_kernel(args: &mut QemuArgs, config: &VmConfig, tsc_khz: Option<u32>) {
 }
 
 /// Returns what machines must have in common for one to be restored from another: the version of
-/// QEMU, and all arguments but the numbers of descriptors and the measured rate of the TSC, which
-/// only a kernel that boots is told.
+/// QEMU, and all arguments except for the numbers of descriptors and the measured rate of the TSC,
+/// which is passed only to a kernel that boots.
 pub(super) fn identity(config: &VmConfig, version: &str, cpu: CpuModel) -> Vec<String> {
     let ports = vec![0; config.ports.len()];
     let fds = Inherited { qmp: 0, ports, memory: config.node_sizes_mib().map(|_| 0).collect() };

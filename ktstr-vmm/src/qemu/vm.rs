@@ -29,8 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long console bytes are collected before they are read: QEMU writes them one by one, and a
 /// wakeup for each would load a busy host for little use to the caller.
 const CONSOLE_GATHER: Duration = Duration::from_millis(5);
-/// Bytes that [`QemuVm::drain`] reads from a channel at most. A socket or pipe holds less; only a
-/// process that goes on writing has more.
+/// The number of bytes that [`QemuVm::drain`] reads from a channel at most. A socket or pipe holds less;
+/// only a process that keeps writing sends more.
 const MAX_DRAINED: usize = 4 << 20;
 /// Bytes that are read at most after the guest's end. Its rings may describe the same memory any
 /// number of times.

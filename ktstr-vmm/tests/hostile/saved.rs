@@ -16,7 +16,7 @@ const TSC: u32 = 0x20_1000;
 /// The address at which the second CPU counts.
 const OTHER: u32 = 0x6000;
 
-/// The address at which a guest says that it is set up.
+/// The address at which a guest reports that it is set up.
 const READY: u32 = 0x20_0000;
 
 /// A guest that writes ascending bytes to the console and its counter to memory, and counts on its

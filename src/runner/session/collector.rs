@@ -104,8 +104,8 @@ impl Collector {
     /// Charges a message for the memory that it takes until the end of the run, and for its part of the record:
     /// its bytes as JSON, and a constant for one that is short.
     ///
-    /// The bytes on the wire are no measure: a list in a message may be 50 times as large in memory as there,
-    /// where an empty structure is two bytes. JSON has the names of its fields.
+    /// The bytes on the wire do not measure either: a list may be 50 times as large in memory, because an empty
+    /// structure is two bytes on the wire. JSON contains the names of its fields.
     ///
     /// # Errors
     ///

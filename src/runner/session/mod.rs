@@ -122,17 +122,17 @@ impl From<RunEnd> for Ended {
     }
 }
 
-/// What became of saving a guest.
+/// The result of an attempt to save a guest.
 #[derive(Debug)]
 enum Saving {
     Saved,
-    /// The guest continues without.
+    /// The guest continues, and was not saved.
     NotSaved(String),
     /// The run ended meanwhile.
     Ended(Ended),
 }
 
-/// Returns what a forked guest needs now.
+/// Returns the wall-clock time and the random bytes for a forked guest.
 fn restored() -> Result<Restored, RunEnd> {
     let mut entropy = vec![0; Restored::ENTROPY];
     // Source: getrandom(2): up to 256 bytes are never read in part.
@@ -188,7 +188,7 @@ impl Session {
         }
     }
 
-    /// Continues where the session that saved the guest was.
+    /// Continues at the point at which the session of the template saved its guest.
     fn run_forked(mut self, forked: Forked, live: OnLive<'_>) -> RunOutcome {
         let Forked { mut vm, boot, age, uses } = forked;
         let BootState { ran, next_frame, hello, console } = boot;
@@ -569,7 +569,7 @@ impl Session {
     }
 
     fn explain_end(&self, mut end: End) -> Ended {
-        // An honest body has done so already.
+        // The process of the body has done so already, unless the guest is hostile.
         end.shorten();
         match end {
             End::ShellExited(status) => Ended::Shell(status),

@@ -1,7 +1,7 @@
 //! The order of the guest's messages, as a state machine.
 //!
-//! A message of another order is not an error of the test: PID 1 forwards only facts and the end of a
-//! body. It comes from a guest whose PID 1 is not ours any more, so nothing else that it sends counts.
+//! A message out of order is not an error of the test, because PID 1 forwards only facts and the end of a body. It
+//! comes from a guest whose PID 1 has been replaced, so no other message of this guest is trusted.
 
 use ktstr_core::wire::{End, GuestMessage, Request};
 
@@ -67,7 +67,7 @@ impl Protocol {
     }
 }
 
-/// Returns whether a run in this state can end so.
+/// Returns whether a run in this state can end in this way.
 fn ends(state: State, end: &End) -> bool {
     match end {
         End::Verdict(_)

@@ -107,7 +107,7 @@ impl Watchdog {
         self.limits.watchdog.mul_f64(self.slowness)
     }
 
-    /// Scales the limits of the body for a machine that booted so many times slower than hardware. Returns
+    /// Scales the limits of the body for a machine that booted `slowness` times slower than hardware. Returns
     /// the factor, which is 1.0 to 8.0.
     pub(super) fn set_slowness(&mut self, slowness: f64) -> f64 {
         self.slowness = slowness.clamp(1.0, MAX_SLOWNESS);

@@ -31,7 +31,7 @@ use crate::model::wire::{Encoder, End, GuestMessage, Stream};
 /// Source: pipe(7), PIPE_BUF.
 const PANIC_MESSAGE: usize = 4096;
 
-/// What calls the functions of tests in this program.
+/// The caller of the test functions in this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Harness {
     /// libtest, each in a thread with the name of the test.
@@ -66,7 +66,7 @@ pub(super) fn start(
         program.args(LIBTEST_OPTIONS).arg(&test);
     }
     program.envs(system::VARIABLES).envs(env).env(BODY, test);
-    // The output of libtest is not the body's. Errors of the loader are.
+    // Drops the output of libtest, but shows errors of the loader.
     program.stdin(link).stdout(Stdio::null()).stderr(stderr_writer);
     let started = program.spawn().with_context(|| format!("failed to execute {PROGRAM}"))?;
     let pid = Pid::from_child(&started);
@@ -127,7 +127,7 @@ fn enter() -> Result<(TestTopology, UnixStream)> {
         .map(UnixStream::from)
         .context("failed to copy a descriptor")?;
     let Received { topology, stdin, stdout, panics } = handover::receive(&link)?;
-    // What libtest has written goes where the rest of its output went.
+    // Drops the output of libtest that is still in the buffer, too.
     let _ = std::io::stdout().flush();
     rustix::stdio::dup2_stdin(&stdin)
         .and_then(|()| rustix::stdio::dup2_stdout(&stdout))

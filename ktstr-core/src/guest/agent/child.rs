@@ -30,7 +30,7 @@ pub(super) struct Child {
     pub(super) output: Output,
     /// Whether it has ended: from then on, only its output is awaited.
     pub(super) has_ended: bool,
-    /// What a body still has to get from PID 1. Until then, this child is the program that forks it.
+    /// What PID 1 still has to send to a body. Until then, this child is the program that forks the body.
     pub(super) handover: Option<Handover>,
     /// The socket to which a body sends its messages.
     pub(super) messages: Option<(UnixStream, Decoder)>,
@@ -77,7 +77,7 @@ impl Child {
         })
     }
 
-    /// Continues with the body if this child has ended and has forked one. Returns whether.
+    /// Continues with the body if this child has ended and has forked one. Returns whether it has.
     pub(super) fn continue_with_body(&mut self, status: &WaitIdStatus) -> Result<bool> {
         if status.exit_status() != Some(0) {
             return Ok(false);

@@ -155,7 +155,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Returns a decoder of a stream that goes on with frame `number`.
+    /// Returns a decoder of a stream that continues with frame `number`.
     pub fn starting_at(number: u32) -> Self {
         Self { number, ..Self::default() }
     }

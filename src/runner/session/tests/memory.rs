@@ -11,8 +11,8 @@ use crate::report::{self, Style};
 use crate::runner::echo::Echo;
 use crate::runner::{artifacts, keep_outcome, record};
 
-/// The most bytes by which a run may increase the memory of its process, beside the memory of the guest and of
-/// its engine; docs/security.md has it.
+/// The most bytes by which a run may increase the memory of its process, in addition to the memory of the guest and
+/// of its engine; also in docs/security.md.
 const LIMIT: usize = 512 << 20;
 
 /// The length of most messages, near the largest that a frame can have.
@@ -174,7 +174,7 @@ fn run_flood(collected: Message, count: u64) {
     std::hint::black_box(report::render(&record, Style::PLAIN));
 }
 
-/// Prints the growth of this process, once for each flood, beside the capture of libtest: that is a part of it.
+/// Prints the growth of this process for one flood. Not by `println!`: what libtest captures is a part of the growth.
 #[test]
 #[ignore = "a process of another test"]
 fn flooded_process() {

@@ -1,7 +1,7 @@
 //! `cargo xtask bench fork`: compares copies of a booted guest with boots.
 //!
 //! In each round a guest of each machine boots, and another one is restored from a guest that was
-//! saved in front. Both run a test that writes a line and then waits. The engine is that of this
+//! saved before. Both run a test that writes a line and then waits. The engine is that of this
 //! host; for KVM in a nested machine: `cargo xtask nested --exec -- target/debug/xtask bench fork`.
 
 mod guest;

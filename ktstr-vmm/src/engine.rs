@@ -30,9 +30,9 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// changes its files, and the directory may be deleted while they run. The files must not be written
     /// or truncated: machines map them, and a page that a file no longer has ends QEMU or, with KVM,
     /// the machine or this process (SIGBUS). On tmpfs a machine allocates the holes of the files that it
-    /// accesses, so a full tmpfs does the same. The guest's monotonic
-    /// clock continues from the save; its wall clock is late by the time that has passed since. All
-    /// of them have the same random number generator, and the same kernel addresses.
+    /// accesses, so a full tmpfs has the same effect. The guest's monotonic clock continues from the
+    /// save; its wall clock is late by the time that has passed since. All of them start with the same
+    /// state of the random number generator, and have the same kernel addresses.
     ///
     /// The calling thread must outlive the machine, as for [`Engine::boot`].
     ///

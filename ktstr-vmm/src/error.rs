@@ -54,7 +54,7 @@ pub enum Error {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// How that shows.
+        /// What is wrong with the file.
         reason: String,
     },
     /// A directory has another machine than the one to restore.

@@ -28,7 +28,7 @@ pub(crate) fn open(path: &Path) -> Result<File, Error> {
     if metadata.is_file() { Ok(file) } else { Err(damaged("is not a file")) }
 }
 
-/// Returns what changes when the host reboots.
+/// Returns the ID of the host's boot, which changes with each reboot.
 ///
 /// Source: Linux 6.12, admin-guide/sysctl/kernel.rst (`random`).
 pub(crate) fn host_boot() -> Result<String, Error> {

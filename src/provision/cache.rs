@@ -373,7 +373,7 @@ fn wait_for_lock(file: &File, lock: LockFile, timeout: Duration) -> io::Result<(
     // descriptor releases at once.
     std::thread::spawn(move || {
         let taken = lock(&waiting);
-        // Before the result is seen: the lock is held until all descriptors are closed.
+        // Before the result is sent, because the lock is held until all descriptors are closed.
         drop(waiting);
         drop(done.send(taken));
     });

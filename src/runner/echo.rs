@@ -151,7 +151,7 @@ mod tests {
         let text = printed.concat();
         assert_eq!(text.matches(Echo::REST).count(), 1);
         assert!(text.ends_with(Echo::REST));
-        // Escapes count too, and nothing is held back in secret.
+        // Escapes count too, and no bytes are kept beyond the budget.
         let mut echo = Echo::default();
         let total: usize = (0..4096).map(|_| echo.take(&[0; 65_536]).len()).sum();
         assert!((Echo::BUDGET..Echo::BUDGET + 200).contains(&total), "{total} bytes");

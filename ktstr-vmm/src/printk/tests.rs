@@ -1,4 +1,4 @@
-//! Rings as a kernel writes them, and as no kernel does.
+//! Reads rings as a kernel writes them, and damaged ones.
 
 use super::*;
 use crate::error::Error;
@@ -16,7 +16,7 @@ const INFOS: u64 = 0x4000;
 const DATA: u64 = 0x8000;
 const MEMORY: usize = 0x1_0000;
 
-/// The form of Linux 6.12.
+/// The layout of Linux 6.12.
 const OFFSETS: PrintkOffsets = PrintkOffsets {
     ring_len: 88,
     count_bits: 0,

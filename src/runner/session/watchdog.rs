@@ -78,7 +78,7 @@ impl Watchdog {
             limits,
             slowness: 1.0,
             started: now,
-            // A limit beyond the range of the clock is none.
+            // A limit beyond the range of the clock does not apply.
             run_deadline: longest_run(limits).and_then(|longest| now.checked_add(longest)),
             phase: RunPhase::Silent,
             phase_began: now,

@@ -48,7 +48,7 @@ impl KvmVm {
         (&state.file).write_all(&bytes).map_err(Error::file("write", &state.path))?;
         memory.seal()?;
         state.seal()?;
-        // Both or none.
+        // Now both are complete; until here an error deletes both.
         memory.keep();
         state.keep();
         Ok(())

@@ -117,7 +117,7 @@ impl Template {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         println!("saved in {:.0} ms, {:.1} MiB", ms(self.save_time), mib_on_disk(self.dir.path())?);
         let mut copy = self.restore(machine)?;
-        // Its kernel may have work to do, which is not its request's.
+        // The kernel may have work to do that is not caused by the request.
         copy.run_for(IDLE)?;
         let idle = usage::own_memory_mib(self.dir.path())?;
         copy.send(restored(&machine.request)?)?;

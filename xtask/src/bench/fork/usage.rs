@@ -13,7 +13,7 @@ use crate::bench::vmm::process::Process;
 /// `USER_HZ` of x86.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What a guest has used since a beginning.
+/// The resources that a guest has used since [`Usage::begin`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Usage {
     seconds: f64,
@@ -33,7 +33,7 @@ pub(super) const ROWS: [(&str, Value); 4] = [
     ("page faults", |usage| Some(usage.exits?[1] as f64)),
 ];
 
-/// The beginning of a usage.
+/// The state at the start of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Began {
     at: Instant,

@@ -4,6 +4,7 @@ mod fork;
 mod freeze;
 mod template;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -94,11 +95,15 @@ fn run(prepared: &Prepared, path: &str) -> RunEnd {
 }
 
 fn outcome(prepared: &Prepared, path: &str) -> RunOutcome {
+    outcome_with(prepared, path, Vec::new())
+}
+
+/// Runs the test at this path on the machine, with these variables.
+fn outcome_with(prepared: &Prepared, path: &str, env: Vec<(OsString, OsString)>) -> RunOutcome {
     let test = test_name(path);
     let entry = registry::find(&test).expect("the attribute has registered it");
     let limits = RunLimits { duration: Some(entry.duration), watchdog: Duration::from_secs(5) };
-    let request =
-        RunRequest { test, machine: prepared.spec.clone(), env: Vec::new(), restored: None };
+    let request = RunRequest { test, machine: prepared.spec.clone(), env, restored: None };
     prepared.run(Request::Run(request), limits, &mut |_| None).unwrap()
 }
 
@@ -182,6 +187,15 @@ fn run_detects_an_initramfs_cut_in_half() {
         change_initramfs(prepared, dir, |bytes| bytes.truncate(bytes.len() / 2));
     });
     init_failure(end);
+}
+
+/// With this variable, the loader only lists the libraries of the program.
+#[test]
+fn init_failure_has_the_end_of_a_program_that_starts_no_body() {
+    let path = concat!(module_path!(), "::subject");
+    let env = vec![("LD_TRACE_LOADED_OBJECTS".into(), "1".into())];
+    let why = init_failure(outcome_with(&prepare(path), path, env).end);
+    assert!(why.contains("ended before the body began"), "{why}");
 }
 
 #[test]

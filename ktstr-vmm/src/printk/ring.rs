@@ -76,10 +76,7 @@ impl PrintkLayout {
     /// # Errors
     ///
     /// If `read` fails, or the ring is damaged. Damaged records are left out.
-    pub fn read_messages(
-        &self,
-        read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), Error>,
-    ) -> Result<Vec<Message>, ReadError> {
+    pub fn read_messages(&self, read: Read<'_>) -> Result<Vec<Message>, ReadError> {
         let ring = Ring::open(self, read)?;
         ring.messages(read)
     }
@@ -89,10 +86,7 @@ impl PrintkLayout {
     /// # Errors
     ///
     /// If `read` fails.
-    pub fn position(
-        &self,
-        read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), Error>,
-    ) -> Result<Position, ReadError> {
+    pub fn position(&self, read: Read<'_>) -> Result<Position, ReadError> {
         let (ring, _) = self.ring_in_use(read)?;
         let mut head = [0; 8];
         read(ring.wrapping_add(self.offsets.head_id), &mut head)?;

@@ -82,8 +82,8 @@ impl Child {
         if status.exit_status() != Some(0) {
             return Ok(false);
         }
-        let Some(mut handover) = self.handover.take() else { return Ok(false) };
-        let Some(body) = handover.body() else { return Ok(false) };
+        let Some(body) = self.handover.as_mut().and_then(Handover::body) else { return Ok(false) };
+        let Some(handover) = self.handover.take() else { return Ok(false) };
         // The body has become a child of PID 1, and does nothing before the handover.
         sys::reap(self.pid).context("failed to reap the program of the test body")?;
         self.pidfd = pidfd_open(body)?;

@@ -20,6 +20,7 @@ use super::pipe::{Taken, take};
 use super::{machine, profile, restored, shell};
 use crate::guest::registry;
 use crate::linux::sys::{self, since_boot_ns};
+use crate::model::exit::ExitKind;
 use crate::model::text::cut;
 use crate::model::wire::{
     Decoder, Encoder, End, FileKind, GuestMessage, Hello, Payload, Request, RunRequest,
@@ -195,10 +196,20 @@ impl Agent {
                 break status;
             }
         };
-        // Its last messages and output may still be in its pipes.
+        // Its last messages and output may still be in its pipes, of which the handover has writers.
+        let handover = child.as_mut().and_then(|child| child.handover.take());
+        let has_begun = handover.is_none();
+        drop(handover);
         self.drain(&mut child)?;
         if !is_body {
             return Ok(End::ShellExited(shell::status(&status)));
+        }
+        if !has_begun {
+            self.drain_queue(0)?;
+            let kind = ExitKind::from(status);
+            bail!(
+                "the program of the test body ended before the body began: {kind}; see its output"
+            );
         }
         Ok(match (self.end.take(), self.last_panic.take()) {
             // An end followed by a crash is a crash: the body's destructors are part of the test.
@@ -379,7 +390,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::model::exit::ExitKind;
     use crate::model::measurement::Measurement;
     use crate::model::verdict::AssertResult;
     use crate::model::wire::{ScenarioEvent, Stream};

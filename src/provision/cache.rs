@@ -40,17 +40,7 @@ pub struct Lock {
     _file: Option<File>,
 }
 
-/// How a lock is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// By one holder.
-    Exclusive,
-    /// By any number of holders that share it.
-    Shared,
-}
-
 type LockFile = fn(&File) -> io::Result<()>;
-type TryLock = fn(&File) -> Result<(), TryLockError>;
 
 impl Cache {
     /// Finds the cache directory: `KTSTR_CACHE_DIR`, `$XDG_CACHE_HOME/ktstr` or `~/.cache/ktstr`.
@@ -204,25 +194,22 @@ impl Cache {
         self.lock_within(name, LOCK_TIMEOUT)
     }
 
-    /// Takes the lock `name` without a message, and returns whether it had to wait for another holder.
+    /// Takes the lock `name` without a message, shared with others that take it so, and returns whether it had to
+    /// wait for one that does not share it.
     ///
     /// # Errors
     ///
     /// As for [`Cache::lock`].
-    pub(crate) fn lock_quietly(&self, name: &str, hold: Hold) -> Result<(Lock, bool)> {
+    pub(crate) fn lock_shared(&self, name: &str) -> Result<(Lock, bool)> {
         let Some((path, file)) = self.open_lock(name)? else {
             return Ok((Lock { _file: None }, false));
         };
-        let (try_lock, lock): (TryLock, LockFile) = match hold {
-            Hold::Exclusive => (File::try_lock, File::lock),
-            Hold::Shared => (File::try_lock_shared, File::lock_shared),
-        };
-        let locked = try_lock(&file);
+        let locked = file.try_lock_shared();
         let waits = matches!(locked, Err(TryLockError::WouldBlock));
         let locked = match locked {
             Err(TryLockError::WouldBlock) => {
                 tracing::debug!("wait for the lock `{name}`");
-                wait_for_lock(&file, lock, LOCK_TIMEOUT)
+                wait_for_lock(&file, File::lock_shared, LOCK_TIMEOUT)
             }
             locked => locked.map_err(io::Error::from),
         };

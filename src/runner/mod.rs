@@ -239,7 +239,9 @@ fn run_and_judge(
         artifacts::begin(&mut record);
     }
     fill(entry, program, may_fork(entry), &mut record);
-    if matches!(record.start, Some(Start::Forked { .. })) && report::judge(&record).is_err() {
+    if matches!(record.start, Some(Start::Forked { .. }))
+        && (report::judge(&record).is_err() || !is_from_body(&record.end))
+    {
         record = repeat(entry, program, record);
     }
     record.rerun = Some(rerun::rerun(&record, command));
@@ -274,6 +276,12 @@ fn fill(
         Ok(()) => record.hook_errors = hook_errors(entry, record),
         Err(error) => record.end = RunEnd::PreparationFailed(format!("{error:#}")),
     }
+}
+
+/// Returns whether a body has ended the run itself. Any other end may be a fault of the fork, also if the test
+/// expects an error.
+fn is_from_body(end: &RunEnd) -> bool {
+    matches!(end, RunEnd::Verdict(_) | RunEnd::BodyError(_) | RunEnd::BodyPanicked(_))
 }
 
 /// Repeats a run that failed in a forked guest, in one that is booted for it. Returns the record of both.

@@ -529,10 +529,10 @@ impl Vm for QemuVm {
             None => self.save_paused(dir),
         };
         // Whether or not it was saved, the machine continues.
-        let resumed = match was_running {
-            true => self.wait_migration_over().and_then(|()| self.resume()),
-            false => Ok(()),
-        };
+        let mut resumed = self.wait_migration_over();
+        if was_running {
+            resumed = resumed.and_then(|()| self.resume());
+        }
         saved.and(resumed)
     }
 

@@ -437,12 +437,20 @@ impl Session {
     /// Saves the guest, so that others can be forked from it. The guest was paused and continues.
     fn save(&mut self, vm: &mut dyn Vm, saver: Saver, hello: Hello, live: OnLive<'_>) -> Saving {
         if let Err(error) = vm.pause() {
-            return Saving::NotSaved(error.to_string());
+            // It may be paused nevertheless.
+            return match vm.resume() {
+                Ok(()) => Saving::NotSaved(error.to_string()),
+                Err(error) => Saving::Ended(engine_failed(&error).into()),
+            };
         }
         // What the guest has sent belongs to this session and to those of all copies; they continue after it.
+        let mut has_read_all = false;
         for _ in 0..MAX_PENDING {
             match vm.next_event(Instant::now()) {
-                Ok(Event::Deadline) => break,
+                Ok(Event::Deadline) => {
+                    has_read_all = true;
+                    break;
+                }
                 event => {
                     if let Some(end) = self.handle_event(vm, event, live) {
                         return Saving::Ended(end);
@@ -450,7 +458,8 @@ impl Session {
                 }
             }
         }
-        let is_waiting = self.watchdog.phase() == RunPhase::Ready
+        let is_waiting = has_read_all
+            && self.watchdog.phase() == RunPhase::Ready
             && self.decoder.unread() == 0
             && self.collector.kernel_panic().is_none();
         let saved = if is_waiting {

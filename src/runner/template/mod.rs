@@ -29,7 +29,7 @@ use ktstr_core::wire::Hello;
 use ktstr_vmm::{Engine, Error, Vm, VmConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::provision::cache::{self, Cache, Hold, Lock};
+use crate::provision::cache::{self, Cache, Lock};
 pub(super) use key::key;
 use layout::{DIRECTORY, FACTS, MACHINE, MAX_AGE, MAX_USES, USES};
 pub(super) use prune::limit;
@@ -105,17 +105,20 @@ impl Template {
 
     fn try_plan(&self, has_waited: &mut bool) -> Result<Plan> {
         self.cache.check_writable()?;
-        if !self.exists() {
-            let (lock, waited) = self.cache.lock_quietly(&self.name, Hold::Exclusive)?;
-            *has_waited = waited;
-            if !self.exists() {
-                // If there is none after a wait, the guest of another test could not be saved. If all tests that
-                // have waited tried again, each would wait for the boots of the others.
-                return Ok(Plan::Boot((!waited).then(|| self.saver(lock))));
-            }
+        if !self.exists()
+            && let Some(lock) = self.cache.try_lock(&self.name)?
+            && !self.exists()
+        {
+            return Ok(Plan::Boot(Some(self.saver(lock))));
         }
-        let (lock, waited) = self.cache.lock_quietly(&self.name, Hold::Shared)?;
-        *has_waited |= waited;
+        // Shared, so that tests which wait for the template do not wait for the forks of each other.
+        let (lock, waited) = self.cache.lock_shared(&self.name)?;
+        *has_waited = waited;
+        if !self.exists() {
+            // The guest of another test could not be saved. If all tests that have waited tried again, each would
+            // wait for the boots of the others.
+            return Ok(Plan::Boot(None));
+        }
         match self.read_usable() {
             Ok((facts, uses)) => {
                 Ok(Plan::Fork(Fork { template: self.clone(), facts, uses, _lock: lock }))

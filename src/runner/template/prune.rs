@@ -137,7 +137,6 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::provision::cache::Hold;
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let dir = tempfile::tempdir().unwrap();
@@ -212,9 +211,8 @@ mod tests {
             fs::create_dir_all(cache.entry(&format!("tmp/templates,{name}/new"))).unwrap();
         }
         fs::create_dir(cache.entry("tmp/initramfs,unlocked")).unwrap();
-        let lock = |name, hold| cache.lock_quietly(name, hold).unwrap().0;
-        let _shared = lock("templates/shared", Hold::Shared);
-        let _exclusive = lock("templates/exclusive", Hold::Exclusive);
+        let _shared = cache.lock_shared("templates/shared").unwrap();
+        let _exclusive = cache.try_lock("templates/exclusive").unwrap().unwrap();
         prune(&cache, 0);
         assert_eq!(names(&cache), ["templates/exclusive", "templates/shared"]);
         let unfinished = fs::read_dir(cache.entry("tmp")).unwrap();

@@ -243,6 +243,20 @@ fn save_writes_all_files_and_continues() {
 }
 
 #[test]
+fn save_leaves_a_paused_machine_that_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut vm = boot(&format!(
+        r#"ok; ok; {} send "{{\"error\": {{\"desc\": \"disk full\"}}, \"id\": $id}}"
+        {CONTINUED}"#,
+        SAVING.replace("true", "false")
+    ))
+    .unwrap();
+    vm.save(dir.path()).unwrap_err();
+    vm.resume().unwrap();
+    assert_continues(&mut vm);
+}
+
+#[test]
 fn save_reports_a_failed_migration_and_continues() {
     let dir = tempfile::tempdir().unwrap();
     let mut vm = boot(&format!(

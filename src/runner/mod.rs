@@ -288,7 +288,8 @@ fn is_from_body(end: &RunEnd) -> bool {
 ///
 /// A fork must not fail a test that passes after a boot, so the second run decides.
 fn repeat(entry: &TestEntry, program: fn() -> Result<Program>, forked: RunRecord) -> RunRecord {
-    notice(&format!("{}: failed in a forked guest; repeating it in a booted one", forked.test));
+    let why = "its forked guest may have caused this end";
+    notice(&format!("{}: repeating the test in a booted guest, because {why}", forked.test));
     let mut record = record::begin(entry);
     record.artifacts = forked.artifacts.clone();
     record.started = forked.started;

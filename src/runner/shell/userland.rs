@@ -10,12 +10,13 @@ use crate::provision::find_program;
 use crate::runner::initramfs::{GuestFiles, is_elf};
 
 /// The tools for the guest. Those that the host lacks are left out.
+#[rustfmt::skip] // Otherwise a line each.
 const TOOLS: &[&str] = &[
     "awk", "cat", "chmod", "chrt", "cp", "cut", "date", "df", "dmesg", "echo", "env", "find",
     "free", "grep", "head", "hostname", "id", "kill", "less", "ln", "ls", "lscpu", "lsmod",
     "lspci", "mkdir", "mkfifo", "mount", "mv", "nice", "nproc", "numactl", "od", "pgrep", "pidof",
-    "printf", "ps", "pwd", "readlink", "renice", "rm", "rmdir", "sed", "seq", "setsid", "sleep",
-    "sort", "stat", "strace", "stty", "sync", "sysctl", "tail", "taskset", "tee", "test",
+    "printf", "ps", "pwd", "readlink", "renice", "rm", "rmdir", "sed", "seq", "setsid", "sha256sum",
+    "sleep", "sort", "stat", "strace", "stty", "sync", "sysctl", "tail", "taskset", "tee", "test",
     "timeout", "top", "touch", "tr", "true", "umount", "uname", "uniq", "uptime", "vmstat", "wc",
     "which", "xargs", "yes",
 ];

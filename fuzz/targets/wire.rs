@@ -52,8 +52,8 @@ fn checksum(bytes: &[u8]) -> u32 {
 /// Reads all messages: each has to survive being sent again, and the pieces must not matter.
 fn read<T, E>(stream: &[u8], piece: usize, next: impl Fn(&mut Decoder) -> Result<Option<T>, E>)
 where
-    T: Debug + PartialEq + Sendable,
-    E: Debug + PartialEq,
+    T: Debug + Sendable,
+    E: Debug,
 {
     let collect = |size: usize| {
         let (mut decoder, mut messages) = (Decoder::default(), Vec::new());
@@ -71,19 +71,24 @@ where
         (messages, None)
     };
     let whole = collect(stream.len().max(1));
-    assert_eq!(whole, collect(piece), "pieces of {piece} bytes");
+    assert_same(&whole, &collect(piece));
     let mut encoder = Encoder::default();
     let again: Vec<u8> = whole.0.iter().flat_map(|message| message.send(&mut encoder)).collect();
     let mut decoder = Decoder::default();
     decoder.push(&again);
     for message in &whole.0 {
         let read = next(&mut decoder).expect("what was encoded is sound");
-        assert_eq!(read.as_ref(), Some(message));
+        assert_same(&read.as_ref(), &Some(message));
     }
     assert_eq!(decoder.unread(), 0);
     if whole.1.is_none() {
         assert!(again.len() <= stream.len(), "the encoder takes more than there was");
     }
+}
+
+/// Compares the texts of two values, because a measurement may be NaN, which does not equal itself.
+fn assert_same(one: &impl Debug, other: &impl Debug) {
+    assert_eq!(format!("{one:?}"), format!("{other:?}"));
 }
 
 trait Sendable {
